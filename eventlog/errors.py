@@ -1,0 +1,159 @@
+"""Every error that ledgerq raises, in one tree.
+
+Each message says what happened, to what, and what to do about it. `permanent` tells a retry loop whether trying the
+same call again can ever help: False means "later, perhaps", True means "not without changing something first".
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "ClaimLost",
+    "ClockWentBack",
+    "DuplicateJobId",
+    "Fenced",
+    "FormatTooNew",
+    "InvalidArgument",
+    "InvalidQueueName",
+    "InvalidState",
+    "JobNotFound",
+    "LedgerError",
+    "LogCorrupt",
+    "LogPoisoned",
+    "LogRolledBack",
+    "NotRebuilt",
+    "OutcomeUnknown",
+    "PayloadMissing",
+    "PayloadTooLarge",
+    "ProjectionDrift",
+    "QueueClosed",
+    "StoreNotFound",
+    "StoreUnavailable",
+    "UnknownEventType",
+    "WrongLoop",
+    "WrongProcess",
+]
+
+
+class LedgerError(Exception):
+    """The root of the tree: catch this to catch all of them."""
+
+    permanent: ClassVar[bool] = True
+
+
+class InvalidArgument(LedgerError, ValueError):
+    """An argument is out of its range or of the wrong type; nothing was written."""
+
+
+class InvalidQueueName(InvalidArgument):
+    """A queue name is not 1 to 255 bytes of UTF-8 without NUL; nothing was written."""
+
+
+class PayloadTooLarge(InvalidArgument):
+    """A payload with its headers is above `max_payload_bytes`; store it elsewhere and enqueue a reference."""
+
+
+class JobNotFound(LedgerError, LookupError):
+    """No job with this id is in the store: it never was, or it was swept (its history is still in the log)."""
+
+
+class DuplicateJobId(LedgerError):
+    """A `job_id` given by the caller is in use already; nothing was written."""
+
+
+class InvalidState(LedgerError):
+    """The job's state does not allow this transition; nothing was written."""
+
+
+class ClaimLost(LedgerError):
+    """The claim is no longer current: it was settled, its lease ended, or another writer took over."""
+
+
+class QueueClosed(LedgerError):
+    """The queue (or its store) was closed; open it again."""
+
+
+class Fenced(LedgerError):
+    """Another process opened the store for writing. This one writes no more; stop it, or open again to take over."""
+
+
+class StoreUnavailable(LedgerError):
+    """The store can't be reached or refuses: the message holds the cause."""
+
+    permanent: ClassVar[bool] = False
+
+
+class OutcomeUnknown(StoreUnavailable):
+    """A commit was not confirmed in time: it may or may not be in the log. Open the queue again to learn which."""
+
+
+class StoreNotFound(LedgerError):
+    """There is no ledgerq store at this location; check the URL, or open it for writing to create one."""
+
+
+class FormatTooNew(LedgerError):
+    """The store was written by a newer ledgerq; upgrade this one to read it."""
+
+
+class UnknownEventType(FormatTooNew):
+    """The log holds an event type that this version doesn't know; upgrade ledgerq to read it."""
+
+
+class LogCorrupt(LedgerError):
+    """The hash chain is broken. `offset` is the first bad offset: everything before it is proven."""
+
+    def __init__(self, offset: int, what: str) -> None:
+        super().__init__(
+            f"the log is corrupt at offset {offset}: {what}. Everything before it is proven; "
+            f"restore a copy, or keep what is proven with: rebuild-projections URL --until {offset}"
+        )
+        self.offset = offset
+
+
+class LogRolledBack(LedgerError):
+    """The log ends before a commit that was reported durable: the store lost data or an older copy was put back."""
+
+    def __init__(self, anchored_offset: int, head_offset: int, what: str) -> None:
+        super().__init__(
+            f"the anchor says that offset {anchored_offset} was durable, but {what} (the log ends at offset "
+            f"{head_offset}). Restore the lost files, or accept the loss with accept_rollback=True (--accept-rollback)"
+        )
+        self.anchored_offset = anchored_offset
+        self.head_offset = head_offset
+
+
+class LogPoisoned(LedgerError):
+    """A write failed earlier, so this writer no longer knows what the store holds; open the queue again."""
+
+
+class ClockWentBack(LedgerError):
+    """The system clock is behind the time of the last commit; set it right, or wait until it has caught up."""
+
+    permanent: ClassVar[bool] = False
+
+    def __init__(self, now_ms: int, last_ms: int) -> None:
+        super().__init__(
+            f"the clock says {now_ms} ms but the last commit was at {last_ms} ms, {last_ms - now_ms} ms later: "
+            "set the clock right, or wait until it has caught up"
+        )
+        self.now_ms = now_ms
+        self.last_ms = last_ms
+
+
+class ProjectionDrift(LedgerError):
+    """An index row contradicts the log; run `rebuild-projections`."""
+
+
+class NotRebuilt(LedgerError):
+    """A rebuild was interrupted, so the indexes are incomplete; run `rebuild-projections` again to finish it."""
+
+
+class PayloadMissing(LedgerError):
+    """A live job's payload is not in the store or doesn't match its digest; the job can be cancelled, not run."""
+
+
+class WrongProcess(LedgerError):
+    """A store opened before a fork was used after it; open the store in the child, or start children with `spawn`."""
+
+
+class WrongLoop(LedgerError):
+    """A queue was used from another event loop than the one that opened it; use it from that loop."""

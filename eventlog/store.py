@@ -1,0 +1,89 @@
+"""What the log needs from a store: ordered keys, atomic batches, a way to know that they are durable, and an anchor.
+
+Two implementations stand behind these protocols: `SlateStore` (slate.py) and `MemoryStore` (memory.py). The same
+contract test runs on both. A store knows nothing of events; it may be written by one process at a time, and read by many.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
+
+from ledgerq.eventlog.errors import LedgerError
+
+__all__ = ["Anchor", "Batch", "ReadStore", "Row", "Store"]
+
+Row = tuple[bytes, bytes]
+
+
+class Anchor(NamedTuple):
+    """What was durable once, kept outside the store's own files so that a rolled-back store is noticed.
+
+    `base_offset` is the first offset of a record batch, `digest` the BLAKE2b-256 of its value (all zero bytes when the
+    log was still empty), `next_offset` the offset after it, `epoch` its writer, `time_ms` its commit time.
+    """
+
+    base_offset: int
+    next_offset: int
+    digest: bytes
+    epoch: int
+    time_ms: int
+
+
+class Batch(Protocol):
+    """Changes that are applied together or not at all. Of several changes to one key the last one counts."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set `key` (1 to 65,535 bytes) to `value` (may be empty)."""
+
+    def delete(self, key: bytes) -> None:
+        """Remove `key`; one that is not there is no error."""
+
+
+class ReadStore(Protocol):
+    """A store opened for reading."""
+
+    @property
+    def location(self) -> str:
+        """The URL it was opened by, for messages."""
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None."""
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of `keys`, in the order asked; cheapest when the keys lie close together."""
+
+    def scan(
+        self, start: bytes, stop: bytes, *, reverse: bool = False, page_rows: int = 1000
+    ) -> AsyncIterator[list[Row]]:
+        """Rows with `start <= key < stop` in key order (or the reverse), as of the first page, in non-empty pages.
+
+        Pages hold at most `page_rows` rows; the first page may be smaller, so that a look at a range's head is cheap.
+        """
+
+    async def read_anchor(self) -> Anchor | None:
+        """The newest anchor that can be read, or None when there is none."""
+
+    async def close(self) -> None:
+        """Give back what it holds; a second call does nothing."""
+
+
+class Store(ReadStore, Protocol):
+    """A store opened for writing. Opening fences every earlier writer of the same store."""
+
+    def batch(self) -> Batch:
+        """A new, empty batch; it can be written once."""
+
+    async def write(self, batch: Batch) -> None:
+        """Apply `batch` atomically after those written before; this store's reads see it, it may not be durable yet.
+
+        Raises `Fenced`, `ClockWentBack` (nothing was written, try later), `StoreUnavailable`, `OutcomeUnknown`.
+        """
+
+    async def sync(self, anchor: Anchor) -> None:
+        """Return when every batch written before this call is durable, and note `anchor` as the store's kind does.
+
+        A file store notes each anchor before it returns, an object store at most once a minute and at close.
+        Raises like `write`; after an error it is unknown which of those batches are durable.
+        """
+
+    def failure(self) -> LedgerError | None:
+        """Why the store no longer takes writes (`Fenced`, ...), as far as it has noticed by itself; else None."""
