@@ -1,0 +1,204 @@
+"""The event catalogue: every fact that a ledger can hold.
+
+An event carries every fact that a decision took from configuration, clock or chance, so a fold needs only the log.
+Ids are 16-byte ULIDs, times are ms since the Unix epoch, and the time of the event itself is its commit's.
+Next: codec.py turns them into bytes; projections/job.py says what follows from them.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+__all__ = [
+    "Acked",
+    "CancelRequested",
+    "Cancelled",
+    "Claimed",
+    "Enqueued",
+    "Event",
+    "JobEvent",
+    "LeaseExpired",
+    "LogEvent",
+    "Nacked",
+    "Promoted",
+    "QueueEvent",
+    "QueuePaused",
+    "QueueResumed",
+    "Rebuilt",
+    "Record",
+    "Requeued",
+    "State",
+    "Swept",
+    "UniqueUntil",
+    "WriterClosed",
+    "WriterOpened",
+]
+
+
+class State(IntEnum):
+    """The states of a job; the numbers are what the disk holds."""
+
+    SCHEDULED = 1
+    PENDING = 2
+    CLAIMED = 3
+    DONE = 4
+    DEAD = 5
+    CANCELLED = 6
+
+    @property
+    def label(self) -> str:
+        """The name in prose, in lower case."""
+        return self.name.lower()
+
+
+class UniqueUntil(IntEnum):
+    """How long a job holds its unique key: until it is finished, or until it is claimed for the first time."""
+
+    FINISHED = 0
+    CLAIMED = 1
+
+
+class Enqueued(NamedTuple):
+    """A job was accepted; `due_ms` 0 means pending at once. The digest is the BLAKE2b-256 of the payload record."""
+
+    job_id: bytes
+    queue: str
+    priority: int
+    max_attempts: int
+    due_ms: int
+    unique_key: bytes | None
+    unique_until: int
+    payload_bytes: int
+    payload_digest: bytes
+
+
+class Promoted(NamedTuple):
+    """A scheduled job's time has come: it is pending."""
+
+    job_id: bytes
+
+
+class Claimed(NamedTuple):
+    """A worker got the job for its `attempt`-th try, for `lease_ms` at first; `worker` is who, when it said so."""
+
+    job_id: bytes
+    attempt: int
+    lease_ms: int
+    worker: str | None
+
+
+class Acked(NamedTuple):
+    """The work is done; the record is kept until `sweep_at_ms`."""
+
+    job_id: bytes
+    sweep_at_ms: int
+
+
+class Nacked(NamedTuple):
+    """The try failed or was given back. `to` is the state that follows (scheduled, pending or dead).
+
+    `due_ms` counts for scheduled, `sweep_at_ms` for dead, else 0. `released`: given back unused, the try doesn't count.
+    """
+
+    job_id: bytes
+    to: int
+    due_ms: int
+    sweep_at_ms: int
+    released: bool
+    error: str
+
+
+class LeaseExpired(NamedTuple):
+    """The claim ended without a word. `to` is pending or dead; `sweep_at_ms` counts for dead, else 0."""
+
+    job_id: bytes
+    to: int
+    sweep_at_ms: int
+    reason: str
+
+
+class CancelRequested(NamedTuple):
+    """An operator wants a claimed job to stop; its worker is told."""
+
+    job_id: bytes
+    actor: str
+    reason: str
+
+
+class Cancelled(NamedTuple):
+    """The job will not run (again); the record is kept until `sweep_at_ms`."""
+
+    job_id: bytes
+    sweep_at_ms: int
+    actor: str
+    reason: str
+
+
+class Requeued(NamedTuple):
+    """An operator gave a dead job a new start: pending, no attempts used."""
+
+    job_id: bytes
+    actor: str
+    reason: str
+
+
+class Swept(NamedTuple):
+    """Retention is over: record and payload are deleted, the history stays in the log."""
+
+    job_id: bytes
+
+
+class QueuePaused(NamedTuple):
+    """No job of the queue is handed out until it is resumed."""
+
+    queue: str
+    actor: str
+    reason: str
+
+
+class QueueResumed(NamedTuple):
+    """The queue's jobs are handed out again."""
+
+    queue: str
+    actor: str
+    reason: str
+
+
+class WriterOpened(NamedTuple):
+    """A writer took over the store. `rolled_back_from`: the offset of a loss that the user accepted, else None."""
+
+    writer: str
+    version: str
+    rolled_back_from: int | None
+
+
+class WriterClosed(NamedTuple):
+    """The writer ended in good order."""
+
+    writer: str
+
+
+class Rebuilt(NamedTuple):
+    """Projections were made anew from the log. `names`: which; `changes`: rows put and rows deleted to get there."""
+
+    actor: str
+    reason: str
+    names: tuple[str, ...]
+    rows_put: int
+    rows_deleted: int
+
+
+JobEvent = (
+    Enqueued | Promoted | Claimed | Acked | Nacked | LeaseExpired | CancelRequested | Cancelled | Requeued | Swept
+)
+QueueEvent = QueuePaused | QueueResumed
+LogEvent = WriterOpened | WriterClosed | Rebuilt
+Event = JobEvent | QueueEvent | LogEvent
+
+
+class Record(NamedTuple):
+    """An event at its place in the log: its offset, its commit's time (ms) and its writer's epoch."""
+
+    offset: int
+    time_ms: int
+    epoch: int
+    event: Event

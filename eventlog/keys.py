@@ -1,0 +1,94 @@
+"""The keys of the log's own ranges, byte by byte. (The index ranges, `i/`, stand in projections/indexes.py.)
+
+Integers in keys are big-endian, so that the order of bytes is the order of numbers.
+
+    m/format                        format version of the store, as decimal text
+    m/head                          where the log ends: see codec.py, `Head`
+    m/rebuild                       there while a rebuild is under way: no queue opens on half-built indexes
+    m/hint/ QUEUE                   where the scan of a queue's pending range may start; may lag, never leads
+    m/projection/ NAME              the offset that a user's projection has applied, as u64
+    l/ OFFSET                       a record batch; OFFSET (u64) is the offset of its first event
+    p/ OFFSET                       a payload; OFFSET (u64) is the offset of the job's enqueued event
+    x/ NAME NUL KEY                 the rows of a user's projection
+"""
+
+from ledgerq.eventlog.errors import InvalidQueueName
+
+__all__ = [
+    "FORMAT_KEY",
+    "FORMAT_VERSION",
+    "HEAD_KEY",
+    "LOG_PREFIX",
+    "MAX_QUEUE_NAME_BYTES",
+    "PAYLOAD_PREFIX",
+    "REBUILD_KEY",
+    "after_prefix",
+    "hint_key",
+    "log_key",
+    "offset_of",
+    "payload_key",
+    "projection_key",
+    "projection_rows_prefix",
+    "queue_name_bytes",
+]
+
+FORMAT_VERSION = 1
+FORMAT_KEY = b"m/format"
+HEAD_KEY = b"m/head"
+REBUILD_KEY = b"m/rebuild"
+HINT_PREFIX = b"m/hint/"
+PROJECTION_PREFIX = b"m/projection/"
+LOG_PREFIX = b"l/"
+PAYLOAD_PREFIX = b"p/"
+ROWS_PREFIX = b"x/"
+
+MAX_QUEUE_NAME_BYTES = 255
+_OFFSET_BYTES = 8
+
+
+def log_key(base_offset: int) -> bytes:
+    """`l/` and the base offset of the record batch as u64."""
+    return LOG_PREFIX + base_offset.to_bytes(_OFFSET_BYTES)
+
+
+def payload_key(offset: int) -> bytes:
+    """`p/` and the offset of the job's enqueued event as u64."""
+    return PAYLOAD_PREFIX + offset.to_bytes(_OFFSET_BYTES)
+
+
+def offset_of(key: bytes) -> int:
+    """The offset in a key of the log or payload range."""
+    return int.from_bytes(key[2:])
+
+
+def hint_key(queue: str) -> bytes:
+    """`m/hint/` and the queue's name in UTF-8."""
+    return HINT_PREFIX + queue.encode()
+
+
+def projection_key(name: str) -> bytes:
+    """`m/projection/` and the projection's name."""
+    return PROJECTION_PREFIX + name.encode()
+
+
+def projection_rows_prefix(name: str) -> bytes:
+    """`x/`, the projection's name and NUL; the projection's own key follows."""
+    return ROWS_PREFIX + name.encode() + b"\0"
+
+
+def after_prefix(prefix: bytes) -> bytes:
+    """The first key after all keys that start with `prefix`, whose last byte must be below 0xff."""
+    return prefix[:-1] + bytes((prefix[-1] + 1,))
+
+
+def queue_name_bytes(queue: str) -> bytes:
+    """The name in UTF-8; raises `InvalidQueueName` unless it is 1 to 255 bytes without NUL."""
+    try:
+        encoded = queue.encode()
+    except (UnicodeEncodeError, AttributeError) as error:
+        raise InvalidQueueName(f"queue name {queue!r} is not text that UTF-8 can hold") from error
+    if not 1 <= len(encoded) <= MAX_QUEUE_NAME_BYTES or b"\0" in encoded:
+        raise InvalidQueueName(
+            f"queue name {queue!r} has {len(encoded)} bytes: a name has 1 to {MAX_QUEUE_NAME_BYTES} bytes without NUL"
+        )
+    return encoded

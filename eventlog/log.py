@@ -1,0 +1,205 @@
+"""Reading the log: records in order, the proof that nothing was changed, and the way from an offset or a time to a batch.
+
+`LogReader` works on any store opened for reading. writer.py adds the side that appends.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.clock import Clock, sleep_until
+from ledgerq.eventlog.codec import EMPTY_HEAD, NO_DIGEST, Head, RecordBatch, decode_batch, decode_head, digest_of
+from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument, LogCorrupt, LogRolledBack, StoreNotFound
+from ledgerq.eventlog.events import Record
+from ledgerq.eventlog.store import Anchor, ReadStore
+
+__all__ = ["LogReader", "Verified"]
+
+_LOG_STOP = keys.after_prefix(keys.LOG_PREFIX)
+_FOLLOW_INTERVAL_MS = 500
+
+Progress = Callable[[int, int], None]
+"""Called now and then with the offset reached and the offset to reach."""
+
+
+class Verified(NamedTuple):
+    """What `verify` has proven: that many batches and events, ending at this head."""
+
+    batches: int
+    events: int
+    head: Head
+
+
+class LogReader:
+    """The log of a store opened for reading."""
+
+    def __init__(self, store: ReadStore, *, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+
+    async def check_format(self) -> bool:
+        """Whether there is a ledgerq store here; raises `FormatTooNew`, or `InvalidArgument` for somebody else's data."""
+        value = await self.store.get(keys.FORMAT_KEY)
+        if value is None:
+            async for rows in self.store.scan(b"\0", b"\xff", page_rows=1):
+                raise InvalidArgument(
+                    f"{self.store.location} holds a SlateDB database that is not ledgerq's (first key {rows[0][0]!r}): "
+                    "choose another location"
+                )
+            return False
+        if not value.isdigit():
+            raise LogCorrupt(0, f"the format number {value!r} can't be read")
+        if int(value) > keys.FORMAT_VERSION:
+            raise FormatTooNew(
+                f"{self.store.location} has format {int(value)}, this ledgerq reads up to {keys.FORMAT_VERSION}: upgrade"
+            )
+        return True
+
+    async def require_format(self) -> None:
+        """Like `check_format`, and raises `StoreNotFound` when there is no ledgerq store."""
+        if not await self.check_format():
+            raise StoreNotFound(f"there is no ledgerq store at {self.store.location}: check the URL")
+
+    async def head(self) -> Head:
+        """Where the log ends; `EMPTY_HEAD` before the first commit."""
+        value = await self.store.get(keys.HEAD_KEY)
+        return EMPTY_HEAD if value is None else decode_head(value)
+
+    async def batches(self, start: int = 0, stop: int | None = None) -> AsyncIterator[RecordBatch]:
+        """The record batches that hold offsets in `[start, stop)`, decoded but not verified, as of this call."""
+        first = await self.batch_at(start) if start > 0 else None
+        begin = keys.log_key(start if first is None else first.base_offset)
+        end = _LOG_STOP if stop is None else keys.log_key(max(stop, 0))
+        async for rows in self.store.scan(begin, end):
+            for key, value in rows:
+                yield decode_batch(keys.offset_of(key), value)
+
+    async def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[Record]:
+        """The records with `start <= offset < stop` in order, as of this call."""
+        async for batch in self.batches(start, stop):
+            for record in batch.records():
+                if record.offset >= start and (stop is None or record.offset < stop):
+                    yield record
+
+    async def tail(self, start: int = 0) -> AsyncIterator[Record]:
+        """The records from `start` on, and then each new one once it is durable, without an end."""
+        at = start
+        while True:
+            async for record in self.read(at):
+                yield record
+                at = record.offset + 1
+            await self._news(at)
+
+    async def _news(self, offset: int) -> None:
+        """Return when the log may hold `offset`; a reader can only look now and then."""
+        await sleep_until(self.clock, self.clock.now_ms() + _FOLLOW_INTERVAL_MS)
+
+    async def batch_at(self, offset: int) -> RecordBatch | None:
+        """The last batch whose base offset is at most `offset`, or None."""
+        pages = self.store.scan(keys.LOG_PREFIX, keys.log_key(offset + 1), reverse=True, page_rows=1)
+        async for rows in pages:
+            return decode_batch(keys.offset_of(rows[0][0]), rows[0][1])
+        return None
+
+    async def offset_at_time(self, time_ms: int) -> int:
+        """The offset after the last event whose commit time is at most `time_ms` (commit times never decrease)."""
+        low, high = 0, (await self.head()).next_offset
+        while low < high:
+            batch = await self.batch_at((low + high) // 2)
+            if batch is None:
+                break
+            if batch.time_ms <= time_ms:
+                low = batch.next_offset
+            else:
+                high = batch.base_offset
+        return low
+
+    async def verify(self, *, until: int | None = None, progress: Progress | None = None) -> Verified:
+        """Walk the whole hash chain from the first batch to the head, or to the batch that ends at or before `until`.
+
+        Raises `LogCorrupt` with the first offset that is not proven.
+        """
+        head = await self.head()
+        stop = head.next_offset if until is None else until
+        chain = Chain()
+        async for rows in self.store.scan(keys.LOG_PREFIX, _LOG_STOP):
+            for key, value in rows:
+                if until is not None and keys.offset_of(key) >= until:
+                    return chain.proven()
+                chain.add(decode_batch(keys.offset_of(key), value))
+            if progress is not None:
+                progress(chain.next_offset, stop)
+            await asyncio.sleep(0)
+        if until is None:
+            chain.end(head)
+        return chain.proven()
+
+    async def check_anchor(self, anchor: Anchor | None) -> None:
+        """Raise `LogRolledBack` unless the log contains the commit that `anchor` names."""
+        if anchor is None or anchor.next_offset == 0:
+            return
+        head = await self.head()
+        if head.next_offset < anchor.next_offset:
+            raise LogRolledBack(anchor.next_offset - 1, head.next_offset, "the log ends before it")
+        value = await self.store.get(keys.log_key(anchor.base_offset))
+        if value is None or digest_of(value) != anchor.digest:
+            raise LogRolledBack(anchor.next_offset - 1, head.next_offset, "the log holds another commit in its place")
+
+
+class Chain:
+    """The hash chain as far as it was walked: add batch after batch, then `end` with the head.
+
+    Batch B vouches for the batch A before it by A's digest. When that digest is wrong, A or B was changed: it was A
+    when B is vouched for by what follows it, and B otherwise. That is why one batch is held back.
+    """
+
+    def __init__(self) -> None:
+        self.next_offset = 0
+        self._batches = 0
+        self._last: RecordBatch | None = None
+        self._suspect: int | None = None
+
+    def add(self, batch: RecordBatch) -> None:
+        """The next batch in key order; raises `LogCorrupt` when the chain can't go on before it."""
+        self._settle(batch.previous)
+        if batch.base_offset != self.next_offset:
+            what = (
+                "a record batch is missing" if batch.base_offset > self.next_offset else "a record batch was inserted"
+            )
+            raise LogCorrupt(self.next_offset, what)
+        last = self._last
+        if batch.previous != (NO_DIGEST if last is None else last.digest):
+            self._suspect = batch.base_offset if last is None else last.base_offset
+        elif last is not None and (batch.epoch < last.epoch or batch.time_ms < last.time_ms):
+            raise LogCorrupt(batch.base_offset, "its epoch or its commit time is before that of the batch before it")
+        self._last = batch
+        self._batches += 1
+        self.next_offset = batch.next_offset
+
+    def _settle(self, vouched: bytes) -> None:
+        if self._suspect is None or self._last is None:
+            return
+        if vouched == self._last.digest:
+            raise LogCorrupt(self._suspect, "the record batch is not the one that was written")
+        raise LogCorrupt(self._last.base_offset, "the record batch is not the one that was written")
+
+    def end(self, head: Head) -> None:
+        """The log ends here: raises `LogCorrupt` unless that is what the head says."""
+        self._settle(head.digest)
+        if head.next_offset > self.next_offset:
+            raise LogCorrupt(self.next_offset, f"the log ends here but its head says {head.next_offset}")
+        if head.next_offset < self.next_offset:
+            raise LogCorrupt(head.next_offset, f"the log goes on to {self.next_offset} after its head")
+        if head.digest != (NO_DIGEST if self._last is None else self._last.digest):
+            raise LogCorrupt(0 if self._last is None else self._last.base_offset, "its digest is not the head's")
+
+    def proven(self) -> Verified:
+        """What has been proven so far."""
+        last = self._last
+        if last is None:
+            return Verified(0, 0, EMPTY_HEAD)
+        if self._suspect is not None:
+            raise LogCorrupt(self._suspect, "the record batch is not the one that was written")
+        head = Head(last.next_offset, last.digest, last.epoch, last.time_ms, last.base_offset)
+        return Verified(self._batches, self.next_offset, head)

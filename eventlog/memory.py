@@ -1,0 +1,166 @@
+"""A store in memory: small, without threads, deterministic, and able to fail or stall at any call.
+
+It is what `memory:///` opens, the double for users' tests, and the shortest description of what a store promises. A
+`MemoryDisk` is what survives a crash; a `MemoryStore` is one writer's view of it: applied batches not yet synced
+are lost with the writer.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final
+
+from sortedcontainers import SortedDict
+
+from ledgerq.eventlog.errors import Fenced, LedgerError, QueueClosed
+from ledgerq.eventlog.store import Anchor, Batch, Row
+
+__all__ = ["Fault", "MemoryBatch", "MemoryDisk", "MemoryReader", "MemoryStore"]
+
+Fault = Callable[[str], Awaitable[None]]
+"""Awaited at "write:before", "write:after", "sync:before", "sync:after", "get", "scan", "close"; may raise or stall."""
+
+_FIRST_PAGE_ROWS: Final = 64
+
+
+class MemoryDisk:
+    """What is durable: rows, the anchor, and which writer opened last."""
+
+    def __init__(self) -> None:
+        self.rows: SortedDict[bytes, bytes] = SortedDict()
+        self.anchor: Anchor | None = None
+        self.writer_number = 0
+
+
+class MemoryBatch:
+    """Changes to be applied together."""
+
+    def __init__(self) -> None:
+        self.changes: dict[bytes, bytes | None] = {}
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set `key` to `value`."""
+        self.changes[key] = value
+
+    def delete(self, key: bytes) -> None:
+        """Remove `key`."""
+        self.changes[key] = None
+
+
+class MemoryReader:
+    """A reader of what is durable; with `pinned`, of what was durable when it was opened."""
+
+    def __init__(self, disk: MemoryDisk, *, pinned: bool = False) -> None:
+        self._disk = disk
+        self._rows: SortedDict[bytes, bytes] = disk.rows.copy() if pinned else disk.rows
+        self._unsynced: dict[bytes, bytes | None] = {}
+
+    @property
+    def location(self) -> str:
+        """`memory:///`."""
+        return "memory:///"
+
+    async def _meet(self, call: str) -> None:
+        """Readers meet no faults."""
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None."""
+        await self._meet("get")
+        return self._get(key)
+
+    def _get(self, key: bytes) -> bytes | None:
+        if key in self._unsynced:
+            return self._unsynced[key]
+        return self._rows.get(key)
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of `keys`, in the order asked."""
+        await self._meet("get")
+        return [self._get(key) for key in keys]
+
+    async def scan(
+        self, start: bytes, stop: bytes, *, reverse: bool = False, page_rows: int = 1000
+    ) -> AsyncIterator[list[Row]]:
+        """Rows with `start <= key < stop`, as of the first page."""
+        await self._meet("scan")
+        rows = [(key, self._rows[key]) for key in self._rows.irange(start, stop, (True, False))]
+        changed = {key: value for key, value in self._unsynced.items() if start <= key < stop}
+        if changed:
+            merged = dict(rows) | changed
+            rows = sorted((key, value) for key, value in merged.items() if value is not None)
+        if reverse:
+            rows.reverse()
+        size = min(page_rows, _FIRST_PAGE_ROWS)
+        at = 0
+        while at < len(rows):
+            yield rows[at : at + size]
+            at, size = at + size, page_rows
+            await self._meet("scan")
+
+    async def read_anchor(self) -> Anchor | None:
+        """The anchor of the last synced commit."""
+        return self._disk.anchor
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+
+class MemoryStore(MemoryReader):
+    """A writer on a `MemoryDisk`; a later one on the same disk fences it. `fault` is awaited around each call."""
+
+    def __init__(self, disk: MemoryDisk | None = None, *, fault: Fault | None = None) -> None:
+        super().__init__(disk if disk is not None else MemoryDisk())
+        self._disk.writer_number += 1
+        self._number = self._disk.writer_number
+        self._fault = fault
+        self._closed = False
+
+    async def _meet(self, call: str) -> None:
+        if self._fault is not None:
+            await self._fault(call)
+        error = self.failure()
+        if error is not None:
+            raise error
+
+    def batch(self) -> Batch:
+        """A new, empty batch."""
+        return MemoryBatch()
+
+    async def write(self, batch: Batch) -> None:
+        """Apply `batch`; it is lost with this writer until `sync` has returned."""
+        assert isinstance(batch, MemoryBatch)
+        await self._meet("write:before")
+        self._unsynced.update(batch.changes)
+        await self._meet("write:after")
+
+    async def sync(self, anchor: Anchor) -> None:
+        """Make everything written so far durable, and note the anchor."""
+        await self._meet("sync:before")
+        self.flush(anchor)
+        await self._meet("sync:after")
+
+    def flush(self, anchor: Anchor | None = None) -> None:
+        """What a sync does at its middle; a simulation calls it for a write that lands although its caller died."""
+        rows = self._disk.rows
+        for key, value in self._unsynced.items():
+            if value is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = value
+        self._unsynced = {}
+        if anchor is not None:
+            self._disk.anchor = anchor
+
+    def failure(self) -> LedgerError | None:
+        """`Fenced` when a later writer opened the same disk, `QueueClosed` after `close`."""
+        if self._number != self._disk.writer_number:
+            return Fenced("another writer opened the store in memory; this one writes no more")
+        if self._closed:
+            return QueueClosed("the store in memory is closed")
+        return None
+
+    async def close(self) -> None:
+        """Close the writer; what was not synced is lost."""
+        if not self._closed:
+            self._closed = True
+            self._unsynced = {}
+            if self._fault is not None:
+                await self._fault("close")

@@ -1,0 +1,283 @@
+"""Appending: group commit. Events are staged in the open commit; one task turns commits into store writes, in order.
+
+While one commit is being made durable the next one fills, so the cost of a flush is shared by everyone who came
+meanwhile. A commit is one atomic batch: the record batch, payloads, what the `Projector` adds, and the head. Only when it is
+durable do the callers waiting for it go on.
+
+After a failed write nobody knows what the store holds, so nothing more is appended: every waiter is told, and reopening
+tells what is true.
+"""
+
+import asyncio
+from typing import Final, Protocol
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.codec import KIND_OF, Head, digest_of, encode_batch, encode_head
+from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogCorrupt, LogPoisoned, QueueClosed, WrongLoop
+from ledgerq.eventlog.events import Event
+from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.store import Anchor, Batch, Store
+
+__all__ = ["MAX_COMMIT_BYTES", "MAX_COMMIT_EVENTS", "Commit", "EventLog", "Projector"]
+
+MAX_COMMIT_EVENTS: Final = 50_000
+MAX_COMMIT_BYTES: Final = 64 * 1024 * 1024
+# A commit takes no more callers once it is this full, so that one flush stays short; a bulk call may fill it further.
+_FULL_EVENTS: Final = 10_000
+_FULL_BYTES: Final = 8 * 1024 * 1024
+_STORE_CHECK_INTERVAL_MS: Final = 1000
+# A clock that is set back a little (NTP) is waited for; more than that is the operator's business.
+_MAX_CLOCK_STEP_MS: Final = 5000
+
+
+class Commit:
+    """What will be written together. The time is set when it opens, so that decisions and facts agree."""
+
+    __slots__ = ("base_offset", "events", "kinds", "payload_bytes", "payloads", "time_ms", "waiters")
+
+    def __init__(self, base_offset: int, time_ms: int) -> None:
+        self.base_offset = base_offset
+        self.time_ms = time_ms
+        self.kinds = bytearray()
+        self.events: list[Event] = []
+        self.payloads: list[tuple[bytes, bytes]] = []
+        self.payload_bytes = 0
+        self.waiters: list[asyncio.Future[None]] = []
+
+    def resolve(self, error: LedgerError | None) -> None:
+        """Tell everyone who waits; those who stopped waiting don't hear it."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                if error is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(error)
+
+
+class Projector(Protocol):
+    """What keeps projections beside the log; called by the log, in commit order."""
+
+    def fill(self, commit: Commit, batch: Batch) -> None:
+        """Add to `batch` what follows from the commit's events; the commit takes no more. May be called again for it."""
+
+    def committed(self, commit: Commit) -> None:
+        """The commit is durable; its waiters are told right after."""
+
+    def failed(self, error: LedgerError) -> None:
+        """No commit will follow; called once."""
+
+
+class EventLog(LogReader):
+    """The log of a store opened for writing. One event loop owns it; `start` it before the first append."""
+
+    def __init__(self, store: Store, *, clock: Clock, projector: Projector, commit_interval_s: float = 0.0) -> None:
+        super().__init__(store, clock=clock)
+        self.store: Store = store
+        self.epoch = 0
+        self.next_offset = 0
+        self.failure: LedgerError | None = None
+        self._projector = projector
+        self._interval_s = commit_interval_s
+        self._durable: Head = Head(0, b"", 0, 0, 0)
+        self._time_ms = 0
+        self._open: Commit | None = None
+        self._in_flight: Commit | None = None
+        self._wake = asyncio.Event()
+        self._news_waiters: list[asyncio.Future[None]] = []
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    async def start(self, *, accept_rollback: bool = False) -> int | None:
+        """Read and check the head, take the next epoch, and begin to commit.
+
+        Returns the offset of a rollback that was accepted, else None. Raises `LogRolledBack`, `LogCorrupt`,
+        `FormatTooNew`.
+        """
+        await self.check_format()
+        head = await self.head()
+        rolled_back_from: int | None = None
+        anchor = await self.store.read_anchor()
+        try:
+            await self.check_anchor(anchor)
+        except LedgerError as error:
+            if not accept_rollback:
+                raise
+            rolled_back_from = getattr(error, "anchored_offset", None)
+        if head.next_offset:
+            value = await self.store.get(keys.log_key(head.base_offset))
+            if value is None or digest_of(value) != head.digest:
+                raise LogCorrupt(head.base_offset, "the last record batch is not the one that the head names")
+        self._durable = head
+        self.epoch = max(head.epoch, anchor.epoch if anchor is not None else 0) + 1
+        self.next_offset = head.next_offset
+        self._time_ms = head.time_ms
+        self._task = asyncio.create_task(self._run(), name="ledgerq-commit")
+        self._watch_store()
+        return rolled_back_from
+
+    def _watch_store(self) -> None:
+        """An idle writer must learn that it was fenced too."""
+        if self.failure is None and not self._closing:
+            error = self.store.failure()
+            if error is not None:
+                self._fail(error)
+            else:
+                self.clock.call_at(self.clock.now_ms() + _STORE_CHECK_INTERVAL_MS, self._watch_store)
+
+    @property
+    def durable_head(self) -> Head:
+        """The head of the last durable commit."""
+        return self._durable
+
+    @property
+    def full(self) -> bool:
+        """Whether callers should wait for `room` before they append."""
+        commit = self._open
+        return commit is not None and (len(commit.events) >= _FULL_EVENTS or commit.payload_bytes >= _FULL_BYTES)
+
+    async def room(self) -> None:
+        """Wait until the open commit takes more."""
+        while self.full:
+            await self.committed()
+
+    def check(self) -> None:
+        """Raise what keeps this log from appending: its failure, `QueueClosed`, or `WrongLoop`."""
+        if self.failure is not None:
+            raise self.failure
+        if self._closing:
+            raise QueueClosed(f"the queue on {self.store.location} is closed; open it again")
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongLoop("this queue belongs to another event loop; use it from the loop that opened it")
+
+    def commit(self) -> Commit:
+        """The open commit; a new one opens when there is none."""
+        commit = self._open
+        if commit is None:
+            self._time_ms = max(self._time_ms, self.clock.now_ms())
+            commit = self._open = Commit(self.next_offset, self._time_ms)
+            self._wake.set()
+        return commit
+
+    def append(self, event: Event) -> int:
+        """Stage one event in the open commit and return its offset. Durable when `committed` returns."""
+        commit = self._open or self.commit()
+        commit.kinds.append(KIND_OF[type(event)])
+        commit.events.append(event)
+        offset = self.next_offset
+        self.next_offset = offset + 1
+        return offset
+
+    def append_payload(self, offset: int, record: bytes) -> None:
+        """Stage the payload record of the enqueued event at `offset`."""
+        commit = self._open or self.commit()
+        commit.payloads.append((keys.payload_key(offset), record))
+        commit.payload_bytes += len(record)
+
+    def committed(self) -> asyncio.Future[None]:
+        """A future of the caller's own: done when everything staged so far is durable, or failed with why not."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        commit = self._open or self._in_flight
+        if self.failure is not None:
+            future.set_exception(self.failure)
+        elif commit is None:
+            future.set_result(None)
+        else:
+            commit.waiters.append(future)
+        return future
+
+    async def _run(self) -> None:
+        last_flush_s = self._loop.time() - self._interval_s
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            wait_s = last_flush_s + self._interval_s - self._loop.time()
+            if wait_s > 0 and not self._closing:
+                await asyncio.sleep(wait_s)
+            commit, self._open = self._open, None
+            if commit is None:
+                return  # woken by close with nothing left to write
+            self._in_flight = commit
+            last_flush_s = self._loop.time()
+            try:
+                head = await self._write(commit)
+                await self.store.sync(Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms))
+            except LedgerError as error:
+                self._fail(error)
+                return
+            except BaseException as error:
+                self._fail(LogPoisoned(f"a commit failed in an unforeseen way ({error!r}); open the queue again"))
+                raise
+            if self.failure is not None:
+                return
+            self._durable = head
+            self._in_flight = None
+            self._projector.committed(commit)
+            commit.resolve(None)
+            self._tell_news()
+
+    async def _write(self, commit: Commit) -> Head:
+        value = encode_batch(self.epoch, self._durable.digest, commit.time_ms, bytes(commit.kinds), commit.events)
+        next_offset = commit.base_offset + len(commit.events)
+        head = Head(next_offset, digest_of(value), self.epoch, commit.time_ms, commit.base_offset)
+        while True:
+            batch = self.store.batch()
+            if commit.base_offset == 0:
+                batch.put(keys.FORMAT_KEY, str(keys.FORMAT_VERSION).encode())
+            batch.put(keys.log_key(commit.base_offset), value)
+            for key, record in commit.payloads:
+                batch.put(key, record)
+            self._projector.fill(commit, batch)
+            batch.put(keys.HEAD_KEY, encode_head(head))
+            try:
+                await self.store.write(batch)
+            except ClockWentBack as error:
+                step_ms = error.last_ms - error.now_ms
+                if step_ms > _MAX_CLOCK_STEP_MS:
+                    raise
+                await asyncio.sleep(max(step_ms, 1) / 1000)
+            else:
+                return head
+
+    def _fail(self, error: LedgerError) -> None:
+        if self.failure is not None:
+            return
+        self.failure = error
+        in_flight, opened = self._in_flight, self._open
+        self._in_flight = self._open = None
+        self._projector.failed(error)
+        for commit in (in_flight, opened):
+            if commit is not None:
+                commit.resolve(error)
+        self._tell_news()
+        self._wake.set()
+
+    def _tell_news(self) -> None:
+        waiters, self._news_waiters = self._news_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _news(self, offset: int) -> None:
+        while self._durable.next_offset <= offset:
+            if self.failure is not None:
+                raise self.failure
+            if self._closing:
+                raise QueueClosed(f"the queue on {self.store.location} was closed")
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._news_waiters.append(waiter)
+            await waiter
+
+    async def close(self) -> None:
+        """Commit what is staged, end the commit task and close the store; a second call does nothing."""
+        if self._closing:
+            return
+        self._closing = True
+        self._wake.set()
+        try:
+            if self._task is not None:
+                await asyncio.shield(self._task)
+        finally:
+            self._tell_news()
+            await self.store.close()
