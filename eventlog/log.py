@@ -1,4 +1,4 @@
-"""Reading the log: records in order, the proof that nothing was changed, and the way from an offset or a time to a batch.
+"""Reading the log: records in order, the proof that nothing was changed, the way from an offset or a time to a batch.
 
 `LogReader` works on any store opened for reading. writer.py adds the side that appends.
 """
@@ -39,7 +39,7 @@ class LogReader:
         self.clock = clock
 
     async def check_format(self) -> bool:
-        """Whether there is a ledgerq store here; raises `FormatTooNew`, or `InvalidArgument` for somebody else's data."""
+        """Whether a ledgerq store is here; raises `FormatTooNew`, or `InvalidArgument` for somebody else's data."""
         value = await self.store.get(keys.FORMAT_KEY)
         if value is None:
             async for rows in self.store.scan(b"\0", b"\xff", page_rows=1):
@@ -52,7 +52,7 @@ class LogReader:
             raise LogCorrupt(0, f"the format number {value!r} can't be read")
         if int(value) > keys.FORMAT_VERSION:
             raise FormatTooNew(
-                f"{self.store.location} has format {int(value)}, this ledgerq reads up to {keys.FORMAT_VERSION}: upgrade"
+                f"{self.store.location} has format {int(value)}, newer than {keys.FORMAT_VERSION}: upgrade ledgerq to read it"
             )
         return True
 

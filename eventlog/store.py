@@ -1,7 +1,7 @@
 """What the log needs from a store: ordered keys, atomic batches, a way to know that they are durable, and an anchor.
 
 Two implementations stand behind these protocols: `SlateStore` (slate.py) and `MemoryStore` (memory.py). The same
-contract test runs on both. A store knows nothing of events; it may be written by one process at a time, and read by many.
+contract test runs on both. A store knows nothing of events; one process at a time writes it, many may read it.
 """
 
 from collections.abc import AsyncIterator, Sequence

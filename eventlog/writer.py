@@ -1,8 +1,8 @@
 """Appending: group commit. Events are staged in the open commit; one task turns commits into store writes, in order.
 
 While one commit is being made durable the next one fills, so the cost of a flush is shared by everyone who came
-meanwhile. A commit is one atomic batch: the record batch, payloads, what the `Projector` adds, and the head. Only when it is
-durable do the callers waiting for it go on.
+meanwhile. A commit is one atomic batch: the record batch, payloads, what the `Projector` adds, and the head. Only when
+it is durable do the callers waiting for it go on.
 
 After a failed write nobody knows what the store holds, so nothing more is appended: every waiter is told, and reopening
 tells what is true.
@@ -59,7 +59,7 @@ class Projector(Protocol):
     """What keeps projections beside the log; called by the log, in commit order."""
 
     def fill(self, commit: Commit, batch: Batch) -> None:
-        """Add to `batch` what follows from the commit's events; the commit takes no more. May be called again for it."""
+        """Add to `batch` what follows from the commit's events. May be called again for the same commit."""
 
     def committed(self, commit: Commit) -> None:
         """The commit is durable; its waiters are told right after."""
@@ -189,7 +189,7 @@ class EventLog(LogReader):
 
     async def _run(self) -> None:
         last_flush_s = self._loop.time() - self._interval_s
-        while True:
+        while not (self._closing and self._open is None):
             await self._wake.wait()
             self._wake.clear()
             wait_s = last_flush_s + self._interval_s - self._loop.time()
