@@ -5,8 +5,7 @@ Ids are 16-byte ULIDs, times are ms since the Unix epoch, and the time of the ev
 Next: codec.py turns them into bytes; projections/job.py says what follows from them.
 """
 
-from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 __all__ = [
     "Acked",
@@ -26,6 +25,7 @@ __all__ = [
     "Rebuilt",
     "Record",
     "Requeued",
+    "STATES",
     "State",
     "Swept",
     "UniqueUntil",
@@ -34,27 +34,13 @@ __all__ = [
 ]
 
 
-class State(IntEnum):
-    """The states of a job; the numbers are what the disk holds."""
+State = Literal["scheduled", "pending", "claimed", "done", "dead", "cancelled"]
+"""The states of a job, as people read them and as the disk holds them."""
 
-    SCHEDULED = 1
-    PENDING = 2
-    CLAIMED = 3
-    DONE = 4
-    DEAD = 5
-    CANCELLED = 6
+STATES: Final[tuple[State, ...]] = get_args(State)
 
-    @property
-    def label(self) -> str:
-        """The name in prose, in lower case."""
-        return self.name.lower()
-
-
-class UniqueUntil(IntEnum):
-    """How long a job holds its unique key: until it is finished, or until it is claimed for the first time."""
-
-    FINISHED = 0
-    CLAIMED = 1
+UniqueUntil = Literal["finished", "claimed"]
+"""How long a job holds its unique key: until it is finished, or until it is claimed for the first time."""
 
 
 class Enqueued(NamedTuple):
@@ -66,7 +52,7 @@ class Enqueued(NamedTuple):
     max_attempts: int
     due_ms: int
     unique_key: bytes | None
-    unique_until: int
+    unique_until: UniqueUntil
     payload_bytes: int
     payload_digest: bytes
 
@@ -100,7 +86,7 @@ class Nacked(NamedTuple):
     """
 
     job_id: bytes
-    to: int
+    to: State
     due_ms: int
     sweep_at_ms: int
     released: bool
@@ -111,7 +97,7 @@ class LeaseExpired(NamedTuple):
     """The claim ended without a word. `to` is pending or dead; `sweep_at_ms` counts for dead, else 0."""
 
     job_id: bytes
-    to: int
+    to: State
     sweep_at_ms: int
     reason: str
 

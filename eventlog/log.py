@@ -52,7 +52,7 @@ class LogReader:
             raise LogCorrupt(0, f"the format number {value!r} can't be read")
         if int(value) > keys.FORMAT_VERSION:
             raise FormatTooNew(
-                f"{self.store.location} has format {int(value)}, newer than {keys.FORMAT_VERSION}: upgrade ledgerq to read it"
+                f"{self.store.location} has format {int(value)}, newer than {keys.FORMAT_VERSION}: upgrade ledgerq"
             )
         return True
 

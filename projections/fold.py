@@ -1,0 +1,81 @@
+"""The fold: what follows from a stretch of the log, in memory. Replay, audit, rebuild and as-of are all this."""
+
+from typing import NamedTuple
+
+from ledgerq.eventlog.codec import RecordBatch
+from ledgerq.eventlog.errors import LogCorrupt
+from ledgerq.eventlog.events import (
+    Enqueued,
+    Event,
+    QueuePaused,
+    QueueResumed,
+    Rebuilt,
+    WriterClosed,
+    WriterOpened,
+)
+from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
+from ledgerq.projections.stats import Tally, stats_delta
+
+__all__ = ["Fold", "Transition"]
+
+
+class Transition(NamedTuple):
+    """One event with the job before and after it; both None for events that concern no job."""
+
+    offset: int
+    time_ms: int
+    event: Event
+    before: Job | None
+    after: Job | None
+
+
+class Fold:
+    """All jobs not yet swept, and all counters, after the events applied so far. Memory goes with the jobs."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[bytes, Job] = {}
+        self.tallies: dict[str, Tally] = {}
+        self.next_offset = 0
+        self.time_ms = 0
+
+    def tally(self, queue: str) -> Tally:
+        """The counters of `queue`, zero at first."""
+        tally = self.tallies.get(queue)
+        if tally is None:
+            tally = self.tallies[queue] = Tally()
+        return tally
+
+    def apply(self, offset: int, time_ms: int, event: Event) -> Transition:
+        """Apply one event; raises `LogCorrupt` for one that the state machine doesn't know in this state."""
+        self.next_offset = offset + 1
+        self.time_ms = time_ms
+        match event:
+            case QueuePaused() | QueueResumed():
+                self.tally(event.queue).paused = type(event) is QueuePaused
+                return Transition(offset, time_ms, event, None, None)
+            case WriterOpened() | WriterClosed() | Rebuilt():
+                return Transition(offset, time_ms, event, None, None)
+            case _:
+                pass
+        before = self.jobs.get(event.job_id)
+        if ("new" if before is None else before.state) not in TRANSITIONS[type(event)]:
+            state = "unknown" if before is None else before.state
+            raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense for a job that is {state}")
+        after: Job | None
+        if before is None:
+            assert isinstance(event, Enqueued)
+            queue, after = event.queue, born(event, offset, time_ms)
+        else:
+            queue, after = before.spec.queue, evolve(before, event, offset, time_ms)
+        self.tally(queue).add(stats_delta(before, event, after))
+        if after is None:
+            del self.jobs[event.job_id]
+        else:
+            self.jobs[event.job_id] = after
+        return Transition(offset, time_ms, event, before, after)
+
+    def apply_batch(self, batch: RecordBatch) -> None:
+        """Apply a whole record batch."""
+        apply, time_ms = self.apply, batch.time_ms
+        for offset, event in enumerate(batch.events, batch.base_offset):
+            apply(offset, time_ms, event)

@@ -1,0 +1,205 @@
+"""The live key indexes: where a job in some state is found. A pure function of the job, byte by byte.
+
+Integers are big-endian; a ULID is its 16 bytes; a queue's name holds no NUL.
+
+    i/job/ ULID                             the job's whole state, a msgpack array (`Job`)
+    i/pending/ QUEUE NUL PRIORITY OFFSET    ULID; priority u32, offset (u64) of the enqueued event
+    i/scheduled/ DUE OFFSET                 ULID; due ms u64, offset (u64) of the enqueued event
+    i/claimed/ ULID                         empty
+    i/finished/ SWEEP-AT ULID               empty; done, dead and cancelled jobs, sweep-at ms u64
+    i/dead/ QUEUE NUL OFFSET                ULID; offset (u64) of the enqueued event
+    i/unique/ QUEUE NUL KEY                 ULID of the job that holds the key
+    i/stats/ QUEUE                          counts: see stats.py
+
+A job keeps its place in the pending range for life: the offset is that of its enqueued event, so within one priority
+jobs are handed out in the order in which they were enqueued, also after a retry.
+"""
+
+import struct
+from typing import Final, NamedTuple
+
+from ledgerq.eventlog.codec import pack, unpack
+from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.errors import ProjectionDrift
+from ledgerq.eventlog.events import Enqueued
+from ledgerq.eventlog.keys import after_prefix
+from ledgerq.projections.job import FINISHED, Job
+
+__all__ = [
+    "INDEX_PREFIX",
+    "RANGES",
+    "IndexKey",
+    "claimed_key",
+    "dead_key",
+    "decode_job",
+    "finished_key",
+    "index_entries",
+    "job_key",
+    "parse_key",
+    "pending_key",
+    "pending_prefix",
+    "scheduled_key",
+    "stats_key",
+    "unique_key",
+]
+
+INDEX_PREFIX: Final = b"i/"
+JOB: Final = b"i/job/"
+PENDING: Final = b"i/pending/"
+SCHEDULED: Final = b"i/scheduled/"
+CLAIMED: Final = b"i/claimed/"
+FINISHED_PREFIX: Final = b"i/finished/"
+DEAD: Final = b"i/dead/"
+UNIQUE: Final = b"i/unique/"
+STATS: Final = b"i/stats/"
+RANGES: Final = {
+    "job": JOB,
+    "pending": PENDING,
+    "scheduled": SCHEDULED,
+    "claimed": CLAIMED,
+    "finished": FINISHED_PREFIX,
+    "dead": DEAD,
+    "unique": UNIQUE,
+    "stats": STATS,
+}
+
+ULID_BYTES: Final = 16
+_priority_offset = struct.Struct(">IQ")
+_due_offset = struct.Struct(">QQ")
+_u64 = struct.Struct(">Q")
+
+
+def job_key(job_id: bytes) -> bytes:
+    """`i/job/` ULID."""
+    return JOB + job_id
+
+
+def claimed_key(job_id: bytes) -> bytes:
+    """`i/claimed/` ULID."""
+    return CLAIMED + job_id
+
+
+def pending_prefix(queue: str) -> bytes:
+    """`i/pending/` QUEUE NUL: the pending range of one queue."""
+    return b"%b%b\0" % (PENDING, queue.encode())
+
+
+def pending_key(queue: str, priority: int, offset: int) -> bytes:
+    """`i/pending/` QUEUE NUL, priority u32, offset u64."""
+    return pending_prefix(queue) + _priority_offset.pack(priority, offset)
+
+
+def pending_place(key: bytes) -> tuple[int, int]:
+    """(priority, offset) of a pending key."""
+    place: tuple[int, int] = _priority_offset.unpack(key[-_priority_offset.size :])
+    return place
+
+
+def scheduled_key(due_ms: int, offset: int) -> bytes:
+    """`i/scheduled/`, due ms u64, offset u64."""
+    return SCHEDULED + _due_offset.pack(due_ms, offset)
+
+
+def finished_key(sweep_at_ms: int, job_id: bytes) -> bytes:
+    """`i/finished/`, sweep-at ms u64, ULID."""
+    return FINISHED_PREFIX + _u64.pack(sweep_at_ms) + job_id
+
+
+def leading_ms(key: bytes, prefix: bytes) -> int:
+    """The time that a key of a time-ordered range starts with."""
+    value: int = _u64.unpack_from(key, len(prefix))[0]
+    return value
+
+
+def dead_key(queue: str, offset: int) -> bytes:
+    """`i/dead/` QUEUE NUL, offset u64."""
+    return b"%b%b\0%b" % (DEAD, queue.encode(), _u64.pack(offset))
+
+
+def dead_prefix(queue: str) -> bytes:
+    """`i/dead/` QUEUE NUL: the dead letters of one queue."""
+    return b"%b%b\0" % (DEAD, queue.encode())
+
+
+def unique_key(queue: str, key: bytes) -> bytes:
+    """`i/unique/` QUEUE NUL KEY."""
+    return b"%b%b\0%b" % (UNIQUE, queue.encode(), key)
+
+
+def stats_key(queue: str) -> bytes:
+    """`i/stats/` QUEUE."""
+    return STATS + queue.encode()
+
+
+def index_entries(job: Job) -> dict[bytes, bytes]:
+    """Every index row that a job in this state has: the one place that says so."""
+    job_id, state = job.spec.job_id, job.state
+    entries = {JOB + job_id: pack(job)}
+    if state == "pending":
+        entries[pending_key(job.spec.queue, job.spec.priority, job.offset)] = job_id
+    elif state == "claimed":
+        entries[CLAIMED + job_id] = b""
+    elif state == "scheduled":
+        entries[scheduled_key(job.due_ms, job.offset)] = job_id
+    elif state in FINISHED:
+        entries[finished_key(job.sweep_at_ms, job_id)] = b""
+        if state == "dead":
+            entries[dead_key(job.spec.queue, job.offset)] = job_id
+    if job.unique_held and job.spec.unique_key is not None:
+        entries[unique_key(job.spec.queue, job.spec.unique_key)] = job_id
+    return entries
+
+
+def decode_job(value: bytes) -> Job:
+    """The job in a row of the job range; raises `ProjectionDrift` when the row is malformed."""
+    try:
+        spec, *rest = unpack(value)
+        return Job(Enqueued._make(spec), *rest)
+    except (ValueError, TypeError) as error:
+        raise ProjectionDrift(f"a job's index row can't be decoded ({error}): run rebuild-projections") from error
+
+
+class IndexKey(NamedTuple):
+    """An index key taken apart: its range, what it says in readable form, and the job it belongs to, if any."""
+
+    range_name: str
+    text: str
+    job_id: bytes | None
+
+
+def parse_key(key: bytes, value: bytes) -> IndexKey:
+    """Take an index row apart, also one that was damaged: what can't be read is shown as hexadecimal digits."""
+    for name, prefix in RANGES.items():
+        if key.startswith(prefix):
+            rest = key[len(prefix) :]
+            try:
+                return _parse(name, rest, value)
+            except (ValueError, struct.error):
+                return IndexKey(name, f"unreadable key {rest.hex()}", None)
+    return IndexKey("unknown", f"key {key.hex()}", None)
+
+
+def _parse(name: str, rest: bytes, value: bytes) -> IndexKey:
+    if name == "stats":
+        return IndexKey(name, f"queue {rest.decode()!r}", None)
+    if name in ("job", "claimed"):
+        return IndexKey(name, f"job {job_id_text(rest)}", rest)
+    if name == "finished":
+        return IndexKey(name, f"sweep at {_u64.unpack(rest[:8])[0]} ms, job {job_id_text(rest[8:])}", rest[8:])
+    job_id = value if len(value) == ULID_BYTES else None
+    if name == "scheduled":
+        due_ms, offset = _due_offset.unpack(rest)
+        return IndexKey(name, f"due {due_ms} ms, offset {offset}", job_id)
+    queue, _, tail = rest.partition(b"\0")
+    where = f"queue {queue.decode()!r}"
+    if name == "pending":
+        priority, offset = _priority_offset.unpack(tail)
+        return IndexKey(name, f"{where}, priority {priority}, offset {offset}", job_id)
+    if name == "dead":
+        return IndexKey(name, f"{where}, offset {_u64.unpack(tail)[0]}", job_id)
+    return IndexKey(name, f"{where}, unique key {tail!r}", job_id)
+
+
+def range_bounds(name: str) -> tuple[bytes, bytes]:
+    """First key and stop key of a range."""
+    return RANGES[name], after_prefix(RANGES[name])

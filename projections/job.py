@@ -1,0 +1,175 @@
+"""The job's state machine: the table of its transitions, and `evolve`, which says what a job is after an event.
+
+`evolve` has no opinions: it gathers what an event says. What may happen is decided in worker/decisions.py, by the same
+table. Next: indexes.py says where a job in some state is found, stats.py what is counted.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple, assert_never
+
+from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.events import (
+    Acked,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    Enqueued,
+    JobEvent,
+    LeaseExpired,
+    Nacked,
+    Promoted,
+    Requeued,
+    State,
+    Swept,
+)
+
+__all__ = ["FINISHED", "TRANSITIONS", "Job", "born", "evolve", "may"]
+
+FINISHED: Final[frozenset[State]] = frozenset({"done", "dead", "cancelled"})
+
+# Event -> state before -> the states that may follow. "new": before the first event; "gone": the record is deleted.
+TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = MappingProxyType(
+    {
+        Enqueued: {"new": ("pending", "scheduled")},
+        Promoted: {"scheduled": ("pending",)},
+        Claimed: {"pending": ("claimed",)},
+        Acked: {"claimed": ("done",)},
+        Nacked: {"claimed": ("scheduled", "pending", "dead")},
+        LeaseExpired: {"claimed": ("pending", "dead")},
+        CancelRequested: {"claimed": ("claimed",)},
+        Cancelled: {"pending": ("cancelled",), "scheduled": ("cancelled",)},
+        Requeued: {"dead": ("pending",)},
+        Swept: {"done": ("gone",), "dead": ("gone",), "cancelled": ("gone",)},
+    }
+)
+
+
+class Job(NamedTuple):
+    """A job's whole state, as the fold of its events. Times are ms since the Unix epoch; 0 where none applies.
+
+    `spec` is its first event, `offset` and `enqueued_ms` that event's place and time; `changed_ms` is the commit time
+    of the last event, `claim_offset` the offset of the current (or last) claim, `offsets` those of all its later events.
+    """
+
+    spec: Enqueued
+    offset: int
+    enqueued_ms: int
+    state: State
+    attempt: int
+    changed_ms: int
+    due_ms: int
+    claim_offset: int
+    lease_ms: int
+    worker: str | None
+    sweep_at_ms: int
+    error: str
+    cancel_requested: bool
+    unique_held: bool
+    offsets: tuple[int, ...]
+
+    @property
+    def id(self) -> bytes:
+        """The ULID's 16 bytes."""
+        return self.spec.job_id
+
+    @property
+    def job_id(self) -> str:
+        """The ULID's text."""
+        return job_id_text(self.spec.job_id)
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self.spec.queue
+
+    @property
+    def priority(self) -> int:
+        """Lower is handed out first."""
+        return self.spec.priority
+
+    @property
+    def max_attempts(self) -> int:
+        """How many claims may fail before the job is dead."""
+        return self.spec.max_attempts
+
+
+def may(state: str, event_type: type[JobEvent]) -> bool:
+    """Whether a job in `state` can have an event of this type."""
+    return state in TRANSITIONS[event_type]
+
+
+def born(event: Enqueued, offset: int, time_ms: int) -> Job:
+    """The job after its first event."""
+    return Job(
+        spec=event,
+        offset=offset,
+        enqueued_ms=time_ms,
+        state="scheduled" if event.due_ms else "pending",
+        attempt=0,
+        changed_ms=time_ms,
+        due_ms=event.due_ms,
+        claim_offset=0,
+        lease_ms=0,
+        worker=None,
+        sweep_at_ms=0,
+        error="",
+        cancel_requested=False,
+        unique_held=event.unique_key is not None,
+        offsets=(),
+    )
+
+
+def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
+    """The job after `event`, which stands at `offset` in a commit of `time_ms`; None when the job is gone."""
+    held = job.unique_held
+    attempt, due_ms, sweep_at_ms = job.attempt, 0, 0
+    claim_offset, lease_ms, worker = job.claim_offset, 0, job.worker
+    error, cancel_requested = job.error, False
+    state: State
+    match event:
+        case Claimed():
+            state, attempt = "claimed", event.attempt
+            claim_offset, lease_ms, worker = offset, event.lease_ms, event.worker
+            held = held and job.spec.unique_until != "claimed"
+        case Acked():
+            state, sweep_at_ms, held = "done", event.sweep_at_ms, False
+        case Nacked():
+            state, due_ms, sweep_at_ms, error = event.to, event.due_ms, event.sweep_at_ms, event.error
+            attempt -= event.released
+            held = held and state != "dead"
+        case LeaseExpired():
+            state, sweep_at_ms, error = event.to, event.sweep_at_ms, event.reason
+            held = held and state != "dead"
+        case Promoted():
+            state = "pending"
+        case CancelRequested():
+            state, lease_ms, cancel_requested = "claimed", job.lease_ms, True
+        case Cancelled():
+            state, sweep_at_ms, held = "cancelled", event.sweep_at_ms, False
+        case Requeued():
+            state, attempt = "pending", 0
+            held = job.spec.unique_key is not None and job.spec.unique_until == "finished"
+        case Swept():
+            return None
+        case Enqueued():
+            return born(event, offset, time_ms)
+        case _:
+            assert_never(event)
+    return Job(
+        job.spec,
+        job.offset,
+        job.enqueued_ms,
+        state,
+        attempt,
+        time_ms,
+        due_ms,
+        claim_offset,
+        lease_ms,
+        worker,
+        sweep_at_ms,
+        error,
+        cancel_requested,
+        held,
+        (*job.offsets, offset),
+    )
