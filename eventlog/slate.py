@@ -1,0 +1,236 @@
+"""The store on SlateDB, opened for writing: batches, explicit flushes, and what a file system needs besides.
+
+`open_slate` is the way in. Reading is in `slate_reads.py`, a reader for other processes in `slate_reader.py`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+from slatedb.uniffi import CloseOptions, Db, DbBuilder, FlushOptions, FlushType, ObjectStore
+
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.errors import (
+    ClockWentBack,
+    Fenced,
+    InvalidArgument,
+    LedgerError,
+    LogPoisoned,
+    OutcomeUnknown,
+    QueueClosed,
+    StoreUnavailable,
+)
+from ledgerq.eventlog.fastlane import best_lane
+from ledgerq.eventlog.filesync import FileSync
+from ledgerq.eventlog.lane import Lane, SlateBatch
+from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.slate_errors import SLATE_ERRORS, closed_error, late_error, translate
+from ledgerq.eventlog.slate_options import StoreOptions
+from ledgerq.eventlog.slate_reads import SlateReads
+from ledgerq.eventlog.store import Anchor, Batch
+from ledgerq.eventlog.upkeep import run_upkeep
+
+__all__ = ["SlateStore", "open_slate"]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+# One for the commit that waits, one for the syncing of sorted files behind it.
+_SYNC_THREADS: Final = 2
+
+
+class SlateStore(SlateReads):
+    """A SlateDB database opened for writing; open it with `open_slate`. Reads see what was written, durable or not."""
+
+    def __init__(self, db: Db, lane: Lane, location: Location, clock: Clock, options: StoreOptions) -> None:
+        """Own the open `db`; `started` must follow."""
+        super().__init__(db, lane, location.original)
+        self._place = location
+        self._clock = clock
+        self._options = options
+        self._threads = ThreadPoolExecutor(_SYNC_THREADS, "ledgerq-sync")
+        self._files = FileSync(location.folder, fsync=options.fsync) if location.is_file else None
+        self._broken: LedgerError | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Task[None] | None = None
+        self._wal_flushes = 0
+        self._is_flushing_memtable = False
+
+    async def started(self) -> None:
+        """Make durable what an earlier writer left, and begin the upkeep."""
+        if self._files is None:
+            return
+        await self._in_thread(self._files.opened)
+        if self._options.fsync:
+            self._spawn(run_upkeep(self._place, self._options, self._clock, self._sync_behind))
+
+    def batch(self) -> Batch:
+        """A new, empty batch; it can be written once."""
+        self._check()
+        return self._lane.batch()
+
+    async def write(self, batch: Batch) -> None:
+        """Apply `batch` atomically after those written before; it may not be durable yet.
+
+        Raises `Fenced`, `ClockWentBack` (nothing was written, try later), `StoreUnavailable`, `OutcomeUnknown`.
+        """
+        self._check_writable()
+        if not isinstance(batch, SlateBatch):
+            raise InvalidArgument(f"a batch of this store is needed, not {type(batch).__name__}")
+        if batch.is_empty:
+            return
+        try:
+            async with asyncio.timeout(self._options.commit_timeout_s):
+                await self._lane.write(self._db, batch)
+        except TimeoutError as error:
+            raise self._broke(late_error(self.location, "a write", self._options.commit_timeout_s)) from error
+        except SLATE_ERRORS as error:
+            raise self._broke(translate(error, self.location)) from error
+
+    async def sync(self, anchor: Anchor) -> None:
+        """Return when every batch written before this call is durable; a file store has noted `anchor` then.
+
+        Raises like `write`; after an error it is unknown which of those batches are durable.
+        """
+        self._check_writable()
+        try:
+            async with asyncio.timeout(self._options.commit_timeout_s):
+                await self._lane.flush_wal(self._db)
+                if self._files is not None:
+                    await self._in_thread(self._files.commit, anchor)
+        except TimeoutError as error:
+            raise self._broke(late_error(self.location, "a commit", self._options.commit_timeout_s)) from error
+        except SLATE_ERRORS as error:
+            raise self._broke(translate(error, self.location)) from error
+        except OSError as error:
+            # After a failed fsync the kernel may have dropped the data, so another fsync would prove nothing.
+            unknown = OutcomeUnknown(
+                f"{self.location}: syncing to the disk failed ({error}), so the last commit may or may not be in the "
+                "log; check the disk, then open it again to learn which"
+            )
+            raise self._broke(unknown) from error
+        self._count_flush()
+
+    def failure(self) -> LedgerError | None:
+        """Why the store no longer takes writes, as far as it has noticed by itself; else None."""
+        if self._broken is not None:
+            return self._broken
+        if self._is_closed:
+            return QueueClosed(f"{self.location} was closed; open it again")
+        self._check()
+        reason = self._db.status().close_reason
+        return None if reason is None else closed_error(reason, self.location)
+
+    async def read_anchor(self) -> Anchor | None:
+        """The newest anchor that can be read, or None when there is none."""
+        self._check()
+        if self._files is None:
+            return None
+        try:
+            return await self._in_thread(self._files.anchor.read)
+        except OSError as error:
+            raise StoreUnavailable(f"{self.location}: its anchor can't be read: {error}") from error
+
+    async def close(self) -> None:
+        """Flush, give back what is held; a second call does nothing. Takes at most `commit_timeout_s` per step."""
+        if self._closing is None:
+            self._check()
+            self._closing = asyncio.create_task(self._close())
+        # The work goes on when the caller is cancelled: half a close would leave threads and a fence behind.
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        self._is_closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(self._options.commit_timeout_s):
+                # What is in sorted files need not be replayed by the next opener.
+                flush = None if self._broken is not None else FlushType.MEM_TABLE
+                await self._db.shutdown_with_options(CloseOptions(flush_type=flush))
+                if self._files is not None:
+                    await self._in_thread(self._files.sync_behind)
+        except (TimeoutError, OSError, *SLATE_ERRORS) as error:
+            # Nothing acknowledged depends on it: an acknowledged commit was durable before.
+            if not isinstance(self._broken, Fenced):
+                _log.warning("%s: closing did not finish: %r", self.location, error)
+        finally:
+            if self._files is not None:
+                self._files.close()
+            self._threads.shutdown(wait=False)
+
+    def _count_flush(self) -> None:
+        self._wal_flushes += 1
+        limit = self._options.max_wal_flushes_before_l0_flush or (1000 if self._place.is_file else 128)
+        if self._wal_flushes >= limit and not self._is_flushing_memtable:
+            self._wal_flushes = 0
+            self._is_flushing_memtable = True
+            self._spawn(self._flush_memtable())
+
+    async def _flush_memtable(self) -> None:
+        """Move what is in memory to a sorted file, so that the next opener has few log files to read."""
+        try:
+            await self._db.flush_with_options(FlushOptions(flush_type=FlushType.MEM_TABLE))
+        except SLATE_ERRORS as error:
+            _log.info("%s: moving the log to a sorted file failed: %s", self.location, error)
+        finally:
+            self._is_flushing_memtable = False
+
+    async def _sync_behind(self) -> None:
+        if self._files is not None:
+            await self._in_thread(self._files.sync_behind)
+
+    def _in_thread(self, function: Callable[..., _T], *arguments: object) -> asyncio.Future[_T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _check_writable(self) -> None:
+        self._check()
+        if isinstance(self._broken, Fenced):
+            raise Fenced(*self._broken.args)
+        if self._broken is not None:
+            raise LogPoisoned(f"{self.location} takes no more writes since one failed ({self._broken}); open it again")
+
+    def _broke(self, error: LedgerError) -> LedgerError:
+        # The clock catches up, and a refused argument wrote nothing; after anything else the outcome is unknown.
+        if not isinstance(error, ClockWentBack | InvalidArgument) and self._broken is None:
+            self._broken = error
+        return error
+
+
+async def open_slate(
+    location: Location,
+    *,
+    clock: Clock,
+    options: StoreOptions | None = None,
+    create: bool = True,
+    lane: Lane | None = None,
+) -> SlateStore:
+    """Open the store at `location` for writing, which fences every earlier writer of it.
+
+    Raises `StoreUnavailable` with the cause, `StoreNotFound` when there is none and `create` is False.
+    """
+    options = options or StoreOptions()
+    try:
+        async with asyncio.timeout(options.open_timeout_s):
+            builder = DbBuilder(location.database, ObjectStore.resolve(location.root))
+            builder.with_settings(options.slate_settings(embedded_gc=not (location.is_file and options.fsync)))
+            builder.with_db_cache(options.new_cache(), 0)
+            store = SlateStore(await builder.build(), lane or best_lane(), location, clock, options)
+            await store.started()
+            return store
+    except TimeoutError as error:
+        raise StoreUnavailable(
+            f"{location.original} could not be opened within {options.open_timeout_s:g} s: check that it can be "
+            "reached, or raise open_timeout_s"
+        ) from error
+    except OSError as error:
+        raise StoreUnavailable(f"{location.original} could not be opened: {error}") from error
+    except SLATE_ERRORS as error:
+        raise translate(error, location.original) from error

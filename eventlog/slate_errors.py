@@ -1,0 +1,67 @@
+"""SlateDB's errors in our own tree: nothing of the binding's exceptions leaves `eventlog`."""
+
+import re
+from typing import Final
+
+from slatedb.uniffi import CloseReason, Error, InternalError
+
+from ledgerq.eventlog.errors import (
+    ClockWentBack,
+    Fenced,
+    InvalidArgument,
+    LedgerError,
+    LogPoisoned,
+    OutcomeUnknown,
+    QueueClosed,
+    StoreNotFound,
+    StoreUnavailable,
+)
+
+__all__ = ["SLATE_ERRORS", "closed_error", "late_error", "translate"]
+
+# A Rust panic comes as InternalError, which is no subclass of Error.
+SLATE_ERRORS: Final = (Error, InternalError)
+
+_CLOCK: Final = re.compile(r"invalid clock tick.*last_tick=`(-?\d+)`, next_tick=`(-?\d+)`")
+_NOT_FOUND: Final = ("failed to find latest transactional object", "failed to find manifest")
+
+
+def translate(error: BaseException, url: str) -> LedgerError:
+    """The error of our tree for one of `SLATE_ERRORS`, raised by the store at `url`."""
+    message = str(getattr(error, "message", error))
+    if isinstance(error, InternalError):
+        return LogPoisoned(f"{url}: SlateDB failed inside ({message}); what it holds is unknown, open it again")
+    if isinstance(error, Error.Closed):
+        return closed_error(error.reason, url, message)
+    if (tick := _CLOCK.search(message)) is not None:
+        return ClockWentBack(now_ms=int(tick[2]), last_ms=int(tick[1]))
+    if any(text in message for text in _NOT_FOUND):
+        return StoreNotFound(f"there is no store at {url}; check the URL, or open it for writing to create one")
+    if isinstance(error, Error.Invalid):
+        return InvalidArgument(f"{url}: {message}")
+    if isinstance(error, Error.Unavailable):
+        return StoreUnavailable(f"{url}: {message}")
+    if isinstance(error, Error.Data):
+        return LogPoisoned(
+            f"{url}: the store's files are damaged or missing ({message}); restore them from a copy, then open it again"
+        )
+    return LogPoisoned(f"{url}: {message}; what it holds is unknown, open it again")
+
+
+def closed_error(reason: CloseReason, url: str, message: str = "") -> LedgerError:
+    """Why a database handle is closed."""
+    if reason == CloseReason.FENCED:
+        return Fenced(
+            f"another process opened {url} for writing, and this one was fenced: stop it, or open it again to take over"
+        )
+    if reason == CloseReason.CLEAN:
+        return QueueClosed(f"{url} was closed; open it again")
+    return LogPoisoned(f"{url}: SlateDB stopped ({reason.name} {message}); open it again to learn what it holds")
+
+
+def late_error(url: str, what: str, limit_s: float) -> OutcomeUnknown:
+    """A write was not confirmed within `limit_s` seconds."""
+    return OutcomeUnknown(
+        f"{url}: {what} was not confirmed within {limit_s:g} s, so it may or may not be in the log; "
+        "check that the store can be reached, then open it again to learn which"
+    )

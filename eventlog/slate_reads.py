@@ -1,0 +1,116 @@
+"""Reading from SlateDB, the same for the writer and for readers in other processes."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from slatedb.uniffi import Db, DbReader
+
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, QueueClosed, WrongProcess
+from ledgerq.eventlog.lane import Lane
+from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
+from ledgerq.eventlog.store import Row
+
+__all__ = ["SlateReads"]
+
+_FIRST_PAGE_ROWS: Final = 64
+_PAGE_BYTES: Final = 8 * 1024 * 1024
+# A point read costs about as much as 25 rows of a scan, but a scan that finds nothing wanted could go on for ever.
+_HIT_SHARE: Final = 4
+_SCAN_FROM_KEYS: Final = 8
+_GETS_AT_ONCE: Final = 64
+
+
+class SlateReads:
+    """An open database, read through a lane."""
+
+    def __init__(self, db: Db | DbReader, lane: Lane, location: str) -> None:
+        """Read from `db`, which this object now owns."""
+        self._db = db
+        self._lane = lane
+        self._location = location
+        self._pid = os.getpid()
+        self._is_closed = False
+
+    @property
+    def location(self) -> str:
+        """The URL it was opened by, for messages."""
+        return self._location
+
+    async def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, or None."""
+        self._check()
+        try:
+            return await self._lane.get(self._db, key)
+        except SLATE_ERRORS as error:
+            raise self._failed(error) from error
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of `keys`, in the order asked; cheapest when the keys lie close together."""
+        self._check()
+        wanted = sorted(set(keys))
+        found: dict[bytes, bytes | None] = {}
+        if len(wanted) >= _SCAN_FROM_KEYS:
+            wanted = await self._scan_dense(wanted, found)
+        for at in range(0, len(wanted), _GETS_AT_ONCE):
+            some = wanted[at : at + _GETS_AT_ONCE]
+            found.update(zip(some, await asyncio.gather(*map(self.get, some)), strict=True))
+        return [found.get(key) for key in keys]
+
+    async def _scan_dense(self, wanted: list[bytes], found: dict[bytes, bytes | None]) -> list[bytes]:
+        """Fill `found` by one scan as long as it meets mostly keys of `wanted`; returns the keys not yet looked for."""
+        missing = set(wanted)
+        page_rows = max(_FIRST_PAGE_ROWS, min(len(wanted), 1000))
+        async for rows in self._pages(wanted[0], wanted[-1] + b"\0", False, page_rows):
+            hits = [row for row in rows if row[0] in missing]
+            found.update(hits)
+            if len(hits) * _HIT_SHARE < len(rows):
+                last = rows[-1][0]
+                return [key for key in wanted if key > last]
+        return []
+
+    async def scan(
+        self, start: bytes, stop: bytes, *, reverse: bool = False, page_rows: int = 1000
+    ) -> AsyncIterator[list[Row]]:
+        """Rows with `start <= key < stop` in key order (or the reverse), as of the first page, in non-empty pages.
+
+        Pages hold at most `page_rows` rows, and about 8 MiB; the first one is small.
+        """
+        if page_rows < 1:
+            raise InvalidArgument(f"page_rows must be at least 1, not {page_rows}")
+        self._check()
+        async for rows in self._pages(start, stop, reverse, page_rows):
+            yield rows
+
+    async def _pages(self, start: bytes, stop: bytes, reverse: bool, page_rows: int) -> AsyncIterator[list[Row]]:
+        if start >= stop:
+            return
+        limit = min(page_rows, _FIRST_PAGE_ROWS)
+        try:
+            iterator = await self._lane.scan(self._db, start, stop, reverse=reverse)
+            while rows := await self._lane.next_rows(iterator, limit):
+                is_last = len(rows) < limit
+                if is_last:
+                    # It holds files and memory of SlateDB's, and the caller may keep this generator for long.
+                    del iterator
+                yield rows
+                if is_last:
+                    return
+                self._check()
+                row_bytes = sum(len(value) for _, value in rows) // len(rows) + 1
+                limit = max(1, min(page_rows, _PAGE_BYTES // row_bytes))
+        except SLATE_ERRORS as error:
+            raise self._failed(error) from error
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise WrongProcess(
+                f"{self._location} was opened in process {self._pid} and used in its forked child {os.getpid()}: "
+                "open it in the child, or start children with multiprocessing's spawn method"
+            )
+        if self._is_closed:
+            raise QueueClosed(f"{self._location} was closed; open it again")
+
+    def _failed(self, error: BaseException) -> LedgerError:
+        return translate(error, self._location)

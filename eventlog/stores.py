@@ -1,0 +1,21 @@
+"""Opening a store by its URL."""
+
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.slate import open_slate
+from ledgerq.eventlog.slate_options import StoreOptions
+from ledgerq.eventlog.store import Store
+
+__all__ = ["open_store"]
+
+
+async def open_store(url: str, *, clock: Clock, options: StoreOptions | None = None, create: bool = True) -> Store:
+    """Open the store at `url` for writing, which fences every earlier writer of it.
+
+    Raises `InvalidArgument` for a URL that names no store, `StoreUnavailable` with the cause when it can't be opened,
+    `StoreNotFound` when there is none and `create` is False. Each `memory:///` is a new, private store.
+    """
+    location = parse_location(url)
+    if location.is_memory:
+        return MemoryStore()
+    return await open_slate(location, clock=clock, options=options, create=create)

@@ -1,0 +1,53 @@
+"""What a file store with fsync needs in the background: sorted files are synced, then what they replaced is removed.
+
+SlateDB's own garbage collector would remove a log file as soon as a manifest no longer needs it, however new the sorted
+file that took its place: a power cut could then leave neither. So here it runs on our schedule, right after everything
+it relies on was synced.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from slatedb.uniffi import AdminBuilder, GarbageCollectorDirectoryOptions, GarbageCollectorOptions, ObjectStore
+
+from ledgerq.eventlog.clock import Clock, sleep_until
+from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.slate_errors import SLATE_ERRORS
+from ledgerq.eventlog.slate_options import StoreOptions
+
+__all__ = ["run_upkeep"]
+
+_log = logging.getLogger(__name__)
+_SYNC_EVERY_MS: Final = 10_000
+
+
+async def run_upkeep(
+    location: Location, options: StoreOptions, clock: Clock, sync_behind: Callable[[], Awaitable[None]]
+) -> None:
+    """Sync every 10 s and collect garbage every `gc_interval_s`, until cancelled; a failed round is tried again."""
+    gc_every_ms = round(options.gc_interval_s * 1000)
+    gc_due_ms = clock.now_ms() + gc_every_ms
+    while True:
+        await sleep_until(clock, clock.now_ms() + min(_SYNC_EVERY_MS, gc_every_ms))
+        try:
+            await sync_behind()
+            if clock.now_ms() >= gc_due_ms:
+                gc_due_ms = clock.now_ms() + gc_every_ms
+                await _collect(location, options)
+        except OSError as error:
+            _log.warning("%s: syncing sorted files failed, trying again: %s", location.original, error)
+        except SLATE_ERRORS as error:
+            _log.warning("%s: removing old files failed, trying again: %s", location.original, error)
+
+
+async def _collect(location: Location, options: StoreOptions) -> None:
+    unused = GarbageCollectorDirectoryOptions(
+        interval_ms=None, min_age_ms=round(options.gc_age_s * 1000), dry_run=False
+    )
+    # No wal_fence_options: that collector can lose acknowledged writes.
+    kinds = GarbageCollectorOptions(
+        manifest_options=unused, wal_options=unused, compacted_options=unused, compactions_options=unused
+    )
+    admin = AdminBuilder(location.database, ObjectStore.resolve(location.root)).build()
+    await admin.run_gc_once(kinds)
