@@ -2,6 +2,7 @@
 
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.eventlog.slate import open_slate
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.store import Store
