@@ -9,16 +9,20 @@ An encoded anchor, a *slot*, is 128 bytes, integers big-endian:
     56 digest (32)         88  zero              112 BLAKE2b-128 of bytes 0 to 111
 """
 
+import asyncio
+import logging
 import os
 import struct
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError
+from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.store import Anchor
 
-__all__ = ["SLOT_BYTES", "FileAnchor", "decode_slot", "encode_slot"]
+__all__ = ["SLOT_BYTES", "FileAnchor", "ObjectAnchor", "decode_slot", "encode_slot"]
 
 SLOT_BYTES: Final = 128
 _MAGIC: Final = b"ledgerqA"
@@ -28,6 +32,10 @@ _SUM_BYTES: Final = 16
 # Each slot has a disk block of its own, so that writing one can never tear the other.
 _SLOT_AT: Final = (0, 4096)
 _FILE_BYTES: Final = 8192
+# Each write is a billed request, so the object may lag by this much.
+_OBJECT_EVERY_MS: Final = 60_000
+
+_log = logging.getLogger(__name__)
 
 
 def encode_slot(sequence: int, anchor: Anchor) -> bytes:
@@ -108,6 +116,53 @@ class FileAnchor:
             if self._fsync:
                 os.fsync(self._fd)
                 _sync_folder(self._path.parent)
+
+
+class ObjectAnchor:
+    """The object `anchor` under the store's prefix, written at most once a minute and at close.
+
+    It is written behind the commits and never delays one; a write that fails is logged and tried a minute later.
+    """
+
+    def __init__(self, objects: Objects, clock: Clock) -> None:
+        """Keep the anchor among `objects`; nothing is requested yet."""
+        self._objects = objects
+        self._clock = clock
+        self._noted: Anchor | None = None
+        self._written: Anchor | None = None
+        self._due_ms = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def read(self) -> Anchor | None:
+        """The anchor, or None. Raises `StoreUnavailable`; never writes."""
+        data = await self._objects.get("anchor")
+        found = decode_slot(data) if data is not None else None
+        return found[1] if found is not None else None
+
+    def note(self, anchor: Anchor) -> None:
+        """Take note of a durable commit, and begin to write it if a minute has passed since the last one."""
+        self._noted = anchor
+        now_ms = self._clock.now_ms()
+        # A clock that was set back must not silence the anchor.
+        is_due = now_ms >= self._due_ms or now_ms < self._due_ms - _OBJECT_EVERY_MS
+        if is_due and (self._task is None or self._task.done()):
+            self._due_ms = now_ms + _OBJECT_EVERY_MS
+            self._task = asyncio.create_task(self._write(anchor))
+
+    async def close(self, *, write_last: bool) -> None:
+        """Wait for the write under way; with `write_last` write the newest anchor if it wasn't yet."""
+        if self._task is not None:
+            await self._task
+        if write_last and self._noted is not None and self._noted != self._written:
+            await self._write(self._noted)
+
+    async def _write(self, anchor: Anchor) -> None:
+        try:
+            # One object replaces the other, so their order needs no sequence.
+            await self._objects.put("anchor", encode_slot(0, anchor))
+            self._written = anchor
+        except LedgerError as error:
+            _log.warning("the anchor was not written, trying again in a minute: %s", error)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 from slatedb.uniffi import CloseOptions, Db, DbBuilder, FlushOptions, FlushType, ObjectStore
 
+from ledgerq.eventlog.anchor import ObjectAnchor
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import (
     ClockWentBack,
@@ -26,6 +27,8 @@ from ledgerq.eventlog.fastlane import best_lane
 from ledgerq.eventlog.filesync import FileSync
 from ledgerq.eventlog.lane import Lane, SlateBatch
 from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_writable
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, closed_error, late_error, translate
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reads import SlateReads
@@ -38,6 +41,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 # One for the commit that waits, one for the syncing of sorted files behind it.
 _SYNC_THREADS: Final = 2
+_ANCHOR_LIMIT_S: Final = 10.0
 
 
 class SlateStore(SlateReads):
@@ -51,6 +55,9 @@ class SlateStore(SlateReads):
         self._options = options
         self._threads = ThreadPoolExecutor(_SYNC_THREADS, "ledgerq-sync")
         self._files = FileSync(location.folder, fsync=options.fsync) if location.is_file else None
+        self._anchor: ObjectAnchor | None = None
+        if not location.is_file:
+            self._anchor = ObjectAnchor(Objects(location, limit_s=_ANCHOR_LIMIT_S), clock)
         self._broken: LedgerError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
@@ -110,6 +117,8 @@ class SlateStore(SlateReads):
                 "log; check the disk, then open it again to learn which"
             )
             raise self._broke(unknown) from error
+        if self._anchor is not None:
+            self._anchor.note(anchor)
         self._count_flush()
 
     def failure(self) -> LedgerError | None:
@@ -125,6 +134,8 @@ class SlateStore(SlateReads):
     async def read_anchor(self) -> Anchor | None:
         """The newest anchor that can be read, or None when there is none."""
         self._check()
+        if self._anchor is not None:
+            return await self._anchor.read()
         if self._files is None:
             return None
         try:
@@ -150,8 +161,9 @@ class SlateStore(SlateReads):
                 # What is in sorted files need not be replayed by the next opener.
                 flush = None if self._broken is not None else FlushType.MEM_TABLE
                 await self._db.shutdown_with_options(CloseOptions(flush_type=flush))
-                if self._files is not None:
-                    await self._in_thread(self._files.sync_behind)
+                await self._sync_behind()
+                if self._anchor is not None:
+                    await self._anchor.close(write_last=self._broken is None)
         except (TimeoutError, OSError, *SLATE_ERRORS) as error:
             # Nothing acknowledged depends on it: an acknowledged commit was durable before.
             if not isinstance(self._broken, Fenced):
@@ -217,13 +229,18 @@ async def open_slate(
     Raises `StoreUnavailable` with the cause, `StoreNotFound` when there is none and `create` is False.
     """
     options = options or StoreOptions()
+    await check_writable(location, create=create, limit_s=min(PREFLIGHT_LIMIT_S, options.open_timeout_s))
     try:
         async with asyncio.timeout(options.open_timeout_s):
             builder = DbBuilder(location.database, ObjectStore.resolve(location.root))
             builder.with_settings(options.slate_settings(embedded_gc=not (location.is_file and options.fsync)))
             builder.with_db_cache(options.new_cache(), 0)
             store = SlateStore(await builder.build(), lane or best_lane(), location, clock, options)
-            await store.started()
+            try:
+                await store.started()
+            except BaseException:
+                await store.close()
+                raise
             return store
     except TimeoutError as error:
         raise StoreUnavailable(

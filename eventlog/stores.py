@@ -1,13 +1,15 @@
 """Opening a store by its URL."""
 
 from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.errors import StoreNotFound
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.eventlog.slate import open_slate
 from ledgerq.eventlog.slate_options import StoreOptions
-from ledgerq.eventlog.store import Store
+from ledgerq.eventlog.slate_reader import open_slate_reader
+from ledgerq.eventlog.store import ReadStore, Store
 
-__all__ = ["open_store"]
+__all__ = ["open_reader", "open_store"]
 
 
 async def open_store(url: str, *, clock: Clock, options: StoreOptions | None = None, create: bool = True) -> Store:
@@ -20,3 +22,15 @@ async def open_store(url: str, *, clock: Clock, options: StoreOptions | None = N
     if location.is_memory:
         return MemoryStore()
     return await open_slate(location, clock=clock, options=options, create=create)
+
+
+async def open_reader(url: str, *, pinned: bool = False, poll_interval_ms: int = 500) -> ReadStore:
+    """Open the store at `url` for reading, beside its writer; it writes nothing and fences nobody.
+
+    New commits are seen within about `poll_interval_ms`, or never when `pinned`. Raises `InvalidArgument`,
+    `StoreNotFound`, `StoreUnavailable`.
+    """
+    location = parse_location(url)
+    if location.is_memory:
+        raise StoreNotFound(f"{url}: a memory store is readable only through the object that opened it")
+    return await open_slate_reader(location, poll_interval_ms=poll_interval_ms, pinned=pinned)

@@ -1,0 +1,121 @@
+"""Plain objects in the bucket that holds a store, with bounded waits: for the preflight and for the anchor.
+
+SlateDB has its own client, which takes its settings from the environment; this one reads the same variables:
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION or AWS_DEFAULT_REGION, AWS_ENDPOINT or
+AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3), AWS_ALLOW_HTTP; GOOGLE_* and AZURE_* likewise.
+"""
+
+import os
+from collections.abc import Awaitable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from ledgerq.eventlog.errors import StoreUnavailable
+from ledgerq.eventlog.locations import Location
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+__all__ = ["Objects"]
+
+_T = TypeVar("_T")
+_MAX_RETRIES: Final = 2
+_NOT_FOUND: Final = (NotFoundError, FileNotFoundError)
+_REFUSED: Final = (PermissionDeniedError, UnauthenticatedError, PermissionError)
+_CREDENTIALS: Final = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
+    "gs": "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+
+
+class Objects:
+    """The objects under a store's prefix; every call ends within about `limit_s` seconds or raises."""
+
+    def __init__(self, location: Location, *, limit_s: float) -> None:
+        """Look at the prefix of `location`; nothing is requested yet."""
+        self._location = location
+        request_s = timedelta(seconds=limit_s / (_MAX_RETRIES + 1))
+        # Client options replace what obstore reads from the environment, so this variable must be handed on.
+        allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
+        client: ClientConfig = {"timeout": request_s, "connect_timeout": request_s / 2, "allow_http": allow_http}
+        retry: RetryConfig = {"max_retries": _MAX_RETRIES, "retry_timeout": timedelta(seconds=limit_s)}
+        prefix = location.database or None
+        self._store: ObjectStore
+        if location.scheme == "s3":
+            self._store = S3Store(location.bucket, prefix=prefix, client_options=client, retry_config=retry)
+        elif location.scheme == "gs":
+            self._store = GCSStore(location.bucket, prefix=prefix, client_options=client, retry_config=retry)
+        else:
+            self._store = AzureStore(location.bucket, prefix=prefix, client_options=client, retry_config=retry)
+
+    async def get(self, name: str) -> bytes | None:
+        """The content of an object, or None. Raises `StoreUnavailable` with the cause."""
+        try:
+            found = await obstore.get_async(self._store, name)
+            return bytes(await found.bytes_async())
+        except _NOT_FOUND as error:
+            if "NoSuchBucket" in str(error):
+                raise self._explain(error) from error
+            return None
+        except (BaseError, OSError) as error:
+            raise self._explain(error) from error
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Write an object, replacing it. Raises `StoreUnavailable` with the cause."""
+        await self._do(obstore.put_async(self._store, name, content))
+
+    async def create(self, name: str, content: bytes) -> bool:
+        """Write an object if there is none of that name; False if there is. Raises `StoreUnavailable`."""
+        try:
+            await obstore.put_async(self._store, name, content, mode="create")
+        except (AlreadyExistsError, FileExistsError):
+            return False
+        except (BaseError, OSError) as error:
+            raise self._explain(error) from error
+        return True
+
+    async def delete(self, name: str) -> None:
+        """Remove an object. Raises `StoreUnavailable` with the cause."""
+        await self._do(obstore.delete_async(self._store, name))
+
+    async def has_any(self, folder: str) -> bool:
+        """Whether there is an object under `folder`. Raises `StoreUnavailable` with the cause."""
+        try:
+            async for objects in obstore.list(self._store, prefix=folder, chunk_size=1):
+                return bool(objects)
+        except (BaseError, OSError) as error:
+            raise self._explain(error) from error
+        return False
+
+    async def _do(self, call: Awaitable[_T]) -> _T:
+        try:
+            return await call
+        except (BaseError, OSError) as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: Exception) -> StoreUnavailable:
+        text = str(error)
+        url, bucket = self._location.original, self._location.bucket
+        cause = text.partition("\n")[0]
+        if "NoSuchBucket" in text or "ContainerNotFound" in text or isinstance(error, _NOT_FOUND):
+            return StoreUnavailable(f"{url}: there is no bucket {bucket!r} ({cause}); create it, or check its name")
+        keys = _CREDENTIALS[self._location.scheme]
+        if isinstance(error, _REFUSED) or "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text:
+            return StoreUnavailable(f"{url}: access was refused ({cause}); check {keys}, and what they may do")
+        if "metadata" in text.lower() and "token" in text.lower():
+            return StoreUnavailable(f"{url}: there are no credentials ({cause}); set {keys}")
+        return StoreUnavailable(
+            f"{url}: the object store can't be reached ({cause}); check the network and, if it is not the cloud's own, "
+            "AWS_ENDPOINT_URL"
+        )

@@ -1,0 +1,118 @@
+"""Can the store be reached, and written? Found out before SlateDB, whose retries never end and say nothing.
+
+A few requests with few retries and a time limit; what is wrong comes out as `StoreUnavailable` with the cause and what
+to do about it.
+"""
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from ledgerq.eventlog.errors import StoreNotFound, StoreUnavailable
+from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.objects import Objects
+
+__all__ = ["PREFLIGHT_LIMIT_S", "check_readable", "check_writable"]
+
+PREFLIGHT_LIMIT_S: Final = 10.0
+# SlateDB hangs on a full disk, and this little is full within seconds.
+_MIN_FREE_BYTES: Final = 16 * 1024 * 1024
+_PROBE: Final = "preflight"
+_PROBE_BYTES: Final = 4096
+_REMEDIES: Final = {
+    errno.EACCES: "this user may not write there; change its owner or mode, or choose another folder",
+    errno.EPERM: "this user may not write there; change its owner or mode, or choose another folder",
+    errno.EROFS: "the file system is read-only; mount it for writing, or choose another folder",
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.ENOTDIR: "it is not a folder; choose another place",
+    errno.EEXIST: "it is not a folder; choose another place",
+    errno.ENOENT: "the folder that should hold it does not exist; create it, or check the path",
+    errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
+}
+
+
+async def check_writable(location: Location, *, create: bool, limit_s: float = PREFLIGHT_LIMIT_S) -> None:
+    """Check that a store can be written at `location`; makes the folder of a new file store when `create` is True.
+
+    Raises `StoreUnavailable`, and `StoreNotFound` when there is no store and `create` is False.
+    """
+    await _bounded(location, limit_s, writing=True, create=create)
+
+
+async def check_readable(location: Location, *, limit_s: float = PREFLIGHT_LIMIT_S) -> None:
+    """Check that there is a store at `location`, writing nothing. Raises `StoreNotFound`, `StoreUnavailable`."""
+    await _bounded(location, limit_s, writing=False, create=False)
+
+
+async def _bounded(location: Location, limit_s: float, *, writing: bool, create: bool) -> None:
+    try:
+        async with asyncio.timeout(limit_s):
+            if location.is_file:
+                # In a thread: a network file system can hang.
+                await asyncio.to_thread(_check_folder, location, writing=writing, create=create)
+            else:
+                await _check_objects(location, limit_s, writing=writing, create=create)
+    except TimeoutError as error:
+        raise StoreUnavailable(
+            f"{location.original} did not answer within {limit_s:g} s: check the network, the endpoint or the disk"
+        ) from error
+
+
+async def _check_objects(location: Location, limit_s: float, *, writing: bool, create: bool) -> None:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT", "")
+    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
+    if location.scheme == "s3" and endpoint.startswith("http://") and not allow_http:
+        raise StoreUnavailable(
+            f"{location.original}: the endpoint {endpoint} has no TLS; set AWS_ALLOW_HTTP=true if that is meant"
+        )
+    # The requests end by themselves, with a reason, a little before the outer limit would cut them off without one.
+    objects = Objects(location, limit_s=limit_s * 0.8)
+    if not await objects.has_any("manifest/") and not create:
+        raise _not_found(location)
+    if writing:
+        await objects.put(_PROBE, bytes(_PROBE_BYTES))
+        await objects.delete(_PROBE)
+
+
+def _check_folder(location: Location, *, writing: bool, create: bool) -> None:
+    folder = location.folder
+    try:
+        if create and not folder.is_dir():
+            folder.mkdir()
+        if not create and not any(folder.glob("manifest/*.manifest")):
+            raise _not_found(location)
+        if writing:
+            _probe(location, folder)
+    except OSError as error:
+        raise _explain(location, error) from error
+
+
+def _probe(location: Location, folder: Path) -> None:
+    disk = os.statvfs(folder)
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if free_bytes < _MIN_FREE_BYTES:
+        raise StoreUnavailable(
+            f"{location.original}: only {free_bytes // 1024} KiB are free on its disk, and at least "
+            f"{_MIN_FREE_BYTES // 1024} KiB are needed; free some space"
+        )
+    # A name of this process's own: another one may be opening the same store.
+    path = folder / f"{_PROBE}.{os.getpid()}"
+    try:
+        path.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _explain(location: Location, error: OSError) -> StoreUnavailable:
+    remedy = _REMEDIES.get(error.errno or 0, "check the disk")
+    return StoreUnavailable(f"{location.original} can't be used: {error.strerror or error}; {remedy}")
+
+
+def _not_found(location: Location) -> StoreNotFound:
+    return StoreNotFound(
+        f"there is no store at {location.original}; check the URL, or open it for writing to create one"
+    )

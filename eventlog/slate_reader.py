@@ -1,0 +1,90 @@
+"""A SlateDB store opened for reading, beside the process that writes it: nothing is written and nobody is fenced."""
+
+import asyncio
+import logging
+from typing import Final
+
+from slatedb.uniffi import DbReaderBuilder, ObjectStore, ReaderMode, ReaderOptions
+
+from ledgerq.eventlog.anchor import FileAnchor, ObjectAnchor
+from ledgerq.eventlog.clock import SystemClock
+from ledgerq.eventlog.errors import InvalidArgument, StoreUnavailable
+from ledgerq.eventlog.fastlane import best_lane
+from ledgerq.eventlog.lane import Lane
+from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_readable
+from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
+from ledgerq.eventlog.slate_reads import SlateReads
+from ledgerq.eventlog.store import Anchor
+
+__all__ = ["SlateReader", "open_slate_reader"]
+
+_log = logging.getLogger(__name__)
+_PINNED_POLL_MS: Final = 3_600_000
+_MAX_MEMTABLE_BYTES: Final = 32 * 1024 * 1024
+_OPEN_LIMIT_S: Final = 30.0
+_CLOSE_LIMIT_S: Final = 10.0
+
+
+class SlateReader(SlateReads):
+    """A view of a store that follows its writer, or stays at one commit; open it with `open_slate_reader`."""
+
+    def __init__(self, db: object, lane: Lane, location: Location) -> None:
+        """Own the open reader `db`."""
+        super().__init__(db, lane, location.original)
+        self._place = location
+
+    async def read_anchor(self) -> Anchor | None:
+        """The newest anchor that can be read, or None when there is none."""
+        self._check()
+        if self._place.is_file:
+            try:
+                return await asyncio.to_thread(FileAnchor(self._place.folder, fsync=False).read)
+            except OSError as error:
+                raise StoreUnavailable(f"{self.location}: its anchor can't be read: {error}") from error
+        return await ObjectAnchor(Objects(self._place, limit_s=PREFLIGHT_LIMIT_S), SystemClock()).read()
+
+    async def close(self) -> None:
+        """Give back what it holds; a second call does nothing."""
+        if self._is_closed:
+            return
+        self._check()
+        self._is_closed = True
+        try:
+            async with asyncio.timeout(_CLOSE_LIMIT_S):
+                await self._db.shutdown()
+        except (TimeoutError, *SLATE_ERRORS) as error:
+            _log.warning("%s: closing a reader did not finish: %r", self.location, error)
+
+
+async def open_slate_reader(
+    location: Location, *, poll_interval_ms: int = 500, pinned: bool = False, lane: Lane | None = None
+) -> SlateReader:
+    """Open a reader that sees new commits within about `poll_interval_ms`, or, `pinned`, only those it found.
+
+    Raises `StoreNotFound` when there is no store, `StoreUnavailable` with the cause.
+    """
+    if poll_interval_ms < 1:
+        raise InvalidArgument(f"poll_interval_ms must be at least 1, not {poll_interval_ms}")
+    # With an hour between two looks at the manifest the view stays at the commit that it was opened on.
+    poll_ms = _PINNED_POLL_MS if pinned else poll_interval_ms
+    reader_options = ReaderOptions(
+        manifest_poll_interval_ms=poll_ms,
+        checkpoint_lifetime_ms=4 * poll_ms,
+        max_memtable_bytes=_MAX_MEMTABLE_BYTES,
+        skip_wal_replay=False,
+    )
+    await check_readable(location)
+    try:
+        async with asyncio.timeout(_OPEN_LIMIT_S):
+            builder = DbReaderBuilder(location.database, ObjectStore.resolve(location.root))
+            builder.with_reader_mode(ReaderMode.FOLLOW_LATEST())
+            builder.with_options(reader_options)
+            return SlateReader(await builder.build(), lane or best_lane(), location)
+    except TimeoutError as error:
+        raise StoreUnavailable(
+            f"{location.original} could not be opened for reading within {_OPEN_LIMIT_S:g} s: can it be reached?"
+        ) from error
+    except SLATE_ERRORS as error:
+        raise translate(error, location.original) from error
