@@ -19,8 +19,8 @@ from slatedb.uniffi import Db, DbIterator, DbReader, Error, FlushOptions, FlushT
 from slatedb.uniffi._slatedb_uniffi import slatedb as binding
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.eventlog.lane import MAX_KEY_BYTES, Lane, PublicLane, SlateBatch, bad_key, scan_options
-from ledgerq.eventlog.store import Row
+from ledgerq.eventlog.lane import Lane, PublicLane, SlateBatch, scan_options
+from ledgerq.eventlog.store import MAX_KEY_BYTES, Row, check_key
 
 __all__ = ["FastLane", "best_lane"]
 
@@ -102,7 +102,7 @@ class _FastBatch(SlateBatch):
     def put(self, key: bytes, value: bytes) -> None:
         """Set `key` (1 to 65,535 bytes) to `value`."""
         if not 0 < len(key) <= MAX_KEY_BYTES:
-            raise bad_key(key)
+            check_key(key)
         calls, status = self._calls, self._status_at
         # The argument is what the binding's own converter would write: a 4-byte big-endian length, then the bytes.
         key_bytes, value_bytes = _pack_length(len(key)) + key, _pack_length(len(value)) + value
@@ -120,7 +120,7 @@ class _FastBatch(SlateBatch):
     def delete(self, key: bytes) -> None:
         """Remove `key`."""
         if not 0 < len(key) <= MAX_KEY_BYTES:
-            raise bad_key(key)
+            check_key(key)
         calls, status = self._calls, self._status_at
         key_bytes = _pack_length(len(key)) + key
         key_at = self._key

@@ -23,18 +23,11 @@ from slatedb.uniffi import (
 )
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.eventlog.store import Row
+from ledgerq.eventlog.store import Row, check_key
 
-__all__ = ["MAX_KEY_BYTES", "Lane", "PublicLane", "SlateBatch", "bad_key", "scan_options"]
+__all__ = ["Lane", "PublicLane", "SlateBatch", "scan_options"]
 
 _READ_AHEAD_BYTES: Final = 64 * 1024
-# Slatedb 0.17.0 takes longer keys, earlier ones did not, and nothing here needs them.
-MAX_KEY_BYTES: Final = 65_535
-
-
-def bad_key(key: bytes) -> InvalidArgument:
-    """The error for a key that is too short or too long."""
-    return InvalidArgument(f"a key has 1 to {MAX_KEY_BYTES} bytes, not {len(key)}: {key[:40]!r}")
 
 
 def scan_options(*, reverse: bool) -> ScanOptions:
@@ -61,8 +54,7 @@ class SlateBatch:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set `key` (1 to 65,535 bytes) to `value`."""
-        if not 0 < len(key) <= MAX_KEY_BYTES:
-            raise bad_key(key)
+        check_key(key)
         try:
             self.raw.put(key, value)
         except Error as error:
@@ -71,8 +63,7 @@ class SlateBatch:
 
     def delete(self, key: bytes) -> None:
         """Remove `key`."""
-        if not 0 < len(key) <= MAX_KEY_BYTES:
-            raise bad_key(key)
+        check_key(key)
         try:
             self.raw.delete(key)
         except Error as error:

@@ -11,7 +11,7 @@ from typing import Final
 from sortedcontainers import SortedDict
 
 from ledgerq.eventlog.errors import Fenced, LedgerError, QueueClosed
-from ledgerq.eventlog.store import Anchor, Batch, Row
+from ledgerq.eventlog.store import Anchor, Batch, Row, check_key
 
 __all__ = ["Fault", "MemoryBatch", "MemoryDisk", "MemoryReader", "MemoryStore"]
 
@@ -38,10 +38,12 @@ class MemoryBatch:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set `key` to `value`."""
+        check_key(key)
         self.changes[key] = value
 
     def delete(self, key: bytes) -> None:
         """Remove `key`."""
+        check_key(key)
         self.changes[key] = None
 
 

@@ -25,6 +25,7 @@ _PINNED_POLL_MS: Final = 3_600_000
 _MAX_MEMTABLE_BYTES: Final = 32 * 1024 * 1024
 _OPEN_LIMIT_S: Final = 30.0
 _CLOSE_LIMIT_S: Final = 10.0
+_SETTLE_S: Final = 0.02
 
 
 class SlateReader(SlateReads):
@@ -34,6 +35,11 @@ class SlateReader(SlateReads):
         """Own the open reader `db`."""
         super().__init__(db, lane, location.original)
         self._place = location
+        self._pinned_seq: int | None = None
+
+    def pin(self) -> None:
+        """From now on refuse to read when the view is not the present one any more."""
+        self._pinned_seq = self._db.status().durable_seq
 
     async def read_anchor(self) -> Anchor | None:
         """The newest anchor that can be read, or None when there is none."""
@@ -44,6 +50,10 @@ class SlateReader(SlateReads):
             except OSError as error:
                 raise StoreUnavailable(f"{self.location}: its anchor can't be read: {error}") from error
         return await ObjectAnchor(Objects(self._place, limit_s=PREFLIGHT_LIMIT_S), SystemClock()).read()
+
+    def _served(self) -> None:
+        if self._pinned_seq is not None and self._db.status().durable_seq != self._pinned_seq:
+            raise StoreUnavailable(f"{self.location}: the pinned view moved to a newer commit; open it again")
 
     async def close(self) -> None:
         """Give back what it holds; a second call does nothing."""
@@ -81,7 +91,14 @@ async def open_slate_reader(
             builder = DbReaderBuilder(location.database, ObjectStore.resolve(location.root))
             builder.with_reader_mode(ReaderMode.FOLLOW_LATEST())
             builder.with_options(reader_options)
-            return SlateReader(await builder.build(), lane or best_lane(), location)
+            began_s = asyncio.get_running_loop().time()
+            reader = SlateReader(await builder.build(), lane or best_lane(), location)
+            if pinned:
+                # SlateDB looks at the manifest once more right after opening, with about the requests that opening
+                # took, and nothing tells when it is done: give it twice that time. `_served` notices if that was short.
+                await asyncio.sleep(max(_SETTLE_S, 2 * (asyncio.get_running_loop().time() - began_s)))
+                reader.pin()
+            return reader
     except TimeoutError as error:
         raise StoreUnavailable(
             f"{location.original} could not be opened for reading within {_OPEN_LIMIT_S:g} s: can it be reached?"

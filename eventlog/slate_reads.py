@@ -42,9 +42,11 @@ class SlateReads:
         """The value of `key`, or None."""
         self._check()
         try:
-            return await self._lane.get(self._db, key)
+            found = await self._lane.get(self._db, key)
+            self._served()
         except SLATE_ERRORS as error:
             raise self._failed(error) from error
+        return found
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of `keys`, in the order asked; cheapest when the keys lie close together."""
@@ -89,6 +91,7 @@ class SlateReads:
         limit = min(page_rows, _FIRST_PAGE_ROWS)
         try:
             iterator = await self._lane.scan(self._db, start, stop, reverse=reverse)
+            self._served()
             while rows := await self._lane.next_rows(iterator, limit):
                 is_last = len(rows) < limit
                 if is_last:
@@ -102,6 +105,9 @@ class SlateReads:
                 limit = max(1, min(page_rows, _PAGE_BYTES // row_bytes))
         except SLATE_ERRORS as error:
             raise self._failed(error) from error
+
+    def _served(self) -> None:
+        """Called after each look at the database; a pinned reader makes sure here that the view is still the same."""
 
     def _check(self) -> None:
         if os.getpid() != self._pid:

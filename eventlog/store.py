@@ -5,13 +5,21 @@ contract test runs on both. A store knows nothing of events; one process at a ti
 """
 
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from ledgerq.eventlog.errors import LedgerError
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 
-__all__ = ["Anchor", "Batch", "ReadStore", "Row", "Store"]
+__all__ = ["MAX_KEY_BYTES", "Anchor", "Batch", "ReadStore", "Row", "Store", "check_key"]
 
 Row = tuple[bytes, bytes]
+# Slatedb 0.17.0 takes longer keys, earlier ones did not, and nothing here needs them.
+MAX_KEY_BYTES: Final = 65_535
+
+
+def check_key(key: bytes) -> None:
+    """Raise `InvalidArgument` for a key that no store takes: every `Batch` calls this."""
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        raise InvalidArgument(f"a key has 1 to {MAX_KEY_BYTES} bytes, not {len(key)}: {key[:40]!r}")
 
 
 class Anchor(NamedTuple):
