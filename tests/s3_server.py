@@ -1,0 +1,140 @@
+"""An S3 server on the loopback interface (moto, in a process of its own), and a proxy that can drop its connections."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+__all__ = ["Proxy", "S3Server", "bucket", "proxy", "s3_server"]
+
+_START_LIMIT_S = 60.0
+
+
+class S3Server:
+    """A running server, and the buckets made on it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self._buckets = 0
+
+    def new_bucket(self) -> str:
+        """Make an empty bucket of a new name."""
+        self._buckets += 1
+        name = f"bucket-{self._buckets}"
+        request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")
+        urllib.request.urlopen(request, timeout=10).close()
+        return name
+
+
+class Proxy:
+    """A TCP proxy to the server: `drop` cuts what is open and refuses what comes, `resume` serves again."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._is_down = False
+        self.dropped = asyncio.Event()
+        self.port = 0
+
+    async def serve(self) -> asyncio.Server:
+        """Begin to listen on a free port."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        return server
+
+    def drop(self) -> None:
+        """Cut every connection and refuse new ones."""
+        self._is_down = True
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def resume(self) -> None:
+        """Serve again."""
+        self._is_down = False
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_down:
+            writer.transport.abort()
+            self.dropped.set()
+            return
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        pair = {writer, there_writer}
+        self._writers |= pair
+        try:
+            await asyncio.gather(self._copy(reader, there_writer), self._copy(there_reader, writer))
+        finally:
+            self._writers -= pair
+            for end in pair:
+                end.transport.abort()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A server for the whole test run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    # Its own temporary credentials, never the user's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    try:
+        _wait_until_it_answers(process, port)
+        yield S3Server(port)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_it_answers(process: "subprocess.Popen[bytes]", port: int) -> None:
+    give_up_s = time.monotonic() + _START_LIMIT_S
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=1).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > give_up_s:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket; the environment leads to it, in the spelling that AWS's own tools use."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    return s3_server.new_bucket()
+
+
+@pytest.fixture
+async def proxy(s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
+    """A proxy in front of the server; the environment leads through it."""
+    proxy = Proxy(s3_server.port)
+    server = await proxy.serve()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    yield proxy
+    server.close()
+    proxy.drop()
