@@ -49,7 +49,8 @@ class Job(NamedTuple):
     """A job's whole state, as the fold of its events. Times are ms since the Unix epoch; 0 where none applies.
 
     `spec` is its first event, `offset` and `enqueued_ms` that event's place and time; `changed_ms` is the commit time
-    of the last event, `claim_offset` the offset of the current (or last) claim, `offsets` those of all its later events.
+    of the last event, `claim_offset` the offset of the current (or last) claim, `offsets` those of its later events.
+    `cancel_request` is (actor, reason) of a cancellation that the worker has yet to follow.
     """
 
     spec: Enqueued
@@ -64,7 +65,7 @@ class Job(NamedTuple):
     worker: str | None
     sweep_at_ms: int
     error: str
-    cancel_requested: bool
+    cancel_request: tuple[str, str] | None
     unique_held: bool
     offsets: tuple[int, ...]
 
@@ -114,7 +115,7 @@ def born(event: Enqueued, offset: int, time_ms: int) -> Job:
         worker=None,
         sweep_at_ms=0,
         error="",
-        cancel_requested=False,
+        cancel_request=None,
         unique_held=event.unique_key is not None,
         offsets=(),
     )
@@ -125,7 +126,8 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     held = job.unique_held
     attempt, due_ms, sweep_at_ms = job.attempt, 0, 0
     claim_offset, lease_ms, worker = job.claim_offset, 0, job.worker
-    error, cancel_requested = job.error, False
+    error = job.error
+    cancel_request: tuple[str, str] | None = None
     state: State
     match event:
         case Claimed():
@@ -144,7 +146,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         case Promoted():
             state = "pending"
         case CancelRequested():
-            state, lease_ms, cancel_requested = "claimed", job.lease_ms, True
+            state, lease_ms, cancel_request = "claimed", job.lease_ms, (event.actor, event.reason)
         case Cancelled():
             state, sweep_at_ms, held = "cancelled", event.sweep_at_ms, False
         case Requeued():
@@ -169,7 +171,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         worker,
         sweep_at_ms,
         error,
-        cancel_requested,
+        cancel_request,
         held,
         (*job.offsets, offset),
     )

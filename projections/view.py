@@ -1,0 +1,172 @@
+"""Reading a ledger: jobs, histories, listings and counters, from the index ranges of any store opened for reading.
+
+The queue answers its own readers with this, and so do the tools, which open the store read-only.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Final, NamedTuple
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.codec import PayloadRecord, decode_payload, digest_of
+from ledgerq.eventlog.entropy import job_id_ms, job_id_text
+from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing
+from ledgerq.eventlog.events import STATES, Enqueued, Record, State, Swept
+from ledgerq.eventlog.log import LogReader
+from ledgerq.projections.indexes import (
+    CLAIMED,
+    FINISHED_PREFIX,
+    JOB,
+    SCHEDULED,
+    STATS,
+    dead_prefix,
+    decode_job,
+    job_key,
+    pending_prefix,
+    stats_key,
+)
+from ledgerq.projections.job import Job
+from ledgerq.projections.stats import QueueStats, Tally
+
+__all__ = ["LedgerView", "Page"]
+
+_MAX_PAGE_ROWS: Final = 10_000
+# A job's id is made a little before its commit opens, or a little after; a stalled store can stretch that.
+_ID_SLACK_MS: Final = 10 * 60 * 1000
+
+
+class Page(NamedTuple):
+    """Some jobs of a listing; `next` is what to give as `after` for more, None at the end."""
+
+    jobs: list[Job]
+    next: str | None
+
+
+class LedgerView:
+    """What can be read from a ledger."""
+
+    def __init__(self, log: LogReader) -> None:
+        self.log = log
+        self.store = log.store
+
+    async def job(self, job_id: bytes) -> Job:
+        """A job that is not swept; raises `JobNotFound`."""
+        value = await self.store.get(job_key(job_id))
+        if value is None:
+            raise JobNotFound(f"there is no job {job_id_text(job_id)}: it never was, or it was swept (see its history)")
+        return decode_job(value)
+
+    async def payload(self, job: Job) -> PayloadRecord:
+        """The headers and bytes of a job; raises `PayloadMissing` when they are gone or don't match their digest."""
+        value = await self.store.get(keys.payload_key(job.offset))
+        if value is None:
+            raise PayloadMissing(f"the payload of job {job.job_id} is not in the store")
+        if digest_of(value) != job.spec.payload_digest:
+            raise PayloadMissing(f"the payload of job {job.job_id} doesn't match the digest in the log")
+        try:
+            return decode_payload(value)
+        except ValueError as error:
+            raise PayloadMissing(f"the payload of job {job.job_id} can't be decoded: {error}") from error
+
+    async def history(self, job_id: bytes) -> list[Record]:
+        """All events of a job in order, also of one already swept; raises `JobNotFound`."""
+        value = await self.store.get(job_key(job_id))
+        if value is not None:
+            job = decode_job(value)
+            return [await self._record(offset) for offset in (job.offset, *job.offsets)]
+        start = await self.log.offset_at_time(max(0, job_id_ms(job_id) - _ID_SLACK_MS))
+        found = await self._search(job_id, start)
+        if not found and start > 0:
+            found = await self._search(job_id, 0)
+        if not found:
+            raise JobNotFound(f"no event of the log concerns a job {job_id_text(job_id)}")
+        return found
+
+    async def _record(self, offset: int) -> Record:
+        batch = await self.log.batch_at(offset)
+        if batch is None or offset >= batch.next_offset:
+            raise JobNotFound(f"the log has no event at offset {offset}, which a job's index row names: run an audit")
+        return Record(offset, batch.time_ms, batch.epoch, batch.events[offset - batch.base_offset])
+
+    async def _search(self, job_id: bytes, start: int) -> list[Record]:
+        found: list[Record] = []
+        async for record in self.log.read(start):
+            if getattr(record.event, "job_id", None) == job_id:
+                if not found and type(record.event) is not Enqueued:
+                    return []  # its beginning lies before `start`
+                found.append(record)
+                if type(record.event) is Swept:
+                    break
+        return found
+
+    async def queues(self) -> list[str]:
+        """The names of all queues that ever had an event, in order."""
+        return [queue for queue, _ in await self.tallies()]
+
+    async def tallies(self) -> list[tuple[str, Tally]]:
+        """The counters of all queues, in order of their names."""
+        found: list[tuple[str, Tally]] = []
+        async for rows in self.store.scan(STATS, keys.after_prefix(STATS)):
+            found += [(key[len(STATS) :].decode(), Tally.decode(value)) for key, value in rows]
+        return found
+
+    async def stats(self, queue: str) -> QueueStats:
+        """The counters of a queue; zero for one that never had an event."""
+        keys.queue_name_bytes(queue)
+        value = await self.store.get(stats_key(queue))
+        return (Tally() if value is None else Tally.decode(value)).view(queue)
+
+    async def jobs(self, queue: str, *, state: State | None = None, limit: int = 100, after: str | None = None) -> Page:
+        """At most `limit` (1 to 10,000) jobs of a queue in index order, all states or one.
+
+        `after` is the `next` of the page before. Pending and dead jobs have an index by queue; for other states the
+        jobs of other queues are stepped over.
+        """
+        keys.queue_name_bytes(queue)
+        if state is not None and state not in STATES:
+            raise InvalidArgument(f"state {state!r} is none of {', '.join(STATES)}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_PAGE_ROWS:
+            raise InvalidArgument(f"limit is a whole number from 1 to {_MAX_PAGE_ROWS}, not {limit!r}")
+        prefix = _listing_prefix(queue, state)
+        start = prefix
+        if after is not None:
+            try:
+                start = bytes.fromhex(after) + b"\0"
+            except (ValueError, TypeError):
+                start = b""
+            if not start.startswith(prefix):
+                raise InvalidArgument(f"after={after!r} is not the `next` of a page of this listing")
+        found: list[Job] = []
+        async for key, job in self._listing(prefix, start):
+            if job.spec.queue == queue and (state is None or job.state == state):
+                found.append(job)
+                if len(found) == limit:
+                    return Page(found, key.hex())
+        return Page(found, None)
+
+    async def _listing(self, prefix: bytes, start: bytes) -> AsyncIterator[tuple[bytes, Job]]:
+        async for rows in self.store.scan(start, keys.after_prefix(prefix), page_rows=500):
+            if prefix == JOB:
+                for key, value in rows:
+                    yield key, decode_job(value)
+                continue
+            ids = [value or key[-16:] for key, value in rows]
+            found = await self.store.get_many([job_key(job_id) for job_id in ids])
+            for (key, _), row in zip(rows, found, strict=True):
+                if row is not None:
+                    yield key, decode_job(row)
+
+
+def _listing_prefix(queue: str, state: State | None) -> bytes:
+    match state:
+        case None:
+            return JOB
+        case "pending":
+            return pending_prefix(queue)
+        case "dead":
+            return dead_prefix(queue)
+        case "scheduled":
+            return SCHEDULED
+        case "claimed":
+            return CLAIMED
+        case "done" | "cancelled":
+            return FINISHED_PREFIX

@@ -1,0 +1,115 @@
+"""What a worker holds, and the room where those wait for whom there is nothing yet."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ledgerq.eventlog.codec import PayloadRecord
+from ledgerq.eventlog.entropy import job_id_text
+
+__all__ = ["Claim", "Enqueued", "Waiter", "WaitingRoom"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job in a worker's hands until it is settled or its lease ends.
+
+    `offset` is the place of the claimed event in the log and makes the claim one of a kind; `attempt` counts from 1;
+    `lease_expires_ms` is in ms since the Unix epoch, as of the claim or its last renewal.
+    """
+
+    queue: str
+    id: bytes
+    offset: int
+    attempt: int
+    max_attempts: int
+    priority: int
+    enqueued_ms: int
+    lease_ms: int
+    lease_expires_ms: int
+    record: PayloadRecord
+
+    @property
+    def job_id(self) -> str:
+        """The ULID's text."""
+        return job_id_text(self.id)
+
+    @property
+    def payload(self) -> bytes:
+        """The bytes as they were enqueued."""
+        return self.record.payload
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers as they were enqueued; empty when there were none."""
+        return dict(self.record.headers or {})
+
+    @property
+    def lease_expires_at(self) -> datetime:
+        """`lease_expires_ms` as a time in UTC."""
+        return datetime.fromtimestamp(self.lease_expires_ms / 1000, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What `enqueue` answers: the job's id, and whether it is new (False: its unique key was held by this job)."""
+
+    id: bytes
+    created: bool
+
+    @property
+    def job_id(self) -> str:
+        """The ULID's text."""
+        return job_id_text(self.id)
+
+
+class Waiter:
+    """A claim that waits for jobs of one or several queues."""
+
+    __slots__ = ("future", "lease_ms", "limit", "patient", "queues", "worker")
+
+    def __init__(self, queues: Sequence[str], limit: int, lease_ms: int | None, worker: str | None) -> None:
+        self.queues = queues
+        self.limit = limit
+        self.lease_ms = lease_ms
+        self.worker = worker
+        self.patient = True
+        self.future: asyncio.Future[list[Claim]] = asyncio.get_running_loop().create_future()
+
+
+class WaitingRoom:
+    """Waiting claims by queue, first come first served."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[Waiter]] = {}
+
+    def add(self, waiter: Waiter) -> None:
+        """Wait at the end of each of its queues' lines."""
+        for queue in waiter.queues:
+            self._waiting.setdefault(queue, deque()).append(waiter)
+
+    def first(self, queue: str) -> Waiter | None:
+        """Who is served next in this queue."""
+        line = self._waiting.get(queue)
+        while line:
+            if not line[0].future.done():
+                return line[0]
+            line.popleft()
+        return None
+
+    def remove(self, waiter: Waiter) -> None:
+        """It waits no more."""
+        for queue in waiter.queues:
+            line = self._waiting.get(queue)
+            if line is not None and waiter in line:
+                line.remove(waiter)
+
+    def waiting(self, queue: str) -> list[Waiter]:
+        """All that wait for this queue, in order."""
+        return [waiter for waiter in self._waiting.get(queue, ()) if not waiter.future.done()]
+
+    def everyone(self) -> list[Waiter]:
+        """All that wait, each once."""
+        return list(dict.fromkeys(w for line in self._waiting.values() for w in line if not w.future.done()))

@@ -1,0 +1,130 @@
+"""The parts of a queue and how they hang together: log, live state, handing out, taking in, maintenance.
+
+`Queue` (queue.py) is the public face of this; here is what opens and closes it.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from ledgerq.eventlog.clock import Clock, SystemClock
+from ledgerq.eventlog.entropy import Entropy, SystemEntropy
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, QueueClosed
+from ledgerq.eventlog.events import WriterClosed
+from ledgerq.eventlog.keys import queue_name_bytes
+from ledgerq.eventlog.store import Store
+from ledgerq.eventlog.writer import EventLog
+from ledgerq.projections.host import Projection, ProjectionHost
+from ledgerq.projections.job import Job
+from ledgerq.projections.view import LedgerView
+from ledgerq.worker.handout import Handout
+from ledgerq.worker.intake import Intake
+from ledgerq.worker.live import Live
+from ledgerq.worker.maintenance import Maintenance
+from ledgerq.worker.opening import package_version, take_over
+from ledgerq.worker.options import QueueOptions
+
+__all__ = ["DEFAULT_OPTIONS", "Core"]
+
+DEFAULT_OPTIONS: Final = QueueOptions()
+_PAYLOAD_BUDGET_BYTES: Final = 32 * 1024 * 1024
+_OBJECT_STORE_INTERVAL_MS: Final = 50.0
+_LOCAL_INTERVAL_MS: Final = 5.0
+
+
+class Core:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        default: QueueOptions = DEFAULT_OPTIONS,
+        queues: Mapping[str, QueueOptions] | None = None,
+        ready_window: int = 10_000,
+        commit_interval_ms: float | None = None,
+        clock: Clock | None = None,
+        entropy: Entropy | None = None,
+        projections: Iterable[Projection] = (),
+    ) -> None:
+        """Put the parts together; `take_over` begins."""
+        for name in queues or {}:
+            queue_name_bytes(name)
+        if ready_window < 1:
+            raise InvalidArgument(f"ready_window is a number of jobs from 1 on, not {ready_window!r}")
+        self._default = default
+        self._options = dict(queues or {})
+        self.clock = clock or SystemClock()
+        self.entropy = entropy or SystemEntropy()
+        self._writer = f"{socket.gethostname()}:{os.getpid()}"
+        if commit_interval_ms is None:
+            commit_interval_ms = _default_interval_ms(store.location)
+        host = ProjectionHost(projections)
+        self.live = Live(ready_window_rows=ready_window, payload_budget_bytes=_PAYLOAD_BUDGET_BYTES, host=host)
+        self.log = EventLog(store, clock=self.clock, projector=self.live, commit_interval_s=commit_interval_ms / 1000)
+        self.live.log = self.log
+        self.view = LedgerView(self.log)
+        self.handout = Handout(self.live, clock=self.clock, options_of=self.options)
+        self.intake = Intake(self.live)
+        self.maintenance = Maintenance(
+            self.live, self.handout.leases, clock=self.clock, options_of=self.options, serve=self.handout.serve
+        )
+        self.live.on_change = self._changed
+        self.live.on_failure = self._failed
+        self._closed: asyncio.Future[None] | None = None
+        self.on_failure: list[Callable[[LedgerError], None]] = []
+
+    async def take_over(self, *, accept_rollback: bool) -> None:
+        """Become the store's writer; when that fails, the store is closed again."""
+        try:
+            await take_over(
+                self.log,
+                self.live,
+                clock=self.clock,
+                options_of=self.options,
+                writer=self._writer,
+                version=package_version(),
+                accept_rollback=accept_rollback,
+            )
+        except BaseException:
+            await self.log.close()
+            raise
+        self.maintenance.start()
+
+    async def close(self) -> None:
+        """Commit what is staged, end all tasks and close the store; a second call waits for the first."""
+        if self._closed is None:
+            self._closed = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closed)
+
+    async def _close(self) -> None:
+        error = QueueClosed(f"the queue on {self.log.store.location} was closed")
+        self.handout.fail(error)
+        await self.maintenance.close()
+        await self.handout.close()
+        try:
+            if self.log.failure is None:
+                self.live.apply_other(WriterClosed(self._writer))
+        finally:
+            await self.log.close()
+
+    def _changed(self, before: Job | None, after: Job | None) -> None:
+        self.handout.note(before, after)
+        self.maintenance.note(after)
+
+    def _failed(self, error: LedgerError) -> None:
+        self.handout.fail(error)
+        for callback in self.on_failure:
+            asyncio.get_running_loop().call_soon(callback, error)
+
+    def options(self, queue: str) -> QueueOptions:
+        """The options in force for a queue."""
+        return self._options.get(queue, self._default)
+
+
+def _default_interval_ms(location: str) -> float:
+    """On an object store each flush is a billed request; elsewhere a short pause makes commits larger."""
+    local = location.startswith(("file:", "memory:")) or "://" not in location
+    return _LOCAL_INTERVAL_MS if local else _OBJECT_STORE_INTERVAL_MS

@@ -1,0 +1,180 @@
+"""The decisions: given what a job is and what is asked, which events follow. The only place that refuses.
+
+Plain functions: each returns events with every fact that it took from options, clock or chance. Times are ms since
+the Unix epoch. What may follow what is asked of the one table in projections/job.py.
+"""
+
+from typing import Final, NoReturn
+
+from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, InvalidState
+from ledgerq.eventlog.events import (
+    Acked,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    JobEvent,
+    LeaseExpired,
+    Nacked,
+    Promoted,
+    Requeued,
+    Swept,
+)
+from ledgerq.projections.job import FINISHED, Job, may
+from ledgerq.worker.options import QueueOptions, to_ms
+
+__all__ = [
+    "LEASE_EXPIRED",
+    "ack",
+    "backoff_ms",
+    "cancel",
+    "claim",
+    "expire",
+    "nack",
+    "promote",
+    "release",
+    "requeue",
+    "sweep",
+]
+
+MAX_ERROR_CHARS: Final = 4000
+MAX_OPERATOR_CHARS: Final = 1000
+LEASE_EXPIRED: Final = "lease expired"
+INTERRUPTED: Final = "interrupted"
+
+
+def claim(job: Job, *, lease_ms: int, worker: str | None) -> Claimed:
+    """Hand a pending job to a worker."""
+    if not may(job.state, Claimed):
+        _refuse(job, "claimed", "it must be pending")
+    return Claimed(job.id, job.attempt + 1, lease_ms, worker)
+
+
+def ack(job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int) -> Acked:
+    """The work behind a current claim is done."""
+    job = current(job, claim_offset)
+    return Acked(job.id, now_ms + to_ms(options.keep_done_s))
+
+
+def nack(
+    job: Job | None,
+    claim_offset: int,
+    *,
+    options: QueueOptions,
+    now_ms: int,
+    error: str,
+    delay_ms: int | None,
+    dead: bool,
+    fraction: float,
+) -> list[JobEvent]:
+    """A try failed: retry after `delay_ms` (None: after backoff), or dead when asked or when the attempts are spent.
+
+    A job whose cancellation was requested is cancelled instead of being tried again.
+    """
+    job = current(job, claim_offset)
+    error = clip(error, MAX_ERROR_CHARS)
+    if job.cancel_request is not None:
+        return [Nacked(job.id, "pending", 0, 0, False, error), _follow_request(job, options, now_ms)]
+    if dead or job.attempt >= job.max_attempts:
+        return [Nacked(job.id, "dead", 0, now_ms + to_ms(options.keep_dead_s), False, error)]
+    if delay_ms is None:
+        delay_ms = backoff_ms(job.attempt, options, fraction)
+    if delay_ms <= 0:
+        return [Nacked(job.id, "pending", 0, 0, False, error)]
+    return [Nacked(job.id, "scheduled", now_ms + delay_ms, 0, False, error)]
+
+
+def release(job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int, error: str) -> list[JobEvent]:
+    """Give a claim back unused: pending at once, and the attempt is not counted."""
+    job = current(job, claim_offset)
+    events: list[JobEvent] = [Nacked(job.id, "pending", 0, 0, True, clip(error, MAX_ERROR_CHARS))]
+    if job.cancel_request is not None:
+        events.append(_follow_request(job, options, now_ms))
+    return events
+
+
+def expire(job: Job, *, options: QueueOptions, now_ms: int, reason: str) -> list[JobEvent]:
+    """A claim's time is over: pending again, or dead when the attempts are spent."""
+    if job.cancel_request is not None:
+        return [LeaseExpired(job.id, "pending", 0, reason), _follow_request(job, options, now_ms)]
+    if job.attempt >= job.max_attempts:
+        return [LeaseExpired(job.id, "dead", now_ms + to_ms(options.keep_dead_s), reason)]
+    return [LeaseExpired(job.id, "pending", 0, reason)]
+
+
+def promote(job: Job | None, *, now_ms: int) -> list[JobEvent]:
+    """A scheduled job is pending once it is due; nothing happens before."""
+    if job is None or not may(job.state, Promoted) or job.due_ms > now_ms:
+        return []
+    return [Promoted(job.id)]
+
+
+def sweep(job: Job | None, *, now_ms: int) -> list[JobEvent]:
+    """A finished job is deleted once its retention is over; nothing happens before."""
+    if job is None or not may(job.state, Swept) or job.sweep_at_ms > now_ms:
+        return []
+    return [Swept(job.id)]
+
+
+def cancel(job: Job, *, options: QueueOptions, now_ms: int, actor: str, reason: str) -> list[JobEvent]:
+    """Cancel a waiting job at once; ask the worker of a claimed one to stop (a second request changes nothing)."""
+    actor, reason = operator(actor, reason)
+    if may(job.state, Cancelled):
+        return [Cancelled(job.id, now_ms + to_ms(options.keep_cancelled_s), actor, reason)]
+    if not may(job.state, CancelRequested):
+        _refuse(job, "cancelled", "only a job that is not finished can be")
+    return [] if job.cancel_request is not None else [CancelRequested(job.id, actor, reason)]
+
+
+def requeue(job: Job, *, unique_holder: str | None, actor: str, reason: str) -> Requeued:
+    """Give a dead job a new start; refused while another job holds its unique key (`unique_holder`: that job's id)."""
+    actor, reason = operator(actor, reason)
+    if not may(job.state, Requeued):
+        _refuse(job, "requeued", "only a dead job can be")
+    if unique_holder is not None:
+        raise InvalidState(f"job {job.job_id} can't be requeued: job {unique_holder} holds its unique key now")
+    return Requeued(job.id, actor, reason)
+
+
+def backoff_ms(attempt: int, options: QueueOptions, fraction: float) -> int:
+    """Full jitter: a random part of min(cap, base * 2^(attempt-1)), at least 1 ms.
+
+    Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+    ceiling_s = min(options.backoff_cap_s, options.backoff_base_s * 2.0 ** min(attempt - 1, 60))
+    return max(1, to_ms(ceiling_s * fraction)) if ceiling_s > 0 else 0
+
+
+def current(job: Job | None, claim_offset: int) -> Job:
+    """The job, when the claim made at `claim_offset` is its current one; else raises `ClaimLost`."""
+    if job is None or job.state != "claimed" or job.claim_offset != claim_offset:
+        raise ClaimLost(
+            f"the claim made at offset {claim_offset} is no longer current: it was settled, its lease expired, or the "
+            "job was claimed again; don't act on the job any more"
+        )
+    return job
+
+
+def clip(text: str, max_chars: int) -> str:
+    """Text that the log can hold: bounded, and without what UTF-8 can't encode; of a long text the end is kept."""
+    if len(text) > max_chars:
+        text = "..." + text[3 - max_chars :]
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def operator(actor: str, reason: str) -> tuple[str, str]:
+    """Who and why, checked: both are there to be read later."""
+    for name, text in (("actor", actor), ("reason", reason)):
+        if not isinstance(text, str) or not text.strip() or len(text) > MAX_OPERATOR_CHARS:
+            raise InvalidArgument(f"{name} must be text of 1 to {MAX_OPERATOR_CHARS} characters: the log keeps it")
+    return clip(actor, MAX_OPERATOR_CHARS), clip(reason, MAX_OPERATOR_CHARS)
+
+
+def _follow_request(job: Job, options: QueueOptions, now_ms: int) -> Cancelled:
+    assert job.cancel_request is not None
+    actor, reason = job.cancel_request
+    return Cancelled(job.id, now_ms + to_ms(options.keep_cancelled_s), actor, reason)
+
+
+def _refuse(job: Job, action: str, why: str) -> NoReturn:
+    state = f"{job.state} already" if job.state in FINISHED else job.state
+    raise InvalidState(f"job {job.job_id} is {state} and can't be {action}: {why}")

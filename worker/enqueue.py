@@ -1,0 +1,159 @@
+"""Getting a job ready to be enqueued: arguments checked, payload sealed; and locks for keys that must stay unique."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from ledgerq.eventlog.codec import PayloadRecord, digest_of, encode_payload
+from ledgerq.eventlog.entropy import Entropy, job_id_bytes, new_job_id
+from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
+from ledgerq.eventlog.events import Enqueued, UniqueUntil
+from ledgerq.worker.options import MAX_PRIORITY, MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, QueueOptions, to_ms
+
+__all__ = ["KeyLocks", "Prepared", "due_ms_of", "prepare"]
+
+SALT_BYTES: Final = 16
+
+
+class Prepared(NamedTuple):
+    """A job that can be enqueued: its event, its payload for the ready window, and the payload record for the store."""
+
+    event: Enqueued
+    record: PayloadRecord
+    sealed: bytes
+    own_id: bool
+
+
+def prepare(
+    queue: str,
+    payload: bytes,
+    *,
+    options: QueueOptions,
+    now_ms: int,
+    entropy: Entropy,
+    priority: int | None = None,
+    delay: float | None = None,
+    run_at: datetime | None = None,
+    max_attempts: int | None = None,
+    unique_key: str | bytes | None = None,
+    unique_until: UniqueUntil = "finished",
+    headers: Mapping[str, str] | None = None,
+    job_id: str | None = None,
+) -> Prepared:
+    """Check every argument and build the enqueued event; raises `InvalidArgument` naming what is wrong."""
+    if type(payload) is not bytes:
+        if not isinstance(payload, bytes | bytearray | memoryview):
+            raise InvalidArgument(f"a payload is bytes, not {type(payload).__name__}: encode it first")
+        payload = bytes(payload)
+    if priority is None:
+        priority = options.priority
+    else:
+        _whole("priority", priority, 0, MAX_PRIORITY)
+    if max_attempts is None:
+        max_attempts = options.max_attempts
+    else:
+        _whole("max_attempts", max_attempts, 1, 1_000_000)
+    due_ms = 0 if delay is None and run_at is None else due_ms_of(delay, run_at, now_ms)
+    kept, size_bytes = None, len(payload)
+    if headers:
+        kept, header_bytes = _headers(headers)
+        size_bytes += header_bytes
+    if size_bytes > options.max_payload_bytes:
+        raise PayloadTooLarge(
+            f"the payload and headers for queue {queue!r} have {size_bytes} bytes, more than max_payload_bytes="
+            f"{options.max_payload_bytes}: store them elsewhere and enqueue a reference"
+        )
+    salt = entropy.take(SALT_BYTES)
+    sealed = encode_payload(salt, kept, payload)
+    if unique_until not in ("finished", "claimed"):
+        raise InvalidArgument(f"unique_until is 'finished' or 'claimed', not {unique_until!r}")
+    event = Enqueued(
+        new_job_id(now_ms, entropy) if job_id is None else job_id_bytes(job_id),
+        queue,
+        priority,
+        max_attempts,
+        due_ms,
+        None if unique_key is None else _unique_key(unique_key),
+        unique_until,
+        len(sealed),
+        digest_of(sealed),
+    )
+    return Prepared(event, PayloadRecord(salt, kept, payload), sealed, job_id is not None)
+
+
+def due_ms_of(delay: float | None, run_at: datetime | None, now_ms: int) -> int:
+    """When the job is due, in ms since the Unix epoch; 0 when that is not later than now."""
+    if delay is not None and run_at is not None:
+        raise InvalidArgument("give delay or run_at, not both")
+    if run_at is not None:
+        if not isinstance(run_at, datetime) or run_at.tzinfo is None:
+            raise InvalidArgument(f"run_at is a datetime with a time zone, not {run_at!r}: add tzinfo, say UTC")
+        due_ms = to_ms(run_at.astimezone(UTC).timestamp())
+    else:
+        if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay <= MAX_TIME_MS / 1000:
+            raise InvalidArgument(f"delay is a number of seconds from 0 on, not {delay!r}")
+        due_ms = now_ms + to_ms(delay)
+    if due_ms > MAX_TIME_MS:
+        raise InvalidArgument("the job would be due after the year 9999: delay is in seconds")
+    return due_ms if due_ms > now_ms else 0
+
+
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidArgument(f"{name} is a whole number from {low} to {high}, not {value!r}")
+
+
+def _headers(headers: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    kept, size_bytes = dict(headers), 0
+    for name, value in kept.items():
+        try:
+            size_bytes += len(name.encode()) + len(value.encode())
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise InvalidArgument(f"headers map text to text in UTF-8; {name!r}: {value!r} does not") from error
+    return kept, size_bytes
+
+
+def _unique_key(key: str | bytes) -> bytes:
+    try:
+        encoded = key.encode() if isinstance(key, str) else bytes(key)
+    except (UnicodeEncodeError, TypeError) as error:
+        raise InvalidArgument(f"unique_key {key!r} is neither bytes nor text that UTF-8 can hold") from error
+    if not 1 <= len(encoded) <= MAX_UNIQUE_KEY_BYTES:
+        raise InvalidArgument(f"unique_key has {len(encoded)} bytes: 1 to {MAX_UNIQUE_KEY_BYTES} are allowed")
+    return encoded
+
+
+class KeyLocks:
+    """One lock per key, for as long as somebody holds or wants it: look-up and staging must not be interleaved."""
+
+    def __init__(self) -> None:
+        self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def hold(self, keys: Iterable[bytes]) -> AsyncIterator[None]:
+        """Hold all `keys`; taken in order, so that two holders of several never wait for each other."""
+        held: list[bytes] = []
+        try:
+            for key in sorted(set(keys)):
+                lock, users = self._locks.get(key) or (asyncio.Lock(), 0)
+                self._locks[key] = (lock, users + 1)
+                try:
+                    await lock.acquire()
+                except BaseException:
+                    self._leave(key)
+                    raise
+                held.append(key)
+            yield
+        finally:
+            for key in reversed(held):
+                self._locks[key][0].release()
+                self._leave(key)
+
+    def _leave(self, key: bytes) -> None:
+        lock, users = self._locks[key]
+        if users == 1:
+            del self._locks[key]
+        else:
+            self._locks[key] = (lock, users - 1)

@@ -1,0 +1,249 @@
+"""Handing out jobs: claims are served from the ready windows, first come first served, and what can't be served waits.
+
+A claim is staged the moment a job and a waiter meet, so one that waited is in the same commit as the enqueued event.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.errors import LedgerError
+from ledgerq.projections.job import Job
+from ledgerq.worker import decisions
+from ledgerq.worker.claims import Claim, Waiter, WaitingRoom
+from ledgerq.worker.feeder import Feeder
+from ledgerq.worker.leases import Lease, LeaseBook
+from ledgerq.worker.live import Live
+from ledgerq.worker.options import QueueOptions
+
+__all__ = ["Handout", "WatchCallback"]
+
+WatchCallback = Callable[[str], None]
+"""Called once with "cancel" (somebody wants the job to stop) or "lost" (the claim is no longer current)."""
+
+
+class Handout:
+    """Ready windows on one side, waiting claims on the other."""
+
+    def __init__(self, live: Live, *, clock: Clock, options_of: Callable[[str], QueueOptions]) -> None:
+        self.leases = LeaseBook()
+        self.room = WaitingRoom()
+        self.watchers: dict[bytes, tuple[int, WatchCallback]] = {}
+        self._live = live
+        self._clock = clock
+        self._options_of = options_of
+        self._fresh: dict[str, None] = {}
+        self._feeder = Feeder(live, dispatch=self.dispatch, broken=self._broken, failed=self._feeding_failed)
+
+    # ------------------------------------------------------------------ what the live state tells
+
+    def note(self, before: Job | None, after: Job | None) -> None:
+        """A job changed: leases and watchers of a claim that ended are dropped, new pending jobs will be served."""
+        if before is not None and before.state == "claimed":
+            if after is None or after.state != "claimed":
+                self.leases.drop(before.spec.job_id)
+                self._tell(before.spec.job_id, "lost")
+            elif after.cancel_request is not None:
+                self._tell(before.spec.job_id, "cancel")
+        if after is not None and after.state == "pending":
+            self._fresh[after.spec.queue] = None
+
+    def _tell(self, job_id: bytes, what: str) -> None:
+        watcher = self.watchers.pop(job_id, None) if what == "lost" else self.watchers.get(job_id)
+        if watcher is not None:
+            # Not from within the staging of an event: the callback may call the queue.
+            asyncio.get_running_loop().call_soon(watcher[1], what)
+
+    def watch(self, claim: Claim, callback: WatchCallback) -> None:
+        """Tell `callback` when the claim's job is to stop, or the claim is lost; forgotten when it is settled."""
+        job = self._live.claimed.get(claim.id)
+        if job is None or job.claim_offset != claim.offset:
+            asyncio.get_running_loop().call_soon(callback, "lost")
+            return
+        self.watchers[claim.id] = (claim.offset, callback)
+        if job.cancel_request is not None:
+            asyncio.get_running_loop().call_soon(callback, "cancel")
+
+    def forget(self, claim: Claim) -> None:
+        """Its holder settles the claim now and needs no word of it."""
+        watcher = self.watchers.get(claim.id)
+        if watcher is not None and watcher[0] == claim.offset:
+            del self.watchers[claim.id]
+
+    # ------------------------------------------------------------------ serving
+
+    def serve(self) -> None:
+        """Hand out what became pending since the last call."""
+        while self._fresh:
+            queue, _ = self._fresh.popitem()
+            if self.room.first(queue) is not None:
+                self.dispatch(queue)
+
+    def dispatch(self, queue: str) -> None:
+        """Serve the waiters of a queue as far as its window goes; start filling it when that helps."""
+        live = self._live
+        if live.log.failure is not None:
+            return
+        paused = live.tally(queue).paused
+        while not paused and (waiter := self.room.first(queue)) is not None:
+            claims = self._take(queue, waiter)
+            if not claims:
+                break
+            self.room.remove(waiter)
+            waiter.future.set_result(claims)
+        waiting = self.room.waiting(queue)
+        if not waiting:
+            return
+        if not paused and self._feeder.needs(queue):
+            self._feeder.start(queue)
+        for waiter in waiting:
+            if not waiter.patient and not any(self._may_bring(name) for name in waiter.queues):
+                self.room.remove(waiter)
+                waiter.future.set_result([])
+
+    def _may_bring(self, queue: str) -> bool:
+        return not self._live.tally(queue).paused and (self._feeder.feeding(queue) or self._feeder.needs(queue))
+
+    def _take(self, queue: str, waiter: Waiter) -> list[Claim]:
+        live, window = self._live, self._live.window(queue)
+        options = self._options_of(queue)
+        lease_ms = round(options.lease_s * 1000) if waiter.lease_ms is None else waiter.lease_ms
+        expires_ms = self._clock.now_ms() + lease_ms
+        claims: list[Claim] = []
+        while len(claims) < waiter.limit and (ready := window.take()) is not None:
+            job = live.apply(ready.job, decisions.claim(ready.job, lease_ms=lease_ms, worker=waiter.worker))
+            assert job is not None
+            assert ready.payload is not None
+            self.leases.hold(Lease(expires_ms, job.spec.job_id, job.claim_offset))
+            spec = job.spec
+            claims.append(
+                Claim(
+                    queue,
+                    spec.job_id,
+                    job.claim_offset,
+                    job.attempt,
+                    spec.max_attempts,
+                    spec.priority,
+                    job.enqueued_ms,
+                    lease_ms,
+                    expires_ms,
+                    ready.payload,
+                )
+            )
+        if claims and self._feeder.needs(queue):
+            self._feeder.start(queue)
+        return claims
+
+    async def claim(
+        self, queues: Sequence[str], *, limit: int, lease_ms: int | None, wait_ms: int | None, worker: str | None
+    ) -> list[Claim]:
+        """Up to `limit` claims from the first of `queues` that has any; durable when this returns.
+
+        Waits at most `wait_ms` (None: without end) and returns [] when the wait is over.
+        """
+        waiter = Waiter(queues, limit, lease_ms, worker)
+        claims: list[Claim] = []
+        for queue in queues:
+            if not claims and self.room.first(queue) is None and not self._live.tally(queue).paused:
+                claims = self._take(queue, waiter)
+        try:
+            if not claims:
+                claims = await self._wait(waiter, wait_ms)
+            if claims:
+                await self._live.log.committed()
+        except asyncio.CancelledError:
+            self._give_back(claims or self._arrived(waiter))
+            raise
+        # A very long wait for the disk may have outlived the lease: such a claim must not be worked on.
+        return [claim for claim in claims if self._current(claim)]
+
+    def _arrived(self, waiter: Waiter) -> list[Claim]:
+        future = waiter.future
+        return future.result() if future.done() and not future.cancelled() and future.exception() is None else []
+
+    async def _wait(self, waiter: Waiter, wait_ms: int | None) -> list[Claim]:
+        waiter.patient = wait_ms is None or wait_ms > 0
+        self.room.add(waiter)
+        timer = None
+        if wait_ms:
+            timer = self._clock.call_at(self._clock.now_ms() + wait_ms, lambda: _resolve(waiter.future))
+        try:
+            for queue in waiter.queues:
+                if not waiter.future.done():
+                    self.dispatch(queue)
+            return await waiter.future
+        finally:
+            self.room.remove(waiter)
+            if timer is not None:
+                timer.cancel()
+
+    def _current(self, claim: Claim) -> bool:
+        job = self._live.claimed.get(claim.id)
+        return job is not None and job.claim_offset == claim.offset
+
+    def _give_back(self, claims: list[Claim]) -> None:
+        """Nobody received these: pending again, as if they had never been handed out."""
+        if self._live.log.failure is not None:
+            return
+        for claim in claims:
+            job = self._live.claimed.get(claim.id)
+            if job is None or job.claim_offset != claim.offset:
+                continue
+            options, now_ms = self._options_of(claim.queue), self._clock.now_ms()
+            before: Job | None = job
+            for event in decisions.release(
+                job, claim.offset, options=options, now_ms=now_ms, error="the claim was cancelled"
+            ):
+                before = self._live.apply(before, event, claim.record)
+        self.serve()
+
+    def extend(self, claim: Claim, lease_ms: int) -> Claim:
+        """Renew the lease to `lease_ms` from now. Memory only: a renewal is no transition. Raises `ClaimLost`."""
+        if self.leases.expires_ms(claim.id, claim.offset) is None:
+            decisions.current(None, claim.offset)
+        expires_ms = self._clock.now_ms() + lease_ms
+        self.leases.hold(Lease(expires_ms, claim.id, claim.offset))
+        return replace(claim, lease_ms=lease_ms, lease_expires_ms=expires_ms)
+
+    # ------------------------------------------------------------------ trouble and the end
+
+    def _broken(self, job: Job, why: str) -> None:
+        """A job without its payload can't run: it becomes a dead letter that says so, instead of blocking the queue."""
+        options, now_ms = self._options_of(job.spec.queue), self._clock.now_ms()
+        claimed = self._live.apply(job, decisions.claim(job, lease_ms=0, worker=None))
+        assert claimed is not None
+        for event in decisions.nack(
+            claimed,
+            claimed.claim_offset,
+            options=options,
+            now_ms=now_ms,
+            error=why,
+            delay_ms=None,
+            dead=True,
+            fraction=0.0,
+        ):
+            self._live.apply(claimed, event)
+
+    def _feeding_failed(self, queue: str, error: LedgerError) -> None:
+        for waiter in self.room.waiting(queue):
+            self.room.remove(waiter)
+            waiter.future.set_exception(error)
+
+    def fail(self, error: LedgerError) -> None:
+        """Nothing will be handed out any more."""
+        for waiter in self.room.everyone():
+            self.room.remove(waiter)
+            waiter.future.set_exception(error)
+        watchers, self.watchers = self.watchers, {}
+        for _, callback in watchers.values():
+            asyncio.get_running_loop().call_soon(callback, "lost")
+
+    async def close(self) -> None:
+        """End the tasks that fill windows."""
+        await self._feeder.close()
+
+
+def _resolve(future: asyncio.Future[list[Claim]]) -> None:
+    if not future.done():
+        future.set_result([])

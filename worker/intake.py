@@ -1,0 +1,111 @@
+"""Taking jobs in: staging enqueued events, and keeping job ids and unique keys unique while look-ups are under way."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.errors import DuplicateJobId
+from ledgerq.projections.indexes import job_key, unique_key
+from ledgerq.projections.job import Job
+from ledgerq.worker.claims import Enqueued
+from ledgerq.worker.enqueue import KeyLocks, Prepared
+from ledgerq.worker.live import Live
+
+__all__ = ["Intake"]
+
+_FORGET_ROWS: Final = 1000
+
+
+class Intake:
+    """Stages prepared jobs; `held` are unique keys whose enqueued events may not be in the store yet."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._locks = KeyLocks()
+        self._held: dict[bytes, bytes] = {}
+
+    def stage(self, prepared: Prepared) -> Enqueued:
+        """Stage a job that needs no look-up."""
+        event = prepared.event
+        log = self._live.log
+        offset = log.next_offset
+        self._live.apply(None, event, prepared.record if not event.due_ms else None)
+        log.append_payload(offset, prepared.sealed)
+        return Enqueued(event.job_id, True)
+
+    async def stage_all(self, batch: Sequence[Prepared]) -> list[Enqueued]:
+        """Stage all of them in one commit, or none: raises `DuplicateJobId`. A unique hit answers `created=False`."""
+        lock_keys = [key for prepared in batch for key in _keys(prepared)]
+        if not lock_keys:
+            return [self.stage(prepared) for prepared in batch]
+        async with self._locks.hold(lock_keys):
+            holders = {key: await self.holder(key) for p in batch if (key := _unique(p)) is not None}
+            own_ids = [p.event.job_id for p in batch if p.own_id]
+            jobs = await self._live.jobs(own_ids)
+            taken = next((i for i, job in zip(own_ids, jobs, strict=True) if job is not None), None)
+            if taken is None and len(set(own_ids)) < len(own_ids):
+                taken = next(i for i in own_ids if own_ids.count(i) > 1)
+            if taken is not None:
+                raise DuplicateJobId(
+                    f"job id {job_id_text(taken)} is in use; nothing was written. Leave job_id out for a new one"
+                )
+            # Nothing is awaited from here on, and nobody else stages these keys while their locks are held.
+            results: list[Enqueued] = []
+            for prepared in batch:
+                key = _unique(prepared)
+                holder = None if key is None else holders[key]
+                if holder is not None:
+                    results.append(Enqueued(holder, False))
+                    continue
+                results.append(self.stage(prepared))
+                if key is not None:
+                    holders[key] = prepared.event.job_id
+                    self.hold(key, prepared.event.job_id)
+            return results
+
+    @asynccontextmanager
+    async def unique(self, job: Job) -> AsyncIterator[bytes | None]:
+        """While the block runs, nobody else takes the unique key of `job`; yields the id of its holder, if any."""
+        if job.spec.unique_key is None or job.spec.unique_until == "claimed":
+            yield None
+            return
+        key = unique_key(job.spec.queue, job.spec.unique_key)
+        async with self._locks.hold([key]):
+            yield await self.holder(key)
+
+    def requeued(self, job: Job) -> None:
+        """A dead job was requeued, and holds its unique key again."""
+        if job.unique_held and job.spec.unique_key is not None:
+            self.hold(unique_key(job.spec.queue, job.spec.unique_key), job.id)
+
+    async def holder(self, key: bytes) -> bytes | None:
+        """The id of the unfinished job that holds a unique index key, as of the moment this returns."""
+        job_id = self._held.get(key)
+        if job_id is None:
+            job_id = await self._live.log.store.get(key)
+        if job_id is None:
+            return None
+        job = await self._live.job(job_id)
+        return job_id if job is not None and _holds(job, key) else None
+
+    def hold(self, key: bytes, job_id: bytes) -> None:
+        """Remember the holder until it is surely in the store; a stale entry does no harm, it is looked up."""
+        if len(self._held) >= _FORGET_ROWS:
+            self._held = {k: i for k, i in self._held.items() if self._live.undurable(i)}
+        self._held[key] = job_id
+
+
+def _holds(job: Job, key: bytes) -> bool:
+    spec = job.spec
+    return job.unique_held and spec.unique_key is not None and unique_key(spec.queue, spec.unique_key) == key
+
+
+def _unique(prepared: Prepared) -> bytes | None:
+    event = prepared.event
+    return None if event.unique_key is None else unique_key(event.queue, event.unique_key)
+
+
+def _keys(prepared: Prepared) -> list[bytes]:
+    unique = _unique(prepared)
+    return ([] if unique is None else [unique]) + ([job_key(prepared.event.job_id)] if prepared.own_id else [])

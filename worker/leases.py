@@ -1,0 +1,56 @@
+"""Leases: when each current claim ends unless it is renewed. In memory only: a lease ends with its process."""
+
+import heapq
+from typing import NamedTuple
+
+__all__ = ["Lease", "LeaseBook"]
+
+
+class Lease(NamedTuple):
+    """A claim's end, in ms since the Unix epoch."""
+
+    expires_ms: int
+    job_id: bytes
+    claim_offset: int
+
+
+class LeaseBook:
+    """All current leases, soonest first. Renewals leave old heap entries behind, which are skipped later."""
+
+    def __init__(self) -> None:
+        self._leases: dict[bytes, Lease] = {}
+        self._heap: list[Lease] = []
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def hold(self, lease: Lease) -> None:
+        """Start or renew a lease."""
+        self._leases[lease.job_id] = lease
+        heapq.heappush(self._heap, lease)
+        if len(self._heap) > 4 * len(self._leases) + 64:
+            self._heap = sorted(self._leases.values())
+
+    def drop(self, job_id: bytes) -> None:
+        """The claim ended."""
+        self._leases.pop(job_id, None)
+
+    def expires_ms(self, job_id: bytes, claim_offset: int) -> int | None:
+        """When the lease of this claim ends; None when the claim isn't current."""
+        lease = self._leases.get(job_id)
+        return lease.expires_ms if lease is not None and lease.claim_offset == claim_offset else None
+
+    def next_ms(self) -> int | None:
+        """When the soonest lease ends."""
+        while self._heap and self._leases.get(self._heap[0].job_id) is not self._heap[0]:
+            heapq.heappop(self._heap)
+        return self._heap[0].expires_ms if self._heap else None
+
+    def expired(self, now_ms: int, limit: int) -> list[Lease]:
+        """At most `limit` leases that have ended, soonest first; they stay until they are dropped."""
+        found: list[Lease] = []
+        while len(found) < limit and (due_ms := self.next_ms()) is not None and due_ms <= now_ms:
+            found.append(heapq.heappop(self._heap))
+        for lease in found:
+            heapq.heappush(self._heap, lease)
+        return found

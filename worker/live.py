@@ -1,0 +1,250 @@
+"""The live state of a queue's writer: what the staged events mean, before and until they are durable.
+
+`apply` stages one event and evolves its job at once, so that the next decision sees it; `fill` turns all jobs that a
+commit touched into changes of the index ranges (the difference between where each was found before and after). Reads
+that take time are made safe by `watch`: whatever is staged meanwhile is newer than what the store answers.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.codec import PayloadRecord
+from ledgerq.eventlog.errors import JobNotFound, LedgerError
+from ledgerq.eventlog.events import Enqueued, JobEvent, LogEvent, QueueEvent, QueuePaused
+from ledgerq.eventlog.store import Batch
+from ledgerq.eventlog.writer import Commit, EventLog
+from ledgerq.projections.fold import Transition
+from ledgerq.projections.host import ProjectionHost
+from ledgerq.projections.indexes import decode_job, index_entries, job_key, stats_key
+from ledgerq.projections.job import Job, born, evolve
+from ledgerq.projections.stats import Tally, stats_delta
+from ledgerq.worker.ready import FIRST_PLACE, PayloadBudget, Place, ReadyWindow
+
+__all__ = ["Live", "hint_place", "hint_value", "index_changes"]
+
+_WATCH_LIMIT_ROWS: Final = 1000
+_HINT_EVERY_CLAIMS: Final = 1000
+
+Changes = dict[bytes, bytes | None]
+Touched = dict[bytes, tuple[Job | None, Job | None]]
+
+
+class _Watch:
+    """What was staged since a group of readers began, and what was not durable then."""
+
+    def __init__(self, undurable: dict[bytes, Job | None]) -> None:
+        self.readers = 0
+        self.changes = undurable
+
+
+class Live:
+    """See the module's text. It is the log's `Projector`."""
+
+    def __init__(self, *, ready_window_rows: int, payload_budget_bytes: int, host: ProjectionHost) -> None:
+        self.log: EventLog
+        self.host = host
+        self.tallies: dict[str, Tally] = {}
+        self.claimed: dict[bytes, Job] = {}
+        self.windows: dict[str, ReadyWindow] = {}
+        self.hints: dict[str, Place] = {}
+        self.on_change: Callable[[Job | None, Job | None], None] = lambda before, after: None
+        self.on_failure: Callable[[LedgerError], None] = lambda error: None
+        self._window_rows = ready_window_rows
+        self._budget = PayloadBudget(payload_budget_bytes)
+        self._touched: Touched = {}
+        self._in_flight: Touched = {}
+        self._dirty_queues: dict[str, None] = {}
+        self._transitions: list[Transition] = []
+        self._filled: tuple[Commit, Changes] | None = None
+        self._watches: list[_Watch] = []
+
+    def tally(self, queue: str) -> Tally:
+        """The counters of a queue, zero at first."""
+        tally = self.tallies.get(queue)
+        if tally is None:
+            tally = self.tallies[queue] = Tally()
+        return tally
+
+    def window(self, queue: str) -> ReadyWindow:
+        """The ready window of a queue. A queue that never had an event has no pending jobs in the store."""
+        window = self.windows.get(queue)
+        if window is None:
+            window = self.windows[queue] = ReadyWindow(self._window_rows, self._budget)
+            window.scan_from = self.hints.get(queue, FIRST_PLACE)
+            if queue not in self.tallies:
+                window.bound = None
+        return window
+
+    # ------------------------------------------------------------------ staging
+
+    def apply(self, before: Job | None, event: JobEvent, payload: PayloadRecord | None = None) -> Job | None:
+        """Stage `event` and return the job after it; `payload` comes along when the job may go to the ready window."""
+        log = self.log
+        offset = log.append(event)
+        time_ms = log.commit().time_ms
+        after: Job | None
+        if type(event) is Enqueued:
+            after = born(event, offset, time_ms)
+            job_id, queue = event.job_id, event.queue
+        else:
+            assert before is not None
+            after = evolve(before, event, offset, time_ms)
+            job_id, queue = before.spec.job_id, before.spec.queue
+        window = self.windows.get(queue) or self.window(queue)
+        self.tally(queue).add(stats_delta(before, event, after))
+        self._dirty_queues[queue] = None
+        touched = self._touched.get(job_id)
+        self._touched[job_id] = (before if touched is None else touched[0], after)
+        for watch in self._watches:
+            watch.changes[job_id] = after
+        if self.host.active:
+            self._transitions.append(Transition(offset, time_ms, event, before, after))
+        if after is not None and after.state == "claimed":
+            self.claimed[job_id] = after
+        elif before is not None and before.state == "claimed":
+            del self.claimed[job_id]
+        if after is not None and after.state == "pending":
+            window.offer(after, payload)
+        elif before is not None and before.state == "pending":
+            window.drop(job_id)
+        self.on_change(before, after)
+        return after
+
+    def apply_other(self, event: QueueEvent | LogEvent) -> int:
+        """Stage an event that concerns no job; returns its offset."""
+        offset = self.log.append(event)
+        if isinstance(event, QueueEvent):
+            self.tally(event.queue).paused = type(event) is QueuePaused
+            self._dirty_queues[event.queue] = None
+        if self.host.active:
+            self._transitions.append(Transition(offset, self.log.commit().time_ms, event, None, None))
+        return offset
+
+    # ------------------------------------------------------------------ reading
+
+    def undurable(self, job_id: bytes) -> bool:
+        """Whether the newest state of this job is not durable yet."""
+        return job_id in self._touched or job_id in self._in_flight
+
+    def known(self, job_id: bytes) -> Job | None:
+        """The job's newest state if memory holds it; None when it must be read (or is gone: see `undurable`)."""
+        touched = self._touched.get(job_id) or self._in_flight.get(job_id)
+        return touched[1] if touched is not None else self.claimed.get(job_id)
+
+    @contextmanager
+    def watch(self) -> Iterator[dict[bytes, Job | None]]:
+        """While the block runs, everything staged (and not yet durable) by job id: newer than the store's answers."""
+        last = self._watches[-1] if self._watches else None
+        if last is None or len(last.changes) > _WATCH_LIMIT_ROWS:
+            undurable = {job_id: after for job_id, (_, after) in (*self._in_flight.items(), *self._touched.items())}
+            last = _Watch(undurable)
+            self._watches.append(last)
+        last.readers += 1
+        try:
+            yield last.changes
+        finally:
+            last.readers -= 1
+            if not last.readers:
+                self._watches.remove(last)
+
+    async def job(self, job_id: bytes) -> Job | None:
+        """The newest state of a job, staged or stored; None when there is none."""
+        return (await self.jobs([job_id]))[0]
+
+    async def jobs(self, job_ids: list[bytes]) -> list[Job | None]:
+        """The newest states of these jobs, as of the moment this returns."""
+        with self.watch() as newer:
+            missing = [i for i in job_ids if i not in newer and i not in self.claimed]
+            values = await self.log.store.get_many([job_key(i) for i in missing]) if missing else []
+            stored = dict(zip(missing, values, strict=True))
+            found: list[Job | None] = []
+            for job_id in job_ids:
+                if job_id in newer:
+                    found.append(newer[job_id])
+                elif job_id in self.claimed:
+                    found.append(self.claimed[job_id])
+                else:
+                    value = stored.get(job_id)
+                    found.append(None if value is None else decode_job(value))
+            return found
+
+    async def require(self, job_id: bytes, text: str) -> Job:
+        """Like `job`, and raises `JobNotFound`."""
+        job = await self.job(job_id)
+        if job is None:
+            raise JobNotFound(f"there is no job {text}: it never was, or it was swept (see its history in the log)")
+        return job
+
+    # ------------------------------------------------------------------ the log's projector
+
+    def fill(self, commit: Commit, batch: Batch) -> None:
+        """Add index changes, counters, hints and the rows of users' projections."""
+        if self._filled is None or self._filled[0] is not commit:
+            self._in_flight, self._touched = self._touched, {}
+            transitions, self._transitions = self._transitions, []
+            changes = index_changes(self._in_flight)
+            self._add_queues(changes)
+            self.host.project(transitions, commit.base_offset + len(commit.events), changes)
+            self._filled = (commit, changes)
+        for key, value in self._filled[1].items():
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+
+    def _add_queues(self, changes: Changes) -> None:
+        for queue in self._dirty_queues:
+            tally = self.tallies[queue]
+            changes[stats_key(queue)] = tally.encode()
+            window = self.windows.get(queue)
+            if window is None:
+                continue
+            place, hint = window.place_after(), self.hints.get(queue, FIRST_PLACE)
+            # A hint must never lead; moving it forward is only worth a write now and then.
+            if place < hint or place[0] != hint[0] or place[1] - hint[1] > _HINT_EVERY_CLAIMS:
+                self.hints[queue] = place
+                changes[keys.hint_key(queue)] = hint_value(place)
+        self._dirty_queues = {}
+
+    def committed(self, commit: Commit) -> None:
+        """The commit in flight is durable."""
+        self._in_flight = {}
+        self._filled = None
+
+    def failed(self, error: LedgerError) -> None:
+        """Nothing will be durable any more."""
+        self.on_failure(error)
+
+
+def index_changes(touched: Touched) -> Changes:
+    """What must change in the index ranges for jobs that were in one state and are in another. A put beats a delete."""
+    changes: Changes = {}
+    for before, after in touched.values():
+        new = {} if after is None else index_entries(after)
+        if before is not None:
+            old = index_entries(before)
+            for key in old:
+                if key not in new:
+                    changes.setdefault(key, None)
+            if after is None:
+                changes[keys.payload_key(before.offset)] = None
+            for key, value in new.items():
+                if old.get(key) != value:
+                    changes[key] = value
+        else:
+            changes.update(new)
+    return changes
+
+
+def hint_value(place: Place) -> bytes:
+    """A hint as bytes: priority u32, offset u64."""
+    return place[0].to_bytes(4) + place[1].to_bytes(8)
+
+
+def hint_place(value: bytes) -> Place:
+    """The place in a hint's value; a damaged hint counts as none."""
+    if len(value) != 12:
+        return FIRST_PLACE
+    return int.from_bytes(value[:4]), int.from_bytes(value[4:])

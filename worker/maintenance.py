@@ -1,0 +1,196 @@
+"""Maintenance: leases end, scheduled jobs become due, finished jobs are swept, each exactly when its time has come.
+
+One task sleeps until the next of these times. It finds work at the head of a time-ordered index and reads what it
+changes, no more. A step that fails with a passing error is logged, counted and tried again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ledgerq.eventlog.clock import Clock, Timer
+from ledgerq.eventlog.errors import LedgerError
+from ledgerq.eventlog.events import JobEvent
+from ledgerq.eventlog.keys import after_prefix
+from ledgerq.projections.indexes import FINISHED_PREFIX, SCHEDULED, finished_key, leading_ms, scheduled_key
+from ledgerq.projections.job import FINISHED, Job
+from ledgerq.worker import decisions
+from ledgerq.worker.leases import LeaseBook
+from ledgerq.worker.live import Live
+from ledgerq.worker.options import QueueOptions
+
+__all__ = ["Maintenance"]
+
+_log = logging.getLogger("ledgerq")
+_STEP_ROWS: Final = 200
+_RETRY_AFTER_MS: Final = 1000
+_NEVER: Final = 1 << 62
+
+
+class _TimedRange:
+    """A time-ordered index range, and how far its head has been worked off."""
+
+    def __init__(self, prefix: bytes, decide: Callable[[Job | None, int], list[JobEvent]]) -> None:
+        self.prefix = prefix
+        self.decide = decide
+        self.next_ms = 0  # look once at the start
+        self._scan_from = prefix
+
+    def note(self, key: bytes, due_ms: int) -> None:
+        """A row was staged."""
+        if due_ms < self.next_ms:
+            self.next_ms = due_ms
+        if key < self._scan_from:
+            self._scan_from = key
+
+    async def step(self, live: Live, now_ms: int) -> None:
+        """Work off at most a few hundred rows that are due, and find out when the next one is."""
+        self.next_ms = _NEVER  # whatever is staged from here on lowers it again
+        try:
+            # What was staged before this moment must be in the store, for the scan to see it.
+            await live.log.committed()
+            scan_from, self._scan_from = self._scan_from, after_prefix(self.prefix)
+            due: list[tuple[bytes, bytes]] = []
+            next_ms, last_key = _NEVER, scan_from
+            async for page in live.log.store.scan(scan_from, after_prefix(self.prefix), page_rows=_STEP_ROWS):
+                ready = [row for row in page if leading_ms(row[0], self.prefix) <= now_ms]
+                due += ready
+                if len(ready) < len(page):
+                    next_ms = leading_ms(page[len(ready)][0], self.prefix)
+                if len(ready) < len(page) or len(due) >= _STEP_ROWS:
+                    break
+            if len(due) >= _STEP_ROWS:
+                next_ms = min(next_ms, now_ms)
+            jobs = await live.jobs([_job_id(row) for row in due])
+            for job, (key, _) in zip(jobs, due, strict=True):
+                before: Job | None = job
+                for event in self.decide(job, now_ms):
+                    before = live.apply(before, event)
+                last_key = key + b"\0"
+            # What was staged during the awaits may stand before the place reached.
+            self._scan_from = min(last_key, self._scan_from)
+            self.next_ms = min(self.next_ms, next_ms)
+        except BaseException:
+            self._scan_from, self.next_ms = self.prefix, min(self.next_ms, now_ms + _RETRY_AFTER_MS)
+            raise
+
+
+class Maintenance:
+    """The one background task of a queue that makes time pass for its jobs."""
+
+    def __init__(
+        self,
+        live: Live,
+        leases: LeaseBook,
+        *,
+        clock: Clock,
+        options_of: Callable[[str], QueueOptions],
+        serve: Callable[[], None],
+    ) -> None:
+        self.failures = 0
+        self._live = live
+        self._leases = leases
+        self._clock = clock
+        self._options_of = options_of
+        self._serve = serve
+        self._ranges: Sequence[_TimedRange] = (
+            _TimedRange(SCHEDULED, lambda job, now_ms: decisions.promote(job, now_ms=now_ms)),
+            _TimedRange(FINISHED_PREFIX, lambda job, now_ms: decisions.sweep(job, now_ms=now_ms)),
+        )
+        self._wake = asyncio.Event()
+        self._timer: Timer | None = None
+        self._armed_ms = _NEVER
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; the first look at the indexes happens at once."""
+        self._wake.set()
+        self._task = asyncio.create_task(self._run(), name="ledgerq-maintenance")
+
+    async def close(self) -> None:
+        """End the task."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def note(self, after: Job | None) -> None:
+        """A job changed: it may be due earlier than what is waited for."""
+        if after is None:
+            return
+        if after.state == "scheduled":
+            self._ranges[0].note(scheduled_key(after.due_ms, after.offset), after.due_ms)
+        elif after.state in FINISHED:
+            self._ranges[1].note(finished_key(after.sweep_at_ms, after.id), after.sweep_at_ms)
+        else:
+            return
+        self.arm()
+
+    def arm(self) -> None:
+        """Make sure to be woken when the next thing is due."""
+        next_ms = min(self._ranges[0].next_ms, self._ranges[1].next_ms)
+        lease_ms = self._leases.next_ms()
+        if lease_ms is not None and lease_ms < next_ms:
+            next_ms = lease_ms
+        if next_ms < self._armed_ms and self._task is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._armed_ms = next_ms
+            self._timer = self._clock.call_at(next_ms, self._ring)
+
+    def _ring(self) -> None:
+        self._armed_ms = _NEVER
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._step(self._clock.now_ms())
+            except LedgerError as error:
+                if self._live.log.failure is not None:
+                    return
+                self._trouble(error)
+            except Exception as error:
+                self._trouble(error)
+            self.arm()
+
+    def _trouble(self, error: Exception) -> None:
+        """A loop that ends would leave jobs behind silently, so it goes on, whatever happened."""
+        self.failures += 1
+        _log.warning("a maintenance step failed and will be tried again: %s", error, exc_info=error)
+        self._clock.call_at(self._clock.now_ms() + _RETRY_AFTER_MS, self._wake.set)
+
+    async def _step(self, now_ms: int) -> None:
+        log = self._live.log
+        while (expired := self._leases.expired(now_ms, _STEP_ROWS)) and log.failure is None:
+            if log.full:
+                await log.room()
+            for lease in expired:
+                job = self._live.claimed.get(lease.job_id)
+                if job is None or job.claim_offset != lease.claim_offset:
+                    self._leases.drop(lease.job_id)
+                    continue
+                if (still := self._leases.expires_ms(lease.job_id, lease.claim_offset)) is None or still > now_ms:
+                    continue
+                options = self._options_of(job.spec.queue)
+                before: Job | None = job
+                for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.LEASE_EXPIRED):
+                    before = self._live.apply(before, event)
+            self._serve()
+            await asyncio.sleep(0)
+        for timed in self._ranges:
+            while timed.next_ms <= now_ms:
+                if log.full:
+                    await log.room()
+                await timed.step(self._live, now_ms)
+                self._serve()
+                await asyncio.sleep(0)
+
+
+def _job_id(row: tuple[bytes, bytes]) -> bytes:
+    """The ULID stands in the value of a scheduled row, and at the end of a finished row's key."""
+    return row[1] or row[0][-16:]

@@ -1,0 +1,107 @@
+"""Opening a queue: read what is there, take over from the writer before, and end the claims it left behind."""
+
+from collections.abc import Awaitable, Callable, Generator
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.errors import NotRebuilt
+from ledgerq.eventlog.events import WriterOpened
+from ledgerq.eventlog.store import Anchor
+from ledgerq.eventlog.writer import EventLog
+from ledgerq.projections.job import Job
+from ledgerq.projections.view import LedgerView
+from ledgerq.worker import decisions
+from ledgerq.worker.live import Live, hint_place
+from ledgerq.worker.options import QueueOptions
+
+__all__ = ["Opening", "package_version", "take_over"]
+
+
+async def take_over(
+    log: EventLog,
+    live: Live,
+    *,
+    clock: Clock,
+    options_of: Callable[[str], QueueOptions],
+    writer: str,
+    version: str,
+    accept_rollback: bool,
+) -> None:
+    """Bring `live` to the state of the log, and commit that this writer is the one now.
+
+    A job found claimed belongs to a writer that is gone: its lease ends with the reason `interrupted`.
+    """
+    rolled_back_from = await log.start(accept_rollback=accept_rollback)
+    store = log.store
+    if await store.get(keys.REBUILD_KEY) is not None:
+        raise NotRebuilt(
+            f"a rebuild of {store.location} was interrupted, its indexes are incomplete: run rebuild-projections again"
+        )
+    view = LedgerView(log)
+    live.tallies = dict(await view.tallies())
+    async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
+        for key, value in rows:
+            live.hints[key[len(keys.HINT_PREFIX) :].decode()] = hint_place(value)
+    head = log.durable_head
+    await live.host.restore(store)
+    anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
+    await live.host.catch_up(log, store, anchor)
+    interrupted = await _claimed(live)
+    live.claimed = {job.id: job for job in interrupted}
+    live.apply_other(WriterOpened(writer, version, rolled_back_from))
+    for job in interrupted:
+        if log.full:
+            await log.room()
+        before: Job | None = job
+        options, now_ms = options_of(job.spec.queue), clock.now_ms()
+        for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.INTERRUPTED):
+            before = live.apply(before, event)
+    await log.committed()
+
+
+async def _claimed(live: Live) -> list[Job]:
+    prefix = b"i/claimed/"
+    found: list[Job] = []
+    async for rows in live.log.store.scan(prefix, keys.after_prefix(prefix)):
+        jobs = await live.jobs([key[len(prefix) :] for key, _ in rows])
+        found += [job for job in jobs if job is not None and job.state == "claimed"]
+    return found
+
+
+def package_version() -> str:
+    """The version of the installed distribution, for the log."""
+    try:
+        return version("ledgerq")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+class _Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Closable)
+
+
+class Opening(Generic[T]):
+    """What `open` returns: `await` it for the opened thing, or use it with `async with`, which closes it at the end."""
+
+    def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
+        self._make = make
+        self._opened: T | None = None
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._make().__await__()
+
+    async def __aenter__(self) -> T:
+        self._opened = await self._make()
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            await self._opened.close()

@@ -1,0 +1,76 @@
+"""What a user may set for a queue and for a job, checked at the edge. Times are in seconds, as people write them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.events import UniqueUntil
+
+__all__ = ["MAX_PRIORITY", "NewJob", "QueueOptions", "seconds_ms", "to_ms"]
+
+MAX_PRIORITY = 2**32 - 1
+MAX_UNIQUE_KEY_BYTES = 1024
+# The year 9999 in ms: what is later than that is a mistake in units.
+MAX_TIME_MS = 253_402_300_800_000
+
+Seconds = Annotated[float, Field(ge=0, le=MAX_TIME_MS / 1000, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=0.001, le=MAX_TIME_MS / 1000, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QueueOptions(_Frozen):
+    """How a queue treats its jobs. Changing an option never changes the past: events carry what was decided."""
+
+    max_attempts: Annotated[int, Field(ge=1, le=1_000_000)] = 3
+    """Claims before a failing job is dead; counts claims, not failures."""
+    lease_s: Positive = 30.0
+    """How long a claim holds without renewal."""
+    priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = 1000
+    """Lower is handed out first."""
+    backoff_base_s: Seconds = 1.0
+    """A retry waits at most this, doubled with each attempt, with full jitter."""
+    backoff_cap_s: Seconds = 300.0
+    """And never longer than this."""
+    keep_done_s: Seconds = 24 * 3600.0
+    """How long a done job's record and payload stay; its history stays in the log."""
+    keep_dead_s: Seconds = 7 * 24 * 3600.0
+    """How long a dead job can be looked at and requeued."""
+    keep_cancelled_s: Seconds = 24 * 3600.0
+    """How long a cancelled job's record stays."""
+    max_payload_bytes: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = 1024 * 1024
+    """Limit for the payload and its headers together, as stored."""
+
+
+class NewJob(_Frozen):
+    """One job of `enqueue_many`: the same arguments as `enqueue` takes."""
+
+    payload: bytes
+    priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] | None = None
+    delay: Seconds | None = None
+    run_at: datetime | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    unique_key: str | bytes | None = None
+    unique_until: UniqueUntil = "finished"
+    headers: Mapping[str, str] | None = None
+    job_id: str | None = None
+
+    def __init__(self, payload: bytes, **kwargs: Any) -> None:
+        super().__init__(**{"payload": payload, **kwargs})
+
+
+def to_ms(seconds: float) -> int:
+    """Whole milliseconds, rounded."""
+    return round(seconds * 1000)
+
+
+def seconds_ms(name: str, seconds: float) -> int:
+    """An argument in seconds as whole milliseconds; raises `InvalidArgument` for what is no number of seconds."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_TIME_MS / 1000:
+        raise InvalidArgument(f"{name} is a number of seconds from 0 on, not {seconds!r}")
+    return to_ms(seconds)

@@ -1,0 +1,385 @@
+"""The queue: what a program opens, enqueues to, claims from and settles with.
+
+Every call decides at once, in memory, stages its events in the open commit, and returns when that commit is durable.
+One event loop owns a queue. Cancelling a call never half-does it: what was staged is committed all the same, and claims
+that nobody received are given back. Next: worker.py, which runs handlers on top of these methods.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from ledgerq.eventlog.clock import Clock, SystemClock
+from ledgerq.eventlog.codec import PayloadRecord
+from ledgerq.eventlog.entropy import Entropy, job_id_bytes
+from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError, PayloadTooLarge
+from ledgerq.eventlog.events import JobEvent, Record, State, UniqueUntil
+from ledgerq.eventlog.keys import queue_name_bytes
+from ledgerq.eventlog.slate_options import StoreOptions
+from ledgerq.eventlog.store import Store
+from ledgerq.eventlog.stores import open_store
+from ledgerq.eventlog.writer import MAX_COMMIT_BYTES, EventLog
+from ledgerq.projections.host import Projection
+from ledgerq.projections.job import Job
+from ledgerq.projections.stats import QueueStats
+from ledgerq.projections.view import Page
+from ledgerq.worker import decisions, operate
+from ledgerq.worker.claims import Claim, Enqueued
+from ledgerq.worker.core import DEFAULT_OPTIONS, Core
+from ledgerq.worker.enqueue import Prepared, prepare
+from ledgerq.worker.handout import WatchCallback
+from ledgerq.worker.opening import Opening
+from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
+
+__all__ = ["Queue"]
+
+_MAX_BULK_JOBS: Final = 10_000
+_MAX_CLAIMS: Final = 10_000
+_MAX_KNOWN_NAMES: Final = 10_000
+
+
+class Queue:
+    """A durable job queue on one store: `await Queue.open(url)`, or `async with Queue.open(url) as queue`."""
+
+    def __init__(self, core: Core) -> None:
+        """Use `open`."""
+        self._core = core
+        self._log = core.log
+        self._live = core.live
+        self._handout = core.handout
+        self._clock = core.clock
+        self._known_names: set[str] = set()
+
+    # ------------------------------------------------------------------ opening and closing
+
+    @classmethod
+    def open(
+        cls,
+        url: str = "memory:///",
+        *,
+        default: QueueOptions = DEFAULT_OPTIONS,
+        queues: Mapping[str, QueueOptions] | None = None,
+        ready_window: int = 10_000,
+        commit_interval_ms: float | None = None,
+        clock: Clock | None = None,
+        entropy: Entropy | None = None,
+        store: Store | None = None,
+        store_options: StoreOptions | None = None,
+        projections: Iterable[Projection] = (),
+        accept_rollback: bool = False,
+    ) -> Opening["Queue"]:
+        """Open the store at `url` (or `store`, already open) for writing, and take it over from an earlier writer.
+
+        `default` and `queues` say how queues treat their jobs; `ready_window` is how many pending jobs of each queue
+        are kept in memory; commits follow each other at least `commit_interval_ms` apart under load (None: 50 ms on
+        object stores, less elsewhere); `projections` are the user's own. Use the result with `await` or `async with`.
+
+        Raises `InvalidArgument`, `StoreUnavailable`, `LogRolledBack` (unless `accept_rollback`), `LogCorrupt`,
+        `FormatTooNew`, `NotRebuilt`.
+        """
+
+        async def make() -> "Queue":
+            opened = store or await open_store(url, clock=clock or SystemClock(), options=store_options)
+            try:
+                core = Core(
+                    opened,
+                    default=default,
+                    queues=queues,
+                    ready_window=ready_window,
+                    commit_interval_ms=commit_interval_ms,
+                    clock=clock,
+                    entropy=entropy,
+                    projections=projections,
+                )
+            except BaseException:
+                await opened.close()
+                raise
+            await core.take_over(accept_rollback=accept_rollback)
+            return cls(core)
+
+        return Opening(make)
+
+    async def close(self) -> None:
+        """Commit what is staged, end all tasks, close the store. Claims still held end when it is next opened."""
+        await self._core.close()
+
+    @property
+    def location(self) -> str:
+        """The URL it was opened by."""
+        return self._log.store.location
+
+    @property
+    def failure(self) -> LedgerError | None:
+        """Why nothing can be written any more (`Fenced`, `OutcomeUnknown`, ...), or None."""
+        return self._log.failure
+
+    @property
+    def log(self) -> EventLog:
+        """The event log: `read`, `tail`, `verify`, `head`."""
+        return self._log
+
+    @property
+    def clock(self) -> Clock:
+        """The clock it was opened with."""
+        return self._clock
+
+    def options(self, queue: str) -> QueueOptions:
+        """The options in force for a queue."""
+        return self._core.options(queue)
+
+    # ------------------------------------------------------------------ enqueue
+
+    async def enqueue(
+        self,
+        queue: str,
+        payload: bytes,
+        *,
+        priority: int | None = None,
+        delay: float | None = None,
+        run_at: datetime | None = None,
+        max_attempts: int | None = None,
+        unique_key: str | bytes | None = None,
+        unique_until: UniqueUntil = "finished",
+        headers: Mapping[str, str] | None = None,
+        job_id: str | None = None,
+    ) -> Enqueued:
+        """Add one job; it is durable when this returns.
+
+        `priority`: lower first (0 to 2^32-1). `delay` (seconds) or `run_at` (aware datetime): not before then.
+        `unique_key`: while an unfinished job of the queue has it (`unique_until="claimed"`: one never claimed), nothing
+        is added and `created` is False. `job_id`: a ULID of your own; raises `DuplicateJobId` when it is in use.
+
+        Raises `InvalidArgument`, `InvalidQueueName`, `PayloadTooLarge`, before anything is written.
+        """
+        log = self._log
+        log.check()
+        self._name(queue)
+        prepared = prepare(
+            queue,
+            payload,
+            options=self._core.options(queue),
+            now_ms=self._clock.now_ms(),
+            entropy=self._core.entropy,
+            priority=priority,
+            delay=delay,
+            run_at=run_at,
+            max_attempts=max_attempts,
+            unique_key=unique_key,
+            unique_until=unique_until,
+            headers=headers,
+            job_id=job_id,
+        )
+        if log.full:
+            await log.room()
+            log.check()
+        if unique_key is None and job_id is None:
+            result = self._core.intake.stage(prepared)
+        else:
+            result = (await self._core.intake.stage_all([prepared]))[0]
+        self._handout.serve()
+        await log.committed()
+        return result
+
+    async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[Enqueued]:
+        """Add up to 10,000 jobs in one commit: all or none. Each is a payload, or a `NewJob` with more to say."""
+        self._log.check()
+        self._name(queue)
+        if len(jobs) > _MAX_BULK_JOBS:
+            raise InvalidArgument(f"enqueue_many takes up to {_MAX_BULK_JOBS} jobs, not {len(jobs)}: split them")
+        options, now_ms = self.options(queue), self._clock.now_ms()
+        batch: list[Prepared] = []
+        size_bytes = 0
+        for job in jobs:
+            given = dict(job) if isinstance(job, NewJob) else {"payload": job}
+            batch.append(prepare(queue, options=options, now_ms=now_ms, entropy=self._core.entropy, **given))
+            size_bytes += len(batch[-1].sealed)
+        if size_bytes > MAX_COMMIT_BYTES:
+            raise PayloadTooLarge(
+                f"the payloads of one enqueue_many have {size_bytes} bytes, more than {MAX_COMMIT_BYTES}: split them"
+            )
+        if self._log.full:
+            await self._log.room()
+            self._log.check()
+        results = await self._core.intake.stage_all(batch)
+        self._handout.serve()
+        await self._log.committed()
+        return results
+
+    def _name(self, queue: str) -> None:
+        if queue not in self._known_names:
+            queue_name_bytes(queue)
+            if len(self._known_names) < _MAX_KNOWN_NAMES:
+                self._known_names.add(queue)
+
+    # ------------------------------------------------------------------ claim and settle
+
+    async def claim(
+        self,
+        queue: str | Sequence[str],
+        limit: int = 1,
+        lease: float | None = None,
+        wait: float | None = 0.0,
+        worker: str | None = None,
+    ) -> list[Claim]:
+        """Take up to `limit` (1 to 10,000) pending jobs, in order of priority, then of enqueueing.
+
+        `queue` may be several names: the first that has jobs is served. `lease`: seconds until the claim ends by itself
+        (None: the queue's option). `wait`: seconds to wait when there is none (0: not at all, None: without end).
+        `worker`: who claims, for the log. Returns [] when the wait is over. The claims are durable when this returns.
+        """
+        self._log.check()
+        queues = (queue,) if isinstance(queue, str) else tuple(dict.fromkeys(queue))
+        if not queues:
+            raise InvalidArgument("claim needs at least one queue name")
+        for name in queues:
+            self._name(name)
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_CLAIMS:
+            raise InvalidArgument(f"limit is a whole number from 1 to {_MAX_CLAIMS}, not {limit!r}")
+        lease_ms = None if lease is None else self._lease_ms(lease)
+        wait_ms = None if wait is None else seconds_ms("wait", wait)
+        if worker is not None:
+            worker = decisions.clip(worker, 255)
+        if self._log.full:
+            await self._log.room()
+            self._log.check()
+        return await self._handout.claim(queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker)
+
+    def _lease_ms(self, lease: float) -> int:
+        lease_ms = seconds_ms("lease", lease)
+        if lease_ms < 1:
+            raise InvalidArgument(f"lease is a number of seconds above 0, not {lease!r}")
+        return lease_ms
+
+    async def ack(self, claim: Claim) -> None:
+        """The work is done. Raises `ClaimLost`, and appends nothing, when the claim is no longer current."""
+        log = self._log
+        log.check()
+        self._ack(claim)
+        await log.committed()
+
+    async def ack_many(self, claims: Sequence[Claim]) -> None:
+        """Ack all claims in one commit. When some are lost the others are acked all the same; raises `ClaimLost`."""
+        self._log.check()
+        lost: list[Claim] = []
+        for claim in claims:
+            try:
+                self._ack(claim)
+            except ClaimLost:
+                lost.append(claim)
+        await self._log.committed()
+        if lost:
+            names = ", ".join(claim.job_id for claim in lost[:10])
+            raise ClaimLost(
+                f"{len(lost)} of {len(claims)} claims are not current any more, the others were acked: {names}"
+            )
+
+    def _ack(self, claim: Claim) -> None:
+        live = self._live
+        job = live.claimed.get(claim.id)
+        event = decisions.ack(job, claim.offset, options=self.options(claim.queue), now_ms=self._clock.now_ms())
+        self._handout.forget(claim)
+        live.apply(job, event)
+
+    async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
+        """The try failed, with this error: retry after backoff or `delay` seconds, or dead (asked for, or no try left).
+
+        Raises `ClaimLost`, and appends nothing, when the claim is no longer current.
+        """
+        self._log.check()
+        delay_ms = None if delay is None else seconds_ms("delay", delay)
+        job = self._live.claimed.get(claim.id)
+        events = decisions.nack(
+            job,
+            claim.offset,
+            options=self.options(claim.queue),
+            now_ms=self._clock.now_ms(),
+            error=error,
+            delay_ms=delay_ms,
+            dead=dead,
+            fraction=self._core.entropy.fraction(),
+        )
+        await self._settle(claim, job, events)
+
+    async def release(self, claim: Claim, reason: str = "released") -> None:
+        """Give the claim back unused: the job is pending at once and the attempt is not counted. Raises `ClaimLost`."""
+        self._log.check()
+        job = self._live.claimed.get(claim.id)
+        events = decisions.release(
+            job, claim.offset, options=self.options(claim.queue), now_ms=self._clock.now_ms(), error=reason
+        )
+        await self._settle(claim, job, events)
+
+    async def _settle(self, claim: Claim, job: Job | None, events: Sequence[JobEvent]) -> None:
+        self._handout.forget(claim)
+        for event in events:
+            job = self._live.apply(job, event, claim.record)
+        self._handout.serve()
+        await self._log.committed()
+
+    async def extend(self, claim: Claim, lease: float) -> Claim:
+        """Renew the lease to `lease` seconds from now; returns the claim with its new end. Raises `ClaimLost`."""
+        self._log.check()
+        return self._handout.extend(claim, self._lease_ms(lease))
+
+    def watch(self, claim: Claim, callback: WatchCallback) -> None:
+        """Call `callback("cancel")` when the job is to stop, `callback("lost")` when another hand ended the claim."""
+        self._handout.watch(claim, callback)
+
+    # ------------------------------------------------------------------ operate
+
+    async def cancel(self, job_id: str, *, actor: str, reason: str) -> Job:
+        """Cancel a waiting job at once; of a claimed one, ask its worker to stop (`job.cancel_request` is set then).
+
+        Returns the job as it is now. Raises `JobNotFound`, and `InvalidState` for a finished job.
+        """
+        return await operate.cancel(self._core, job_id, actor=actor, reason=reason)
+
+    async def requeue(self, job_id: str, *, actor: str, reason: str) -> Job:
+        """Give a dead job a new start, with no attempts used. Raises `JobNotFound`, and `InvalidState` otherwise."""
+        return await operate.requeue(self._core, job_id, actor=actor, reason=reason)
+
+    async def pause(self, queue: str, *, actor: str, reason: str) -> None:
+        """Hand out no more jobs of this queue until `resume`; jobs can be added. Pausing twice changes nothing."""
+        await operate.set_paused(self._core, queue, True, actor=actor, reason=reason)
+
+    async def resume(self, queue: str, *, actor: str, reason: str) -> None:
+        """Hand out jobs of this queue again."""
+        await operate.set_paused(self._core, queue, False, actor=actor, reason=reason)
+
+    # ------------------------------------------------------------------ read
+
+    async def get(self, job_id: str) -> Job:
+        """A job that is not swept yet; what it says is durable. Raises `JobNotFound`."""
+        job = await operate.find(self._core, job_id)
+        if self._live.undurable(job.id):
+            await self._log.committed()
+        return job
+
+    async def payload(self, job_id: str) -> PayloadRecord:
+        """The headers and the bytes of a job that is not swept yet. Raises `JobNotFound`, `PayloadMissing`."""
+        return await self._core.view.payload(await self.get(job_id))
+
+    async def history(self, job_id: str) -> list[Record]:
+        """All events of a job in order, also of one that was swept. Raises `JobNotFound`."""
+        await self._settled()
+        return await self._core.view.history(job_id_bytes(job_id))
+
+    async def jobs(self, queue: str, state: State | None = None, limit: int = 100, after: str | None = None) -> Page:
+        """A page of a queue's jobs, all states or one; give `page.next` as `after` for the next one."""
+        await self._settled()
+        return await self._core.view.jobs(queue, state=state, limit=limit, after=after)
+
+    async def stats(self, queue: str) -> QueueStats:
+        """How many jobs are in each state now, and how many transitions there were since the beginning."""
+        await self._settled()
+        return await self._core.view.stats(queue)
+
+    async def queues(self) -> list[str]:
+        """The names of all queues that ever had an event, in order."""
+        await self._settled()
+        return await self._core.view.queues()
+
+    async def _settled(self) -> None:
+        """Reads see what callers were told, and nothing that isn't durable."""
+        self._log.check()
+        await self._log.committed()
