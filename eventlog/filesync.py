@@ -5,7 +5,9 @@ is a commit durable. Sorted files and manifests are synced behind it, before any
 Everything here blocks, and runs in threads.
 """
 
+import contextlib
 import os
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +30,8 @@ class FileSync:
         self._fsync = fsync
         self._wal_fd = -1
         self._next_wal_id = 1
+        # A commit whose caller gave up may still hang in here when the store is closed.
+        self._lock = threading.Lock()
         self._seen: dict[str, tuple[int, set[str]]] = {}
 
     def opened(self) -> None:
@@ -41,18 +45,21 @@ class FileSync:
         os.fsync(self._wal_fd)
         self._next_wal_id = ids[-1] + 1 if ids else 1
         self.sync_behind()
-        for folder in (self._folder, self._folder.parent):
-            _sync_path(folder)
+        _sync_path(self._folder)
+        # A parent that this user may pass through but not read is not one in which the folder was just made.
+        with contextlib.suppress(PermissionError):
+            _sync_path(self._folder.parent)
 
     def commit(self, anchor: Anchor) -> None:
         """Make the log files that appeared since the last call durable, then note `anchor`."""
-        if self._fsync:
-            first = self._next_wal_id
-            while self._sync_wal_file(self._next_wal_id):
-                self._next_wal_id += 1
-            if self._next_wal_id != first:
-                os.fsync(self._wal_fd)
-        self.anchor.write(anchor)
+        with self._lock:
+            if self._fsync:
+                first = self._next_wal_id
+                while self._sync_wal_file(self._next_wal_id):
+                    self._next_wal_id += 1
+                if self._next_wal_id != first:
+                    os.fsync(self._wal_fd)
+            self.anchor.write(anchor)
 
     def sync_behind(self) -> None:
         """Sync the sorted files and manifests that are new since the last call; costs three `stat`s when none are."""
@@ -74,11 +81,12 @@ class FileSync:
             self._seen[name] = (changed_ns, present)
 
     def close(self) -> None:
-        """Give back what is open."""
-        self.anchor.close()
-        if self._wal_fd >= 0:
-            os.close(self._wal_fd)
-            self._wal_fd = -1
+        """Give back what is open, once a commit under way is through."""
+        with self._lock:
+            self.anchor.close()
+            if self._wal_fd >= 0:
+                os.close(self._wal_fd)
+                self._wal_fd = -1
 
     def _sync_wal_file(self, wal_id: int) -> bool:
         try:

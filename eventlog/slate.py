@@ -169,8 +169,16 @@ class SlateStore(SlateReads):
             if not isinstance(self._broken, Fenced):
                 _log.warning("%s: closing did not finish: %r", self.location, error)
         finally:
+            await self._release()
+
+    async def _release(self) -> None:
+        try:
             if self._files is not None:
-                self._files.close()
+                async with asyncio.timeout(self._options.commit_timeout_s):
+                    await self._in_thread(self._files.close)
+        except TimeoutError:
+            _log.warning("%s: the disk hangs, so a thread and two files stay open", self.location)
+        finally:
             self._threads.shutdown(wait=False)
 
     def _count_flush(self) -> None:

@@ -4,11 +4,11 @@ import asyncio
 import logging
 from typing import Final
 
-from slatedb.uniffi import DbReaderBuilder, ObjectStore, ReaderMode, ReaderOptions
+from slatedb.uniffi import DbReaderBuilder, Error, ObjectStore, ReaderMode, ReaderOptions
 
 from ledgerq.eventlog.anchor import FileAnchor, ObjectAnchor
 from ledgerq.eventlog.clock import SystemClock
-from ledgerq.eventlog.errors import InvalidArgument, StoreUnavailable
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, StoreUnavailable
 from ledgerq.eventlog.fastlane import best_lane
 from ledgerq.eventlog.lane import Lane
 from ledgerq.eventlog.locations import Location
@@ -54,6 +54,15 @@ class SlateReader(SlateReads):
     def _served(self) -> None:
         if self._pinned_seq is not None and self._db.status().durable_seq != self._pinned_seq:
             raise StoreUnavailable(f"{self.location}: the pinned view moved to a newer commit; open it again")
+
+    def _failed(self, error: BaseException) -> LedgerError:
+        # SlateDB keeps replaced files for about 15 minutes (a checkpoint of its compactor's), whoever still reads them.
+        if isinstance(error, Error.Data) and "not found" in str(error):
+            return StoreUnavailable(
+                f"{self.location}: a file of this view is gone ({error}). If the view is older than some minutes the "
+                "writer replaced it: open it again. If that doesn't help, the file is lost: restore it from a copy"
+            )
+        return super()._failed(error)
 
     async def close(self) -> None:
         """Give back what it holds; a second call does nothing."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,43 @@ async def test_a_pinned_view_that_moved_is_refused(tmp_path: Path, monkeypatch: 
                 assert await reader.get(b"a") == b"0"
                 await asyncio.sleep(0.002)
     await reader.close()
+    await store.close()
+
+
+async def test_a_reader_whose_files_are_gone_says_so(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "s")
+    await put_all(store, [(b"a", b"0")])
+    await store.close()
+    reader = await open_slate_reader(parse_location(str(tmp_path / "s")), pinned=True)
+    for path in (tmp_path / "s/compacted").iterdir():
+        path.unlink()
+    with pytest.raises(StoreUnavailable, match="open it again"):
+        await reader.get(b"a")
+    await reader.close()
+
+
+async def test_closing_waits_for_a_commit_that_was_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await opened(tmp_path / "s", commit_timeout_s=0.1)
+    released = threading.Event()
+    fsync = os.fsync
+    hung: list[int] = []
+
+    def hang(fd: int) -> None:
+        hung.append(fd)
+        released.wait(30)
+        fsync(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", hang)
+        with pytest.raises(OutcomeUnknown):
+            await put_all(store, [(b"a", b"1")])
+    asyncio.get_running_loop().call_later(0.02, released.set)
+    await store.close()
+    # The commit was durable after all, which only opening again can tell.
+    assert hung
+    store = await opened(tmp_path / "s")
+    assert await store.get(b"a") == b"1"
+    assert await store.read_anchor() == ANCHOR
     await store.close()
 
 
