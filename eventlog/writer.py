@@ -12,7 +12,7 @@ import asyncio
 from typing import Final, Protocol
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.clock import Clock, Timer
 from ledgerq.eventlog.codec import KIND_OF, Head, digest_of, encode_batch, encode_head
 from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogCorrupt, LogPoisoned, QueueClosed, WrongLoop
 from ledgerq.eventlog.events import Event
@@ -86,6 +86,7 @@ class EventLog(LogReader):
         self._wake = asyncio.Event()
         self._news_waiters: list[asyncio.Future[None]] = []
         self._closing = False
+        self._timer: Timer | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -124,7 +125,7 @@ class EventLog(LogReader):
             if error is not None:
                 self._fail(error)
             else:
-                self.clock.call_at(self.clock.now_ms() + _STORE_CHECK_INTERVAL_MS, self._watch_store)
+                self._timer = self.clock.call_at(self.clock.now_ms() + _STORE_CHECK_INTERVAL_MS, self._watch_store)
 
     @property
     def durable_head(self) -> Head:
@@ -269,15 +270,22 @@ class EventLog(LogReader):
             self._news_waiters.append(waiter)
             await waiter
 
-    async def close(self) -> None:
-        """Commit what is staged, end the commit task and close the store; a second call does nothing."""
-        if self._closing:
-            return
+    async def stop(self) -> None:
+        """Commit what is staged and end the commit task; the store stays open."""
         self._closing = True
         self._wake.set()
+        if self._timer is not None:
+            self._timer.cancel()
         try:
             if self._task is not None:
                 await asyncio.shield(self._task)
         finally:
             self._tell_news()
-            await self.store.close()
+
+    async def close(self) -> None:
+        """Like `stop`, and closes the store; a second call does nothing."""
+        if not self._closing:
+            try:
+                await self.stop()
+            finally:
+                await self.store.close()

@@ -85,7 +85,7 @@ class Handout:
         live = self._live
         if live.log.failure is not None:
             return
-        paused = live.tally(queue).paused
+        paused = live.paused(queue)
         while not paused and (waiter := self.room.first(queue)) is not None:
             claims = self._take(queue, waiter)
             if not claims:
@@ -103,7 +103,7 @@ class Handout:
                 waiter.future.set_result([])
 
     def _may_bring(self, queue: str) -> bool:
-        return not self._live.tally(queue).paused and (self._feeder.feeding(queue) or self._feeder.needs(queue))
+        return not self._live.paused(queue) and (self._feeder.feeding(queue) or self._feeder.needs(queue))
 
     def _take(self, queue: str, waiter: Waiter) -> list[Claim]:
         live, window = self._live, self._live.window(queue)
@@ -145,7 +145,7 @@ class Handout:
         waiter = Waiter(queues, limit, lease_ms, worker)
         claims: list[Claim] = []
         for queue in queues:
-            if not claims and self.room.first(queue) is None and not self._live.tally(queue).paused:
+            if not claims and self.room.first(queue) is None and not self._live.paused(queue):
                 claims = self._take(queue, waiter)
         try:
             if not claims:

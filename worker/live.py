@@ -67,6 +67,11 @@ class Live:
             tally = self.tallies[queue] = Tally()
         return tally
 
+    def paused(self, queue: str) -> bool:
+        """Whether the queue hands out nothing."""
+        tally = self.tallies.get(queue)
+        return tally is not None and tally.paused
+
     def window(self, queue: str) -> ReadyWindow:
         """The ready window of a queue. A queue that never had an event has no pending jobs in the store."""
         window = self.windows.get(queue)

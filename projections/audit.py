@@ -1,0 +1,147 @@
+"""The audit: is everything that the store says what follows from a log that nobody changed?
+
+It verifies the hash chain, folds the log, and compares every index row, every counter, and on request every payload.
+It only reads, from a store opened at one commit, so a running queue can be audited.
+"""
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Final, NamedTuple
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.codec import digest_of, unpack
+from ledgerq.eventlog.log import LogReader, Progress, Verified
+from ledgerq.eventlog.store import Anchor, ReadStore
+from ledgerq.projections.compare import Mismatch, compare_hints, compare_jobs, compare_rows, compare_stats
+from ledgerq.projections.fold import Fold
+from ledgerq.projections.host import Projection, ProjectionHost
+from ledgerq.projections.indexes import INDEX_PREFIX, parse_key
+from ledgerq.projections.replay import fold_verified
+
+__all__ = ["AuditReport", "Difference", "audit"]
+
+_MAX_DIFFERENCES: Final = 1000
+_MAX_TEXT_CHARS: Final = 400
+_PAYLOAD_ROWS: Final = 256
+
+
+class Difference(NamedTuple):
+    """One row that is not what the log says. `expected` and `found` are readable; None means: no such row."""
+
+    range_name: str
+    key: str
+    raw_key: bytes
+    expected: str | None
+    found: str | None
+
+
+class AuditReport(NamedTuple):
+    """What an audit proved and what it found; `differences` holds the first 1,000, `difference_count` counts all."""
+
+    location: str
+    verified: Verified
+    anchor: Anchor | None
+    jobs: int
+    payloads: int
+    differences: list[Difference]
+    difference_count: int
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing differs."""
+        return self.difference_count == 0
+
+
+async def audit(
+    store: ReadStore,
+    *,
+    clock: Clock,
+    deep: bool = False,
+    anchor: Anchor | None = None,
+    projections: Iterable[Projection] = (),
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Audit a store; `deep` reads every live payload, `anchor` is a copy kept elsewhere (else the store's own is used).
+
+    Raises `LogCorrupt` or `LogRolledBack` when the log itself can't be trusted: then there is nothing to compare with.
+    """
+    log = LogReader(store, clock=clock)
+    await log.require_format()
+    anchor = anchor or await store.read_anchor()
+    await log.check_anchor(anchor)
+    host = ProjectionHost(projections)
+    rows: dict[bytes, bytes | None] = {}
+    for projection in host.projections.values():
+        projection.restore({})
+    verified, fold = await fold_verified(log, host=host if host.projections else None, rows=rows, progress=progress)
+    found: list[Difference] = []
+    count = 0
+    async for difference in _differences(store, fold, host, rows, deep):
+        count += 1
+        if len(found) < _MAX_DIFFERENCES:
+            found.append(difference)
+    return AuditReport(store.location, verified, anchor, len(fold.jobs), len(fold.jobs) if deep else 0, found, count)
+
+
+async def _differences(
+    store: ReadStore, fold: Fold, host: ProjectionHost, rows: dict[bytes, bytes | None], deep: bool
+) -> AsyncIterator[Difference]:
+    marker = await store.get(keys.REBUILD_KEY)
+    if marker is not None:
+        text = "an interrupted rebuild: run rebuild-projections again"
+        yield Difference("meta", "m/rebuild", keys.REBUILD_KEY, None, text)
+    for mismatches in (compare_jobs(store, fold), compare_stats(store, fold), compare_hints(store, fold)):
+        async for mismatch in mismatches:
+            yield describe(mismatch)
+    for name in host.projections:
+        prefix = keys.projection_rows_prefix(name)
+        expected = {key: value for key, value in rows.items() if value is not None and key.startswith(prefix)}
+        async for mismatch in compare_rows(store, prefix, expected):
+            yield describe(mismatch)
+    if deep:
+        async for difference in _payload_differences(store, fold):
+            yield difference
+
+
+async def _payload_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Difference]:
+    jobs = {job.offset: job for job in fold.jobs.values()}
+    async for page in store.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=_PAYLOAD_ROWS):
+        for key, value in page:
+            offset = keys.offset_of(key)
+            job = jobs.pop(offset, None)
+            if job is None:
+                yield Difference("payload", f"offset {offset}", key, None, f"{len(value)} bytes of no live job")
+            elif digest_of(value) != job.spec.payload_digest:
+                want = f"{job.spec.payload_bytes} bytes with digest {job.spec.payload_digest.hex()}"
+                text = f"{len(value)} bytes with digest {digest_of(value).hex()}"
+                yield Difference("payload", f"job {job.job_id}, offset {offset}", key, want, text)
+    for offset, job in sorted(jobs.items()):
+        text = f"job {job.job_id}, offset {offset}"
+        yield Difference("payload", text, keys.payload_key(offset), f"{job.spec.payload_bytes} bytes", None)
+
+
+def describe(mismatch: Mismatch) -> Difference:
+    """A mismatch in words."""
+    key = mismatch.key
+    if key.startswith(INDEX_PREFIX):
+        parsed = parse_key(key, mismatch.expected if mismatch.expected is not None else mismatch.found or b"")
+        range_name, text = parsed.range_name, parsed.text
+    elif key.startswith(keys.HINT_PREFIX):
+        range_name, text = "hint", f"queue {key[len(keys.HINT_PREFIX) :].decode('utf-8', 'replace')!r}"
+    else:
+        name, _, rest = key[len(keys.ROWS_PREFIX) :].partition(b"\0")
+        range_name, text = f"projection {name.decode('utf-8', 'replace')}", repr(rest)
+    return Difference(range_name, text, key, _readable(mismatch.expected), _readable(mismatch.found))
+
+
+def _readable(value: bytes | None) -> str | None:
+    if value is None:
+        return None
+    if len(value) == 0:
+        return "(empty)"
+    try:
+        unpacked = unpack(value)
+        text = repr(unpacked) if isinstance(unpacked, tuple) else value.hex()
+    except ValueError:
+        text = value.hex()
+    return text if len(text) <= _MAX_TEXT_CHARS else text[: _MAX_TEXT_CHARS - 3] + "..."

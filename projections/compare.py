@@ -1,0 +1,101 @@
+"""Index against fold, row by row: the audit reports what differs, the rebuild writes it. There is no other comparison.
+
+Memory goes with the live jobs: rows are streamed, and what is missing is found by counting each job's rows.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from typing import Final, NamedTuple
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.store import ReadStore
+from ledgerq.projections.fold import Fold
+from ledgerq.projections.indexes import (
+    INDEX_PREFIX,
+    STATS,
+    index_entries,
+    parse_key,
+    stats_key,
+)
+
+__all__ = ["BUILT_IN", "Mismatch", "compare_hints", "compare_jobs", "compare_rows", "compare_stats"]
+
+BUILT_IN: Final = ("jobs", "stats")
+_HELD_BACK_ROWS: Final = 10_000
+
+
+class Mismatch(NamedTuple):
+    """A key whose value should be `expected` (None: not there) and is `found` (None: not there)."""
+
+    key: bytes
+    expected: bytes | None
+    found: bytes | None
+
+
+async def compare_jobs(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
+    """All job index ranges against the union of `index_entries` over the fold."""
+    seen: Counter[bytes] = Counter()
+    extras: dict[bytes, bytes] = {}
+    async for rows in store.scan(INDEX_PREFIX, keys.after_prefix(INDEX_PREFIX)):
+        for key, value in rows:
+            if key.startswith(STATS):
+                continue
+            job_id = parse_key(key, value).job_id
+            job = None if job_id is None else fold.jobs.get(job_id)
+            expected = None if job is None else index_entries(job).get(key)
+            if expected is not None and job_id is not None:
+                seen[job_id] += 1
+                if value != expected:
+                    yield Mismatch(key, expected, value)
+            elif len(extras) < _HELD_BACK_ROWS:
+                extras[key] = value  # perhaps a row of another job with a wrong value: told apart below
+            else:
+                yield Mismatch(key, None, value)
+    missing: dict[bytes, bytes] = {}
+    for job_id, job in fold.jobs.items():
+        entries = index_entries(job)
+        if seen[job_id] != len(entries):
+            for key, expected in entries.items():
+                if key in extras:
+                    yield Mismatch(key, expected, extras.pop(key))
+                elif await store.get(key) is None:
+                    missing[key] = expected
+    for key, value in extras.items():
+        yield Mismatch(key, None, value)
+    for key, expected in missing.items():
+        yield Mismatch(key, expected, None)
+
+
+async def compare_stats(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
+    """The stats range against the fold's counters."""
+    expected = {stats_key(queue): tally.encode() for queue, tally in fold.tallies.items()}
+    async for mismatch in compare_rows(store, STATS, expected):
+        yield mismatch
+
+
+async def compare_rows(store: ReadStore, prefix: bytes, expected: Mapping[bytes, bytes]) -> AsyncIterator[Mismatch]:
+    """A whole range against the rows that it should hold."""
+    left = dict(expected)
+    async for rows in store.scan(prefix, keys.after_prefix(prefix)):
+        for key, value in rows:
+            should = left.pop(key, None)
+            if should != value:
+                yield Mismatch(key, should, value)
+    for key, should in left.items():
+        yield Mismatch(key, should, None)
+
+
+async def compare_hints(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
+    """Hints that lead, so that a scan would miss pending jobs. A hint that lags is right; one that leads is removed."""
+    first: dict[str, bytes] = {}
+    for job in fold.jobs.values():
+        if job.state == "pending":
+            place = job.spec.priority.to_bytes(4) + job.offset.to_bytes(8)
+            known = first.get(job.spec.queue)
+            if known is None or place < known:
+                first[job.spec.queue] = place
+    async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
+        for key, value in rows:
+            queue = key[len(keys.HINT_PREFIX) :].decode("utf-8", "replace")
+            if len(value) != 12 or value > first.get(queue, value):
+                yield Mismatch(key, None, value)

@@ -1,0 +1,87 @@
+"""Replay: the log folded again, as far as one likes. State at any offset or time, or transition by transition."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.log import Chain, LogReader, Progress, Verified
+from ledgerq.projections.fold import Fold, Transition
+from ledgerq.projections.host import ProjectionHost
+
+__all__ = ["fold_to", "fold_verified", "replay"]
+
+
+async def replay(log: LogReader, start: int = 0, stop: int | None = None) -> AsyncIterator[Transition]:
+    """The transitions with `start <= offset < stop`; what came before `start` is folded silently."""
+    fold = Fold()
+    async for batch in log.batches(0, stop):
+        for offset, event in enumerate(batch.events, batch.base_offset):
+            if stop is not None and offset >= stop:
+                return
+            transition = fold.apply(offset, batch.time_ms, event)
+            if offset >= start:
+                yield transition
+
+
+async def fold_to(
+    log: LogReader, *, offset: int | None = None, time_ms: int | None = None, progress: Progress | None = None
+) -> Fold:
+    """All jobs and counters as of the log's end, or after the events below `offset`, or with commit times to `time_ms`.
+
+    Raises `InvalidArgument` when both are given or the offset lies beyond the log's end.
+    """
+    if offset is not None and time_ms is not None:
+        raise InvalidArgument("give an offset or a time, not both")
+    end = (await log.head()).next_offset
+    if time_ms is not None:
+        offset = await log.offset_at_time(time_ms)
+    stop = end if offset is None else offset
+    if not 0 <= stop <= end:
+        raise InvalidArgument(f"offset {stop} is not in the log, which holds 0 to {end - 1}: give 0 to {end}")
+    fold = Fold()
+    if stop == 0:
+        return fold
+    async for batch in log.batches(0, stop):
+        if batch.next_offset <= stop:
+            fold.apply_batch(batch)
+        else:
+            for at, event in enumerate(batch.events[: stop - batch.base_offset], batch.base_offset):
+                fold.apply(at, batch.time_ms, event)
+        if progress is not None:
+            progress(fold.next_offset, stop)
+    return fold
+
+
+async def fold_verified(
+    log: LogReader,
+    *,
+    until: int | None = None,
+    host: ProjectionHost | None = None,
+    rows: dict[bytes, bytes | None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Verified, Fold]:
+    """Verify the hash chain and fold it in one pass, to the head or to the last batch that ends at or before `until`.
+
+    With `host`, the transitions are given to its projections, whose rows are gathered in `rows`.
+
+    Raises `LogCorrupt` with the first offset that is not proven.
+    """
+    head = await log.head()
+    stop = head.next_offset if until is None else until
+    chain, fold = Chain(), Fold()
+    async for batch in log.batches():
+        if until is not None and batch.next_offset > until:
+            break
+        chain.add(batch)
+        if host is None or rows is None:
+            fold.apply_batch(batch)
+        else:
+            events = enumerate(batch.events, batch.base_offset)
+            transitions = [fold.apply(offset, batch.time_ms, event) for offset, event in events]
+            host.project(transitions, batch.next_offset, rows)
+        if progress is not None:
+            progress(fold.next_offset, stop)
+            await asyncio.sleep(0)
+    if until is None:
+        chain.end(head)
+    return chain.proven(), fold
