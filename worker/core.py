@@ -6,18 +6,18 @@
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from ledgerq.eventlog.clock import Clock, SystemClock
 from ledgerq.eventlog.entropy import Entropy, SystemEntropy
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, QueueClosed
-from ledgerq.eventlog.events import WriterClosed
+from ledgerq.eventlog.events import STATES, WriterClosed
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.host import Projection, ProjectionHost
-from ledgerq.projections.job import Job
+from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.handout import Handout
 from ledgerq.worker.intake import Intake
@@ -73,6 +73,8 @@ class Core:
         )
         self.live.on_change = self._changed
         self.live.on_failure = self._failed
+        self.live.on_commit = self._committed
+        self._drain_waiters: list[asyncio.Future[None]] = []
         self._closed: asyncio.Future[None] | None = None
         self.on_failure: list[Callable[[LedgerError], None]] = []
 
@@ -109,13 +111,37 @@ class Core:
                 self.live.apply_other(WriterClosed(self._writer))
         finally:
             await self.log.close()
+            self._committed()
 
     def _changed(self, before: Job | None, after: Job | None) -> None:
         self.handout.note(before, after)
         self.maintenance.note(after)
 
+    async def drained(self, queues: Sequence[str]) -> None:
+        """Return when none of these queues holds an unfinished job."""
+        while True:
+            self.log.check()
+            if not self._unfinished(queues):
+                await self.log.committed()
+                if not self._unfinished(queues):
+                    return
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._drain_waiters.append(waiter)
+            await waiter
+
+    def _unfinished(self, queues: Sequence[str]) -> int:
+        tallies = [tally for queue in queues if (tally := self.live.tallies.get(queue)) is not None]
+        return sum(tally.now[STATES.index(state)] for tally in tallies for state in STATES if state not in FINISHED)
+
+    def _committed(self) -> None:
+        waiters, self._drain_waiters = self._drain_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
     def _failed(self, error: LedgerError) -> None:
         self.handout.fail(error)
+        self._committed()
         for callback in self.on_failure:
             asyncio.get_running_loop().call_soon(callback, error)
 

@@ -1,6 +1,7 @@
 """Leases: when each current claim ends unless it is renewed. In memory only: a lease ends with its process."""
 
 import heapq
+from collections.abc import Callable
 from typing import NamedTuple
 
 __all__ = ["Lease", "LeaseBook"]
@@ -18,6 +19,7 @@ class LeaseBook:
     """All current leases, soonest first. Renewals leave old heap entries behind, which are skipped later."""
 
     def __init__(self) -> None:
+        self.on_hold: Callable[[int], None] = lambda expires_ms: None  # told when each lease ends, as it is held
         self._leases: dict[bytes, Lease] = {}
         self._heap: list[Lease] = []
 
@@ -30,6 +32,7 @@ class LeaseBook:
         heapq.heappush(self._heap, lease)
         if len(self._heap) > 4 * len(self._leases) + 64:
             self._heap = sorted(self._leases.values())
+        self.on_hold(lease.expires_ms)
 
     def drop(self, job_id: bytes) -> None:
         """The claim ended."""

@@ -50,6 +50,7 @@ class Live:
         self.windows: dict[str, ReadyWindow] = {}
         self.hints: dict[str, Place] = {}
         self.on_change: Callable[[Job | None, Job | None], None] = lambda before, after: None
+        self.on_commit: Callable[[], None] = lambda: None
         self.on_failure: Callable[[LedgerError], None] = lambda error: None
         self._window_rows = ready_window_rows
         self._budget = PayloadBudget(payload_budget_bytes)
@@ -217,6 +218,7 @@ class Live:
         """The commit in flight is durable."""
         self._in_flight = {}
         self._filled = None
+        self.on_commit()
 
     def failed(self, error: LedgerError) -> None:
         """Nothing will be durable any more."""

@@ -91,6 +91,7 @@ class Maintenance:
         self.failures = 0
         self._live = live
         self._leases = leases
+        leases.on_hold = self._arm_for
         self._clock = clock
         self._options_of = options_of
         self._serve = serve
@@ -134,6 +135,9 @@ class Maintenance:
         lease_ms = self._leases.next_ms()
         if lease_ms is not None and lease_ms < next_ms:
             next_ms = lease_ms
+        self._arm_for(next_ms)
+
+    def _arm_for(self, next_ms: int) -> None:
         if next_ms < self._armed_ms and self._task is not None:
             if self._timer is not None:
                 self._timer.cancel()

@@ -5,7 +5,7 @@ One event loop owns a queue. Cancelling a call never half-does it: what was stag
 that nobody received are given back. Next: worker.py, which runs handlers on top of these methods.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -112,6 +112,11 @@ class Queue:
     def failure(self) -> LedgerError | None:
         """Why nothing can be written any more (`Fenced`, `OutcomeUnknown`, ...), or None."""
         return self._log.failure
+
+    @property
+    def on_failure(self) -> list[Callable[[LedgerError], None]]:
+        """Called when the queue fails (`Fenced`, ...): append to it, remove from it."""
+        return self._core.on_failure
 
     @property
     def log(self) -> EventLog:
@@ -378,6 +383,10 @@ class Queue:
         """The names of all queues that ever had an event, in order."""
         await self._settled()
         return await self._core.view.queues()
+
+    async def drained(self, queues: str | Sequence[str]) -> None:
+        """Return when none of these queues holds an unfinished job (scheduled, pending or claimed)."""
+        await self._core.drained((queues,) if isinstance(queues, str) else tuple(queues))
 
     async def _settled(self) -> None:
         """Reads see what callers were told, and nothing that isn't durable."""

@@ -1,0 +1,185 @@
+"""One job in a worker's hands: its handler runs, is told to stop when it must, and what came of it is settled."""
+
+import asyncio
+import concurrent.futures
+import contextvars
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.errors import ClaimLost
+from ledgerq.worker.claims import Claim
+from ledgerq.worker.handout import WatchCallback
+from ledgerq.worker.outcomes import Dead, Retry, error_text
+
+__all__ = ["Handler", "JobContext", "Running", "Settler", "StopReason"]
+
+_log = logging.getLogger("ledgerq")
+
+StopReason = Literal["cancel", "lost", "timeout", "released"]
+_STOP_ERRORS: Final = {"cancel": "stopped: its cancellation was requested", "released": "released: the worker ended"}
+
+
+class JobContext:
+    """What a handler gets: the claimed job. `stop_requested` turns True when it should end."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.stop_requested = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.claim, name)
+
+    @property
+    def payload(self) -> bytes:
+        """The bytes as they were enqueued."""
+        return self.claim.payload
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers as they were enqueued."""
+        return self.claim.headers
+
+    @property
+    def job_id(self) -> str:
+        """The ULID's text."""
+        return self.claim.job_id
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self.claim.queue
+
+    @property
+    def attempt(self) -> int:
+        """Which try this is, from 1."""
+        return self.claim.attempt
+
+
+HandlerFunction = Callable[[JobContext], Any] | Callable[[JobContext], Awaitable[Any]]
+
+
+class Handler(NamedTuple):
+    """A registered handler; `timeout_ms` None: no limit."""
+
+    queue: str
+    function: HandlerFunction
+    timeout_ms: int | None
+    is_async: bool
+
+    @classmethod
+    def of(cls, queue: str, function: HandlerFunction, timeout_ms: int | None) -> "Handler":
+        """Tell an async function (or an object whose call is one) from a plain one."""
+        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004
+        )
+        return cls(queue, function, timeout_ms, is_async)
+
+
+class Settler(Protocol):
+    """What ending a job needs from a queue."""
+
+    async def ack(self, claim: Claim) -> None:
+        """See `Queue.ack`."""
+
+    async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
+        """See `Queue.nack`."""
+
+    async def release(self, claim: Claim, reason: str = "released") -> None:
+        """See `Queue.release`."""
+
+    def watch(self, claim: Claim, callback: WatchCallback) -> None:
+        """See `Queue.watch`."""
+
+
+class Running:
+    """The life of one claim in a worker."""
+
+    def __init__(
+        self, queue: Settler, claim: Claim, handler: Handler, *, clock: Clock, threads: concurrent.futures.Executor
+    ) -> None:
+        self.claim = claim
+        self.stopped: StopReason | None = None
+        self._queue = queue
+        self._handler = handler
+        self._clock = clock
+        self._threads = threads
+        self._job = JobContext(claim)
+        self._handling: asyncio.Future[Any] | None = None
+        self._thread: concurrent.futures.Future[Any] | None = None
+
+    def stop(self, reason: StopReason) -> None:
+        """Make the handler end; the first reason counts."""
+        if self.stopped is None:
+            self.stopped = reason
+            self._job.stop_requested = True
+            if self._handling is not None:
+                self._handling.cancel()
+
+    async def live(self) -> None:
+        """Run the handler and settle the claim. Raises what the queue raises, but for a claim that was lost."""
+        self._queue.watch(self.claim, lambda what: self.stop("cancel" if what == "cancel" else "lost"))
+        timer = None
+        if self._handler.timeout_ms is not None:
+            due_ms = self._clock.now_ms() + self._handler.timeout_ms
+            timer = self._clock.call_at(due_ms, lambda: self.stop("timeout"))
+        error: BaseException | None = None
+        try:
+            await self._handle()
+        except asyncio.CancelledError as cancelled:
+            if self.stopped is None and self._cancelled_from_outside():
+                self.stop("released")
+            error = cancelled
+        except Exception as raised:
+            error = raised
+        finally:
+            if timer is not None:
+                timer.cancel()
+        try:
+            await self._settle(error)
+        except ClaimLost as lost:
+            _log.warning("job %s (%s): its result doesn't count, %s", self.claim.job_id, self.claim.queue, lost)
+        if self._thread is not None and self.stopped != "released":
+            await _ended(self._thread)
+
+    def _cancelled_from_outside(self) -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    async def _handle(self) -> None:
+        if self.stopped is not None:
+            raise asyncio.CancelledError
+        if self._handler.is_async:
+            self._handling = asyncio.ensure_future(self._handler.function(self._job))
+        else:
+            context = contextvars.copy_context()
+            self._thread = self._threads.submit(context.run, self._handler.function, self._job)
+            self._handling = asyncio.wrap_future(self._thread)
+        await self._handling
+
+    async def _settle(self, error: BaseException | None) -> None:
+        queue, claim = self._queue, self.claim
+        if self.stopped == "lost":
+            _log.warning("job %s (%s): given up, its claim was lost", claim.job_id, claim.queue)
+        elif error is None:
+            await queue.ack(claim)
+        elif self.stopped == "released":
+            await queue.release(claim, _STOP_ERRORS["released"])
+        elif self.stopped == "cancel":
+            await queue.nack(claim, _STOP_ERRORS["cancel"])
+        elif self.stopped == "timeout":
+            await queue.nack(claim, f"timed out after {(self._handler.timeout_ms or 0) / 1000:g} s")
+        elif isinstance(error, Dead):
+            await queue.nack(claim, str(error) or "dead", dead=True)
+        elif isinstance(error, Retry):
+            await queue.nack(claim, str(error), delay=error.delay)
+        else:
+            await queue.nack(claim, error_text(error))
+
+
+async def _ended(thread: "concurrent.futures.Future[Any]") -> None:
+    """Wait for a thread that goes on after its time: its place isn't free."""
+    if not thread.cancel():
+        await asyncio.wait({asyncio.wrap_future(thread)})

@@ -1,0 +1,269 @@
+"""The worker: handlers for queues, run side by side within limits, and an orderly end.
+
+It is written against the methods of `Queue` that it uses (`WorkerQueue`), so that it can run on anything that has them.
+"""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, TypeVar
+
+from aiostream import stream
+
+from ledgerq.eventlog.clock import Clock, sleep_until
+from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
+from ledgerq.worker.claims import Claim
+from ledgerq.worker.options import QueueOptions, seconds_ms
+from ledgerq.worker.pipeline import ClaimSource, claim_batches
+from ledgerq.worker.running import Handler, HandlerFunction, Running, Settler, StopReason
+
+__all__ = ["Worker", "WorkerQueue"]
+
+_MAX_CONCURRENCY: Final = 10_000
+# A handler that ignores its cancellation must not keep the process alive.
+_STUBBORN_WAIT_S: Final = 5.0
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+_log = logging.getLogger("ledgerq")
+
+F = TypeVar("F", bound=HandlerFunction)
+
+
+class WorkerQueue(ClaimSource, Settler, Protocol):
+    """The methods of `Queue` that a worker uses."""
+
+    @property
+    def on_failure(self) -> list[Callable[[LedgerError], None]]:
+        """See `Queue.on_failure`."""
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that time-outs and renewals go by."""
+
+    def options(self, queue: str) -> QueueOptions:
+        """The options of a queue."""
+
+    async def extend(self, claim: Claim, lease: float) -> Claim:
+        """See `Queue.extend`."""
+
+    async def drained(self, queues: str | Sequence[str]) -> None:
+        """See `Queue.drained`."""
+
+
+class Worker:
+    """Runs handlers for the jobs of one queue object.
+
+        worker = Worker(queue, concurrency=50)
+
+        @worker.handler("mail", timeout=60)
+        async def send(job): ...
+
+        await worker.run()
+
+    `concurrency`: handlers at a time. `prefetch`: claims held beyond that, so that a slot never waits for a commit
+    (None: a quarter of the concurrency). `grace`: seconds that running handlers have after the first signal. `name`:
+    what the log says about who claimed.
+    """
+
+    def __init__(
+        self,
+        queue: WorkerQueue,
+        *,
+        concurrency: int = 50,
+        prefetch: int | None = None,
+        grace: float = 30.0,
+        name: str | None = None,
+    ) -> None:
+        if isinstance(concurrency, bool) or not 1 <= concurrency <= _MAX_CONCURRENCY:
+            raise InvalidArgument(f"concurrency is a whole number from 1 to {_MAX_CONCURRENCY}, not {concurrency!r}")
+        if prefetch is not None and not 0 <= prefetch <= _MAX_CONCURRENCY:
+            raise InvalidArgument(f"prefetch is a whole number from 0 to {_MAX_CONCURRENCY}, not {prefetch!r}")
+        self.queue = queue
+        self.concurrency = concurrency
+        self._capacity = concurrency + (concurrency // 4 if prefetch is None else prefetch)
+        self._grace_ms = seconds_ms("grace", grace)
+        self._name = name
+        self._handlers: dict[str, Handler] = {}
+        self._held: dict[Claim, tuple[Running, asyncio.Task[None]]] = {}
+        self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._aborting = asyncio.Event()
+        self._failure: LedgerError | None = None
+
+    def handler(self, queue: str, *, timeout: float | None = None) -> Callable[[F], F]:
+        """Register the decorated function for a queue: an `async def`, or a plain `def`, which runs in a thread.
+
+        `timeout`: seconds until the handler is cancelled and the try counts as failed. A thread can't be cancelled: it
+        goes on (see `job.stop_requested`) and keeps its place until it ends, but its result no longer counts.
+        """
+        timeout_ms = None if timeout is None else seconds_ms("timeout", timeout)
+
+        def register(function: F) -> F:
+            if queue in self._handlers:
+                raise InvalidArgument(f"queue {queue!r} has a handler already: {self._handlers[queue].function!r}")
+            self._handlers[queue] = Handler.of(queue, function, timeout_ms)
+            return function
+
+        return register
+
+    def stop(self) -> None:
+        """Claim nothing more, let running handlers end within the grace time, then give their jobs back."""
+        self._stopping.set()
+
+    async def run(self, *, until_empty: bool = False, signals: bool = True) -> None:
+        """Work until SIGTERM, SIGINT or `stop`; with `until_empty`, until its queues hold no unfinished job.
+
+        The first signal is like `stop`, a second one ends at once. `signals=False` leaves signals alone (they are left
+        alone outside the main thread anyway). Raises what ended the queue, `Fenced` for instance.
+        """
+        if not self._handlers:
+            raise InvalidArgument("the worker has no handler: register one with @worker.handler(queue)")
+        if self._held or self._stopping.is_set():
+            raise InvalidArgument("a worker runs once: make a new one")
+        restore = self._take_signals() if signals else None
+        self.queue.on_failure.append(self._queue_failed)
+        threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="ledgerq")
+        slots = asyncio.Semaphore(self.concurrency)
+        helpers = [
+            asyncio.create_task(self._claim(slots, threads), name="ledgerq-claim"),
+            asyncio.create_task(self._renew(), name="ledgerq-renew"),
+        ]
+        if until_empty:
+            helpers.append(asyncio.create_task(self._until_drained(), name="ledgerq-drained"))
+        try:
+            await self._stopping.wait()
+            await _end(helpers[:1])
+            await self._wind_down()
+        except asyncio.CancelledError:
+            self._stop_all("released")
+            await self._wait_for_held()
+            raise
+        finally:
+            await _end(helpers)
+            self.queue.on_failure.remove(self._queue_failed)
+            threads.shutdown(wait=False, cancel_futures=True)
+            if restore is not None:
+                restore()
+        if self._failure is not None:
+            _log.error("the worker ends: %s", self._failure)
+            raise self._failure
+
+    # ------------------------------------------------------------------ claiming and handling
+
+    async def _claim(self, slots: asyncio.Semaphore, threads: ThreadPoolExecutor) -> None:
+        queues = tuple(self._handlers)
+        batches = claim_batches(self.queue, queues, room=self._room, wait=None, worker=self._name)
+        try:
+            async with stream.iterate(batches).stream() as arriving:
+                async for batch in arriving:
+                    for claim in batch:
+                        handler = self._handlers[claim.queue]
+                        running = Running(self.queue, claim, handler, clock=self.queue.clock, threads=threads)
+                        task = asyncio.create_task(self._live(running, slots), name=f"ledgerq-{claim.queue}")
+                        self._held[claim] = (running, task)
+        except LedgerError as error:
+            self._queue_failed(error)
+
+    async def _room(self) -> int:
+        """How many more claims may be held; waits until there is room."""
+        while len(self._held) >= self._capacity:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._capacity - len(self._held)
+
+    async def _live(self, running: Running, slots: asyncio.Semaphore) -> None:
+        try:
+            async with slots:
+                await running.live()
+        except LedgerError as error:
+            self._queue_failed(error)
+        finally:
+            del self._held[running.claim]
+            self._changed.set()
+
+    async def _renew(self) -> None:
+        """Renew all leases when a third of the shortest one has passed."""
+        lease_s = min(self.queue.options(queue).lease_s for queue in self._handlers)
+        clock = self.queue.clock
+        while True:
+            await sleep_until(clock, clock.now_ms() + max(1, round(lease_s * 1000 / 3)))
+            for claim, (running, _) in list(self._held.items()):
+                try:
+                    await self.queue.extend(claim, self.queue.options(claim.queue).lease_s)
+                except ClaimLost:
+                    running.stop("lost")
+                except LedgerError as error:
+                    self._queue_failed(error)
+                    return
+
+    async def _until_drained(self) -> None:
+        try:
+            await self.queue.drained(tuple(self._handlers))
+        except LedgerError as error:
+            self._queue_failed(error)
+        self.stop()
+
+    # ------------------------------------------------------------------ the end
+
+    async def _wind_down(self) -> None:
+        """Let handlers end within the grace time, then give back what is left."""
+        if self._failure is not None:
+            self._stop_all("lost")
+        clock = self.queue.clock
+        waiting = asyncio.ensure_future(self._wait_for_held())
+        over = asyncio.ensure_future(sleep_until(clock, clock.now_ms() + self._grace_ms))
+        abort = asyncio.ensure_future(self._aborting.wait())
+        try:
+            await asyncio.wait({waiting, over, abort}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                self._stop_all("released")
+                await asyncio.wait({waiting}, timeout=_STUBBORN_WAIT_S)
+            for running, task in self._held.values():
+                _log.error("job %s (%s): its handler doesn't end", running.claim.job_id, running.claim.queue)
+                task.cancel()
+        finally:
+            await _end([waiting, over, abort])
+
+    async def _wait_for_held(self) -> None:
+        while self._held:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _stop_all(self, reason: StopReason) -> None:
+        for running, _ in self._held.values():
+            running.stop(reason)
+
+    def _queue_failed(self, error: LedgerError) -> None:
+        if self._failure is None:
+            self._failure = error
+            self._stopping.set()
+            self._aborting.set()
+
+    def _take_signals(self) -> Callable[[], None] | None:
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signalled)
+
+        def restore() -> None:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+        return restore
+
+    def _signalled(self) -> None:
+        if self._stopping.is_set():
+            self._aborting.set()
+        self._stopping.set()
+
+
+async def _end(tasks: Sequence["asyncio.Future[Any]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
