@@ -1,0 +1,111 @@
+"""The invariants of a ledger, proven from its durable rows alone: chain, indexes, counters, hints, payloads.
+
+Everything here reads any store opened for reading; nothing of a writer's memory is looked at. `check_ledger` raises an
+AssertionError that names the first rows that are wrong, and returns the fold for what a test wants to know besides.
+"""
+
+from collections.abc import Collection, Mapping
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.clock import ManualClock
+from ledgerq.eventlog.codec import decode_payload, digest_of
+from ledgerq.eventlog.events import STATES
+from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
+from ledgerq.eventlog.store import ReadStore
+from ledgerq.projections.fold import Fold
+from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, pending_place, pending_prefix, stats_key
+from ledgerq.projections.stats import Tally
+
+__all__ = ["all_rows", "check_ledger"]
+
+_RANGES = (b"m/", b"l/", b"p/", b"i/", b"x/")
+
+
+async def all_rows(store: ReadStore, start: bytes = b"\0", stop: bytes = b"\xff") -> dict[bytes, bytes]:
+    """Every row of a range."""
+    rows: dict[bytes, bytes] = {}
+    async for page in store.scan(start, stop):
+        rows.update(page)
+    return rows
+
+
+async def check_ledger(store_or_disk: ReadStore | MemoryDisk, *, without_payload: Collection[bytes] = ()) -> Fold:
+    """Prove every invariant on what is durable now; the jobs `without_payload` may have none (a test took it away)."""
+    store = MemoryReader(store_or_disk) if isinstance(store_or_disk, MemoryDisk) else store_or_disk
+    log = LogReader(store, clock=ManualClock())
+    rows = await all_rows(store)
+    unknown = [key for key in rows if not key.startswith(_RANGES)]
+    assert not unknown, f"rows in no range: {unknown[:5]}"
+    if not rows:
+        return Fold()
+    assert await log.check_format()
+    verified = await log.verify()
+    await log.check_anchor(await store.read_anchor())
+    fold = Fold()
+    async for batch in log.batches():
+        fold.apply_batch(batch)
+    assert fold.next_offset == verified.head.next_offset
+    check_indexes(fold, rows)
+    check_counts(fold)
+    check_hints(rows)
+    check_payloads(fold, rows, without_payload)
+    return fold
+
+
+def check_indexes(fold: Fold, rows: Mapping[bytes, bytes]) -> None:
+    """The index ranges are the union of `index_entries` over the fold, byte by byte, and the counters are its own."""
+    wanted: dict[bytes, bytes] = {}
+    for job in fold.jobs.values():
+        entries = index_entries(job)
+        both = wanted.keys() & entries.keys()
+        assert not both, f"two jobs claim the index rows {both}"
+        wanted |= entries
+    wanted |= {stats_key(queue): tally.encode() for queue, tally in fold.tallies.items()}
+    found = {key: value for key, value in rows.items() if key.startswith(INDEX_PREFIX)}
+    if found == wanted:
+        return
+    missing = [parse_key(key, wanted[key]) for key in sorted(wanted.keys() - found.keys())]
+    extra = [parse_key(key, found[key]) for key in sorted(found.keys() - wanted.keys())]
+    changed = [parse_key(key, found[key]) for key in sorted(wanted.keys() & found.keys()) if found[key] != wanted[key]]
+    raise AssertionError(f"missing: {missing[:5]}, extra: {extra[:5]}, different: {changed[:5]}")
+
+
+def check_counts(fold: Fold) -> None:
+    """The counters count the jobs there are; nothing is lost or counted twice."""
+    counted: dict[str, Tally] = {queue: Tally() for queue in fold.tallies}
+    for job in fold.jobs.values():
+        counted[job.queue].now[STATES.index(job.state)] += 1
+    for queue, tally in fold.tallies.items():
+        assert tally.now == counted[queue].now, f"queue {queue!r} counts {tally.now}, has {counted[queue].now}"
+        totals = tally.view(queue).totals
+        assert totals["enqueued"] - totals["swept"] == sum(tally.now)
+
+
+def check_hints(rows: Mapping[bytes, bytes]) -> None:
+    """A hint may lag and never leads: no pending job stands before it."""
+    for key, value in rows.items():
+        if not key.startswith(keys.HINT_PREFIX):
+            continue
+        queue = key.removeprefix(keys.HINT_PREFIX).decode()
+        assert len(value) == 12, f"the hint of {queue!r} has {len(value)} bytes"
+        hint = (int.from_bytes(value[:4]), int.from_bytes(value[4:]))
+        prefix = pending_prefix(queue)
+        places = [pending_place(row) for row in rows if row.startswith(prefix)]
+        skipped = sorted(place for place in places if place < hint)
+        assert not skipped, f"the hint of {queue!r} is {hint}, but pending jobs stand before it: {skipped[:5]}"
+
+
+def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Collection[bytes] = ()) -> None:
+    """Every job that is not swept has its payload, as its digest says, and there are no others."""
+    owners = {keys.payload_key(job.offset): job for job in fold.jobs.values()}
+    for key, job in owners.items():
+        if job.id in without_payload:
+            continue
+        value = rows.get(key)
+        assert value is not None, f"the payload of {job.job_id} ({job.state}) is missing"
+        assert digest_of(value) == job.spec.payload_digest, f"the payload of {job.job_id} was altered"
+        assert len(value) == job.spec.payload_bytes
+        decode_payload(value)
+    orphans = [key for key in rows if key.startswith(keys.PAYLOAD_PREFIX) and key not in owners]
+    assert not orphans, f"payloads of no job: {orphans[:5]}"
