@@ -146,12 +146,14 @@ def decode_batch(base_offset: int, value: bytes) -> RecordBatch:
     this version doesn't know.
     """
     try:
-        version, epoch, previous, time_ms, kinds, fields = unpack(value)
-        if type(version) is int and version > BATCH_VERSION:
+        outer = unpack(value)
+        # A newer version may have another shape, so the number is looked at first.
+        if type(outer) is tuple and outer and type(outer[0]) is int and outer[0] > BATCH_VERSION:
             raise FormatTooNew(
-                f"the batch at offset {base_offset} has version {version}, this ledgerq reads up to "
+                f"the batch at offset {base_offset} has version {outer[0]}, this ledgerq reads up to "
                 f"{BATCH_VERSION}: upgrade it"
             )
+        version, epoch, previous, time_ms, kinds, fields = outer
         if not (
             version == BATCH_VERSION
             and type(epoch) is int
@@ -189,7 +191,7 @@ def _decode_old(base_offset: int, kinds: bytes, fields: tuple[Any, ...], unknown
                     f"the event at offset {base_offset + i} is of the unknown type {kind}: upgrade ledgerq to read it"
                 ) from unknown
             events.append(_TYPES[kind](row))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise LogCorrupt(
                 base_offset, f"the event at offset {base_offset + i} can't be decoded ({error})"
             ) from error
@@ -208,7 +210,11 @@ def decode_head(value: bytes) -> Head:
     except (ValueError, TypeError) as error:
         raise LogCorrupt(0, f"the log's head can't be decoded ({error})") from error
     shape = [type(field) for field in head]
-    if shape != [int, bytes, int, int, int] or len(head.digest) != DIGEST_BYTES:
+    if (
+        shape != [int, bytes, int, int, int]
+        or len(head.digest) != DIGEST_BYTES
+        or min(head.next_offset, head.epoch, head.time_ms, head.base_offset) < 0
+    ):
         raise LogCorrupt(0, "the log's head has the wrong shape")
     return head
 

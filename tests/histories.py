@@ -1,0 +1,174 @@
+"""Made-up but valid histories of several jobs in several queues: the raw material of the property tests.
+
+A history is made from a list of whole numbers, each of which chooses one of the steps that are possible now, so that
+Hypothesis can shrink a failing one to a short list.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from ledgerq.eventlog.events import (
+    STATES,
+    Acked,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    Enqueued,
+    Event,
+    JobEvent,
+    LeaseExpired,
+    Nacked,
+    Promoted,
+    QueuePaused,
+    QueueResumed,
+    Rebuilt,
+    Requeued,
+    Swept,
+    WriterClosed,
+    WriterOpened,
+)
+from ledgerq.projections.fold import Fold, Transition
+from ledgerq.projections.job import TRANSITIONS, Job
+
+START_MS = 1_700_000_000_000
+DIGEST = bytes(range(32))
+QUEUES = ("mail", "mail.low", "müll")
+UNIQUE_KEYS = (None, None, b"k", b"k\0k")
+
+quick = settings(deadline=None, derandomize=True, max_examples=60)
+thorough = settings(deadline=None, derandomize=True, max_examples=300)
+
+
+def job_id(number: int) -> bytes:
+    """A job id made at `START_MS`."""
+    return START_MS.to_bytes(6) + number.to_bytes(10)
+
+
+def enqueued(number: int = 1, **fields: Any) -> Enqueued:
+    """An enqueued event with every field set; `fields` replace some."""
+    event = Enqueued(job_id(number), "mail", 1000, 3, 0, None, "finished", 21, DIGEST)
+    return event._replace(**fields)
+
+
+class Step(NamedTuple):
+    """One step that is possible: an event's type, and the job it is about (None for a new one or for no job)."""
+
+    event_type: type[Any]
+    job: Job | None
+
+
+def history_of(choices: Sequence[int]) -> list[Transition]:
+    """The history that these choices lead to, one event for each, folded."""
+    fold = Fold()
+    transitions: list[Transition] = []
+    time_ms, made = START_MS, 0
+    for offset, choice in enumerate(choices):
+        steps = [Step(Enqueued, None), Step(Enqueued, None), Step(QueuePaused, None)]
+        steps += [
+            Step(event_type, job)
+            for job in fold.jobs.values()
+            for event_type, allowed in TRANSITIONS.items()
+            if job.state in allowed and not (event_type is Requeued and _key_is_taken(fold, job))
+        ]
+        chance, chosen = divmod(choice, len(steps))
+        chance, step_ms = divmod(chance, 3)
+        time_ms += step_ms
+        event_type, job = steps[chosen]
+        if event_type is Enqueued:
+            made += 1
+        event = _event(fold, event_type, job, made, chance, time_ms)
+        transitions.append(fold.apply(offset, time_ms, event))
+    return transitions
+
+
+def _key_is_taken(fold: Fold, job: Job) -> bool:
+    spec = job.spec
+    return spec.unique_key is not None and any(
+        other.unique_held and (other.spec.queue, other.spec.unique_key) == (spec.queue, spec.unique_key)
+        for other in fold.jobs.values()
+    )
+
+
+def _event(fold: Fold, event_type: type[Any], job: Job | None, made: int, chance: int, time_ms: int) -> Event:
+    if event_type is QueuePaused:
+        chance, paused = divmod(chance, 2)
+        return (QueuePaused if paused else QueueResumed)(QUEUES[chance % 3], "ann", "maintenance")
+    if job is None:
+        chance, queue = divmod(chance, 3)
+        chance, key = divmod(chance, 4)
+        chance, until = divmod(chance, 2)
+        chance, delayed = divmod(chance, 2)
+        key_bytes = UNIQUE_KEYS[key]
+        event = enqueued(
+            made,
+            queue=QUEUES[queue],
+            priority=chance % 5,
+            due_ms=time_ms + 1 + chance % 7 if delayed else 0,
+            unique_key=key_bytes,
+            unique_until="claimed" if until else "finished",
+        )
+        probe = Fold().apply(0, 0, event).after
+        return event._replace(unique_key=None) if probe is not None and _key_is_taken(fold, probe) else event
+    return _job_event(event_type, job, chance, time_ms)
+
+
+def _job_event(event_type: type[JobEvent], job: Job, chance: int, time_ms: int) -> JobEvent:
+    later_ms = time_ms + 1 + chance % 11
+    if event_type is Claimed:
+        return Claimed(job.id, job.attempt + 1, 30_000, "w1" if chance % 2 else None)
+    if event_type is Acked:
+        return Acked(job.id, later_ms)
+    if event_type is Nacked:
+        to = TRANSITIONS[Nacked]["claimed"][chance % 3]
+        released = to == "pending" and bool(chance // 3 % 2)
+        due_ms, sweep_at_ms = (later_ms if to == "scheduled" else 0), (later_ms if to == "dead" else 0)
+        return Nacked(job.id, to, due_ms, sweep_at_ms, released, "boom")  # type: ignore[arg-type]
+    if event_type is LeaseExpired:
+        return LeaseExpired(job.id, "dead", later_ms, "late") if chance % 2 else LeaseExpired(job.id, "pending", 0, "x")
+    if event_type is Cancelled:
+        return Cancelled(job.id, later_ms, "ann", "wrong address")
+    if event_type in (CancelRequested, Requeued):
+        return event_type(job.id, "ann", "why not")
+    assert event_type in (Promoted, Swept)
+    return event_type(job.id)
+
+
+def histories(max_size: int = 60) -> st.SearchStrategy[list[Transition]]:
+    """Valid histories of up to `max_size` events."""
+    return st.lists(st.integers(0, 2**24), max_size=max_size).map(history_of)
+
+
+# Any event at all, valid in its types and nothing else: for what must hold for bytes, not for meanings.
+_text = st.text(st.characters(codec="utf-8"), max_size=20)
+_ids = st.binary(min_size=16, max_size=16)
+_u64 = st.integers(0, 2**64 - 1)
+_u32 = st.integers(0, 2**32 - 1)
+_states = st.sampled_from(STATES)
+_FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
+    Enqueued: (
+        *(_ids, _text, _u32, _u32, _u64, st.none() | st.binary(max_size=20)),
+        *(st.sampled_from(["finished", "claimed"]), _u32, st.binary(min_size=32, max_size=32)),
+    ),
+    Promoted: (_ids,),
+    Claimed: (_ids, _u32, _u64, st.none() | _text),
+    Acked: (_ids, _u64),
+    Nacked: (_ids, _states, _u64, _u64, st.booleans(), _text),
+    LeaseExpired: (_ids, _states, _u64, _text),
+    CancelRequested: (_ids, _text, _text),
+    Cancelled: (_ids, _u64, _text, _text),
+    Requeued: (_ids, _text, _text),
+    Swept: (_ids,),
+    QueuePaused: (_text, _text, _text),
+    QueueResumed: (_text, _text, _text),
+    WriterOpened: (_text, _text, st.none() | _u64),
+    WriterClosed: (_text,),
+    Rebuilt: (_text, _text, st.lists(_text, max_size=3).map(tuple), _u64, _u64),
+}
+
+
+def any_events() -> st.SearchStrategy[Event]:
+    """One event of any type with any fields of the right types."""
+    return st.one_of(*(st.tuples(*fields).map(kind._make) for kind, fields in _FIELDS.items()))
