@@ -34,6 +34,7 @@ __all__ = [
     "decode_job",
     "finished_key",
     "index_entries",
+    "index_places",
     "job_key",
     "parse_key",
     "pending_key",
@@ -132,9 +133,14 @@ def stats_key(queue: str) -> bytes:
 
 
 def index_entries(job: Job) -> dict[bytes, bytes]:
-    """Every index row that a job in this state has: the one place that says so."""
+    """Every index row that a job in this state has."""
+    return {JOB + job.spec.job_id: pack(job), **index_places(job)}
+
+
+def index_places(job: Job) -> dict[bytes, bytes]:
+    """Where a job in this state is found, beside its own row: the one place that says so."""
     job_id, state = job.spec.job_id, job.state
-    entries = {JOB + job_id: pack(job)}
+    entries: dict[bytes, bytes] = {}
     if state == "pending":
         entries[pending_key(job.spec.queue, job.spec.priority, job.offset)] = job_id
     elif state == "claimed":

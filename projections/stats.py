@@ -3,6 +3,7 @@
 A row is the fold of the log like every other projection, so a counter that drifts is found by the audit.
 """
 
+from functools import cache
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog.codec import pack, unpack
@@ -19,6 +20,7 @@ from ledgerq.eventlog.events import (
     Nacked,
     Promoted,
     Requeued,
+    State,
     Swept,
 )
 from ledgerq.projections.job import Job
@@ -54,7 +56,7 @@ _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
 }
 _DEAD: Final = 10
 _RELEASED: Final = 11
-_STATE_AT: Final = {state: i for i, state in enumerate(STATES)}
+_STATE_AT: Final[dict[State | None, int]] = {state: i for i, state in enumerate(STATES)}
 
 
 class StatsDelta(NamedTuple):
@@ -67,14 +69,15 @@ class StatsDelta(NamedTuple):
 
 def stats_delta(before: Job | None, event: JobEvent, after: Job | None) -> StatsDelta:
     """What `event` changes in its queue's counters, given the job before and after it."""
-    left = -1 if before is None else _STATE_AT[before.state]
-    entered = -1 if after is None else _STATE_AT[after.state]
-    total = _TOTAL_OF[type(event)]
-    if after is not None and after.state == "dead":
-        return StatsDelta(left, entered, (total, _DEAD))
-    if type(event) is Nacked and event.released:
-        return StatsDelta(left, entered, (total, _RELEASED))
-    return StatsDelta(left, entered, (total,))
+    left = None if before is None else before.state
+    entered = None if after is None else after.state
+    return _delta(left, entered, _TOTAL_OF[type(event)], type(event) is Nacked and event.released)
+
+
+@cache
+def _delta(left: State | None, entered: State | None, total: int, released: bool) -> StatsDelta:
+    totals = (total, *([_DEAD] if entered == "dead" else []), *([_RELEASED] if released else []))
+    return StatsDelta(_STATE_AT.get(left, -1), _STATE_AT.get(entered, -1), totals)
 
 
 class QueueStats(NamedTuple):

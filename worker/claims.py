@@ -12,7 +12,7 @@ from ledgerq.eventlog.entropy import job_id_text
 __all__ = ["Claim", "Enqueued", "Waiter", "WaitingRoom"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Claim:
     """A job in a worker's hands until it is settled or its lease ends.
 

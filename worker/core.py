@@ -115,7 +115,8 @@ class Core:
 
     def _changed(self, before: Job | None, after: Job | None) -> None:
         self.handout.note(before, after)
-        self.maintenance.note(after)
+        if after is not None and after.state not in ("pending", "claimed"):
+            self.maintenance.note(after)
 
     async def drained(self, queues: Sequence[str]) -> None:
         """Return when none of these queues holds an unfinished job."""

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from typing import Final
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import PayloadRecord
+from ledgerq.eventlog.codec import PayloadRecord, pack
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
 from ledgerq.eventlog.events import Enqueued, JobEvent, LogEvent, QueueEvent, QueuePaused
 from ledgerq.eventlog.store import Batch
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Transition
 from ledgerq.projections.host import ProjectionHost
-from ledgerq.projections.indexes import decode_job, index_entries, job_key, stats_key
+from ledgerq.projections.indexes import decode_job, index_places, job_key, stats_key
 from ledgerq.projections.job import Job, born, evolve
 from ledgerq.projections.stats import Tally, stats_delta
 from ledgerq.worker.ready import FIRST_PLACE, PayloadBudget, Place, ReadyWindow
@@ -228,20 +228,22 @@ class Live:
 def index_changes(touched: Touched) -> Changes:
     """What must change in the index ranges for jobs that were in one state and are in another. A put beats a delete."""
     changes: Changes = {}
-    for before, after in touched.values():
-        new = {} if after is None else index_entries(after)
-        if before is not None:
-            old = index_entries(before)
-            for key in old:
-                if key not in new:
-                    changes.setdefault(key, None)
-            if after is None or after.offset != before.offset:  # swept, and its id perhaps in use again at once
-                changes[keys.payload_key(before.offset)] = None
-            for key, value in new.items():
-                if old.get(key) != value:
-                    changes[key] = value
-        else:
-            changes.update(new)
+    for job_id, (before, after) in touched.items():
+        old = {} if before is None else index_places(before)
+        new = {} if after is None else index_places(after)
+        for key in old:
+            if key not in new:
+                changes.setdefault(key, None)
+        for key, value in new.items():
+            if key not in old:
+                changes[key] = value
+        if after is not None:
+            changes[job_key(job_id)] = pack(after)
+        elif before is not None:
+            changes[job_key(job_id)] = None
+        if before is not None and (after is None or after.offset != before.offset):
+            # Swept, and its id perhaps in use again already.
+            changes[keys.payload_key(before.offset)] = None
     return changes
 
 
