@@ -32,7 +32,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self._held: dict[str, asyncio.Event] = {}
+        self.held: dict[str, asyncio.Event] = {}
         self._spoilt: dict[str, list[BaseException]] = {}
 
     async def __call__(self, call: str) -> None:
@@ -41,16 +41,16 @@ class Faults:
         errors = self._spoilt.get(call)
         if errors:
             raise errors.pop(0)
-        while call in self._held:
-            await self._held[call].wait()
+        while call in self.held:
+            await self.held[call].wait()
 
     def hold(self, call: str) -> None:
         """From now on this call stalls."""
-        self._held[call] = asyncio.Event()
+        self.held[call] = asyncio.Event()
 
     def let_go(self, call: str) -> None:
         """Those who stalled go on."""
-        self._held.pop(call).set()
+        self.held.pop(call).set()
 
     def spoil(self, call: str, *errors: BaseException) -> None:
         """The next calls of this kind raise these errors, one each."""
