@@ -34,6 +34,7 @@ class Handout:
         self._clock = clock
         self._options_of = options_of
         self._fresh: dict[str, None] = {}
+        self._ended: LedgerError | None = None
         self._feeder = Feeder(live, dispatch=self.dispatch, broken=self._broken, failed=self._feeding_failed)
 
     # ------------------------------------------------------------------ what the live state tells
@@ -58,7 +59,7 @@ class Handout:
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
         """Tell `callback` when the claim's job is to stop, or the claim is lost; forgotten when it is settled."""
         job = self._live.claimed.get(claim.id)
-        if job is None or job.claim_offset != claim.offset:
+        if job is None or job.claim_offset != claim.offset or self._ended is not None:
             asyncio.get_running_loop().call_soon(callback, "lost")
             return
         self.watchers[claim.id] = (claim.offset, callback)
@@ -142,6 +143,8 @@ class Handout:
 
         Waits at most `wait_ms` (None: without end) and returns [] when the wait is over.
         """
+        if self._ended is not None:
+            raise self._ended
         waiter = Waiter(queues, limit, lease_ms, worker)
         claims: list[Claim] = []
         for queue in queues:
@@ -231,7 +234,8 @@ class Handout:
             waiter.future.set_exception(error)
 
     def fail(self, error: LedgerError) -> None:
-        """Nothing will be handed out any more."""
+        """Nothing will be handed out any more: not to those who wait, and not to those who come later."""
+        self._ended = error
         for waiter in self.room.everyone():
             self.room.remove(waiter)
             waiter.future.set_exception(error)

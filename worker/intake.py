@@ -50,6 +50,7 @@ class Intake:
                 raise DuplicateJobId(
                     f"job id {job_id_text(taken)} is in use; nothing was written. Leave job_id out for a new one"
                 )
+            self._live.log.check()
             # Nothing is awaited from here on, and nobody else stages these keys while their locks are held.
             results: list[Enqueued] = []
             for prepared in batch:
