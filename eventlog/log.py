@@ -4,7 +4,8 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import NamedTuple
 
 from ledgerq.eventlog import keys
@@ -121,19 +122,63 @@ class LogReader:
         Raises `LogCorrupt` with the first offset that is not proven.
         """
         head = await self.head()
-        stop = head.next_offset if until is None else until
+        if until is not None:
+            return await self._verify_until(until, head, progress)
         chain = Chain()
+        async with aclosing(self._values(head.next_offset, progress)) as values:
+            async for offset, value in values:
+                batch = decode_batch(offset, value)
+                if offset >= head.next_offset:
+                    # No damage if it came while this walked: then the head has moved too.
+                    if await self.head() == head:
+                        chain.overrun(batch, head)
+                    break
+                chain.add(batch)
+        chain.end(head)
+        return chain.proven()
+
+    async def _verify_until(self, until: int, head: Head, progress: Progress | None) -> Verified:
+        """What stands at or after `until` may be damaged, but a batch is vouched for by the two that follow it."""
+        chain, beyond = Chain(), 0
+        proof: Verified | None = None
+        try:
+            async with aclosing(self._values(until, progress)) as values:
+                async for offset, value in values:
+                    if proof is None and offset >= until:
+                        proof = chain.so_far()
+                    batch = decode_batch(offset, value)
+                    if proof is None and batch.next_offset > until:
+                        proof = chain.so_far()
+                    chain.add(batch)
+                    beyond += offset >= until
+                    if beyond == 2:
+                        break
+            if chain.next_offset == head.next_offset or chain.next_offset < until:
+                chain.end(head)
+            chain.proven()
+        except LogCorrupt as error:
+            if error.offset < until:
+                raise
+        except FormatTooNew:
+            if proof is None:
+                raise
+        return chain.so_far() if proof is None else proof
+
+    async def _values(self, stop: int, progress: Progress | None) -> AsyncGenerator[tuple[int, bytes], None]:
+        """Each record batch, still encoded, with its base offset."""
+        offset = 0
         async for rows in self.store.scan(keys.LOG_PREFIX, _LOG_STOP):
             for key, value in rows:
-                if until is not None and keys.offset_of(key) >= until:
-                    return chain.proven()
-                chain.add(decode_batch(keys.offset_of(key), value))
+                offset = keys.offset_of(key)
+                if key != keys.log_key(offset):
+                    place = key[len(keys.LOG_PREFIX) :][:8].ljust(8, b"\0")
+                    raise LogCorrupt(int.from_bytes(place), f"the key {key.hex()} is none of a record batch")
+                yield offset, value
             if progress is not None:
-                progress(chain.next_offset, stop)
+                progress(min(offset, stop), stop)
             await asyncio.sleep(0)
-        if until is None:
-            chain.end(head)
-        return chain.proven()
+        if progress is not None:
+            progress(stop, stop)
 
     async def check_anchor(self, anchor: Anchor | None) -> None:
         """Raise `LogRolledBack` unless the log contains the commit that `anchor` names."""
@@ -193,13 +238,26 @@ class Chain:
             raise LogCorrupt(head.next_offset, f"the log goes on to {self.next_offset} after its head")
         if head.digest != (NO_DIGEST if self._last is None else self._last.digest):
             raise LogCorrupt(0 if self._last is None else self._last.base_offset, "its digest is not the head's")
+        if head != self.so_far().head:
+            raise LogCorrupt(self.next_offset, "the head's epoch, time or base offset is not that of the last batch")
+
+    def overrun(self, batch: RecordBatch, head: Head) -> None:
+        """`batch` stands after the head: raises `LogCorrupt` for one of them, unless one before them is to blame."""
+        if self._last is None or batch.previous != self._last.digest:
+            self.end(head)
+        self._settle(batch.previous)
+        raise LogCorrupt(head.next_offset, "the log goes on after its head")
 
     def proven(self) -> Verified:
-        """What has been proven so far."""
+        """What has been proven so far; raises `LogCorrupt` while the last batch contradicts the one before it."""
+        if self._suspect is not None:
+            raise LogCorrupt(self._suspect, "the record batch is not the one that was written")
+        return self.so_far()
+
+    def so_far(self) -> Verified:
+        """What was added so far; only `proven` says that it holds."""
         last = self._last
         if last is None:
             return Verified(0, 0, EMPTY_HEAD)
-        if self._suspect is not None:
-            raise LogCorrupt(self._suspect, "the record batch is not the one that was written")
         head = Head(last.next_offset, last.digest, last.epoch, last.time_ms, last.base_offset)
         return Verified(self._batches, self.next_offset, head)
