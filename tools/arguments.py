@@ -1,0 +1,103 @@
+"""The arguments and options that several commands share, and how a text becomes a time or an object."""
+
+import getpass
+import importlib
+import os
+import sys
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from ledgerq.eventlog.errors import InvalidArgument
+
+__all__ = [
+    "AcceptRollback",
+    "Actor",
+    "AsJson",
+    "AsOf",
+    "JobId",
+    "QueueName",
+    "Reason",
+    "TakeOver",
+    "Url",
+    "import_object",
+    "parse_as_of",
+    "parse_time",
+    "system_user",
+]
+
+_TAKE_OVER = "Open the store although another writer has not closed it; that writer is fenced and stops."
+
+
+def system_user() -> str:
+    """Who runs this, for the log."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
+
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="file:///folder, a path, s3://bucket/prefix, gs:// or az://")]
+QueueName = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue's name.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as enqueue gave it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: one document, or one object a line for lists.")]
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|TIME",
+        help="How it was after the first N events of the log, or at a time (ISO 8601; local time without a zone).",
+    ),
+]
+Actor = Annotated[
+    str, typer.Option(default_factory=system_user, show_default="your user name", help="Who does it, for the log.")
+]
+Reason = Annotated[str, typer.Option(help="Why, for the log.")]
+TakeOver = Annotated[bool, typer.Option("--take-over", help=_TAKE_OVER)]
+AcceptRollback = Annotated[
+    bool, typer.Option("--accept-rollback", help="Go on although the store lost commits that were durable.")
+]
+
+
+def parse_time(text: str) -> int:
+    """An ISO 8601 date or time as ms since the Unix epoch; without a zone it is local time."""
+    try:
+        return round(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
+    except (ValueError, OverflowError, OSError) as error:
+        raise InvalidArgument(
+            f"{text!r} is not a time: write 2026-01-31, 2026-01-31T12:30 or 2026-01-31T12:30:00Z"
+        ) from error
+
+
+def parse_as_of(text: str) -> tuple[int | None, int | None]:
+    """`--as-of` as (offset, None) or (None, ms since the Unix epoch)."""
+    if text.isascii() and text.isdigit():
+        return int(text), None
+    try:
+        return None, parse_time(text)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            f"--as-of {text!r} is neither an offset (a whole number) nor a time such as 2026-01-31T12:30"
+        ) from error
+
+
+def import_object(text: str) -> Any:
+    """What `MODULE:NAME` names; modules in the current folder come first. Raises `InvalidArgument`."""
+    module_name, colon, path = text.partition(":")
+    if not colon or not module_name or not path:
+        raise InvalidArgument(f"{text!r} names no object: write MODULE:NAME, for example app.jobs:worker")
+    here = os.getcwd()  # noqa: PTH109 - the import system wants text
+    if sys.path[:1] != [here]:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        # It is the user's code: whatever goes wrong in there belongs into one clear line.
+        cause = f"{type(error).__name__}: {error}"
+        raise InvalidArgument(f"module {module_name!r} can't be imported: {cause}") from error
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError as error:
+            raise InvalidArgument(f"module {module_name!r} has no {path!r}") from error
+    return found

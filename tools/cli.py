@@ -1,0 +1,215 @@
+"""The command line: `ledgerq COMMAND`, and `rebuild-projections`. This file ties the commands together.
+
+What a command does is in cli_read.py (looking), cli_operate.py (changing), cli_repair.py (auditing and rebuilding) and
+doctor.py. Here is what they share: how an error becomes one line and an exit code.
+
+    0  fine        1  found something: differences, no such job, a log that was changed or lost its end
+    2  usage       3  the store can't be read or written        70  a bug        130  stopped by Ctrl-C
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from ledgerq.eventlog import errors
+from ledgerq.tools import cli_operate, cli_read, cli_repair, doctor
+from ledgerq.tools.opening import ClosedPipe, execute
+from ledgerq.tools.render import printable, rich_console
+
+__all__ = ["exit_code", "main", "rebuild_main", "run"]
+
+FOUND: Final = 1
+USAGE: Final = 2
+UNREADABLE: Final = 3
+BUG: Final = 70
+INTERRUPTED: Final = 130
+
+_FINDINGS: Final = (
+    errors.JobNotFound,
+    errors.InvalidState,
+    errors.DuplicateJobId,
+    errors.ClaimLost,
+    errors.PayloadMissing,
+    errors.LogCorrupt,
+    errors.LogRolledBack,
+    errors.ProjectionDrift,
+)
+# What the parser raises for bad usage: typer shows only this one of its tree.
+_PARSER_ERROR: Final[Any] = typer.BadParameter.__mro__[2]
+_DEBUG: Final = "LEDGERQ_DEBUG"
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that an error ends the program with."""
+    if isinstance(error, errors.InvalidArgument | _PARSER_ERROR):
+        return USAGE
+    if isinstance(error, _FINDINGS):
+        return FOUND
+    if isinstance(error, errors.LedgerError):
+        return UNREADABLE
+    return BUG
+
+
+def _markup() -> Any:
+    """Help is coloured for people at a terminal only."""
+    return "rich" if sys.stdout.isatty() else None
+
+
+def _new_app() -> typer.Typer:
+    return typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=_markup(),
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        with contextlib.suppress(PackageNotFoundError):
+            print(f"ledgerq {version('ledgerq')}")
+        raise typer.Exit
+
+
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Look into, operate, audit and repair the job queues of a ledgerq store.
+
+    Exit codes: 0 fine, 1 found something, 2 wrong usage, 3 the store can't be read.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(USAGE)
+
+
+def demo(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Files to work on; without it, Python's standard library."),
+    ] = None,
+) -> None:
+    """Watch the queue work, break and be mended.
+
+    Real work goes through a queue, a worker is killed, an index is damaged, found, and rebuilt: in under a minute.
+    """
+    execute(_demo(folder))
+
+
+async def _demo(folder: Path | None) -> int:
+    from ledgerq.tools.demo import run_demo
+
+    return await run_demo(folder, rich_console())
+
+
+def bench(context: typer.Context) -> None:
+    """Measure throughput and latency on this machine."""
+    from ledgerq.tools.bench import main as bench_main
+
+    bench_main(context.args)
+
+
+def _full_app() -> typer.Typer:
+    app = _new_app()
+    app.callback(invoke_without_command=True)(_root)
+    app.command()(demo)
+    app.command()(cli_read.stats)
+    app.command()(cli_read.jobs)
+    app.command()(cli_operate.enqueue)
+    app.command()(cli_read.show)
+    app.command()(cli_operate.worker)
+    app.command()(cli_read.history)
+    app.command()(cli_read.log)
+    app.command()(cli_repair.audit)
+    app.command()(cli_operate.requeue)
+    app.command()(cli_operate.cancel)
+    app.command()(cli_operate.pause)
+    app.command()(cli_operate.resume)
+    app.command("doctor")(doctor.doctor)
+    passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(context_settings=passed_on)(bench)
+    app.command("rebuild-projections")(cli_repair.rebuild_projections)
+    return app
+
+
+def _rebuild_app() -> typer.Typer:
+    app = _new_app()
+    app.command()(cli_repair.rebuild_projections)
+    return app
+
+
+def run(argv: Sequence[str], *, program: str = "ledgerq") -> int:
+    """Run a command line (without the program's name) and return its exit code; what went wrong is on stderr."""
+    code = _outcome(argv, program)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads any more: what is still buffered must not fail once more when Python exits.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _outcome(argv: Sequence[str], program: str) -> int:
+    app = _rebuild_app() if program == "rebuild-projections" else _full_app()
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(args=list(argv), prog_name=program, standalone_mode=False)
+    except ClosedPipe:
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Exception as error:
+        return _failed(program, error)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(program: str, error: Exception) -> int:
+    """Say on one line what happened, and give the exit code for it."""
+    if _DEBUG in os.environ:
+        traceback.print_exception(error)
+    code = exit_code(error)
+    if code == BUG:
+        text = f"internal error: {type(error).__name__}: {error} (set {_DEBUG}=1 for the traceback)"
+    elif isinstance(error, _PARSER_ERROR):
+        context = getattr(error, "ctx", None)
+        path = program if context is None else context.command_path
+        text = f"{error.format_message()} (see {path} --help)"
+    else:
+        text = str(error)
+    print(f"{program}: {printable(' '.join(text.split()))}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """The console script `ledgerq`."""
+    sys.exit(_program("ledgerq"))
+
+
+def rebuild_main() -> None:
+    """The console script `rebuild-projections`."""
+    sys.exit(_program("rebuild-projections"))
+
+
+def _program(name: str) -> int:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.captureWarnings(True)
+    return run(sys.argv[1:], program=name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The commands that change a queue: enqueue, requeue, cancel, pause, resume, and the worker that runs jobs.
+
+Each opens the store for writing. That would fence a writer at work, so a store whose last writer has not closed is
+refused without `--take-over`. A service that owns the store does the same through its own `Queue`.
+"""
+
+import inspect
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError
+from ledgerq.tools.arguments import (
+    AcceptRollback,
+    Actor,
+    AsJson,
+    JobId,
+    QueueName,
+    Reason,
+    TakeOver,
+    Url,
+    import_object,
+    parse_time,
+)
+from ledgerq.tools.opening import execute, opened_queue
+from ledgerq.tools.render import Output
+
+if TYPE_CHECKING:
+    from ledgerq.projections.job import Job
+
+__all__ = ["cancel", "enqueue", "pause", "requeue", "resume", "worker"]
+
+
+def enqueue(
+    url: Url,
+    queue: QueueName,
+    payload: Annotated[
+        str, typer.Argument(metavar="[PAYLOAD|-]", help="The payload as text; - reads it from the standard input.")
+    ] = "-",
+    priority: Annotated[int | None, typer.Option(help="Lower is handed out first (default 1000).")] = None,
+    delay: Annotated[float | None, typer.Option(metavar="SECONDS", help="Not before so many seconds.")] = None,
+    run_at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Not before this time (ISO 8601; local time without a zone).")
+    ] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="Tries before it is dead (default 3).")] = None,
+    unique_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Add nothing while an unfinished job of the queue has this key.")
+    ] = None,
+    unique_until: Annotated[
+        str, typer.Option(metavar="finished|claimed", help="How long this job holds its key.")
+    ] = "finished",
+    header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; may be repeated.")] = None,
+    job_id: Annotated[str | None, typer.Option(metavar="ULID", help="An id of your own for the job.")] = None,
+    take_over: TakeOver = False,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add one job and print its id.
+
+    The job is durable then. A store that is not there yet is made.
+
+    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    job = {
+        "priority": priority,
+        "delay": delay,
+        "run_at": None if run_at is None else _moment(run_at),
+        "max_attempts": max_attempts,
+        "unique_key": unique_key,
+        "unique_until": unique_until,
+        "headers": _headers(header or []),
+        "job_id": job_id,
+    }
+    content = _payload(payload)
+    execute(_enqueue(url, queue, content, job, take_over, accept_rollback, Output(as_json=as_json)))
+
+
+async def _enqueue(
+    url: str,
+    queue_name: str,
+    payload: bytes,
+    job: dict[str, Any],
+    take_over: bool,
+    accept_rollback: bool,
+    output: Output,
+) -> None:
+    async with opened_queue(url, take_over=take_over, create=True, accept_rollback=accept_rollback) as queue:
+        result = await queue.enqueue(queue_name, payload, **job)
+    if output.as_json:
+        output.json({"job_id": result.job_id, "queue": queue_name, "created": result.created})
+    else:
+        output.line(result.job_id)
+    if not result.created:
+        output.note("nothing was added: this job holds the unique key")
+
+
+def _payload(text: str) -> bytes:
+    if text != "-":
+        return text.encode("utf-8", "surrogateescape")
+    if sys.stdin.isatty():
+        raise InvalidArgument("no payload: give it as an argument, or pipe it into the standard input")
+    return sys.stdin.buffer.read()
+
+
+def _moment(text: str) -> Any:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(parse_time(text) / 1000, UTC)
+
+
+def _headers(texts: list[str]) -> dict[str, str] | None:
+    headers: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InvalidArgument(f"--header {text!r}: write NAME=VALUE")
+        headers[name] = value
+    return headers or None
+
+
+def requeue(
+    url: Url,
+    job: JobId,
+    reason: Reason,
+    actor: Actor,
+    take_over: TakeOver = False,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a dead job a new start, with no attempts used.
+
+    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    execute(_change("requeue", url, job, actor, reason, take_over, accept_rollback, Output(as_json=as_json)))
+
+
+def cancel(
+    url: Url,
+    job: JobId,
+    reason: Reason,
+    actor: Actor,
+    take_over: TakeOver = False,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a job that is not finished.
+
+    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    execute(_change("cancel", url, job, actor, reason, take_over, accept_rollback, Output(as_json=as_json)))
+
+
+async def _change(
+    what: str, url: str, job_id: str, actor: str, reason: str, take_over: bool, accept_rollback: bool, output: Output
+) -> None:
+    _check_operator(actor, reason, job_id)
+    async with opened_queue(url, take_over=take_over, accept_rollback=accept_rollback) as queue:
+        job: Job = await getattr(queue, what)(job_id, actor=actor, reason=reason)
+    if output.as_json:
+        from ledgerq.tools.describe import job_json
+
+        output.json(job_json(job))
+    elif job.cancel_request is not None:
+        output.line(f"job {job.job_id} of queue {job.queue} was asked to stop")
+    else:
+        output.line(f"job {job.job_id} of queue {job.queue} is {job.state}")
+
+
+def pause(
+    url: Url,
+    queue: QueueName,
+    reason: Reason,
+    actor: Actor,
+    take_over: TakeOver = False,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hand out no more jobs of a queue.
+
+    Jobs can still be added, and wait until the queue is resumed.
+
+    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    execute(_set_paused(True, url, queue, actor, reason, take_over, accept_rollback, Output(as_json=as_json)))
+
+
+def resume(
+    url: Url,
+    queue: QueueName,
+    reason: Reason,
+    actor: Actor,
+    take_over: TakeOver = False,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hand out jobs of a paused queue again.
+
+    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    execute(_set_paused(False, url, queue, actor, reason, take_over, accept_rollback, Output(as_json=as_json)))
+
+
+async def _set_paused(
+    paused: bool,
+    url: str,
+    queue_name: str,
+    actor: str,
+    reason: str,
+    take_over: bool,
+    accept_rollback: bool,
+    output: Output,
+) -> None:
+    _check_operator(actor, reason)
+    async with opened_queue(url, take_over=take_over, accept_rollback=accept_rollback) as queue:
+        change = queue.pause if paused else queue.resume
+        await change(queue_name, actor=actor, reason=reason)
+    if output.as_json:
+        output.json({"queue": queue_name, "paused": paused})
+    else:
+        output.line(f"queue {queue_name} is {'paused' if paused else 'handed out again'}")
+
+
+def _check_operator(actor: str, reason: str, job_id: str | None = None) -> None:
+    """Refuse before the store is opened: opening it is not for nothing."""
+    from ledgerq.eventlog.entropy import job_id_bytes
+    from ledgerq.worker.decisions import operator
+
+    operator(actor, reason)
+    if job_id is not None:
+        job_id_bytes(job_id)
+
+
+def worker(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="MODULE:WORKER", help="A Worker, or a function (async or not) that returns one."),
+    ],
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="Stop when there is nothing left to do, instead of waiting for jobs.")
+    ] = False,
+) -> None:
+    """Run a worker until SIGTERM or SIGINT.
+
+    On the first signal it lets running jobs end; a second one ends it at once.
+
+    Modules are looked for in the current folder first. A queue belongs to the event loop that it was opened on, so
+    MODULE:WORKER is best an async function that opens the queue, registers the handlers and returns the worker.
+    """
+    execute(_worker(target, until_empty))
+
+
+async def _worker(target: str, until_empty: bool) -> None:
+    found = import_object(target)
+    try:
+        if callable(found) and not hasattr(found, "run"):
+            found = found()
+        if inspect.isawaitable(found):
+            found = await found
+    except LedgerError:
+        raise
+    except Exception as error:
+        # It is the user's code: whatever goes wrong in there belongs into one clear line.
+        raise InvalidArgument(f"{target} failed to make a worker: {type(error).__name__}: {error}") from error
+    if not callable(getattr(found, "run", None)) or not hasattr(found, "queue"):
+        raise InvalidArgument(f"{target} is no Worker and returns none, but {type(found).__name__}")
+    try:
+        await found.run(until_empty=until_empty)
+    finally:
+        await found.queue.close()

@@ -1,0 +1,280 @@
+"""The commands that prove and mend: audit, and rebuild-projections, which is also a program of its own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.tools.arguments import Actor, AsJson, TakeOver, Url, import_object
+from ledgerq.tools.opening import execute, opened_store, reading, refuse_memory
+from ledgerq.tools.render import Output, local_time, progress
+
+if TYPE_CHECKING:
+    from ledgerq.eventlog.store import Anchor
+    from ledgerq.projections.audit import AuditReport, Difference
+    from ledgerq.projections.host import Projection
+    from ledgerq.projections.rebuild import RebuildReport
+
+__all__ = ["audit", "rebuild_projections"]
+
+_SLOT_EVERY_BYTES = 4096
+_MAX_VALUE_CHARS = 160
+
+Projections = Annotated[
+    list[str] | None,
+    typer.Option("--projection", metavar="MODULE:NAME", help="A projection of your own to include; may be repeated."),
+]
+
+
+def audit(
+    url: Url,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read each live job's payload and compare it with its digest.")
+    ] = False,
+    anchor: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A copy of the store's `anchor` file kept elsewhere, to be held against it."),
+    ] = None,
+    projection: Projections = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that log, indexes and counters are right.
+
+    The log was not changed since it was written, and each index row and counter is what follows from it. This reads
+    one commit of the store, beside its writer. Exit code 1: something differs, or the log is not what it was.
+    """
+    execute(_audit(url, deep, anchor, projection or [], None, Output(as_json=as_json)))
+
+
+async def _audit(
+    url: str, deep: bool, anchor_file: Path | None, projections: list[str], only: str | None, output: Output
+) -> int:
+    from ledgerq.projections.audit import audit as run_audit
+
+    anchor = None if anchor_file is None else _read_anchor(anchor_file)
+    given = _projections(projections)
+    if only is not None:
+        _check_name(only, given)
+    async with reading(url) as reader:
+        with progress("auditing") as report:
+            found = await run_audit(
+                reader.store, clock=reader.clock, deep=deep, anchor=anchor, projections=given, progress=report
+            )
+    differences = [row for row in found.differences if only is None or _belongs(row.range_name, only)]
+    count = found.difference_count if only is None else len(differences)
+    try:
+        if output.as_json:
+            output.json(_audit_json(found, differences, count, deep))
+        else:
+            _audit_text(found, differences, count, deep, output)
+    except BrokenPipeError:
+        pass  # whoever reads has seen enough, and the exit code still counts
+    return 1 if count else 0
+
+
+def _read_anchor(file: Path) -> "Anchor":
+    from ledgerq.eventlog.anchor import SLOT_BYTES, decode_slot
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"the anchor {str(file)!r} can't be read: {error.strerror}") from error
+    # On a file store there are two slots, each in a block of its own; an object is one slot.
+    slots = [decode_slot(data[at : at + SLOT_BYTES]) for at in range(0, len(data), _SLOT_EVERY_BYTES)]
+    newest = max((slot for slot in slots if slot is not None), key=lambda slot: slot[0], default=None)
+    if newest is None:
+        raise InvalidArgument(f"{str(file)!r} holds no anchor: give a copy of the file (or object) `anchor` of a store")
+    return newest[1]
+
+
+def _projections(names: list[str]) -> "list[Projection]":
+    found: list[Projection] = []
+    for name in names:
+        made: Any = import_object(name)
+        projection = made() if isinstance(made, type) else made
+        if not all(hasattr(projection, part) for part in ("name", "restore", "apply")):
+            raise InvalidArgument(f"{name} is no projection: it needs a name, restore and apply")
+        found.append(projection)
+    return found
+
+
+def _check_name(only: str, given: "list[Projection]") -> None:
+    names = ("jobs", "stats", *(projection.name for projection in given))
+    if only not in names:
+        raise InvalidArgument(
+            f"there is no projection {only!r}: choose one of {', '.join(names)}, or name your own with --projection"
+        )
+
+
+def _belongs(range_name: str, only: str) -> bool:
+    if range_name == "meta":
+        return True
+    if range_name.startswith("projection "):
+        return range_name == f"projection {only}"
+    return only == ("stats" if range_name == "stats" else "jobs")
+
+
+def _audit_json(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool) -> dict[str, Any]:
+    head = found.verified.head
+    rows = [
+        {
+            "range": row.range_name,
+            "key": row.key,
+            "raw_key": row.raw_key.hex(),
+            "expected": row.expected,
+            "found": row.found,
+        }
+        for row in differences
+    ]
+    return {
+        "location": found.location,
+        "clean": count == 0,
+        "batches": found.verified.batches,
+        "events": found.verified.events,
+        "head": {"offset": head.next_offset, "digest": head.digest.hex(), "epoch": head.epoch, "time_ms": head.time_ms},
+        "anchor": None if found.anchor is None else {"offset": found.anchor.next_offset, "epoch": found.anchor.epoch},
+        "jobs": found.jobs,
+        "payloads": found.payloads if deep else None,
+        "difference_count": count,
+        "differences": rows,
+    }
+
+
+def _audit_text(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool, output: Output) -> None:
+    verified = found.verified
+    at = f" of {local_time(verified.head.time_ms)}" if verified.events else ""
+    output.line(f"log     {verified.events} events in {verified.batches} commits, proven up to the head{at}")
+    output.line(f"digest  {verified.head.digest.hex()}")
+    anchored = "none" if found.anchor is None else f"{found.anchor.next_offset} events, and the log holds them"
+    output.line(f"anchor  {anchored}")
+    output.line(f"jobs    {found.jobs} compared with their index rows" + (f"; {found.payloads} payloads" * deep))
+    if differences:
+        rows = [[row.range_name, row.key, _value(row.expected), _value(row.found)] for row in differences]
+        output.table(("range", "key", "expected", "found"), rows)
+    if len(differences) < count:
+        output.line(f"... and {count - len(differences)} more")
+    if count:
+        what = "difference" if count == 1 else "differences"
+        output.line(f"result  {count} {what}: mend with rebuild-projections {found.location}")
+    else:
+        output.line("result  clean: the indexes are what follows from the log")
+
+
+def _value(text: str | None) -> str:
+    if text is None:
+        return "no such row"
+    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."
+
+
+def rebuild_projections(
+    url: Url,
+    actor: Actor,
+    only: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this one: jobs, stats, or the name of your own.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: exit with 1 if there is something to rebuild.")
+    ] = False,
+    into: Annotated[
+        str | None,
+        typer.Option(metavar="NEW_URL", help="Write log, payloads and projections to a new store; URL is only read."),
+    ] = None,
+    until: Annotated[
+        int | None,
+        typer.Option(metavar="OFFSET", min=0, help="Keep only the log before this offset: for a log that is damaged."),
+    ] = None,
+    projection: Projections = None,
+    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "rebuild-projections",
+    take_over: TakeOver = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make indexes and counters what the log says.
+
+    The log records that it was done. Nothing is written where nothing differs. Killed half way, run it again. A log
+    that does not verify is refused, unless --until says where it shall end. Without --check or --into this opens the
+    store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    output = Output(as_json=as_json)
+    if check:
+        if into is not None or until is not None:
+            raise InvalidArgument("--check only looks: it goes with --only and --projection")
+        execute(_audit(url, False, None, projection or [], only, output))
+    elif into is not None:
+        if only is not None or projection:
+            raise InvalidArgument("--into writes a whole new store: it goes with --until only")
+        execute(_rebuild_into(url, into, actor, reason, until, output))
+    else:
+        execute(_rebuild(url, actor, reason, only, until, projection or [], take_over, output))
+
+
+async def _rebuild(
+    url: str,
+    actor: str,
+    reason: str,
+    only: str | None,
+    until: int | None,
+    projections: list[str],
+    take_over: bool,
+    output: Output,
+) -> None:
+    from ledgerq.eventlog.clock import SystemClock
+    from ledgerq.projections.rebuild import rebuild
+    from ledgerq.worker.decisions import operator
+
+    actor, reason = operator(actor, reason)
+    given = _projections(projections)
+    if only is not None:
+        _check_name(only, given)
+    async with opened_store(url, take_over=take_over, rebuilding=True) as store:
+        with progress("replaying the log") as show:
+            report = await rebuild(
+                store,
+                clock=SystemClock(),
+                actor=actor,
+                reason=reason,
+                only=only,
+                until=until,
+                projections=given,
+                progress=show,
+            )
+    _rebuild_result(url, report, output)
+
+
+async def _rebuild_into(url: str, into: str, actor: str, reason: str, until: int | None, output: Output) -> None:
+    from ledgerq.projections.rebuild import copy_into
+    from ledgerq.worker.decisions import operator
+
+    actor, reason = operator(actor, reason)
+    refuse_memory(into)
+    # Nothing of the new store is made before the old one was found. Its own writer, if there is one, is refused.
+    async with reading(url) as reader, opened_store(into, take_over=False, create=True, rebuilding=True) as target:
+        with progress("copying the log") as show:
+            report = await copy_into(
+                reader.store, target, clock=reader.clock, actor=actor, reason=reason, until=until, progress=show
+            )
+    _rebuild_result(into, report, output)
+
+
+def _rebuild_result(location: str, report: "RebuildReport", output: Output) -> None:
+    head = report.verified.head
+    if output.as_json:
+        output.json(
+            {
+                "location": location,
+                "projections": list(report.names),
+                "changed": report.changed,
+                "rows_put": report.rows_put,
+                "rows_deleted": report.rows_deleted,
+                "jobs": report.jobs,
+                "events": report.verified.events,
+                "head": {"offset": head.next_offset, "digest": head.digest.hex()},
+            }
+        )
+        return
+    output.line(f"log     {report.verified.events} events in {report.verified.batches} commits, proven")
+    output.line(f"jobs    {report.jobs}")
+    if report.changed:
+        output.line(f"result  {', '.join(report.names)}: {report.rows_put} rows set, {report.rows_deleted} removed")
+    else:
+        output.line(f"result  {', '.join(report.names)}: nothing differed, nothing was written")

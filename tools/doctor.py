@@ -1,0 +1,123 @@
+"""`ledgerq doctor URL`: can a store live here, safely and fast? Is there one, and is it well?
+
+Each check says what it measured and what to do. The checks on a bucket (or folder) are in doctor_place.py, what they
+ask of it in doctor_probe.py.
+"""
+
+from typing import TYPE_CHECKING
+
+from ledgerq.eventlog.errors import LedgerError, LogRolledBack, NotRebuilt, StoreNotFound, StoreUnavailable
+from ledgerq.tools.arguments import AsJson, Url
+from ledgerq.tools.opening import execute, last_writer, reading, refuse_memory
+from ledgerq.tools.render import Output, local_time
+
+if TYPE_CHECKING:
+    from ledgerq.eventlog.locations import Location
+    from ledgerq.eventlog.log import LogReader
+    from ledgerq.tools.doctor_place import Check
+
+__all__ = ["diagnose", "doctor"]
+
+
+def doctor(url: Url, as_json: AsJson = False) -> None:
+    """Check a store and the place where it lives.
+
+    Can a store live there, safely and fast? How is the one that is there? This writes a few small files or objects of
+    its own and removes them; it fences nobody. Exit code 1: a check failed.
+    """
+    execute(_doctor(url, Output(as_json=as_json)))
+
+
+async def _doctor(url: str, output: Output) -> int:
+    checks = await diagnose(url)
+    failed = sum(check.status == "fail" for check in checks)
+    try:
+        if output.as_json:
+            rows = [check._asdict() for check in checks]
+            output.json({"location": url, "healthy": not failed, "checks": rows})
+        else:
+            output.table(
+                ("", "check", "measured", "what to do"),
+                [[check.status, check.name, check.measured, check.advice or ""] for check in checks],
+            )
+            output.line(f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed")
+    except BrokenPipeError:
+        pass  # whoever reads has seen enough, and the exit code still counts
+    return 1 if failed else 0
+
+
+async def diagnose(url: str) -> "list[Check]":
+    """All checks that apply to `url`, in order. Raises `InvalidArgument` for a URL that names no place."""
+    from ledgerq.eventlog.locations import parse_location
+    from ledgerq.eventlog.preflight import check_writable
+    from ledgerq.tools.doctor_place import Check, check_folder, check_place
+
+    refuse_memory(url)
+    location = parse_location(url)
+    is_new = location.is_file and not location.folder.is_dir()
+    try:
+        try:
+            await check_writable(location, create=True)
+        except StoreUnavailable as error:
+            cause, _, advice = str(error).partition("; ")
+            checks = [Check("reachable and writable", "fail", cause, advice or "see the message")]
+            # A bucket that does not answer would only not answer again.
+            return checks + (await _check_store(location) if location.is_file and not is_new else [])
+        checks = [Check("reachable and writable", "ok", "a small write and its removal succeeded", None)]
+        if location.is_file:
+            checks += check_folder(location.folder)
+        checks += await check_place(location)
+        return checks + await _check_store(location)
+    finally:
+        if is_new and location.folder.is_dir() and not any(location.folder.iterdir()):
+            location.folder.rmdir()
+
+
+async def _check_store(location: "Location") -> "list[Check]":
+    from ledgerq.tools.doctor_place import Check
+
+    try:
+        async with reading(location.original) as log:
+            return [await _check_head(log), await _check_anchor(log), await _check_writer(log)]
+    except StoreNotFound:
+        return [Check("ledgerq store", "ok", "there is none yet; the first enqueue makes it", None)]
+    except LedgerError as error:
+        return [Check("ledgerq store", "fail", str(error), "see the message")]
+
+
+async def _check_head(log: "LogReader") -> "Check":
+    from ledgerq.eventlog import keys
+    from ledgerq.tools.doctor_place import Check
+
+    version = await log.store.get(keys.FORMAT_KEY)
+    head = await log.head()
+    when = f", the last of {local_time(head.time_ms)}" if head.next_offset else ""
+    measured = f"format {(version or b'?').decode()}, {head.next_offset} events{when}"
+    if await log.store.get(keys.REBUILD_KEY) is not None:
+        error = NotRebuilt("a rebuild is under way or was interrupted")
+        return Check("ledgerq store", "fail", f"{measured}; {error}", "wait for it, or run rebuild-projections again")
+    return Check("ledgerq store", "ok", measured, None)
+
+
+async def _check_anchor(log: "LogReader") -> "Check":
+    from ledgerq.tools.doctor_place import Check
+
+    anchor = await log.store.read_anchor()
+    if anchor is None:
+        advice = "was the file or object `anchor` removed? The next writer makes it again; audit first"
+        return Check("anchor", "warn", "there is none", advice)
+    try:
+        await log.check_anchor(anchor)
+    except LogRolledBack as error:
+        return Check("anchor", "fail", str(error), "restore the lost files, or accept the loss with --accept-rollback")
+    return Check("anchor", "ok", f"{anchor.next_offset} events were durable, and the log holds them", None)
+
+
+async def _check_writer(log: "LogReader") -> "Check":
+    from ledgerq.tools.doctor_place import Check
+
+    writer = await last_writer(log)
+    if writer is None:
+        return Check("last writer", "ok", "none yet", None)
+    advice = "if it crashed, just start it again; nothing else is needed" if writer.seems_gone else None
+    return Check("last writer", "warn" if writer.seems_gone else "ok", writer.describe(), advice)
