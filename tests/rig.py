@@ -89,12 +89,13 @@ class Rig:
         self.without_payload: set[bytes] = set()
         self._options = {"default": QueueOptions(backoff_base_s=8.0), "commit_interval_ms": 0.0} | options
         self.queue: Queue
+        self.store: MemoryStore
 
     async def open(self, **options: Any) -> Queue:
         """Open another queue on the same disk; it is `queue` from now on."""
         given = self._options | options
-        store = MemoryStore(self.disk, fault=self.faults)
-        self.queue = await Queue.open(store=store, clock=self.clock, entropy=self.entropy, **given)
+        self.store = MemoryStore(self.disk, fault=self.faults)
+        self.queue = await Queue.open(store=self.store, clock=self.clock, entropy=self.entropy, **given)
         return self.queue
 
     async def reopen(self, **options: Any) -> Queue:
