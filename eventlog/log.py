@@ -70,7 +70,7 @@ class LogReader:
     async def batches(self, start: int = 0, stop: int | None = None) -> AsyncIterator[RecordBatch]:
         """The record batches that hold offsets in `[start, stop)`, decoded but not verified, as of this call."""
         first = await self.batch_at(start) if start > 0 else None
-        begin = keys.log_key(start if first is None else first.base_offset)
+        begin = keys.log_key(max(start, 0) if first is None else first.base_offset)
         end = _LOG_STOP if stop is None else keys.log_key(max(stop, 0))
         async for rows in self.store.scan(begin, end):
             for key, value in rows:
@@ -108,8 +108,8 @@ class LogReader:
         low, high = 0, (await self.head()).next_offset
         while low < high:
             batch = await self.batch_at((low + high) // 2)
-            if batch is None:
-                break
+            if batch is None or batch.next_offset <= low:
+                raise LogCorrupt(low, "a record batch is missing")
             if batch.time_ms <= time_ms:
                 low = batch.next_offset
             else:

@@ -9,11 +9,12 @@ tells what is true.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Final, Protocol
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer
-from ledgerq.eventlog.codec import KIND_OF, Head, digest_of, encode_batch, encode_head
+from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_head
 from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogCorrupt, LogPoisoned, QueueClosed, WrongLoop
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.log import LogReader
@@ -259,6 +260,12 @@ class EventLog(LogReader):
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    async def batches(self, start: int = 0, stop: int | None = None) -> AsyncIterator[RecordBatch]:
+        """Like `LogReader.batches`; what is on its way is in the store already, but nobody may rely on it."""
+        durable = self._durable.next_offset
+        async for batch in super().batches(start, durable if stop is None else min(stop, durable)):
+            yield batch
 
     async def _news(self, offset: int) -> None:
         while self._durable.next_offset <= offset:

@@ -1,0 +1,362 @@
+"""Group commit: what is staged together is written together, reported when durable, and never after a failure."""
+
+import asyncio
+
+import pytest
+
+from ledgerq.eventlog import writer
+from ledgerq.eventlog.clock import ManualClock
+from ledgerq.eventlog.codec import RecordBatch
+from ledgerq.eventlog.errors import (
+    ClockWentBack,
+    Fenced,
+    LedgerError,
+    LogCorrupt,
+    LogPoisoned,
+    OutcomeUnknown,
+    QueueClosed,
+    StoreUnavailable,
+    WrongLoop,
+)
+from ledgerq.eventlog.memory import MemoryDisk
+from ledgerq.eventlog.writer import EventLog
+from tests.logs import Watcher, change_batch, change_head, event, reader, start_log, write_log
+from tests.loops import settle
+from tests.rig import Faults
+
+START_MS = ManualClock().now_ms()
+
+
+async def stored(disk: MemoryDisk) -> list[RecordBatch]:
+    """The durable batches, after the chain was verified."""
+    await reader(disk).verify()
+    return [batch async for batch in reader(disk).batches()]
+
+
+async def append(log: EventLog, number: int) -> int:
+    """Append one event and wait until it is durable."""
+    offset = log.append(event(number))
+    await log.committed()
+    return offset
+
+
+async def test_what_many_callers_append_at_once_is_one_batch_in_their_order() -> None:
+    disk, faults = MemoryDisk(), Faults()
+    log = await start_log(disk, fault=faults)
+    offsets = await asyncio.gather(*(append(log, number) for number in range(100)))
+    await log.close()
+    assert offsets == list(range(100))
+    assert [batch.events for batch in await stored(disk)] == [[event(number) for number in range(100)]]
+    assert faults.calls.count("write:before") == faults.calls.count("sync:before") == 1
+
+
+async def test_a_commit_fills_while_another_is_in_flight() -> None:
+    disk, faults = MemoryDisk(), Faults()
+    log = await start_log(disk, fault=faults)
+    faults.hold("sync:before")
+    tasks = [asyncio.create_task(append(log, 0))]
+    await settle()
+    for number in range(1, 6):
+        tasks.append(asyncio.create_task(append(log, number)))
+        await settle()
+    assert faults.calls.count("write:before") == 1
+    faults.let_go("sync:before")
+    assert await asyncio.gather(*tasks) == list(range(6))
+    await log.close()
+    assert [(batch.base_offset, len(batch.events)) for batch in await stored(disk)] == [(0, 1), (1, 5)]
+
+
+async def test_offsets_are_gapless_over_commits_and_writers() -> None:
+    disk = MemoryDisk()
+    bases = await write_log(disk, [1, 3, 2])
+    bases += await write_log(disk, [2, 1], ManualClock(START_MS + 1000))
+    batches = await stored(disk)
+    assert bases == [batch.base_offset for batch in batches] == [0, 1, 4, 6, 8]
+    assert [record.offset for batch in batches for record in batch.records()] == list(range(9))
+    assert [batch.epoch for batch in batches] == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("call", ["write:before", "write:after", "sync:before", "sync:after"])
+async def test_nothing_is_reported_before_the_sync_has_returned(call: str) -> None:
+    disk, faults, watcher = MemoryDisk(), Faults(), Watcher()
+    log = await start_log(disk, fault=faults, watcher=watcher)
+    faults.hold(call)
+    task = asyncio.create_task(append(log, 0))
+    await settle()
+    assert not task.done()
+    assert watcher.durable == []
+    assert log.durable_head.next_offset == 0
+    faults.let_go(call)
+    assert await task == 0
+    assert watcher.durable == [0]
+    assert log.durable_head.next_offset == 1
+    await log.close()
+
+
+async def test_nothing_staged_means_nothing_to_wait_for() -> None:
+    log = await start_log(MemoryDisk())
+    await log.committed()
+    assert log.durable_head.next_offset == 0
+    await log.close()
+
+
+async def test_a_waiter_that_goes_away_leaves_the_commit_alone() -> None:
+    disk, faults = MemoryDisk(), Faults()
+    log = await start_log(disk, fault=faults)
+    faults.hold("sync:before")
+    tasks = [asyncio.create_task(append(log, number)) for number in range(3)]
+    await settle()
+    tasks[1].cancel()
+    faults.let_go("sync:before")
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert (results[0], type(results[1]), results[2]) == (0, asyncio.CancelledError, 2)
+    await log.close()
+    assert [len(batch.events) for batch in await stored(disk)] == [3]
+
+
+@pytest.mark.parametrize("call", ["write:after", "sync:before", "sync:after"])
+@pytest.mark.parametrize("error", [StoreUnavailable("gone"), OutcomeUnknown("no word"), Fenced("another")])
+async def test_after_a_failure_every_waiter_is_told_and_nothing_more_is_written(call: str, error: LedgerError) -> None:
+    faults, watcher = Faults(), Watcher()
+    log = await start_log(MemoryDisk(), fault=faults, watcher=watcher)
+    faults.hold("write:before")
+    first = [asyncio.create_task(append(log, number)) for number in range(3)]
+    await settle()
+    behind = [asyncio.create_task(append(log, number)) for number in range(3)]
+    await settle()
+    faults.spoil(call, error)
+    faults.let_go("write:before")
+    assert await asyncio.gather(*first, *behind, return_exceptions=True) == [error] * 6
+    assert log.failure is error
+    assert watcher.failures == [error]
+    with pytest.raises(type(error)):
+        log.check()
+    with pytest.raises(type(error)):
+        await log.committed()
+    assert faults.calls.count("write:before") == 1
+    await log.close()
+
+
+async def test_a_write_that_is_refused_leaves_nothing_behind() -> None:
+    disk, faults = MemoryDisk(), Faults()
+    log = await start_log(disk, fault=faults)
+    await append(log, 0)
+    faults.spoil("write:before", StoreUnavailable("gone"))
+    with pytest.raises(StoreUnavailable):
+        await append(log, 1)
+    await log.close()
+    assert len(await stored(disk)) == 1
+
+
+async def test_an_unforeseen_error_poisons_the_log() -> None:
+    faults = Faults()
+    log = await start_log(MemoryDisk(), fault=faults)
+    faults.spoil("write:before", RuntimeError("a bug"))
+    with pytest.raises(LogPoisoned, match="a bug"):
+        await append(log, 0)
+    with pytest.raises(LogPoisoned):
+        log.check()
+    with pytest.raises(RuntimeError, match="a bug"):
+        await log.close()
+
+
+# The clock
+
+
+async def test_a_small_step_back_of_the_clock_is_waited_for_and_the_commit_written_once() -> None:
+    disk, faults, watcher = MemoryDisk(), Faults(), Watcher()
+    log = await start_log(disk, fault=faults, watcher=watcher)
+    faults.spoil("write:before", ClockWentBack(START_MS - 1, START_MS), ClockWentBack(START_MS, START_MS))
+    assert await append(log, 0) == 0
+    assert faults.calls.count("write:before") == 3
+    assert faults.calls.count("write:after") == 1
+    assert watcher.filled == [0, 0, 0]
+    assert watcher.durable == [0]
+    await log.close()
+    assert len(await stored(disk)) == 1
+
+
+async def test_a_large_step_back_of_the_clock_is_the_operators_business() -> None:
+    faults = Faults()
+    log = await start_log(MemoryDisk(), fault=faults)
+    faults.spoil("write:before", ClockWentBack(START_MS - 5001, START_MS))
+    with pytest.raises(ClockWentBack, match="5001 ms later"):
+        await append(log, 0)
+    await log.close()
+
+
+async def test_commit_times_never_decrease_whatever_the_clock_does() -> None:
+    disk, clock = MemoryDisk(), ManualClock()
+    log = await start_log(disk, clock)
+    for step_ms in (5, -500, 1, 600, -1):
+        clock.set(clock.now_ms() + step_ms)
+        await append(log, 0)
+    await log.close()
+    await write_log(disk, [1], ManualClock(START_MS - 10_000))  # another process, with another clock
+    assert [batch.time_ms - START_MS for batch in await stored(disk)] == [5, 5, 5, 106, 106, 106]
+
+
+# Back-pressure
+
+
+async def test_a_full_commit_keeps_callers_waiting_until_it_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_FULL_EVENTS", 3)
+    faults = Faults()
+    log = await start_log(MemoryDisk(), fault=faults)
+    faults.hold("write:before")
+    first = asyncio.create_task(append(log, 0))
+    await settle()
+    assert not log.full
+    for number in range(3):
+        log.append(event(number))
+    assert log.full
+    room = asyncio.create_task(log.room())
+    await settle()
+    assert not room.done()
+    faults.let_go("write:before")
+    await room
+    await first
+    assert not log.full
+    assert log.durable_head.next_offset == 4
+    await log.close()
+
+
+async def test_large_payloads_fill_a_commit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_FULL_BYTES", 100)
+    disk = MemoryDisk()
+    log = await start_log(disk)
+    log.append_payload(log.append(event(0)), b"x" * 99)
+    assert not log.full
+    log.append_payload(log.append(event(1)), b"y")
+    assert log.full
+    await log.room()
+    await log.close()
+    assert {disk.rows[b"p/" + bytes(7) + b"\0"], disk.rows[b"p/" + bytes(7) + b"\1"]} == {b"x" * 99, b"y"}
+
+
+async def test_nobody_waits_for_room_in_a_log_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_FULL_EVENTS", 1)
+    faults = Faults()
+    log = await start_log(MemoryDisk(), fault=faults)
+    faults.spoil("sync:before", StoreUnavailable("gone"))
+    log.append(event(0))
+    with pytest.raises(StoreUnavailable):
+        await log.room()
+    await log.room()
+    await log.close()
+
+
+# Opening and closing
+
+
+async def test_another_loop_is_refused() -> None:
+    log = await start_log(MemoryDisk())
+
+    async def check() -> None:
+        log.check()
+
+    with pytest.raises(WrongLoop):
+        await asyncio.to_thread(lambda: asyncio.run(check()))
+    log.check()
+    await log.close()
+
+
+async def test_closing_commits_what_is_staged() -> None:
+    disk = MemoryDisk()
+    log = await start_log(disk)
+    task = asyncio.create_task(append(log, 0))
+    await asyncio.sleep(0)
+    log.append(event(1))
+    await log.close()
+    assert await task == 0
+    assert [len(batch.events) for batch in await stored(disk)] == [2]
+    with pytest.raises(QueueClosed):
+        log.check()
+
+
+async def test_closing_waits_for_the_commit_in_flight_and_the_one_behind_it() -> None:
+    disk, faults = MemoryDisk(), Faults()
+    log = await start_log(disk, fault=faults)
+    faults.hold("sync:before")
+    tasks = [asyncio.create_task(append(log, 0))]
+    await settle()
+    tasks.append(asyncio.create_task(append(log, 1)))
+    closing = asyncio.create_task(log.close())
+    await settle()
+    assert not closing.done()
+    faults.let_go("sync:before")
+    await closing
+    assert await asyncio.gather(*tasks) == [0, 1]
+    assert len(await stored(disk)) == 2
+
+
+async def test_closing_twice_closes_the_store_once() -> None:
+    faults = Faults()
+    log = await start_log(MemoryDisk(), fault=faults)
+    await log.close()
+    await log.close()
+    assert faults.calls.count("close") == 1
+
+
+@pytest.mark.parametrize("damage", ["batch", "head"])
+async def test_a_log_whose_end_is_damaged_is_not_opened(damage: str) -> None:
+    disk = MemoryDisk()
+    await write_log(disk, [2, 2])
+    disk.anchor = None
+    if damage == "batch":
+        change_batch(disk, 2, number=99)
+    else:
+        change_head(disk, base_offset=0)
+    with pytest.raises(LogCorrupt):
+        await start_log(disk)
+
+
+# Fencing
+
+
+async def test_a_second_writer_fences_the_first() -> None:
+    disk = MemoryDisk()
+    first = await start_log(disk)
+    assert await append(first, 0) == 0
+    second = await start_log(disk)
+    assert second.epoch == first.epoch + 1
+    with pytest.raises(Fenced):
+        await append(first, 1)
+    with pytest.raises(Fenced):
+        first.check()
+    assert await append(second, 2) == 1
+    await first.close()
+    await second.close()
+    assert [(batch.epoch, batch.events) for batch in await stored(disk)] == [(1, [event(0)]), (2, [event(2)])]
+
+
+async def test_an_idle_writer_learns_that_it_was_fenced() -> None:
+    disk, clock, watcher = MemoryDisk(), ManualClock(), Watcher()
+    first = await start_log(disk, clock, watcher=watcher)
+    second = await start_log(disk, ManualClock())
+    first.check()
+    clock.advance(1000)
+    assert isinstance(first.failure, Fenced)
+    assert watcher.failures == [first.failure]
+    with pytest.raises(Fenced):
+        first.check()
+    await first.close()
+    await second.close()
+
+
+async def test_a_writer_fenced_while_its_commit_is_on_its_way_reports_nothing() -> None:
+    disk, faults, clock = MemoryDisk(), Faults(), ManualClock()
+    first = await start_log(disk, clock, fault=faults)
+    faults.hold("sync:before")
+    task = asyncio.create_task(append(first, 0))
+    await settle()
+    second = await start_log(disk, ManualClock())
+    clock.advance(1000)
+    with pytest.raises(Fenced):
+        await task
+    faults.let_go("sync:before")
+    await settle()
+    assert first.durable_head.next_offset == 0
+    await first.close()
+    await second.close()
+    assert await stored(disk) == []
