@@ -58,7 +58,8 @@ class Fold:
             case _:
                 pass
         before = self.jobs.get(event.job_id)
-        if ("new" if before is None else before.state) not in TRANSITIONS[type(event)]:
+        allowed = TRANSITIONS[type(event)].get("new" if before is None else before.state)
+        if allowed is None:
             state = "unknown" if before is None else before.state
             raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense for a job that is {state}")
         after: Job | None
@@ -67,6 +68,8 @@ class Fold:
             queue, after = event.queue, born(event, offset, time_ms)
         else:
             queue, after = before.spec.queue, evolve(before, event, offset, time_ms)
+        if ("gone" if after is None else after.state) not in allowed:
+            raise LogCorrupt(offset, f"the event {type(event).__name__} leads to a state that it can't lead to")
         self.tally(queue).add(stats_delta(before, event, after))
         if after is None:
             del self.jobs[event.job_id]
