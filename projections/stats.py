@@ -137,5 +137,6 @@ class Tally:
     def view(self, queue: str) -> QueueStats:
         """The counters by name."""
         now = dict(zip(STATES, self.now, strict=True))
-        totals = dict(zip(TOTALS, self.totals, strict=True))
+        # A row that a later version wrote has more of them; they are kept and not shown.
+        totals = dict(zip(TOTALS, self.totals, strict=False))
         return QueueStats(queue, **now, paused=self.paused, totals=totals)

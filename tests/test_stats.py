@@ -1,0 +1,139 @@
+"""Counters: how many jobs are in each state now, and how many transitions there ever were."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+
+from ledgerq.eventlog.codec import pack
+from ledgerq.eventlog.errors import ProjectionDrift
+from ledgerq.eventlog.events import (
+    STATES,
+    Acked,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    Enqueued,
+    JobEvent,
+    LeaseExpired,
+    Nacked,
+    Promoted,
+    QueuePaused,
+    QueueResumed,
+    Requeued,
+    Swept,
+)
+from ledgerq.projections.fold import Fold, Transition
+from ledgerq.projections.job import TRANSITIONS, born
+from ledgerq.projections.stats import TOTALS, Tally, stats_delta
+from tests.histories import QUEUES, START_MS, enqueued, histories, job_id, quick, thorough
+
+TOTAL_OF: dict[type[JobEvent], str] = {
+    Enqueued: "enqueued",
+    Promoted: "promoted",
+    Claimed: "claimed",
+    Acked: "acked",
+    Nacked: "nacked",
+    LeaseExpired: "lease_expired",
+    CancelRequested: "cancel_requested",
+    Cancelled: "cancelled",
+    Requeued: "requeued",
+    Swept: "swept",
+}
+
+
+def folded(history: list[Transition]) -> Fold:
+    """The fold of a history."""
+    fold = Fold()
+    for transition in history:
+        fold.apply(transition.offset, transition.time_ms, transition.event)
+    return fold
+
+
+@thorough
+@given(histories())
+def test_counters_are_the_jobs_there_are_and_the_events_there_were(history: list[Transition]) -> None:
+    fold = folded(history)
+    for queue in QUEUES:
+        states = Counter(job.state for job in fold.jobs.values() if job.queue == queue)
+        events: Counter[str] = Counter()
+        paused = False
+        for transition in history:
+            event, job = transition.event, transition.after or transition.before
+            if isinstance(event, QueuePaused | QueueResumed):
+                paused = isinstance(event, QueuePaused) if event.queue == queue else paused
+            elif job is not None and job.queue == queue:
+                events[TOTAL_OF[type(event)]] += 1
+                events["released"] += isinstance(event, Nacked) and event.released
+                events["dead"] += isinstance(event, Nacked | LeaseExpired) and event.to == "dead"
+        view = fold.tally(queue).view(queue)
+        assert {state: getattr(view, state) for state in STATES} == {state: states[state] for state in STATES}
+        assert view.totals == {name: events[name] for name in TOTALS}
+        assert (view.queue, view.paused) == (queue, paused)
+
+
+@quick
+@given(histories())
+def test_a_row_is_read_back_as_it_was(history: list[Transition]) -> None:
+    for tally in folded(history).tallies.values():
+        again = Tally.decode(tally.encode())
+        assert (again.now, again.totals, again.paused) == (tally.now, tally.totals, tally.paused)
+
+
+def test_every_job_event_has_a_total() -> None:
+    assert set(TOTAL_OF) == set(TRANSITIONS)
+    assert set(TOTALS) == {*TOTAL_OF.values(), "dead", "released"}
+
+
+def test_a_job_that_stays_in_its_state_is_counted_once() -> None:
+    fold = Fold()
+    events = [enqueued(), Claimed(job_id(1), 1, 1, None), CancelRequested(job_id(1), "ann", "x")]
+    for offset, event in enumerate(events):
+        fold.apply(offset, START_MS, event)
+    view = fold.tally("mail").view("mail")
+    assert (view.claimed, view.totals["claimed"], view.totals["cancel_requested"]) == (1, 1, 1)
+
+
+def test_the_bytes_of_a_row_never_change() -> None:
+    tally = Tally()
+    tally.add(stats_delta(None, enqueued(), born(enqueued(), 0, START_MS)))
+    tally.paused = True
+    assert tally.encode().hex() == "93" + "96000100000000" + "9c010000000000000000000000" + "c3"
+
+
+def test_a_row_with_fewer_totals_is_from_before_the_others_existed() -> None:
+    tally = Tally.decode(pack(([0, 1, 0, 0, 0, 0], [5, 4], False)))
+    assert tally.totals == [5, 4, *[0] * (len(TOTALS) - 2)]
+    assert tally.view("mail").totals["promoted"] == 4
+
+
+def test_a_row_with_more_totals_is_from_a_later_version_and_keeps_them() -> None:
+    row = pack(([0, 1, 0, 0, 0, 0], [5] * (len(TOTALS) + 2), False))
+    assert list(Tally.decode(row).view("mail").totals) == list(TOTALS)
+    assert Tally.decode(row).encode() == row
+
+
+def test_an_empty_tally_is_all_zero() -> None:
+    view = Tally().view("mail")
+    assert [getattr(view, state) for state in STATES] == [0] * len(STATES)
+    assert set(view.totals.values()) == {0}
+    assert not view.paused
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"\xc1",
+        pack(5),
+        pack([]),
+        pack([[0] * 6, [0] * 12]),
+        pack([[0] * 5, [0] * 12, False]),
+        pack([[0] * 5 + ["x"], [0] * 12, False]),
+        pack([[0] * 6, [0] * 11 + [None], False]),
+        pack([0, 0, 0]),
+    ],
+)
+def test_a_malformed_row_is_drift(value: bytes) -> None:
+    with pytest.raises(ProjectionDrift, match="rebuild-projections"):
+        Tally.decode(value)
