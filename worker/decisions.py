@@ -156,6 +156,8 @@ def current(job: Job | None, claim_offset: int) -> Job:
 
 def clip(text: str, max_chars: int) -> str:
     """Text that the log can hold: bounded, and without what UTF-8 can't encode; of a long text the end is kept."""
+    if not isinstance(text, str):
+        raise InvalidArgument(f"an error, a reason or a worker's name is text, not {type(text).__name__}: use str()")
     if len(text) > max_chars:
         text = "..." + text[3 - max_chars :]
     return text.encode("utf-8", "backslashreplace").decode()
