@@ -116,9 +116,11 @@ async def _demo(folder: Path | None) -> int:
 
 def bench(context: typer.Context) -> None:
     """Measure throughput and latency on this machine."""
-    from ledgerq.tools.bench import main as bench_main
+    from ledgerq.tools.bench import app
 
-    bench_main(context.args)
+    command = typer.main.get_command(app)
+    code = command.main(args=context.args, prog_name=context.command_path, standalone_mode=False)
+    raise typer.Exit(code if isinstance(code, int) else 0)
 
 
 def _full_app() -> typer.Typer:

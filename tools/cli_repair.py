@@ -62,7 +62,8 @@ async def _audit(
                 reader.store, clock=reader.clock, deep=deep, anchor=anchor, projections=given, progress=report
             )
     differences = [row for row in found.differences if only is None or _belongs(row.range_name, only)]
-    count = found.difference_count if only is None else len(differences)
+    # Of those beyond the report's bound nobody knows where they belong: they count, since something is wrong.
+    count = len(differences) + found.difference_count - len(found.differences)
     try:
         if output.as_json:
             output.json(_audit_json(found, differences, count, deep))
