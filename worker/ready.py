@@ -16,6 +16,8 @@ __all__ = ["Place", "PayloadBudget", "ReadyJob", "ReadyWindow"]
 Place = tuple[int, int]
 """(priority, offset of the enqueued event): the order in which jobs are handed out."""
 
+# This many heap entries of jobs that left may lie about before the heap is made anew.
+_STALE_ROWS: Final = 64
 FIRST_PLACE: Final[Place] = (0, 0)
 
 
@@ -95,6 +97,8 @@ class ReadyWindow:
         if ready.payload is not None and not self._budget.admit(ready.job.spec.payload_bytes, urgent=urgent):
             ready = ReadyJob(ready.job, None)
         self.jobs[job_id] = ready
+        if len(self._heap) > 2 * len(self.jobs) + _STALE_ROWS:
+            self._heap = self._live()
 
     def drop(self, job_id: bytes) -> None:
         """The job is not pending any more (its heap entry is skipped later)."""
@@ -149,9 +153,13 @@ class ReadyWindow:
             heapq.heappush(self._heap, entry)
         return found
 
+    def _live(self) -> list[tuple[int, int, bytes]]:
+        """The heap as it should be: without those that left, each job once."""
+        return sorted((*ready.place, job_id) for job_id, ready in self.jobs.items())
+
     def _shrink(self) -> None:
         """Keep the first `limit_rows` entries; the others are in the store, beyond the new bound."""
-        live = sorted(entry for entry in self._heap if entry[2] in self.jobs)
+        live = self._live()
         keep, leave = live[: self.limit_rows], live[self.limit_rows :]
         self._heap = keep
         self.scan_from = leave[0][:2] if self.bound is None else min(self.scan_from, leave[0][:2])
