@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog.codec import PayloadRecord, digest_of, encode_payload
@@ -88,9 +88,9 @@ def due_ms_of(delay: float | None, run_at: datetime | None, now_ms: int) -> int:
     if delay is not None and run_at is not None:
         raise InvalidArgument("give delay or run_at, not both")
     if run_at is not None:
-        if not isinstance(run_at, datetime) or run_at.tzinfo is None:
+        if not isinstance(run_at, datetime) or run_at.utcoffset() is None:
             raise InvalidArgument(f"run_at is a datetime with a time zone, not {run_at!r}: add tzinfo, say UTC")
-        due_ms = to_ms(run_at.astimezone(UTC).timestamp())
+        due_ms = to_ms(run_at.timestamp())
     else:
         if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay <= MAX_TIME_MS / 1000:
             raise InvalidArgument(f"delay is a number of seconds from 0 on, not {delay!r}")
@@ -106,7 +106,10 @@ def _whole(name: str, value: int, low: int, high: int) -> None:
 
 
 def _headers(headers: Mapping[str, str]) -> tuple[dict[str, str], int]:
-    kept, size_bytes = dict(headers), 0
+    try:
+        kept, size_bytes = dict(headers), 0
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"headers map text to text, {headers!r} is no mapping") from error
     for name, value in kept.items():
         try:
             size_bytes += len(name.encode()) + len(value.encode())
@@ -117,7 +120,7 @@ def _headers(headers: Mapping[str, str]) -> tuple[dict[str, str], int]:
 
 def _unique_key(key: str | bytes) -> bytes:
     try:
-        encoded = key.encode() if isinstance(key, str) else bytes(key)
+        encoded = key.encode() if isinstance(key, str) else bytes(memoryview(key))
     except (UnicodeEncodeError, TypeError) as error:
         raise InvalidArgument(f"unique_key {key!r} is neither bytes nor text that UTF-8 can hold") from error
     if not 1 <= len(encoded) <= MAX_UNIQUE_KEY_BYTES:
