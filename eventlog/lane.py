@@ -4,6 +4,7 @@
 parts, as long as they look as expected. Both raise the binding's own errors (except in `put` and `delete`).
 """
 
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from slatedb.uniffi import (
@@ -69,6 +70,14 @@ class SlateBatch:
         except Error as error:
             raise InvalidArgument(f"delete of {key[:40]!r}: {error}") from error
         self.is_empty = False
+
+    def update(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Set each key to its value, or remove it."""
+        for key, value in changes.items():
+            if value is None:
+                self.delete(key)
+            else:
+                self.put(key, value)
 
 
 class Lane(Protocol):

@@ -5,7 +5,7 @@ It is what `memory:///` opens, the double for users' tests, and the shortest des
 are lost with the writer.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from sortedcontainers import SortedDict
@@ -45,6 +45,12 @@ class MemoryBatch:
         """Remove `key`."""
         check_key(key)
         self.changes[key] = None
+
+    def update(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Set or remove each key."""
+        for key in changes:
+            check_key(key)
+        self.changes.update(changes)
 
 
 class MemoryReader:

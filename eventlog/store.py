@@ -4,7 +4,7 @@ Two implementations stand behind these protocols: `SlateStore` (slate.py) and `M
 contract test runs on both. A store knows nothing of events; one process at a time writes it, many may read it.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
@@ -44,6 +44,9 @@ class Batch(Protocol):
 
     def delete(self, key: bytes) -> None:
         """Remove `key`; one that is not there is no error."""
+
+    def update(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Set each key to its value, and remove those whose value is None: the same in one call, which costs less."""
 
 
 class ReadStore(Protocol):

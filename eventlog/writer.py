@@ -42,7 +42,7 @@ class Commit:
         self.time_ms = time_ms
         self.kinds = bytearray()
         self.events: list[Event] = []
-        self.payloads: list[tuple[bytes, bytes]] = []
+        self.payloads: dict[bytes, bytes | None] = {}
         self.payload_bytes = 0
         self.waiters: list[asyncio.Future[None]] = []
 
@@ -174,7 +174,7 @@ class EventLog(LogReader):
     def append_payload(self, offset: int, record: bytes) -> None:
         """Stage the payload record of the enqueued event at `offset`."""
         commit = self._open or self.commit()
-        commit.payloads.append((keys.payload_key(offset), record))
+        commit.payloads[keys.payload_key(offset)] = record
         commit.payload_bytes += len(record)
 
     def committed(self) -> asyncio.Future[None]:
@@ -228,8 +228,7 @@ class EventLog(LogReader):
             if commit.base_offset == 0:
                 batch.put(keys.FORMAT_KEY, str(keys.FORMAT_VERSION).encode())
             batch.put(keys.log_key(commit.base_offset), value)
-            for key, record in commit.payloads:
-                batch.put(key, record)
+            batch.update(commit.payloads)
             self._projector.fill(commit, batch)
             batch.put(keys.HEAD_KEY, encode_head(head))
             try:

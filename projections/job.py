@@ -102,23 +102,9 @@ def may(state: str, event_type: type[JobEvent]) -> bool:
 
 def born(event: Enqueued, offset: int, time_ms: int) -> Job:
     """The job after its first event."""
-    return Job(
-        spec=event,
-        offset=offset,
-        enqueued_ms=time_ms,
-        state="scheduled" if event.due_ms else "pending",
-        attempt=0,
-        changed_ms=time_ms,
-        due_ms=event.due_ms,
-        claim_offset=0,
-        lease_ms=0,
-        worker=None,
-        sweep_at_ms=0,
-        error="",
-        cancel_request=None,
-        unique_held=event.unique_key is not None,
-        offsets=(),
-    )
+    due_ms, held = event.due_ms, event.unique_key is not None
+    state: State = "scheduled" if due_ms else "pending"
+    return Job(event, offset, time_ms, state, 0, time_ms, due_ms, 0, 0, None, 0, "", None, held, ())
 
 
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:

@@ -194,11 +194,7 @@ class Live:
             self._add_queues(changes)
             self.host.project(transitions, commit.base_offset + len(commit.events), changes)
             self._filled = (commit, changes)
-        for key, value in self._filled[1].items():
-            if value is None:
-                batch.delete(key)
-            else:
-                batch.put(key, value)
+        batch.update(self._filled[1])
 
     def _add_queues(self, changes: Changes) -> None:
         for queue in self._dirty_queues:
