@@ -1,0 +1,123 @@
+"""Clocks: a manual one that moves when told, the system's that never rings early, and sleeping on either."""
+
+import asyncio
+import time
+
+import pytest
+
+from ledgerq.eventlog.clock import ManualClock, SystemClock, sleep_until
+from tests.loops import settle
+
+START_MS = ManualClock().now_ms()
+
+
+def test_a_manual_clock_stands_still() -> None:
+    clock = ManualClock(5)
+    assert (clock.now_ms(), clock.now_ms()) == (5, 5)
+    clock.advance(7)
+    assert clock.now_ms() == 12
+    clock.set(3)
+    assert clock.now_ms() == 3
+
+
+def test_callbacks_run_in_the_order_of_their_times() -> None:
+    clock, rung = ManualClock(0), list[str]()
+    for when_ms, name in ((30, "c"), (10, "a"), (20, "b"), (10, "a2"), (31, "late")):
+        clock.call_at(when_ms, lambda name=name: rung.append(name))  # type: ignore[misc]
+    clock.advance(9)
+    assert rung == []
+    clock.advance(21)
+    assert rung == ["a", "a2", "b", "c"]
+    clock.advance(1000)
+    assert rung == ["a", "a2", "b", "c", "late"]
+
+
+def test_a_cancelled_timer_does_not_ring() -> None:
+    clock, rung = ManualClock(0), list[int]()
+    timer = clock.call_at(10, lambda: rung.append(10))
+    clock.call_at(20, lambda: rung.append(20))
+    timer.cancel()
+    timer.cancel()
+    assert clock.next_due_ms() == 20
+    clock.advance(100)
+    assert rung == [20]
+    assert clock.next_due_ms() is None
+
+
+def test_going_back_rings_nothing() -> None:
+    clock, rung = ManualClock(100), list[int]()
+    clock.call_at(110, lambda: rung.append(1))
+    clock.set(50)
+    clock.advance(59)
+    assert rung == []
+    clock.advance(1)
+    assert rung == [1]
+
+
+async def test_a_timer_that_is_due_already_rings_on_the_next_turn() -> None:
+    clock, rung = ManualClock(100), list[int]()
+    clock.call_at(100, lambda: rung.append(1))
+    assert rung == []
+    await settle(1)
+    assert rung == [1]
+
+
+async def test_a_callback_may_set_and_cancel_other_timers() -> None:
+    clock, rung = ManualClock(0), list[str]()
+    other = clock.call_at(20, lambda: rung.append("other"))
+
+    def ring() -> None:
+        rung.append("first")
+        other.cancel()
+        clock.call_at(15, lambda: rung.append("new"))
+
+    clock.call_at(10, ring)
+    clock.advance(17)
+    # The one made on the way was due as well.
+    assert rung == ["first", "new"]
+
+
+async def test_sleeping_ends_when_the_time_has_come() -> None:
+    clock = ManualClock()
+    sleep = asyncio.create_task(sleep_until(clock, START_MS + 10))
+    await settle()
+    clock.advance(9)
+    await settle()
+    assert not sleep.done()
+    clock.advance(1)
+    await sleep
+    await sleep_until(clock, START_MS - 5)
+
+
+async def test_a_sleep_that_is_cancelled_leaves_no_timer() -> None:
+    clock = ManualClock()
+    sleep = asyncio.create_task(sleep_until(clock, START_MS + 10))
+    await settle()
+    sleep.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sleep
+    assert clock.next_due_ms() is None
+
+
+def test_the_systems_clock_tells_the_wall_time_in_ms() -> None:
+    before = time.time_ns() // 1_000_000
+    assert before <= SystemClock().now_ms() <= time.time_ns() // 1_000_000
+
+
+async def test_a_system_timer_rings_once_and_never_early() -> None:
+    clock, rung = SystemClock(), list[int]()
+    due_ms = clock.now_ms() + 3
+    clock.call_at(due_ms, lambda: rung.append(clock.now_ms()))
+    cancelled = clock.call_at(due_ms, lambda: rung.append(-1))
+    cancelled.cancel()
+    await sleep_until(clock, due_ms + 2)
+    assert len(rung) == 1
+    assert rung[0] >= due_ms
+
+
+async def test_a_system_timer_of_the_past_rings_on_a_later_turn() -> None:
+    clock, rung = SystemClock(), list[int]()
+    clock.call_at(0, lambda: rung.append(1))
+    assert rung == []
+    await sleep_until(clock, 0)
+    assert rung == [1]
