@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,18 @@ def test_help_and_version(cli: Cli) -> None:
     for name in COMMANDS:
         if name not in ("bench", "demo"):
             assert f"Usage: ledgerq {name}" in cli.ok(name, "--help").out
+
+
+def test_demo_is_given_its_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Path | None] = []
+
+    async def run_demo(folder: Path | None, console: object) -> int:
+        given.append(folder)
+        return 1
+
+    monkeypatch.setitem(sys.modules, "ledgerq.tools.demo", types.SimpleNamespace(run_demo=run_demo))
+    assert [cli("demo").code, cli("demo", tmp_path).code] == [1, 1]
+    assert given == [None, tmp_path]
 
 
 def test_bench_has_its_options_and_its_errors_on_one_line(cli: Cli) -> None:

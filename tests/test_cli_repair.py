@@ -104,6 +104,15 @@ def test_rebuild_only_one(cli: Cli, ledger: Ledger) -> None:
         assert "there is no projection" in cli.fails(2, "rebuild-projections", ledger.url, "--only", "x", *more)
 
 
+def test_one_is_not_rebuilt_where_all_must_be(cli: Cli, ledger: Ledger) -> None:
+    damage(ledger.url)
+    asyncio.run(change_rows(ledger.url, {keys.REBUILD_KEY: b"\x91\xc0"}))
+    assert "leave out --only" in cli.fails(2, "rebuild-projections", ledger.url, "--only", "stats")
+    assert "leave out --only" in cli.fails(2, "rebuild-projections", ledger.url, "--only", "stats", "--until", 7)
+    cli.ok("rebuild-projections", ledger.url)
+    cli.ok("audit", ledger.url)
+
+
 def test_rebuild_is_a_program_of_its_own(cli: Cli, ledger: Ledger) -> None:
     damage(ledger.url)
     program = "rebuild-projections"

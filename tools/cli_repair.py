@@ -206,6 +206,8 @@ def rebuild_projections(
             raise InvalidArgument("--into writes a whole new store: it goes with --until only")
         execute(_rebuild_into(url, into, actor, reason, until, output))
     else:
+        if only is not None and until is not None:
+            raise InvalidArgument("--until cuts the log, so all projections change: leave out --only")
         execute(_rebuild(url, actor, reason, only, until, projection or [], take_over, output))
 
 
@@ -220,6 +222,7 @@ async def _rebuild(
     output: Output,
 ) -> None:
     from ledgerq.eventlog.clock import SystemClock
+    from ledgerq.eventlog.keys import REBUILD_KEY
     from ledgerq.projections.rebuild import rebuild
     from ledgerq.worker.decisions import operator
 
@@ -228,6 +231,8 @@ async def _rebuild(
     if only is not None:
         _check_name(only, given)
     async with opened_store(url, take_over=take_over, rebuilding=True) as store:
+        if only is not None and await store.get(REBUILD_KEY) is not None:
+            raise InvalidArgument(f"a rebuild of {url} was interrupted, so all must be rebuilt: leave out --only")
         with progress("replaying the log") as show:
             report = await rebuild(
                 store,
