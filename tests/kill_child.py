@@ -1,0 +1,110 @@
+"""A process to be killed: mixed load on a file store, and a file of facts, each written after its call had returned.
+
+    python tests/kill_child.py DIR SEED
+
+The store is DIR/store, the facts are lines in DIR/facts: what happened, the job's id, and an offset or the payload.
+"""
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ledgerq.worker.claims import Claim
+from ledgerq.worker.options import NewJob, QueueOptions
+from ledgerq.worker.queue import Queue
+
+WORKERS = 4
+PRODUCERS = 3
+OPTIONS = QueueOptions(max_attempts=3, backoff_base_s=0.01, lease_s=60.0)
+
+
+class Load:
+    """What the process does until it is killed."""
+
+    def __init__(self, queue: Queue, facts_fd: int, seed: int) -> None:
+        self.queue = queue
+        self.rng = random.Random(seed)
+        self._fd = facts_fd
+        self._fresh: list[str] = []
+
+    def report(self, *facts: str) -> None:
+        """One write for each fact, so that a kill leaves whole lines."""
+        for fact in facts:
+            os.write(self._fd, fact.encode() + b"\n")
+
+    async def produce(self) -> None:
+        """Add jobs: alone, in bulk, later, urgent, unique."""
+        while True:
+            payload = self.rng.randbytes(self.rng.choice((4, 4, 40, 4000)))
+            kind = self.rng.randrange(5)
+            if kind == 0:
+                batch: Sequence[bytes | NewJob] = [payload, NewJob(payload, priority=self.rng.randrange(3)), payload]
+                added = await self.queue.enqueue_many("q", batch)
+            elif kind == 1:
+                added = [await self.queue.enqueue("q", payload, delay=self.rng.choice((0.003, 3600)))]
+            elif kind == 2:
+                added = [await self.queue.enqueue("q", payload, unique_key=f"k{self.rng.randrange(20)}")]
+            else:
+                added = [await self.queue.enqueue("q", payload)]
+            created = [job.job_id for job in added if job.created]
+            self.report(*(f"enqueued {job_id} {payload.hex()[:16]}" for job_id in created))
+            self._fresh = [*self._fresh[-50:], *created]
+
+    async def work(self, name: str) -> None:
+        """Claim and settle, one way or another."""
+        while True:
+            claims = await self.queue.claim("q", limit=self.rng.randrange(1, 6), wait=None, worker=name)
+            self.report(*(f"claimed {claim.job_id} {claim.offset}" for claim in claims))
+            if self.rng.random() < 0.3:
+                await self.queue.ack_many(claims)
+                self.report(*(f"acked {claim.job_id} -" for claim in claims))
+                continue
+            for claim in claims:
+                await self.settle(claim)
+
+    async def settle(self, claim: Claim) -> None:
+        """Ack most, fail some, and hold a few until the end."""
+        chance = self.rng.random()
+        if chance < 0.7:
+            await self.queue.ack(claim)
+            self.report(f"acked {claim.job_id} -")
+        elif chance < 0.8:
+            await self.queue.nack(claim, "boom")
+        elif chance < 0.85:
+            await self.queue.nack(claim, "hopeless", dead=True)
+            self.report(f"dead {claim.job_id} -")
+        elif chance < 0.95:
+            await self.queue.release(claim)
+
+    async def operate(self) -> None:
+        """Cancel a job now and then."""
+        while True:
+            await self.queue.stats("q")
+            if self._fresh and self.rng.random() < 0.2:
+                job_id = self.rng.choice(self._fresh)
+                job = await self.queue.get(job_id)
+                if job.state == "scheduled":
+                    job = await self.queue.cancel(job_id, actor="operator", reason="a test")
+                    if job.state == "cancelled":
+                        self.report(f"cancelled {job_id} -")
+            await asyncio.sleep(0.001)
+
+
+async def main(folder: Path, seed: int) -> None:
+    """Run until somebody kills this process."""
+    facts_fd = os.open(folder / "facts", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    async with Queue.open((folder / "store").as_uri(), default=OPTIONS, ready_window=50) as queue:
+        load = Load(queue, facts_fd, seed)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(PRODUCERS):
+                group.create_task(load.produce())
+            for i in range(WORKERS):
+                group.create_task(load.work(f"worker-{i}"))
+            group.create_task(load.operate())
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
