@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.log import LogReader
-from ledgerq.eventlog.store import Anchor, ReadStore, Store
+from ledgerq.eventlog.store import Anchor, ReadStore, Store, check_key
 from ledgerq.projections.fold import Fold, Transition
 
 __all__ = ["Projection", "ProjectionHost"]
@@ -49,7 +49,7 @@ class ProjectionHost:
         self.failures: dict[str, Exception] = {}
         for projection in projections:
             name = projection.name
-            if not _NAME.fullmatch(name) or name in _RESERVED or name in self.projections:
+            if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED or name in self.projections:
                 raise InvalidArgument(
                     f"projection name {name!r}: use 1 to 63 characters of a-z, 0-9, - and _, each name once, "
                     f"not {' or '.join(sorted(_RESERVED))}"
@@ -71,20 +71,25 @@ class ProjectionHost:
             try:
                 for transition in transitions:
                     for key, value in projection.apply(transition).items():
+                        _check_row(prefix + key, value)
                         rows[prefix + key] = value
             except Exception as error:
-                # It is the user's code: whatever it raises must not take the queue with it.
-                self.failures[name] = error
-                _log.exception(
-                    "projection %r failed and stays at offset %d; mend it and run: rebuild-projections --only %s",
-                    name,
-                    self.offsets.get(name, 0),
-                    name,
-                )
+                self._leave_behind(name, error)
                 continue
             changes.update(rows)
             changes[keys.projection_key(name)] = next_offset.to_bytes(8)
             self.offsets[name] = next_offset
+
+    def _leave_behind(self, name: str, error: Exception) -> None:
+        """It is the user's code: whatever it raises must not take the queue with it."""
+        self.failures[name] = error
+        _log.error(
+            "projection %r failed and stays at offset %d; mend it and run: rebuild-projections --only %s",
+            name,
+            self.offsets.get(name, 0),
+            name,
+            exc_info=error,
+        )
 
     async def restore(self, store: ReadStore) -> None:
         """Read each projection's offset and hand it its rows."""
@@ -95,7 +100,10 @@ class ProjectionHost:
             rows: dict[bytes, bytes] = {}
             async for page in store.scan(prefix, keys.after_prefix(prefix)):
                 rows.update((key[len(prefix) :], value) for key, value in page)
-            projection.restore(rows)
+            try:
+                projection.restore(rows)
+            except Exception as error:
+                self._leave_behind(name, error)
 
     async def catch_up(self, log: LogReader, store: Store, anchor: Anchor) -> None:
         """Bring projections that are new or were left behind up to the head: replays the log from its beginning."""
@@ -121,6 +129,13 @@ class ProjectionHost:
         part.projections = {name: self.projections[name] for name in names}
         part.offsets, part.failures = self.offsets, self.failures
         part.project(transitions, next_offset, changes)
+
+
+def _check_row(key: bytes, value: bytes | None) -> None:
+    """Raise for a row that no store takes, before it is on its way with everybody else's."""
+    check_key(key)
+    if value is not None and type(value) is not bytes:
+        raise TypeError(f"a row's value is bytes or None, not {type(value).__name__}")
 
 
 async def _write(store: Store, changes: dict[bytes, bytes | None], anchor: Anchor) -> None:
