@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
-from ledgerq.eventlog.codec import Head, decode_batch, decode_head, digest_of, encode_batch, encode_head
+from ledgerq.eventlog.codec import Head, RecordBatch, decode_batch, decode_head, digest_of, encode_batch, encode_head
 from ledgerq.eventlog.errors import LedgerError
 from ledgerq.eventlog.events import Promoted
 from ledgerq.eventlog.log import LogReader
@@ -84,6 +84,19 @@ def stored_bases(disk: MemoryDisk) -> list[int]:
 def stored_head(disk: MemoryDisk) -> Head:
     """The head that is there."""
     return decode_head(disk.rows[keys.HEAD_KEY])
+
+
+async def stored(disk: MemoryDisk) -> list[RecordBatch]:
+    """The durable batches, after the chain was verified."""
+    await reader(disk).verify()
+    return [batch async for batch in reader(disk).batches()]
+
+
+async def append(log: EventLog, number: int) -> int:
+    """Append one event and wait until it is durable."""
+    offset = log.append(event(number))
+    await log.committed()
+    return offset
 
 
 def change_batch(

@@ -6,38 +6,20 @@ import pytest
 
 from ledgerq.eventlog import writer
 from ledgerq.eventlog.clock import ManualClock
-from ledgerq.eventlog.codec import RecordBatch
 from ledgerq.eventlog.errors import (
     ClockWentBack,
     Fenced,
     LedgerError,
-    LogCorrupt,
     LogPoisoned,
     OutcomeUnknown,
-    QueueClosed,
     StoreUnavailable,
-    WrongLoop,
 )
 from ledgerq.eventlog.memory import MemoryDisk
-from ledgerq.eventlog.writer import EventLog
-from tests.logs import Watcher, change_batch, change_head, event, reader, start_log, write_log
+from tests.logs import Watcher, append, event, start_log, stored, write_log
 from tests.loops import settle
 from tests.rig import Faults
 
 START_MS = ManualClock().now_ms()
-
-
-async def stored(disk: MemoryDisk) -> list[RecordBatch]:
-    """The durable batches, after the chain was verified."""
-    await reader(disk).verify()
-    return [batch async for batch in reader(disk).batches()]
-
-
-async def append(log: EventLog, number: int) -> int:
-    """Append one event and wait until it is durable."""
-    offset = log.append(event(number))
-    await log.committed()
-    return offset
 
 
 async def test_what_many_callers_append_at_once_is_one_batch_in_their_order() -> None:
@@ -244,119 +226,3 @@ async def test_nobody_waits_for_room_in_a_log_that_failed(monkeypatch: pytest.Mo
         await log.room()
     await log.room()
     await log.close()
-
-
-# Opening and closing
-
-
-async def test_another_loop_is_refused() -> None:
-    log = await start_log(MemoryDisk())
-
-    async def check() -> None:
-        log.check()
-
-    with pytest.raises(WrongLoop):
-        await asyncio.to_thread(lambda: asyncio.run(check()))
-    log.check()
-    await log.close()
-
-
-async def test_closing_commits_what_is_staged() -> None:
-    disk = MemoryDisk()
-    log = await start_log(disk)
-    task = asyncio.create_task(append(log, 0))
-    await asyncio.sleep(0)
-    log.append(event(1))
-    await log.close()
-    assert await task == 0
-    assert [len(batch.events) for batch in await stored(disk)] == [2]
-    with pytest.raises(QueueClosed):
-        log.check()
-
-
-async def test_closing_waits_for_the_commit_in_flight_and_the_one_behind_it() -> None:
-    disk, faults = MemoryDisk(), Faults()
-    log = await start_log(disk, fault=faults)
-    faults.hold("sync:before")
-    tasks = [asyncio.create_task(append(log, 0))]
-    await settle()
-    tasks.append(asyncio.create_task(append(log, 1)))
-    closing = asyncio.create_task(log.close())
-    await settle()
-    assert not closing.done()
-    faults.let_go("sync:before")
-    await closing
-    assert await asyncio.gather(*tasks) == [0, 1]
-    assert len(await stored(disk)) == 2
-
-
-async def test_closing_twice_closes_the_store_once() -> None:
-    faults = Faults()
-    log = await start_log(MemoryDisk(), fault=faults)
-    await log.close()
-    await log.close()
-    assert faults.calls.count("close") == 1
-
-
-@pytest.mark.parametrize("damage", ["batch", "head"])
-async def test_a_log_whose_end_is_damaged_is_not_opened(damage: str) -> None:
-    disk = MemoryDisk()
-    await write_log(disk, [2, 2])
-    disk.anchor = None
-    if damage == "batch":
-        change_batch(disk, 2, number=99)
-    else:
-        change_head(disk, base_offset=0)
-    with pytest.raises(LogCorrupt):
-        await start_log(disk)
-
-
-# Fencing
-
-
-async def test_a_second_writer_fences_the_first() -> None:
-    disk = MemoryDisk()
-    first = await start_log(disk)
-    assert await append(first, 0) == 0
-    second = await start_log(disk)
-    assert second.epoch == first.epoch + 1
-    with pytest.raises(Fenced):
-        await append(first, 1)
-    with pytest.raises(Fenced):
-        first.check()
-    assert await append(second, 2) == 1
-    await first.close()
-    await second.close()
-    assert [(batch.epoch, batch.events) for batch in await stored(disk)] == [(1, [event(0)]), (2, [event(2)])]
-
-
-async def test_an_idle_writer_learns_that_it_was_fenced() -> None:
-    disk, clock, watcher = MemoryDisk(), ManualClock(), Watcher()
-    first = await start_log(disk, clock, watcher=watcher)
-    second = await start_log(disk, ManualClock())
-    first.check()
-    clock.advance(1000)
-    assert isinstance(first.failure, Fenced)
-    assert watcher.failures == [first.failure]
-    with pytest.raises(Fenced):
-        first.check()
-    await first.close()
-    await second.close()
-
-
-async def test_a_writer_fenced_while_its_commit_is_on_its_way_reports_nothing() -> None:
-    disk, faults, clock = MemoryDisk(), Faults(), ManualClock()
-    first = await start_log(disk, clock, fault=faults)
-    faults.hold("sync:before")
-    task = asyncio.create_task(append(first, 0))
-    await settle()
-    second = await start_log(disk, ManualClock())
-    clock.advance(1000)
-    with pytest.raises(Fenced):
-        await task
-    faults.let_go("sync:before")
-    await settle()
-    assert first.durable_head.next_offset == 0
-    await first.close()
-    await second.close()
-    assert await stored(disk) == []
