@@ -19,6 +19,10 @@ __all__ = ["LogReader", "Verified"]
 
 _LOG_STOP = keys.after_prefix(keys.LOG_PREFIX)
 _FOLLOW_INTERVAL_MS = 500
+# More than what an opener ever finds only in the write-ahead log, and little enough to be read in a moment.
+_TAIL_BATCHES = 1500
+_TAIL_BYTES = 16 * 1024 * 1024
+_TAIL_PAGE_ROWS = 100
 
 Progress = Callable[[int, int], None]
 """Called now and then with the offset reached and the offset to reach."""
@@ -190,6 +194,28 @@ class LogReader:
         value = await self.store.get(keys.log_key(anchor.base_offset))
         if value is None or digest_of(value) != anchor.digest:
             raise LogRolledBack(anchor.next_offset - 1, head.next_offset, "the log holds another commit in its place")
+
+    async def check_tail(self, head: Head) -> None:
+        """Raise `LogCorrupt` unless the newest batches are those that `head` vouches for, without a gap.
+
+        A store that lost a file in the middle of its write-ahead log opens without an error, and with a right head.
+        """
+        stop, digest, batches, size_bytes = head.next_offset, head.digest, 0, 0
+        pages = self.store.scan(keys.LOG_PREFIX, keys.log_key(stop), reverse=True, page_rows=_TAIL_PAGE_ROWS)
+        async for rows in pages:
+            for key, value in rows:
+                batch = decode_batch(keys.offset_of(key), value)
+                if batch.next_offset != stop:
+                    raise LogCorrupt(batch.next_offset, f"the record batch that ends at {stop} is missing")
+                if batch.digest != digest:
+                    raise LogCorrupt(batch.base_offset, "the record batch is not the one that was written")
+                stop, digest = batch.base_offset, batch.previous
+                batches += 1
+                size_bytes += len(value)
+                if batches == _TAIL_BATCHES or size_bytes > _TAIL_BYTES:
+                    return
+        if stop > 0:
+            raise LogCorrupt(0, f"the record batch that ends at {stop} is missing")
 
 
 class Chain:

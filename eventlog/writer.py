@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer
 from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_head
-from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogCorrupt, LogPoisoned, QueueClosed, WrongLoop
+from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed, WrongLoop
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.store import Anchor, Batch, Store
@@ -107,10 +107,7 @@ class EventLog(LogReader):
             if not accept_rollback:
                 raise
             rolled_back_from = getattr(error, "anchored_offset", None)
-        if head.next_offset:
-            value = await self.store.get(keys.log_key(head.base_offset))
-            if value is None or digest_of(value) != head.digest:
-                raise LogCorrupt(head.base_offset, "the last record batch is not the one that the head names")
+        await self.check_tail(head)
         self._durable = head
         self.epoch = max(head.epoch, anchor.epoch if anchor is not None else 0) + 1
         self.next_offset = head.next_offset

@@ -12,6 +12,7 @@ from ledgerq.eventlog.codec import EMPTY_HEAD, decode_batch
 from ledgerq.eventlog.errors import FormatTooNew, LogCorrupt
 from ledgerq.eventlog.log import Verified
 from ledgerq.eventlog.memory import MemoryDisk
+from ledgerq.eventlog.writer import EventLog
 from tests.histories import quick
 from tests.logs import (
     STEP_MS,
@@ -259,15 +260,16 @@ async def test_one_change_anywhere_is_found_at_its_batch(sizes: list[int], data:
 
 async def test_a_log_that_grows_while_it_is_verified_is_proven_to_the_head_of_the_start() -> None:
     disk = await written()
-    grown: list[str] = []
+    verifying: list[EventLog] = []
 
     async def grow(call: str) -> None:
-        if call == "scan" and not grown:
-            grown.append(call)
+        if call == "scan" and verifying:
+            log = verifying.pop()
             log.append(event(99))
             await log.committed()
 
     log = await start_log(disk, ManualClock(START_MS + 1000), fault=grow)
+    verifying.append(log)
     assert (await log.verify()).events == NEXT
     assert log.durable_head.next_offset == NEXT + 1
     assert (await log.verify()).events == NEXT + 1

@@ -81,6 +81,7 @@ async def a_day(rig: Rig, point: CrashPoint, reported: Reported) -> None:
 
     first = await enqueue(b"first")
     waiting = asyncio.create_task(queue.claim("late", wait=None))
+    waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # when nobody is left to await it
     for job, payload in zip(
         await queue.enqueue_many("q", [b"a", NewJob(b"b", priority=1), NewJob(b"c", unique_key="k")]),
         (b"a", b"b", b"c"),
@@ -144,11 +145,14 @@ async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> tuple[CrashPo
     """Run the scenario up to its end or the crash; what is left of the process is gone afterwards."""
     point, reported = CrashPoint(at, end), Reported()
     day = asyncio.create_task(a_day(rig, point, reported), name="day")
+    day.add_done_callback(lambda task: task.cancelled() or task.exception())
     crash = asyncio.create_task(point.reached.wait(), name="crash")
     await asyncio.wait((day, crash), return_when=asyncio.FIRST_COMPLETED)
     await settle()  # whoever can still run does, as in a process that has a moment left
     if end == "passing error":
         await asyncio.wait((day,))
+    if day.done() and (error := day.exception()) is not None and not isinstance(error, LedgerError):
+        raise error
     if end.endswith("error") and hasattr(rig, "queue"):
         with contextlib.suppress(LedgerError):
             await rig.queue.close()
