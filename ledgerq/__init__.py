@@ -9,42 +9,157 @@
 or write a projection of their own; `ledgerq.tools` is the command line.
 """
 
-from ledgerq.eventlog.clock import Clock, ManualClock, SystemClock
-from ledgerq.eventlog.errors import *  # noqa: F403
-from ledgerq.eventlog.errors import __all__ as _errors
-from ledgerq.eventlog.slate_options import StoreOptions
-from ledgerq.projections.fold import Transition
-from ledgerq.projections.host import Projection
-from ledgerq.projections.job import Job
-from ledgerq.projections.stats import QueueStats
-from ledgerq.projections.view import Page
-from ledgerq.worker.claims import Claim, Enqueued
-from ledgerq.worker.options import NewJob, QueueOptions
-from ledgerq.worker.outcomes import Dead, Retry
-from ledgerq.worker.pipeline import claims
-from ledgerq.worker.queue import Queue
-from ledgerq.worker.running import JobContext
-from ledgerq.worker.worker import Worker
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ledgerq.eventlog.clock import Clock, ManualClock, SystemClock
+    from ledgerq.eventlog.errors import (
+        ClaimLost,
+        ClockWentBack,
+        DuplicateJobId,
+        Fenced,
+        FormatTooNew,
+        InvalidArgument,
+        InvalidQueueName,
+        InvalidState,
+        JobNotFound,
+        LedgerError,
+        LogCorrupt,
+        LogPoisoned,
+        LogRolledBack,
+        NotRebuilt,
+        OutcomeUnknown,
+        PayloadMissing,
+        PayloadTooLarge,
+        ProjectionDrift,
+        QueueClosed,
+        StoreNotFound,
+        StoreUnavailable,
+        UnknownEventType,
+        WrongLoop,
+        WrongProcess,
+    )
+    from ledgerq.eventlog.memory import MemoryDisk, MemoryStore
+    from ledgerq.eventlog.slate_options import StoreOptions
+    from ledgerq.projections.fold import Transition
+    from ledgerq.projections.host import Projection
+    from ledgerq.projections.job import Job
+    from ledgerq.projections.stats import QueueStats
+    from ledgerq.projections.view import Page
+    from ledgerq.worker.claims import Claim, Enqueued
+    from ledgerq.worker.options import NewJob, QueueOptions
+    from ledgerq.worker.outcomes import Dead, Retry
+    from ledgerq.worker.pipeline import claims
+    from ledgerq.worker.queue import Queue
+    from ledgerq.worker.running import JobContext
+    from ledgerq.worker.worker import Worker
 
 __all__ = [
     "Claim",
+    "ClaimLost",
     "Clock",
+    "ClockWentBack",
     "Dead",
+    "DuplicateJobId",
     "Enqueued",
+    "Fenced",
+    "FormatTooNew",
+    "InvalidArgument",
+    "InvalidQueueName",
+    "InvalidState",
     "Job",
     "JobContext",
+    "JobNotFound",
+    "LedgerError",
+    "LogCorrupt",
+    "LogPoisoned",
+    "LogRolledBack",
     "ManualClock",
+    "MemoryDisk",
+    "MemoryStore",
     "NewJob",
+    "NotRebuilt",
+    "OutcomeUnknown",
     "Page",
+    "PayloadMissing",
+    "PayloadTooLarge",
     "Projection",
+    "ProjectionDrift",
     "Queue",
+    "QueueClosed",
     "QueueOptions",
     "QueueStats",
     "Retry",
+    "StoreNotFound",
     "StoreOptions",
+    "StoreUnavailable",
     "SystemClock",
     "Transition",
+    "UnknownEventType",
     "Worker",
+    "WrongLoop",
+    "WrongProcess",
     "claims",
-    *_errors,
 ]
+
+# Names are imported when they are first used, so that the command line starts at once.
+_HOME = {
+    "Clock": "ledgerq.eventlog.clock",
+    "ManualClock": "ledgerq.eventlog.clock",
+    "SystemClock": "ledgerq.eventlog.clock",
+    "ClaimLost": "ledgerq.eventlog.errors",
+    "ClockWentBack": "ledgerq.eventlog.errors",
+    "DuplicateJobId": "ledgerq.eventlog.errors",
+    "Fenced": "ledgerq.eventlog.errors",
+    "FormatTooNew": "ledgerq.eventlog.errors",
+    "InvalidArgument": "ledgerq.eventlog.errors",
+    "InvalidQueueName": "ledgerq.eventlog.errors",
+    "InvalidState": "ledgerq.eventlog.errors",
+    "JobNotFound": "ledgerq.eventlog.errors",
+    "LedgerError": "ledgerq.eventlog.errors",
+    "LogCorrupt": "ledgerq.eventlog.errors",
+    "LogPoisoned": "ledgerq.eventlog.errors",
+    "LogRolledBack": "ledgerq.eventlog.errors",
+    "NotRebuilt": "ledgerq.eventlog.errors",
+    "OutcomeUnknown": "ledgerq.eventlog.errors",
+    "PayloadMissing": "ledgerq.eventlog.errors",
+    "PayloadTooLarge": "ledgerq.eventlog.errors",
+    "ProjectionDrift": "ledgerq.eventlog.errors",
+    "QueueClosed": "ledgerq.eventlog.errors",
+    "StoreNotFound": "ledgerq.eventlog.errors",
+    "StoreUnavailable": "ledgerq.eventlog.errors",
+    "UnknownEventType": "ledgerq.eventlog.errors",
+    "WrongLoop": "ledgerq.eventlog.errors",
+    "WrongProcess": "ledgerq.eventlog.errors",
+    "MemoryDisk": "ledgerq.eventlog.memory",
+    "MemoryStore": "ledgerq.eventlog.memory",
+    "StoreOptions": "ledgerq.eventlog.slate_options",
+    "Transition": "ledgerq.projections.fold",
+    "Projection": "ledgerq.projections.host",
+    "Job": "ledgerq.projections.job",
+    "QueueStats": "ledgerq.projections.stats",
+    "Page": "ledgerq.projections.view",
+    "Claim": "ledgerq.worker.claims",
+    "Enqueued": "ledgerq.worker.claims",
+    "NewJob": "ledgerq.worker.options",
+    "QueueOptions": "ledgerq.worker.options",
+    "Dead": "ledgerq.worker.outcomes",
+    "Retry": "ledgerq.worker.outcomes",
+    "claims": "ledgerq.worker.pipeline",
+    "Queue": "ledgerq.worker.queue",
+    "JobContext": "ledgerq.worker.running",
+    "Worker": "ledgerq.worker.worker",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

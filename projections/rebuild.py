@@ -115,6 +115,7 @@ async def rebuild(
     """Make the projections (`jobs`, `stats` and the user's; or `only` one) what the log says, and record it.
 
     `until`: keep only the log before this offset (rounded down to a commit), for a log that doesn't verify beyond it.
+    A cut concerns everything, and so does finishing a rebuild that was interrupted: `only` is refused then.
 
     Raises `LogCorrupt`, `LogRolledBack` (unless `until` is given), `InvalidArgument` for an unknown name.
     """
@@ -123,6 +124,9 @@ async def rebuild(
     host = ProjectionHost(projections)
     names = _names(only, host)
     marker = await store.get(keys.REBUILD_KEY)
+    if only is not None and (until is not None or marker is not None):
+        why = "an interrupted rebuild must be finished" if until is None else "the log is to be cut"
+        raise InvalidArgument(f"{why}, which concerns all projections: leave out the choice of {only!r}")
     if until is None and marker is not None:
         until = _interrupted_until(marker)
     if until is None:

@@ -69,8 +69,9 @@ def to_ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def seconds_ms(name: str, seconds: float) -> int:
-    """An argument in seconds as whole milliseconds; raises `InvalidArgument` for what is no number of seconds."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_TIME_MS / 1000:
-        raise InvalidArgument(f"{name} is a number of seconds from 0 on, not {seconds!r}")
+def seconds_ms(name: str, seconds: float, *, least_ms: int = 0) -> int:
+    """An argument in seconds as whole milliseconds, at least `least_ms`; raises `InvalidArgument` for anything else."""
+    number = not isinstance(seconds, bool) and isinstance(seconds, int | float)
+    if not number or not least_ms <= seconds * 1000 <= MAX_TIME_MS:
+        raise InvalidArgument(f"{name} is a number of seconds from {least_ms / 1000:g} on, not {seconds!r}")
     return to_ms(seconds)

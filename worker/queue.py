@@ -12,8 +12,8 @@ from typing import Final
 from ledgerq.eventlog.clock import Clock, SystemClock
 from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes
-from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError, PayloadTooLarge
-from ledgerq.eventlog.events import JobEvent, Record, State, UniqueUntil
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, PayloadTooLarge
+from ledgerq.eventlog.events import Record, State, UniqueUntil
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.store import Store
@@ -23,7 +23,7 @@ from ledgerq.projections.host import Projection
 from ledgerq.projections.job import Job
 from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import Page
-from ledgerq.worker import decisions, operate
+from ledgerq.worker import decisions, operate, settle
 from ledgerq.worker.claims import Claim, Enqueued
 from ledgerq.worker.core import DEFAULT_OPTIONS, Core
 from ledgerq.worker.enqueue import Prepared, prepare
@@ -240,7 +240,7 @@ class Queue:
             self._name(name)
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_CLAIMS:
             raise InvalidArgument(f"limit is a whole number from 1 to {_MAX_CLAIMS}, not {limit!r}")
-        lease_ms = None if lease is None else self._lease_ms(lease)
+        lease_ms = None if lease is None else seconds_ms("lease", lease, least_ms=1)
         wait_ms = None if wait is None else seconds_ms("wait", wait)
         if worker is not None:
             worker = decisions.clip(worker, 255)
@@ -249,41 +249,17 @@ class Queue:
             self._log.check()
         return await self._handout.claim(queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker)
 
-    def _lease_ms(self, lease: float) -> int:
-        lease_ms = seconds_ms("lease", lease)
-        if lease_ms < 1:
-            raise InvalidArgument(f"lease is a number of seconds above 0, not {lease!r}")
-        return lease_ms
-
     async def ack(self, claim: Claim) -> None:
         """The work is done. Raises `ClaimLost`, and appends nothing, when the claim is no longer current."""
         log = self._log
         log.check()
-        self._ack(claim)
+        settle.ack(self._core, claim)
         await log.committed()
 
     async def ack_many(self, claims: Sequence[Claim]) -> None:
         """Ack all claims in one commit. When some are lost the others are acked all the same; raises `ClaimLost`."""
         self._log.check()
-        lost: list[Claim] = []
-        for claim in claims:
-            try:
-                self._ack(claim)
-            except ClaimLost:
-                lost.append(claim)
-        await self._log.committed()
-        if lost:
-            names = ", ".join(claim.job_id for claim in lost[:10])
-            raise ClaimLost(
-                f"{len(lost)} of {len(claims)} claims are not current any more, the others were acked: {names}"
-            )
-
-    def _ack(self, claim: Claim) -> None:
-        live = self._live
-        job = live.claimed.get(claim.id)
-        event = decisions.ack(job, claim.offset, options=self.options(claim.queue), now_ms=self._clock.now_ms())
-        self._handout.forget(claim)
-        live.apply(job, event)
+        await settle.ack_many(self._core, claims)
 
     async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
         """The try failed, with this error: retry after backoff or `delay` seconds, or dead (asked for, or no try left).
@@ -292,39 +268,17 @@ class Queue:
         """
         self._log.check()
         delay_ms = None if delay is None else seconds_ms("delay", delay)
-        job = self._live.claimed.get(claim.id)
-        events = decisions.nack(
-            job,
-            claim.offset,
-            options=self.options(claim.queue),
-            now_ms=self._clock.now_ms(),
-            error=error,
-            delay_ms=delay_ms,
-            dead=dead,
-            fraction=self._core.entropy.fraction(),
-        )
-        await self._settle(claim, job, events)
+        await settle.nack(self._core, claim, error, delay_ms=delay_ms, dead=dead)
 
     async def release(self, claim: Claim, reason: str = "released") -> None:
         """Give the claim back unused: the job is pending at once and the attempt is not counted. Raises `ClaimLost`."""
         self._log.check()
-        job = self._live.claimed.get(claim.id)
-        events = decisions.release(
-            job, claim.offset, options=self.options(claim.queue), now_ms=self._clock.now_ms(), error=reason
-        )
-        await self._settle(claim, job, events)
-
-    async def _settle(self, claim: Claim, job: Job | None, events: Sequence[JobEvent]) -> None:
-        self._handout.forget(claim)
-        for event in events:
-            job = self._live.apply(job, event, claim.record)
-        self._handout.serve()
-        await self._log.committed()
+        await settle.release(self._core, claim, reason)
 
     async def extend(self, claim: Claim, lease: float) -> Claim:
         """Renew the lease to `lease` seconds from now; returns the claim with its new end. Raises `ClaimLost`."""
         self._log.check()
-        return self._handout.extend(claim, self._lease_ms(lease))
+        return self._handout.extend(claim, seconds_ms("lease", lease, least_ms=1))
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
         """Call `callback("cancel")` when the job is to stop, `callback("lost")` when another hand ended the claim."""
