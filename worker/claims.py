@@ -68,14 +68,13 @@ class Enqueued:
 class Waiter:
     """A claim that waits for jobs of one or several queues."""
 
-    __slots__ = ("future", "lease_ms", "limit", "patient", "queues", "worker")
+    __slots__ = ("future", "lease_ms", "limit", "queues", "worker")
 
     def __init__(self, queues: Sequence[str], limit: int, lease_ms: int | None, worker: str | None) -> None:
         self.queues = queues
         self.limit = limit
         self.lease_ms = lease_ms
         self.worker = worker
-        self.patient = True
         self.future: asyncio.Future[list[Claim]] = asyncio.get_running_loop().create_future()
 
 

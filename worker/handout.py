@@ -15,7 +15,7 @@ from ledgerq.worker.claims import Claim, Waiter, WaitingRoom
 from ledgerq.worker.feeder import Feeder
 from ledgerq.worker.leases import Lease, LeaseBook
 from ledgerq.worker.live import Live
-from ledgerq.worker.options import QueueOptions
+from ledgerq.worker.options import QueueOptions, to_ms
 
 __all__ = ["Handout", "WatchCallback"]
 
@@ -34,6 +34,7 @@ class Handout:
         self._clock = clock
         self._options_of = options_of
         self._fresh: dict[str, None] = {}
+        self._impatient: dict[Waiter, None] = {}
         self._ended: LedgerError | None = None
         self._feeder = Feeder(live, dispatch=self.dispatch, broken=self._broken, failed=self._feeding_failed)
 
@@ -88,32 +89,32 @@ class Handout:
             return
         paused = live.paused(queue)
         while not paused and (waiter := self.room.first(queue)) is not None:
-            claims = self._take(queue, waiter)
+            claims = self._take(queue, waiter.limit, waiter.lease_ms, waiter.worker)
             if not claims:
                 break
             self.room.remove(waiter)
             waiter.future.set_result(claims)
-        waiting = self.room.waiting(queue)
-        if not waiting:
+        if self.room.first(queue) is None:
             return
         if not paused and self._feeder.needs(queue):
             self._feeder.start(queue)
-        for waiter in waiting:
-            if not waiter.patient and not any(self._may_bring(name) for name in waiter.queues):
+        for waiter in [*self._impatient]:
+            if not waiter.future.done() and not any(self._may_bring(name) for name in waiter.queues):
                 self.room.remove(waiter)
                 waiter.future.set_result([])
 
     def _may_bring(self, queue: str) -> bool:
         return not self._live.paused(queue) and (self._feeder.feeding(queue) or self._feeder.needs(queue))
 
-    def _take(self, queue: str, waiter: Waiter) -> list[Claim]:
+    def _take(self, queue: str, limit: int, lease_ms: int | None, worker: str | None) -> list[Claim]:
+        """Claim up to `limit` jobs that are at hand."""
         live, window = self._live, self._live.window(queue)
-        options = self._options_of(queue)
-        lease_ms = round(options.lease_s * 1000) if waiter.lease_ms is None else waiter.lease_ms
+        if lease_ms is None:
+            lease_ms = to_ms(self._options_of(queue).lease_s)
         expires_ms = self._clock.now_ms() + lease_ms
         claims: list[Claim] = []
-        while len(claims) < waiter.limit and (ready := window.take()) is not None:
-            job = live.apply(ready.job, decisions.claim(ready.job, lease_ms=lease_ms, worker=waiter.worker))
+        while len(claims) < limit and (ready := window.take()) is not None:
+            job = live.apply(ready.job, decisions.claim(ready.job, lease_ms=lease_ms, worker=worker))
             assert job is not None
             assert ready.payload is not None
             self.leases.hold(Lease(expires_ms, job.spec.job_id, job.claim_offset))
@@ -145,28 +146,26 @@ class Handout:
         """
         if self._ended is not None:
             raise self._ended
-        waiter = Waiter(queues, limit, lease_ms, worker)
         claims: list[Claim] = []
         for queue in queues:
-            if not claims and self.room.first(queue) is None and not self._live.paused(queue):
-                claims = self._take(queue, waiter)
+            if self.room.first(queue) is None and not self._live.paused(queue):
+                claims = self._take(queue, limit, lease_ms, worker)
+                if claims:
+                    break
+        else:
+            claims = await self._wait(Waiter(queues, limit, lease_ms, worker), wait_ms)
         try:
-            if not claims:
-                claims = await self._wait(waiter, wait_ms)
             if claims:
                 await self._live.log.committed()
         except asyncio.CancelledError:
-            self._give_back(claims or self._arrived(waiter))
+            self._give_back(claims)
             raise
         # A very long wait for the disk may have outlived the lease: such a claim must not be worked on.
         return [claim for claim in claims if self._current(claim)]
 
-    def _arrived(self, waiter: Waiter) -> list[Claim]:
-        future = waiter.future
-        return future.result() if future.done() and not future.cancelled() and future.exception() is None else []
-
     async def _wait(self, waiter: Waiter, wait_ms: int | None) -> list[Claim]:
-        waiter.patient = wait_ms is None or wait_ms > 0
+        if wait_ms == 0:
+            self._impatient[waiter] = None
         self.room.add(waiter)
         timer = None
         if wait_ms:
@@ -176,8 +175,14 @@ class Handout:
                 if not waiter.future.done():
                     self.dispatch(queue)
             return await waiter.future
+        except asyncio.CancelledError:
+            future = waiter.future
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._give_back(future.result())
+            raise
         finally:
             self.room.remove(waiter)
+            self._impatient.pop(waiter, None)
             if timer is not None:
                 timer.cancel()
 
