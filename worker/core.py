@@ -18,6 +18,8 @@ from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.host import Projection, ProjectionHost
 from ledgerq.projections.job import FINISHED, Job
+from ledgerq.projections.metrics import LedgerCollector
+from ledgerq.projections.stats import QueueStats, Tally
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.handout import Handout
 from ledgerq.worker.intake import Intake
@@ -117,6 +119,15 @@ class Core:
         self.handout.note(before, after)
         if after is not None and after.state not in ("pending", "claimed"):
             self.maintenance.note(after)
+
+    def durable_stats(self) -> list[QueueStats]:
+        """The counters of all queues as of the last durable commit, without waiting."""
+        counts = sorted(self.live.durable_counts.items())
+        return [Tally.decode(value).view(queue) for queue, value in counts]
+
+    def collector(self) -> LedgerCollector:
+        """A collector of this queue's metrics, for a Prometheus registry."""
+        return LedgerCollector(self.durable_stats, lambda: self.log.durable_head)
 
     async def drained(self, queues: Sequence[str]) -> None:
         """Return when none of these queues holds an unfinished job."""

@@ -1,7 +1,7 @@
 """Getting a job ready to be enqueued: arguments checked, payload sealed; and locks for keys that must stay unique."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -10,11 +10,13 @@ from ledgerq.eventlog.codec import PayloadRecord, digest_of, encode_payload
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes, new_job_id
 from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
 from ledgerq.eventlog.events import Enqueued, UniqueUntil
-from ledgerq.worker.options import MAX_PRIORITY, MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, QueueOptions, to_ms
+from ledgerq.eventlog.writer import MAX_COMMIT_BYTES
+from ledgerq.worker.options import MAX_PRIORITY, MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, to_ms
 
-__all__ = ["KeyLocks", "Prepared", "due_ms_of", "prepare"]
+__all__ = ["KeyLocks", "Prepared", "due_ms_of", "prepare", "prepare_many"]
 
 SALT_BYTES: Final = 16
+MAX_BULK_JOBS: Final = 10_000
 
 
 class Prepared(NamedTuple):
@@ -81,6 +83,25 @@ def prepare(
         digest_of(sealed),
     )
     return Prepared(event, PayloadRecord(salt, kept, payload), sealed, job_id is not None)
+
+
+def prepare_many(
+    queue: str, jobs: Sequence[bytes | NewJob], *, options: QueueOptions, now_ms: int, entropy: Entropy
+) -> list[Prepared]:
+    """Prepare the jobs of one `enqueue_many`; raises `InvalidArgument` for more than one commit can take."""
+    if len(jobs) > MAX_BULK_JOBS:
+        raise InvalidArgument(f"enqueue_many takes up to {MAX_BULK_JOBS} jobs, not {len(jobs)}: split them")
+    batch: list[Prepared] = []
+    size_bytes = 0
+    for job in jobs:
+        given = dict(job) if isinstance(job, NewJob) else {"payload": job}
+        batch.append(prepare(queue, options=options, now_ms=now_ms, entropy=entropy, **given))
+        size_bytes += len(batch[-1].sealed)
+    if size_bytes > MAX_COMMIT_BYTES:
+        raise PayloadTooLarge(
+            f"the payloads of one enqueue_many have {size_bytes} bytes, more than {MAX_COMMIT_BYTES}: split them"
+        )
+    return batch
 
 
 def due_ms_of(delay: float | None, run_at: datetime | None, now_ms: int) -> int:

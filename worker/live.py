@@ -46,6 +46,7 @@ class Live:
         self.log: EventLog
         self.host = host
         self.tallies: dict[str, Tally] = {}
+        self.durable_counts: dict[str, bytes] = {}
         self.claimed: dict[bytes, Job] = {}
         self.windows: dict[str, ReadyWindow] = {}
         self.hints: dict[str, Place] = {}
@@ -57,6 +58,7 @@ class Live:
         self._touched: Touched = {}
         self._in_flight: Touched = {}
         self._dirty_queues: dict[str, None] = {}
+        self._counted: dict[str, bytes] = {}
         self._transitions: list[Transition] = []
         self._filled: tuple[Commit, Changes] | None = None
         self._watches: list[_Watch] = []
@@ -199,7 +201,7 @@ class Live:
     def _add_queues(self, changes: Changes) -> None:
         for queue in self._dirty_queues:
             tally = self.tallies[queue]
-            changes[stats_key(queue)] = tally.encode()
+            changes[stats_key(queue)] = self._counted[queue] = tally.encode()
             window = self.windows.get(queue)
             if window is None:
                 continue
@@ -214,6 +216,8 @@ class Live:
         """The commit in flight is durable."""
         self._in_flight = {}
         self._filled = None
+        self.durable_counts.update(self._counted)
+        self._counted.clear()
         self.on_commit()
 
     def failed(self, error: LedgerError) -> None:

@@ -42,6 +42,7 @@ async def take_over(
         )
     view = LedgerView(log)
     live.tallies = dict(await view.tallies())
+    live.durable_counts = {queue: tally.encode() for queue, tally in live.tallies.items()}
     async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
         for key, value in rows:
             live.hints[key[len(keys.HINT_PREFIX) :].decode()] = hint_place(value)

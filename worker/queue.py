@@ -12,28 +12,28 @@ from typing import Final
 from ledgerq.eventlog.clock import Clock, SystemClock
 from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, PayloadTooLarge
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.events import Record, State, UniqueUntil
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.stores import open_store
-from ledgerq.eventlog.writer import MAX_COMMIT_BYTES, EventLog
+from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.host import Projection
 from ledgerq.projections.job import Job
+from ledgerq.projections.metrics import LedgerCollector
 from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import Page
 from ledgerq.worker import decisions, operate, settle
 from ledgerq.worker.claims import Claim, Enqueued
 from ledgerq.worker.core import DEFAULT_OPTIONS, Core
-from ledgerq.worker.enqueue import Prepared, prepare
+from ledgerq.worker.enqueue import prepare, prepare_many
 from ledgerq.worker.handout import WatchCallback
 from ledgerq.worker.opening import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
 
 __all__ = ["Queue"]
 
-_MAX_BULK_JOBS: Final = 10_000
 _MAX_CLAIMS: Final = 10_000
 _MAX_KNOWN_NAMES: Final = 10_000
 
@@ -189,19 +189,9 @@ class Queue:
         """Add up to 10,000 jobs in one commit: all or none. Each is a payload, or a `NewJob` with more to say."""
         self._log.check()
         self._name(queue)
-        if len(jobs) > _MAX_BULK_JOBS:
-            raise InvalidArgument(f"enqueue_many takes up to {_MAX_BULK_JOBS} jobs, not {len(jobs)}: split them")
-        options, now_ms = self.options(queue), self._clock.now_ms()
-        batch: list[Prepared] = []
-        size_bytes = 0
-        for job in jobs:
-            given = dict(job) if isinstance(job, NewJob) else {"payload": job}
-            batch.append(prepare(queue, options=options, now_ms=now_ms, entropy=self._core.entropy, **given))
-            size_bytes += len(batch[-1].sealed)
-        if size_bytes > MAX_COMMIT_BYTES:
-            raise PayloadTooLarge(
-                f"the payloads of one enqueue_many have {size_bytes} bytes, more than {MAX_COMMIT_BYTES}: split them"
-            )
+        batch = prepare_many(
+            queue, jobs, options=self.options(queue), now_ms=self._clock.now_ms(), entropy=self._core.entropy
+        )
         if self._log.full:
             await self._log.room()
             self._log.check()
@@ -233,7 +223,7 @@ class Queue:
         `worker`: who claims, for the log. Returns [] when the wait is over. The claims are durable when this returns.
         """
         self._log.check()
-        queues = (queue,) if isinstance(queue, str) else tuple(dict.fromkeys(queue))
+        queues = _names(queue)
         if not queues:
             raise InvalidArgument("claim needs at least one queue name")
         for name in queues:
@@ -338,11 +328,19 @@ class Queue:
         await self._settled()
         return await self._core.view.queues()
 
+    def collector(self) -> LedgerCollector:
+        """Metrics for Prometheus: `prometheus_client.REGISTRY.register(queue.collector())`."""
+        return self._core.collector()
+
     async def drained(self, queues: str | Sequence[str]) -> None:
         """Return when none of these queues holds an unfinished job (scheduled, pending or claimed)."""
-        await self._core.drained((queues,) if isinstance(queues, str) else tuple(queues))
+        await self._core.drained(_names(queues))
 
     async def _settled(self) -> None:
         """Reads see what callers were told, and nothing that isn't durable."""
         self._log.check()
         await self._log.committed()
+
+
+def _names(queues: str | Sequence[str]) -> tuple[str, ...]:
+    return (queues,) if isinstance(queues, str) else tuple(dict.fromkeys(queues))
