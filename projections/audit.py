@@ -5,18 +5,22 @@ It only reads, from a store opened at one commit, so a running queue can be audi
 """
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import digest_of, unpack
+from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.errors import ProjectionDrift
+from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.log import LogReader, Progress, Verified
 from ledgerq.eventlog.store import Anchor, ReadStore
 from ledgerq.projections.compare import Mismatch, compare_hints, compare_jobs, compare_rows, compare_stats
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.host import Projection, ProjectionHost
-from ledgerq.projections.indexes import INDEX_PREFIX, parse_key
+from ledgerq.projections.indexes import INDEX_PREFIX, ULID_BYTES, decode_job, parse_key
 from ledgerq.projections.replay import fold_verified
+from ledgerq.projections.stats import Tally
 
 __all__ = ["AuditReport", "Difference", "audit"]
 
@@ -131,17 +135,60 @@ def describe(mismatch: Mismatch) -> Difference:
     else:
         name, _, rest = key[len(keys.ROWS_PREFIX) :].partition(b"\0")
         range_name, text = f"projection {name.decode('utf-8', 'replace')}", repr(rest)
-    return Difference(range_name, text, key, _readable(mismatch.expected), _readable(mismatch.found))
+    return Difference(range_name, text, key, *_both_sides(range_name, mismatch))
 
 
-def _readable(value: bytes | None) -> str | None:
+def _both_sides(range_name: str, mismatch: Mismatch) -> tuple[str | None, str | None]:
+    """What is expected and what was found; of two rows with named fields, only the fields that differ."""
+    expected, found = _fields(range_name, mismatch.expected), _fields(range_name, mismatch.found)
+    if expected is not None and found is not None:
+        names = [name for name in expected if expected[name] != found[name]]
+        # The same in other bytes: then the bytes are what differs.
+        expected, found = ({n: side[n] for n in names} if names else None for side in (expected, found))
+    texts = [
+        _readable(range_name, value) if fields is None else _bounded(", ".join(f"{n}={v}" for n, v in fields.items()))
+        for value, fields in ((mismatch.expected, expected), (mismatch.found, found))
+    ]
+    return texts[0], texts[1]
+
+
+def _fields(range_name: str, value: bytes | None) -> dict[str, str] | None:
+    """The fields of a job's or a counters' row by name; None for other rows, and for what can't be decoded."""
+    try:
+        if value is not None and range_name == "job":
+            fields = decode_job(value)._asdict()
+            # First what people look for.
+            return {name: _text(fields[name]) for name in ("state", "error", *fields) if name != "spec"} | {
+                name: _text(part) for name, part in fields["spec"]._asdict().items()
+            }
+        if value is not None and range_name == "stats":
+            stats = Tally.decode(value).view("")
+            now = {state: str(getattr(stats, state)) for state in STATES}
+            totals = {f"{name} in all": str(total) for name, total in stats.totals.items()}
+            return now | totals | {"paused": str(stats.paused)}
+    except (ProjectionDrift, AttributeError, TypeError):
+        pass  # shown as it is
+    return None
+
+
+def _text(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else repr(value)
+
+
+def _readable(range_name: str, value: bytes | None) -> str | None:
     if value is None:
         return None
     if len(value) == 0:
         return "(empty)"
+    if range_name in ("pending", "scheduled", "dead", "unique") and len(value) == ULID_BYTES:
+        return f"job {job_id_text(value)}"
     try:
         unpacked = unpack(value)
         text = repr(unpacked) if isinstance(unpacked, tuple) else value.hex()
     except ValueError:
         text = value.hex()
+    return _bounded(text)
+
+
+def _bounded(text: str) -> str:
     return text if len(text) <= _MAX_TEXT_CHARS else text[: _MAX_TEXT_CHARS - 3] + "..."
