@@ -1,0 +1,107 @@
+"""A worker process of the demo, as the demo sees it: started, listened to, killed. What it runs is demo_worker.py."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from ledgerq.tools.render import shorten
+
+__all__ = ["Child", "DemoFailed", "started"]
+
+_LIMIT_S: Final = 120.0
+_ERROR_CHARS: Final = 300
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+class DemoFailed(Exception):
+    """Something did not come out as it should: the text says what."""
+
+
+class Child:
+    """One worker process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, errors: Path) -> None:
+        self._process = process
+        self._errors = errors
+        self.pid = process.pid
+
+    async def until_held(self, listen: Listener) -> int:
+        """Wait until its handlers hang; returns how many claims it holds then."""
+        async for news in self._news():
+            listen(news)
+            if "held" in news:
+                held: int = news["held"]
+                return held
+        raise await self._broken("ended before it could be killed")
+
+    async def kill(self) -> None:
+        """SIGKILL: it can't close, flush or say anything."""
+        self._process.kill()
+        if await self._process.wait() != -signal.SIGKILL:
+            raise await self._broken("ended before it could be killed")
+
+    async def until_done(self, listen: Listener) -> None:
+        """Wait until it has finished all jobs and closed the store."""
+        async for news in self._news():
+            listen(news)
+        if await self._process.wait() != 0:
+            raise await self._broken(f"ended with exit code {self._process.returncode}")
+
+    async def _news(self) -> AsyncIterator[dict[str, Any]]:
+        assert self._process.stdout is not None
+        try:
+            async with asyncio.timeout(_LIMIT_S):
+                while line := await self._process.stdout.readline():
+                    yield json.loads(line)
+        except TimeoutError:
+            raise DemoFailed(f"worker process {self.pid} did not come to its end within {_LIMIT_S:g} s") from None
+
+    async def _broken(self, what: str) -> DemoFailed:
+        await self._process.wait()
+        lines = self._errors.read_text("utf-8", "replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), "it left no message")
+        return DemoFailed(f"worker process {self.pid} {what}: {shorten(last, _ERROR_CHARS)}")
+
+
+@asynccontextmanager
+async def started(place: Path, arguments: Sequence[str]) -> AsyncIterator[Child]:
+    """A worker process with these arguments; it never outlives this, nor the demo."""
+    errors = place / "worker.log"
+    with errors.open("ab") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "ledgerq.tools.demo_worker",
+            *arguments,
+            # In a folder without Python files, so that none of the user's own shadows a module.
+            cwd=place,
+            env=_environment(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,  # Ctrl-C is for the demo, which ends its children
+        )
+    try:
+        yield Child(process, errors)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, by which the child finds the same ledgerq, also from a clone that is not installed."""
+    home = Path(str(sys.modules["ledgerq"].__file__)).absolute().parents[1]
+    before = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if home.name not in ("site-packages", "dist-packages"):
+        before.append(str(home))
+    return os.environ | {"PYTHONPATH": os.pathsep.join(before)}

@@ -1,0 +1,69 @@
+"""The damage that the demo does to its own store, behind the log's back: somebody wants to hide a failure."""
+
+from typing import Final, NamedTuple
+
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.codec import pack
+from ledgerq.eventlog.events import STATES
+from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.store import Store
+from ledgerq.projections.indexes import finished_key, job_key, pending_key, stats_key
+from ledgerq.projections.job import Job
+from ledgerq.projections.stats import Tally
+from ledgerq.projections.view import LedgerView
+
+__all__ = ["Damage", "damage"]
+
+_REMOVED_ROWS: Final = 3
+
+
+class Damage(NamedTuple):
+    """How many index rows were changed, and how: what an audit must find."""
+
+    removed: int
+    altered: int
+    added: int
+    counters: int
+    hides_a_dead_letter: bool
+
+    @property
+    def total(self) -> int:
+        """How many rows differ from what the log says."""
+        return self.removed + self.altered + self.added + self.counters
+
+
+async def damage(store: Store, queue: str, *, clock: Clock) -> Damage:
+    """Falsify the index of a queue whose jobs are all finished, directly in the store; the log is left alone.
+
+    Some jobs vanish, from the range of finished jobs or altogether; one that is dead (or, without such, done) changes
+    its state; one that is done is to be done again; and the counters agree with the lie.
+    """
+    view = LedgerView(LogReader(store, clock=clock))
+    done = (await view.jobs(queue, state="done", limit=_REMOVED_ROWS + 1)).jobs
+    dead = (await view.jobs(queue, state="dead", limit=1)).jobs
+    changes: dict[bytes, bytes | None] = {}
+    for job in done[:_REMOVED_ROWS]:
+        changes[finished_key(job.sweep_at_ms, job.id)] = None
+    for job in done[1:_REMOVED_ROWS]:
+        changes[job_key(job.id)] = None
+    removed = len(changes)
+    liar = dead[0] if dead else done[0]
+    lie = liar._replace(state="done" if dead else "cancelled", error="")
+    changes[job_key(liar.id)] = pack(lie)
+    changes[pending_key(queue, done[0].priority, done[0].offset)] = done[0].id
+    tally = await view.store.get(stats_key(queue))
+    changes[stats_key(queue)] = _counters(Tally.decode(tally or b""), liar, lie)
+    batch = store.batch()
+    for key, value in changes.items():
+        if value is None:
+            batch.delete(key)
+        else:
+            batch.put(key, value)
+    await store.write(batch)
+    return Damage(removed, 1, 1, 1, bool(dead))
+
+
+def _counters(tally: Tally, before: Job, after: Job) -> bytes:
+    tally.now[STATES.index(before.state)] -= 1
+    tally.now[STATES.index(after.state)] += 1
+    return tally.encode()
