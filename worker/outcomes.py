@@ -3,9 +3,9 @@
 import traceback
 from typing import Final
 
-from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.worker.options import seconds_ms
 
-__all__ = ["Dead", "Retry", "error_text"]
+__all__ = ["Dead", "Retry", "error_text", "plain_text"]
 
 _ERROR_LINES: Final = 12
 _ERROR_CHARS: Final = 2000
@@ -20,8 +20,8 @@ class Retry(Exception):
 
     def __init__(self, delay: float | None = None, why: str = "the handler asked for a retry") -> None:
         super().__init__(why)
-        if delay is not None and not delay >= 0:
-            raise InvalidArgument(f"Retry takes a delay in seconds from 0 on, not {delay!r}")
+        if delay is not None:
+            seconds_ms("delay", delay)
         self.delay = delay
 
 
@@ -29,3 +29,11 @@ def error_text(error: BaseException) -> str:
     """The last lines of the traceback, bounded to 2,000 characters: what an operator needs first."""
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return "\n".join(lines[-_ERROR_LINES:])[-_ERROR_CHARS:]
+
+
+def plain_text(error: BaseException) -> str:
+    """What an exception says; one whose text can't be made says where it comes from."""
+    try:
+        return str(error)
+    except Exception:
+        return error_text(error)

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.errors import ClaimLost
+from ledgerq.eventlog.errors import ClaimLost, InvalidArgument
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.handout import WatchCallback
-from ledgerq.worker.outcomes import Dead, Retry, error_text
+from ledgerq.worker.outcomes import Dead, Retry, error_text, plain_text
 
 __all__ = ["Handler", "JobContext", "Running", "Settler", "StopReason"]
 
@@ -71,10 +71,12 @@ class Handler(NamedTuple):
 
     @classmethod
     def of(cls, queue: str, function: HandlerFunction, timeout_ms: int | None) -> "Handler":
-        """Tell an async function (or an object whose call is one) from a plain one."""
-        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004
-        )
+        """Tell an async function (or an object whose call is one) from a plain one; refuse what would never run."""
+        called = getattr(function, "__call__", None)  # noqa: B004
+        yields = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        if called is None or yields:
+            raise InvalidArgument(f"a handler is a function that takes a job, and has no yield, not {function!r}")
+        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
         return cls(queue, function, timeout_ms, is_async)
 
 
@@ -102,6 +104,7 @@ class Running:
     ) -> None:
         self.claim = claim
         self.stopped: StopReason | None = None
+        self.begun = False
         self._queue = queue
         self._handler = handler
         self._clock = clock
@@ -120,6 +123,7 @@ class Running:
 
     async def live(self) -> None:
         """Run the handler and settle the claim. Raises what the queue raises, but for a claim that was lost."""
+        self.begun = True
         self._queue.watch(self.claim, lambda what: self.stop("cancel" if what == "cancel" else "lost"))
         timer = None
         if self._handler.timeout_ms is not None:
@@ -149,6 +153,8 @@ class Running:
         return task is not None and task.cancelling() > 0
 
     async def _handle(self) -> None:
+        # What the queue has to say of the claim by now must be heard before a thread begins: that can't be undone.
+        await asyncio.sleep(0)
         if self.stopped is not None:
             raise asyncio.CancelledError
         if self._handler.is_async:
@@ -157,7 +163,12 @@ class Running:
             context = contextvars.copy_context()
             self._thread = self._threads.submit(context.run, self._handler.function, self._job)
             self._handling = asyncio.wrap_future(self._thread)
-        await self._handling
+        result = await self._handling
+        if not self._handler.is_async and inspect.isawaitable(result):
+            self._handling = asyncio.ensure_future(result)
+            if self.stopped is not None:
+                self._handling.cancel()
+            await self._handling
 
     async def _settle(self, error: BaseException | None) -> None:
         queue, claim = self._queue, self.claim
@@ -172,9 +183,9 @@ class Running:
         elif self.stopped == "timeout":
             await queue.nack(claim, f"timed out after {(self._handler.timeout_ms or 0) / 1000:g} s")
         elif isinstance(error, Dead):
-            await queue.nack(claim, str(error) or "dead", dead=True)
+            await queue.nack(claim, plain_text(error) or "dead", dead=True)
         elif isinstance(error, Retry):
-            await queue.nack(claim, str(error), delay=error.delay)
+            await queue.nack(claim, plain_text(error), delay=error.delay)
         else:
             await queue.nack(claim, error_text(error))
 

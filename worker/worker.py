@@ -5,27 +5,28 @@ It is written against the methods of `Queue` that it uses (`WorkerQueue`), so th
 
 import asyncio
 import logging
-import signal
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Any, Final, Protocol, TypeVar
 
 from aiostream import stream
 
 from ledgerq.eventlog.clock import Clock, sleep_until
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
+from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import QueueOptions, seconds_ms
 from ledgerq.worker.pipeline import ClaimSource, claim_batches
 from ledgerq.worker.running import Handler, HandlerFunction, Running, Settler, StopReason
+from ledgerq.worker.signals import listen
+from ledgerq.worker.threads import HandlerThreads
 
 __all__ = ["Worker", "WorkerQueue"]
 
 _MAX_CONCURRENCY: Final = 10_000
+_MAX_BATCH: Final = 1000
 # A handler that ignores its cancellation must not keep the process alive.
 _STUBBORN_WAIT_S: Final = 5.0
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger("ledgerq")
 
@@ -77,9 +78,9 @@ class Worker:
         grace: float = 30.0,
         name: str | None = None,
     ) -> None:
-        if isinstance(concurrency, bool) or not 1 <= concurrency <= _MAX_CONCURRENCY:
+        if type(concurrency) is not int or not 1 <= concurrency <= _MAX_CONCURRENCY:
             raise InvalidArgument(f"concurrency is a whole number from 1 to {_MAX_CONCURRENCY}, not {concurrency!r}")
-        if prefetch is not None and not 0 <= prefetch <= _MAX_CONCURRENCY:
+        if prefetch is not None and (type(prefetch) is not int or not 0 <= prefetch <= _MAX_CONCURRENCY):
             raise InvalidArgument(f"prefetch is a whole number from 0 to {_MAX_CONCURRENCY}, not {prefetch!r}")
         self.queue = queue
         self.concurrency = concurrency
@@ -91,7 +92,8 @@ class Worker:
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._aborting = asyncio.Event()
-        self._failure: LedgerError | None = None
+        self._failure: Exception | None = None
+        self._ran = False
 
     def handler(self, queue: str, *, timeout: float | None = None) -> Callable[[F], F]:
         """Register the decorated function for a queue: an `async def`, or a plain `def`, which runs in a thread.
@@ -99,9 +101,14 @@ class Worker:
         `timeout`: seconds until the handler is cancelled and the try counts as failed. A thread can't be cancelled: it
         goes on (see `job.stop_requested`) and keeps its place until it ends, but its result no longer counts.
         """
+        queue_name_bytes(queue)
         timeout_ms = None if timeout is None else seconds_ms("timeout", timeout)
 
         def register(function: F) -> F:
+            if self._ran:
+                raise InvalidArgument(
+                    f"the worker takes no handler for queue {queue!r} any more: register before it runs"
+                )
             if queue in self._handlers:
                 raise InvalidArgument(f"queue {queue!r} has a handler already: {self._handlers[queue].function!r}")
             self._handlers[queue] = Handler.of(queue, function, timeout_ms)
@@ -121,30 +128,30 @@ class Worker:
         """
         if not self._handlers:
             raise InvalidArgument("the worker has no handler: register one with @worker.handler(queue)")
-        if self._held or self._stopping.is_set():
+        if self._ran:
             raise InvalidArgument("a worker runs once: make a new one")
-        restore = self._take_signals() if signals else None
-        self.queue.on_failure.append(self._queue_failed)
-        threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="ledgerq")
+        self._ran = True
+        restore = listen(self._signalled) if signals else None
+        self.queue.on_failure.append(self._failed)
+        threads = HandlerThreads()
         slots = asyncio.Semaphore(self.concurrency)
-        helpers = [
-            asyncio.create_task(self._claim(slots, threads), name="ledgerq-claim"),
-            asyncio.create_task(self._renew(), name="ledgerq-renew"),
-        ]
+        claiming = asyncio.create_task(self._claim(slots, threads), name="ledgerq-claim")
+        helpers = [claiming, asyncio.create_task(self._renew(), name="ledgerq-renew")]
         if until_empty:
             helpers.append(asyncio.create_task(self._until_drained(), name="ledgerq-drained"))
         try:
             await self._stopping.wait()
-            await _end(helpers[:1])
+            await _end([claiming])
             await self._wind_down()
         except asyncio.CancelledError:
-            self._stop_all("released")
-            await self._wait_for_held()
+            await _end([claiming])
+            await self._give_back()
             raise
         finally:
+            await self._abandon()
             await _end(helpers)
-            self.queue.on_failure.remove(self._queue_failed)
-            threads.shutdown(wait=False, cancel_futures=True)
+            self.queue.on_failure.remove(self._failed)
+            threads.shutdown()
             if restore is not None:
                 restore()
         if self._failure is not None:
@@ -153,7 +160,7 @@ class Worker:
 
     # ------------------------------------------------------------------ claiming and handling
 
-    async def _claim(self, slots: asyncio.Semaphore, threads: ThreadPoolExecutor) -> None:
+    async def _claim(self, slots: asyncio.Semaphore, threads: Executor) -> None:
         queues = tuple(self._handlers)
         batches = claim_batches(self.queue, queues, room=self._room, wait=None, worker=self._name)
         try:
@@ -164,22 +171,30 @@ class Worker:
                         running = Running(self.queue, claim, handler, clock=self.queue.clock, threads=threads)
                         task = asyncio.create_task(self._live(running, slots), name=f"ledgerq-{claim.queue}")
                         self._held[claim] = (running, task)
-        except LedgerError as error:
-            self._queue_failed(error)
+        except Exception as error:
+            self._failed(error)
 
     async def _room(self) -> int:
         """How many more claims may be held; waits until there is room."""
         while len(self._held) >= self._capacity:
             self._changed.clear()
             await self._changed.wait()
-        return self._capacity - len(self._held)
+        return min(self._capacity - len(self._held), _MAX_BATCH)
 
     async def _live(self, running: Running, slots: asyncio.Semaphore) -> None:
         try:
-            async with slots:
-                await running.live()
-        except LedgerError as error:
-            self._queue_failed(error)
+            try:
+                await slots.acquire()
+            except asyncio.CancelledError:
+                running.stop("released")
+                await running.live()  # no handler runs, the claim is given back
+            else:
+                try:
+                    await running.live()
+                finally:
+                    slots.release()
+        except Exception as error:
+            self._failed(error)
         finally:
             del self._held[running.claim]
             self._changed.set()
@@ -195,22 +210,24 @@ class Worker:
                     await self.queue.extend(claim, self.queue.options(claim.queue).lease_s)
                 except ClaimLost:
                     running.stop("lost")
-                except LedgerError as error:
-                    self._queue_failed(error)
+                except Exception as error:
+                    self._failed(error)
                     return
 
     async def _until_drained(self) -> None:
         try:
             await self.queue.drained(tuple(self._handlers))
-        except LedgerError as error:
-            self._queue_failed(error)
+        except Exception as error:
+            self._failed(error)
         self.stop()
 
     # ------------------------------------------------------------------ the end
 
     async def _wind_down(self) -> None:
-        """Let handlers end within the grace time, then give back what is left."""
-        if self._failure is not None:
+        """Let handlers that run end within the grace time, then give back what is left."""
+        if self._failure is None:
+            self._stop_all("released", but_begun=True)
+        else:
             self._stop_all("lost")
         clock = self.queue.clock
         waiting = asyncio.ensure_future(self._wait_for_held())
@@ -218,44 +235,46 @@ class Worker:
         abort = asyncio.ensure_future(self._aborting.wait())
         try:
             await asyncio.wait({waiting, over, abort}, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                self._stop_all("released")
-                await asyncio.wait({waiting}, timeout=_STUBBORN_WAIT_S)
-            for running, task in self._held.values():
-                _log.error("job %s (%s): its handler doesn't end", running.claim.job_id, running.claim.queue)
-                task.cancel()
         finally:
             await _end([waiting, over, abort])
+        if self._held:
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        self._stop_all("released")
+        waiting = asyncio.ensure_future(self._wait_for_held())
+        try:
+            await asyncio.wait({waiting}, timeout=_STUBBORN_WAIT_S)
+        finally:
+            await _end([waiting])
+
+    async def _abandon(self) -> None:
+        """What is still held now has a handler that doesn't end."""
+        for running, task in self._held.values():
+            _log.error("job %s (%s): its handler doesn't end", running.claim.job_id, running.claim.queue)
+            task.cancel()
+        if self._held:
+            await asyncio.wait({task for _, task in self._held.values()}, timeout=0.1)
 
     async def _wait_for_held(self) -> None:
         while self._held:
             self._changed.clear()
             await self._changed.wait()
 
-    def _stop_all(self, reason: StopReason) -> None:
-        for running, _ in self._held.values():
-            running.stop(reason)
+    def _stop_all(self, reason: StopReason, *, but_begun: bool = False) -> None:
+        for running, task in self._held.values():
+            if not running.begun:
+                running.stop(reason)
+                task.cancel()  # it waits for a slot
+            elif not but_begun:
+                running.stop(reason)
 
-    def _queue_failed(self, error: LedgerError) -> None:
+    def _failed(self, error: Exception) -> None:
+        """Nothing can be claimed or settled any more, as far as this worker knows."""
         if self._failure is None:
             self._failure = error
             self._stopping.set()
             self._aborting.set()
-
-    def _take_signals(self) -> Callable[[], None] | None:
-        if threading.current_thread() is not threading.main_thread():
-            return None
-        loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._signalled)
-
-        def restore() -> None:
-            for number, handler in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)
-
-        return restore
 
     def _signalled(self) -> None:
         if self._stopping.is_set():

@@ -1,0 +1,54 @@
+"""Threads for plain handlers. They are daemons: a handler that doesn't end must not keep the process from ending.
+
+(The threads of `concurrent.futures.ThreadPoolExecutor` are joined at exit, however long that takes.)
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+__all__ = ["HandlerThreads"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_Call = tuple["Future[Any]", Callable[[], Any]]
+
+
+class HandlerThreads(Executor):
+    """Every call begins at once, in a thread that is idle or in a new one: its user bounds how many there are."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._count = 0
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Call `fn` in a thread."""
+        future: Future[T] = Future()
+        self._calls.put((future, partial(fn, *args, **kwargs)))
+        if not self._idle.acquire(blocking=False):
+            threading.Thread(target=self._serve, name=f"ledgerq-handler-{self._count}", daemon=True).start()
+            self._count += 1
+        return future
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, function = call
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = function()
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+            # What a handler got and gave is not kept while the thread is idle.
+            call = future = function = result = None  # type: ignore[assignment]
+            self._idle.release()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Each thread ends after the call that it is in; nobody waits for that."""
+        for _ in range(self._count):
+            self._calls.put(None)
