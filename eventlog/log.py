@@ -23,6 +23,7 @@ _FOLLOW_INTERVAL_MS = 500
 _TAIL_BATCHES = 1500
 _TAIL_BYTES = 16 * 1024 * 1024
 _TAIL_PAGE_ROWS = 100
+_HEAD_DIFFERS = "the head's epoch, time or base offset is not that of the last batch"
 
 Progress = Callable[[int, int], None]
 """Called now and then with the offset reached and the offset to reach."""
@@ -209,6 +210,8 @@ class LogReader:
                     raise LogCorrupt(batch.next_offset, f"the record batch that ends at {stop} is missing")
                 if batch.digest != digest:
                     raise LogCorrupt(batch.base_offset, "the record batch is not the one that was written")
+                if batches == 0 and Head(stop, digest, batch.epoch, batch.time_ms, batch.base_offset) != head:
+                    raise LogCorrupt(stop, _HEAD_DIFFERS)
                 stop, digest = batch.base_offset, batch.previous
                 batches += 1
                 size_bytes += len(value)
@@ -265,7 +268,7 @@ class Chain:
         if head.digest != (NO_DIGEST if self._last is None else self._last.digest):
             raise LogCorrupt(0 if self._last is None else self._last.base_offset, "its digest is not the head's")
         if head != self.so_far().head:
-            raise LogCorrupt(self.next_offset, "the head's epoch, time or base offset is not that of the last batch")
+            raise LogCorrupt(self.next_offset, _HEAD_DIFFERS)
 
     def overrun(self, batch: RecordBatch, head: Head) -> None:
         """`batch` stands after the head: raises `LogCorrupt` for one of them, unless one before them is to blame."""

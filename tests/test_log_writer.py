@@ -14,7 +14,8 @@ from ledgerq.eventlog.errors import (
     OutcomeUnknown,
     StoreUnavailable,
 )
-from ledgerq.eventlog.memory import MemoryDisk
+from ledgerq.eventlog.memory import MemoryDisk, MemoryStore
+from ledgerq.eventlog.writer import EventLog
 from tests.logs import Watcher, append, event, start_log, stored, write_log
 from tests.loops import settle
 from tests.rig import Faults
@@ -225,4 +226,35 @@ async def test_nobody_waits_for_room_in_a_log_that_failed(monkeypatch: pytest.Mo
     with pytest.raises(StoreUnavailable):
         await log.room()
     await log.room()
+    await log.close()
+
+
+class Doubtful(MemoryStore):
+    """A store that can be made to doubt, at its idle check, that it takes writes."""
+
+    doubt: LedgerError | None = None
+
+    def failure(self) -> LedgerError | None:
+        """The doubt."""
+        return self.doubt
+
+
+async def test_a_commit_that_lands_after_the_log_failed_is_not_reported() -> None:
+    faults, clock, watcher = Faults(), ManualClock(), Watcher()
+    store = Doubtful(fault=faults)
+    log = EventLog(store, clock=clock, projector=watcher)
+    await log.start()
+    faults.hold("sync:before")
+    task = asyncio.create_task(append(log, 0))
+    await settle()
+    store.doubt = StoreUnavailable("no word")
+    clock.advance(1000)
+    store.doubt = None
+    with pytest.raises(StoreUnavailable):
+        await task
+    faults.let_go("sync:before")
+    await settle()
+    assert (watcher.durable, log.durable_head.next_offset) == ([], 0)
+    with pytest.raises(StoreUnavailable):
+        log.check()
     await log.close()
