@@ -15,7 +15,7 @@ from ledgerq.projections.fold import Fold, Transition
 from ledgerq.projections.indexes import RANGES, decode_job, index_entries, job_key, unique_key
 from ledgerq.projections.job import Job, born, evolve
 from ledgerq.worker.live import index_changes
-from tests.histories import START_MS, enqueued, histories, job_id, quick, thorough
+from tests.histories import START_MS, enqueued, histories, job_id, quick, some
 
 ID = job_id(1)
 OFFSET = (5).to_bytes(8)
@@ -119,7 +119,7 @@ def touched_by(transitions: Sequence[Transition]) -> dict[bytes, tuple[Job | Non
     return touched
 
 
-@thorough
+@some
 @given(histories(), st.lists(st.integers(1, 8), max_size=20))
 def test_the_changes_of_commits_add_up_to_the_rows_of_the_fold(history: list[Transition], sizes: list[int]) -> None:
     fold, rows = Fold(), {}
@@ -141,7 +141,7 @@ def test_the_changes_of_commits_add_up_to_the_rows_of_the_fold(history: list[Tra
         assert rows == expected
 
 
-@thorough
+@quick
 @given(histories())
 def test_no_index_row_belongs_to_two_jobs(history: list[Transition]) -> None:
     fold = Fold()

@@ -26,7 +26,7 @@ from ledgerq.eventlog.events import (
 from ledgerq.projections.fold import Fold, Transition
 from ledgerq.projections.job import TRANSITIONS, born
 from ledgerq.projections.stats import TOTALS, Tally, stats_delta
-from tests.histories import QUEUES, START_MS, enqueued, histories, job_id, quick, thorough
+from tests.histories import QUEUES, START_MS, enqueued, histories, job_id, quick, some
 
 TOTAL_OF: dict[type[JobEvent], str] = {
     Enqueued: "enqueued",
@@ -50,7 +50,7 @@ def folded(history: list[Transition]) -> Fold:
     return fold
 
 
-@thorough
+@some
 @given(histories())
 def test_counters_are_the_jobs_there_are_and_the_events_there_were(history: list[Transition]) -> None:
     fold = folded(history)
