@@ -254,6 +254,21 @@ async def test_holders_of_several_keys_never_wait_for_each_other() -> None:
     assert not locks._locks
 
 
+async def test_one_who_waits_for_a_key_holds_none_that_comes_after_it() -> None:
+    locks, entered = KeyLocks(), list[str]()
+    first = Holder(locks, "first", [b"a"], entered)
+    await settle()
+    waiting = Holder(locks, "waiting", [b"e", b"d", b"a", b"c", b"b"], entered)
+    await settle()
+    others = [Holder(locks, key.decode(), [key], entered) for key in (b"b", b"c", b"d", b"e")]
+    await settle()
+    assert entered == ["first", "b", "c", "d", "e"]
+    for holder in (first, *others, waiting):
+        holder.leave.set()
+    await asyncio.gather(*(holder.task for holder in (first, *others, waiting)))
+    assert entered[-1] == "waiting"
+
+
 @pytest.mark.parametrize("last", [True, False])
 async def test_one_who_stops_waiting_leaves_the_others_in_line(last: bool) -> None:
     locks, entered = KeyLocks(), list[str]()
