@@ -62,7 +62,7 @@ def test_three_files(folder: Path, tmp_path: Path) -> None:
         r"lease-expired +interrupted: its process is gone; now pending",
         r"results\.jsonl has 2 lines",
         r"The chain of \d+ events holds; 8 index rows compared: clean\.",
-        r"The chain of \d+ events holds; 6 differences found:",
+        r"The chain of \d+ events holds; 6 differences found, such as:",
         r"altered +job +job \w{26}: state='done', .*but the log says state='dead', error='this one can never succeed",
         r"missing +finished ",
         r"surplus +pending ",
@@ -89,8 +89,17 @@ def test_one_file_in_a_bare_environment_and_a_store_that_is_kept(tmp_path: Path)
     assert result.pop("path") == str(folder / "only")
     assert re.fullmatch(r"\w{26}", result.pop("job"))
     assert result == measure(os.fsencode(folder / "only"))
-    for command in re.findall(r"\$ (ledgerq .*)", ran.stdout):
-        again = run(temporary, "ledgerq.tools.cli", *command.split()[1:])
+    commands = re.findall(r"\$ \S+ -m ledgerq.tools.cli (.*)", ran.stdout)
+    assert [command.split()[0] for command in commands] == [
+        "stats",
+        "history",
+        "audit",
+        "audit",
+        "rebuild-projections",
+        "audit",
+    ]
+    for command in dict.fromkeys(commands):
+        again = run(temporary, "ledgerq.tools.cli", *command.split())
         assert (again.returncode, again.stderr) == (0, ""), again
     dead = run(temporary, "ledgerq.tools.cli", "jobs", (place / "store").as_uri(), "files", "--state=dead", "--json")
     assert json.loads(dead.stdout)["error"] == "the file can't be read: No such file or directory"
@@ -150,6 +159,14 @@ async def test_stopped_half_way_it_leaves_nothing_behind(
         with pytest.raises(asyncio.CancelledError):
             await running
     assert not list(tmp_path.glob("ledgerq-demo-*"))
+
+
+def test_a_temporary_folder_that_no_store_can_live_in(folder: Path, tmp_path: Path) -> None:
+    ran = run(tmp_path / "odd~name", "ledgerq.tools.cli", "demo", folder)
+    assert ran.returncode == 2
+    assert "can't live under a name with '~'" in ran.stderr
+    assert "TMPDIR" in ran.stderr
+    assert list((tmp_path / "odd~name").iterdir()) == []
 
 
 def test_the_same_files_fail_each_time() -> None:

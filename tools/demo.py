@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
+from ledgerq.eventlog.locations import parse_location
 from ledgerq.tools.demo_child import DemoFailed
 from ledgerq.tools.demo_files import find_files
 from ledgerq.tools.demo_screen import Screen
@@ -31,7 +32,6 @@ __all__ = ["main", "run_demo"]
 _FAILED: Final = 1
 _USAGE: Final = 2
 _INTERRUPTED: Final = 130
-_AGAIN: Final = "python -m ledgerq.tools.demo --keep"
 
 
 async def run_demo(folder: Path | None, console: Console, *, keep: bool = False) -> int:
@@ -45,8 +45,11 @@ async def run_demo(folder: Path | None, console: Console, *, keep: bool = False)
     place: Path | None = None
     screen = Screen(console)
     try:
-        place = Path(tempfile.mkdtemp(prefix="ledgerq-demo-"))
-        await Story(files, place, screen).tell()
+        place = _new_place()
+        await Story(files, place, screen, program=_program()).tell()
+    except InvalidArgument:
+        _remove(place)
+        raise
     except (DemoFailed, LedgerError, OSError) as error:
         kept = "" if place is None else f" (what there is was kept in {place})"
         print(f"ledgerq: the demo failed: {printable(str(error))}{kept}", file=sys.stderr)
@@ -61,8 +64,34 @@ async def run_demo(folder: Path | None, console: Console, *, keep: bool = False)
     else:
         _remove(place)
         screen.say("The store was removed. To keep it, and to try the commands above on it:")
-        screen.command(_AGAIN + (f" {shlex.quote(str(folder))}" if folder is not None else ""))
+        again = f"{_short(sys.executable)} -m ledgerq.tools.demo --keep"
+        screen.command(again + (f" {shlex.quote(str(folder))}" if folder is not None else ""))
     return 0
+
+
+def _new_place() -> Path:
+    """A temporary folder in which a store can live."""
+    place = Path(tempfile.mkdtemp(prefix="ledgerq-demo-"))
+    try:
+        parse_location((place / "store").as_uri())
+    except InvalidArgument as error:
+        _remove(place)
+        raise InvalidArgument(f"{error}; TMPDIR=FOLDER says where temporary files go") from error
+    return place
+
+
+def _program() -> str:
+    """How the user calls this command line: for lines that can be copied."""
+    called = Path(sys.argv[0])
+    return _short(str(called)) if called.name == "ledgerq" else f"{_short(sys.executable)} -m ledgerq.tools.cli"
+
+
+def _short(program: str) -> str:
+    """Its name when that finds it, else its path, from here when it lies below."""
+    path, found = Path(program).absolute(), shutil.which(Path(program).name)
+    if found is not None and Path(found).absolute() == path:
+        return path.name
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def _remove(place: Path | None) -> None:

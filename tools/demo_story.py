@@ -28,8 +28,6 @@ from ledgerq.worker.queue import Queue
 
 __all__ = ["Story"]
 
-_SHOWN_DIFFERENCES = 6
-
 
 class _Shown(NamedTuple):
     """Two jobs with a story, and how many jobs were interrupted."""
@@ -47,10 +45,11 @@ def _expect(is_so: bool, what: str) -> None:
 class Story:
     """The steps, in order."""
 
-    def __init__(self, files: Found, place: Path, screen: Screen) -> None:
+    def __init__(self, files: Found, place: Path, screen: Screen, *, program: str) -> None:
         self._files = files
         self._place = place
         self._screen = screen
+        self._program = program
         self._total = len(files.names)
         self._fates: dict[str, Fate] = dict.fromkeys(files.names, "none")
         self._readable = files.readable()
@@ -137,7 +136,7 @@ class Story:
         """Per-state counts, and the results."""
         async with reading(self._url) as log:
             stats = await LedgerView(log).stats(QUEUE)
-        self._screen.command(f"ledgerq stats {self._quoted}")
+        self._screen.command(f"{self._program} stats {self._quoted}")
         self._screen.rows(
             [list(STATES), [f"{getattr(stats, state):,}" for state in STATES]], right=range(len(STATES)), style="bold"
         )
@@ -179,7 +178,7 @@ class Story:
         path = Path(os.fsdecode((await view.payload(job)).payload))
         records = await view.history(job_id)
         self._screen.say(f"One that {what}, {path.relative_to(self._files.root)}:")
-        self._screen.command(f"ledgerq history {self._quoted} {job.job_id}")
+        self._screen.command(f"{self._program} history {self._quoted} {job.job_id}")
         self._screen.rows(history_rows(records), right=[0])
         return {type(record.event) for record in records}
 
@@ -188,7 +187,7 @@ class Story:
     async def _prove(self) -> int:
         """The first audit; returns how many index rows there are."""
         self._screen.step("Audit: does the store say what the log says?")
-        self._screen.command(f"ledgerq audit {self._quoted}")
+        self._screen.command(f"{self._program} audit {self._quoted}")
         report, rows = await self._audit()
         _expect(report.clean, f"the audit found {plural(report.difference_count, 'difference')} before any was made")
         self._screen.good(f"{_proven(report)}; {plural(rows, 'index row')} compared: clean.")
@@ -219,22 +218,19 @@ class Story:
         return harm
 
     async def _find(self, harm: Damage) -> None:
-        self._screen.command(f"ledgerq audit {self._quoted}")
+        self._screen.command(f"{self._program} audit {self._quoted}")
         report, _ = await self._audit()
         found = report.difference_count
         _expect(found == harm.total, f"{harm.total} rows were falsified, the audit found {found}")
-        self._screen.say(f"{_proven(report)}; {plural(found, 'difference')} found:", "bold")
-        # One of each kind first, then the others.
         rows = [difference_row(difference) for difference in report.differences]
-        kinds = {(row[0], row[1]): row for row in reversed(rows)}
-        shown = [*kinds.values(), *(row for row in rows if row not in kinds.values())][:_SHOWN_DIFFERENCES]
+        first = {(row[0], row[1]): row for row in reversed(rows)}
+        shown = [first[kind] for kind in sorted(first)]
+        self._screen.say(f"{_proven(report)}; {plural(found, 'difference')} found{', such as' * (found > len(shown))}:")
         self._screen.rows(shown, style="red")
-        if found > len(shown):
-            self._screen.say(f"... and {found - len(shown)} more")
 
     async def _mend(self, harm: Damage, rows_before: int) -> None:
         self._screen.step("Rebuild: the log says how it must be")
-        self._screen.command(f"ledgerq rebuild-projections {self._quoted}")
+        self._screen.command(f"{self._program} rebuild-projections {self._quoted}")
         store = await open_store(self._url, clock=self._clock, create=False)
         try:
             report = await rebuild(store, clock=self._clock, actor=system_user(), reason="the demo")
@@ -245,7 +241,7 @@ class Story:
         self._screen.say(
             f"{plural(report.rows_put, 'row')} set, {report.rows_deleted} removed, and the log says who did it."
         )
-        self._screen.command(f"ledgerq audit {self._quoted}")
+        self._screen.command(f"{self._program} audit {self._quoted}")
         after, rows = await self._audit()
         _expect(after.clean, f"after the rebuild {plural(after.difference_count, 'difference')} are left")
         _expect(rows == rows_before, f"there were {rows_before} index rows, after the rebuild there are {rows}")

@@ -27,7 +27,7 @@ __all__ = ["CONCURRENCY", "FATE", "OPTIONS", "QUEUE", "main"]
 
 QUEUE: Final = "files"
 FATE: Final = "demo-fate"
-CONCURRENCY: Final = 8
+CONCURRENCY: Final = 16
 OPTIONS: Final = QueueOptions(max_attempts=3, backoff_base_s=0.3)
 _REPORT_EVERY_S: Final = 0.05
 
