@@ -118,17 +118,18 @@ async def test_an_unforeseen_error_does_not_end_maintenance(caplog: pytest.LogCa
         assert "odd" in caplog.text
 
 
-async def test_what_is_staged_while_maintenance_looks_is_not_overlooked() -> None:
+@pytest.mark.parametrize("held", ["scan", "get"])
+async def test_what_is_staged_while_maintenance_looks_is_not_overlooked(held: str) -> None:
     async with Rig() as rig:
         await rig.queue.enqueue("q", b"a", delay=5)
         await rig.queue.enqueue("q", b"late", delay=100)
         await settle()
-        rig.faults.hold("scan")
+        rig.faults.hold(held)
         await rig.advance(5)
         during = [asyncio.create_task(rig.queue.enqueue("q", b"b%d" % i, delay=1 + i)) for i in range(3)]
         await settle()
         rig.clock.advance(1000)
-        rig.faults.let_go("scan")
+        rig.faults.let_go(held)
         await asyncio.gather(*during)
         await settle()
         assert payloads(await rig.queue.claim("q", limit=9)) == [b"a", b"b0"]
@@ -136,6 +137,21 @@ async def test_what_is_staged_while_maintenance_looks_is_not_overlooked() -> Non
         assert payloads(await rig.queue.claim("q", limit=9)) == [b"b1"]
         await rig.advance(1)
         assert payloads(await rig.queue.claim("q", limit=9)) == [b"b2"]
+
+
+async def test_jobs_that_finish_in_the_millisecond_being_swept_are_swept_too() -> None:
+    async with Rig(default=QueueOptions(keep_done_s=0)) as rig:
+        await rig.queue.enqueue_many("q", [b""] * 40)
+        claims = await rig.queue.claim("q", limit=40)
+        await settle()
+        rig.faults.hold("get")
+        await rig.queue.ack_many(claims[:20])
+        await settle()
+        await rig.queue.ack_many(claims[20:])
+        await settle()
+        rig.faults.let_go("get")
+        await settle()
+        assert (await rig.queue.stats("q")).totals["swept"] == 40
 
 
 @pytest.mark.parametrize("harm", ["missing", "altered", "empty", "another job's"])

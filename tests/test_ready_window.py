@@ -193,3 +193,35 @@ async def test_the_window_holds_no_more_jobs_than_it_may_for_long() -> None:
         for _ in range(50):
             await rig.queue.claim("q", limit=10)
         assert len(window) <= 1000 + 20
+
+
+@pytest.mark.parametrize("urgent_jobs", [1, 3, 5, 9, 30])
+@pytest.mark.parametrize("held", ["scan", "get"])
+async def test_jobs_enqueued_before_a_place_that_a_refill_is_reading_are_not_lost(held: str, urgent_jobs: int) -> None:
+    async with Rig(ready_window=2) as rig:
+        await rig.queue.enqueue_many("q", [NewJob(b"%d" % i, priority=10) for i in range(40)])
+        claims = await rig.queue.claim("q")
+        rig.faults.hold(held)
+        refilling = asyncio.create_task(rig.queue.claim("q", limit=5, wait=None))
+        await settle()
+        urgent = [NewJob(b"u%d" % i, priority=i % 3) for i in range(urgent_jobs)]
+        await rig.queue.enqueue_many("q", urgent)
+        await settle()
+        rig.faults.let_go(held)
+        claims += await refilling
+        while more := await rig.queue.claim("q", limit=3):
+            claims += more
+        wanted = [b"%d" % i for i in range(40)] + [b"u%d" % i for i in range(urgent_jobs)]
+        assert sorted(payloads(claims)) == sorted(wanted)
+
+
+async def test_the_budget_for_payloads_is_given_back_and_keeps_the_order() -> None:
+    async with Rig() as rig:
+        size_bytes = 900_000
+        for i in range(60):
+            await rig.queue.enqueue("q", b"%02d" % i + bytes(size_bytes), priority=i % 2)
+        budget = rig.queue._live._budget
+        assert 20_000_000 < budget.used_bytes <= budget.limit_bytes
+        claims = [claim for _ in range(60) for claim in await rig.queue.claim("q")]
+        assert [int(claim.payload[:2]) for claim in claims] == [*range(0, 60, 2), *range(1, 60, 2)]
+        assert budget.used_bytes == 0
