@@ -1,0 +1,158 @@
+"""Plain handlers: a thread can't be cancelled. It keeps its slot until it ends; what it says late doesn't count."""
+
+import asyncio
+import threading
+
+import pytest
+
+from ledgerq.eventlog.errors import Fenced
+from ledgerq.eventlog.memory import MemoryStore
+from ledgerq.worker import worker as worker_module
+from ledgerq.worker.running import JobContext
+from ledgerq.worker.threads import HandlerThreads
+from ledgerq.worker.worker import Worker
+from tests.loops import settle
+from tests.rig import Rig
+from tests.workers import LIMIT_S, ThreadStage, finish, handler_threads, state_of, working
+
+WHO = {"actor": "ann", "reason": "because"}
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left() -> object:
+    yield
+    assert not handler_threads()
+
+
+async def test_a_thread_that_takes_too_long_keeps_its_slot_and_its_result_does_not_count() -> None:
+    stage = ThreadStage()
+    async with Rig() as rig:
+        first = await rig.queue.enqueue("q", b"1")
+        worker = Worker(rig.queue, concurrency=1, prefetch=0)
+        worker.handler("q", timeout=3)(stage)
+        async with working(worker):
+            await stage.has_begun()
+            assert not stage.jobs[0].stop_requested
+            await rig.advance(3)
+            assert stage.jobs[0].stop_requested
+            assert state_of(await rig.queue.get(first.job_id)) == ("scheduled", 1, "timed out after 3 s")
+            second = await rig.queue.enqueue("q", b"2", priority=0)
+            await settle()
+            assert (await rig.queue.get(second.job_id)).state == "pending", "the slot is taken"
+            stage.cue.set()
+            await stage.has_begun()
+            while (await rig.queue.get(second.job_id)).state != "done":
+                await asyncio.sleep(0.001)
+            assert stage.ended == [b"1", b"2"]
+            assert state_of(await rig.queue.get(first.job_id)) == ("scheduled", 1, "timed out after 3 s")
+
+
+async def test_a_thread_whose_job_is_cancelled_is_told_and_the_job_is_cancelled_at_once() -> None:
+    stage = ThreadStage()
+    async with Rig() as rig:
+        added = await rig.queue.enqueue("q", b"x")
+        worker = Worker(rig.queue)
+        worker.handler("q")(stage)
+        async with working(worker):
+            await stage.has_begun()
+            await rig.queue.cancel(added.job_id, **WHO)
+            await settle()
+            assert stage.jobs[0].stop_requested
+            assert (await rig.queue.get(added.job_id)).state == "cancelled"
+            stage.cue.set()
+        assert (await rig.queue.get(added.job_id)).state == "cancelled"
+
+
+async def test_a_thread_that_outlives_the_grace_time_is_left_and_its_job_given_back() -> None:
+    stage = ThreadStage()
+    async with Rig() as rig:
+        added = await rig.queue.enqueue("q", b"x")
+        worker = Worker(rig.queue, grace=5)
+        worker.handler("q")(stage)
+        task = asyncio.create_task(worker.run(signals=False))
+        await stage.has_begun()
+        worker.stop()
+        await settle()
+        await rig.advance(5)
+        await finish(task)
+        assert stage.jobs[0].stop_requested
+        assert state_of(await rig.queue.get(added.job_id)) == ("pending", 0, "released: the worker ended")
+        stage.cue.set()
+
+
+async def test_a_thread_past_its_time_does_not_keep_a_stopped_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_STUBBORN_WAIT_S", 0.05)
+    stage = ThreadStage()
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", [b"1", b"2"])
+        worker = Worker(rig.queue, concurrency=1, prefetch=1, grace=5)
+        worker.handler("q", timeout=1)(stage)
+        task = asyncio.create_task(worker.run(signals=False))
+        await stage.has_begun()
+        await rig.advance(1)
+        worker.stop()
+        await settle()
+        await rig.advance(5)
+        await finish(task)
+        stage.cue.set()
+        assert (await rig.queue.stats("q")).claimed == 0
+        assert sorted(job.error for job in (await rig.queue.jobs("q")).jobs) == [
+            "released: the worker ended",
+            "timed out after 1 s",
+        ]
+
+
+async def test_a_fenced_worker_does_not_wait_for_its_threads_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_STUBBORN_WAIT_S", 0.05)
+    stage = ThreadStage()
+    rig = Rig()
+    queue = await rig.open()
+    await queue.enqueue("q", b"x")
+    worker = Worker(queue)
+    worker.handler("q")(stage)
+    task = asyncio.create_task(worker.run(signals=False))
+    await stage.has_begun()
+    MemoryStore(rig.disk)
+    await rig.advance(1)
+    with pytest.raises(Fenced):
+        await finish(task)
+    assert stage.jobs[0].stop_requested
+    stage.cue.set()
+    await queue.close()
+
+
+async def test_threads_run_side_by_side_up_to_the_concurrency() -> None:
+    together = threading.Barrier(3)
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", [b""] * 9)
+        worker = Worker(rig.queue, concurrency=3)
+
+        @worker.handler("q")
+        def meet(job: JobContext) -> None:
+            together.wait(LIMIT_S)
+
+        await worker.run(until_empty=True, signals=False)
+        assert (await rig.queue.stats("q")).done == 9
+
+
+async def test_a_thread_is_used_again_so_what_it_keeps_for_itself_stays() -> None:
+    names: set[str] = set()
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", [b""] * 50)
+        worker = Worker(rig.queue, concurrency=2)
+
+        @worker.handler("q")
+        def note(job: JobContext) -> None:
+            names.add(threading.current_thread().name)
+
+        await worker.run(until_empty=True, signals=False)
+        assert 1 <= len(names) <= 3
+
+
+def test_a_thread_does_not_keep_the_process_and_forgets_what_it_was_given() -> None:
+    threads = HandlerThreads()
+    assert threads.submit(lambda: threading.current_thread().daemon).result(LIMIT_S)
+    failing = threads.submit(int, "x")
+    with pytest.raises(ValueError, match="invalid literal"):
+        failing.result(LIMIT_S)
+    threads.shutdown()
