@@ -78,7 +78,9 @@ async def test_the_first_queue_that_has_jobs_is_served() -> None:
         assert payloads(await rig.queue.claim(("a", "a", "c"), limit=5)) == [b"c1"]
 
 
-@pytest.mark.xfail(reason="a queue whose jobs are in memory is served before an earlier one that must be read first")
+@pytest.mark.xfail(
+    strict=True, reason="a queue whose jobs are in memory is served before an earlier one that must be read first"
+)
 async def test_the_first_queue_that_has_jobs_is_served_also_when_its_jobs_are_only_in_the_store() -> None:
     async with Rig() as rig:
         await rig.queue.enqueue("a", b"a1")

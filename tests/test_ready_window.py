@@ -225,3 +225,24 @@ async def test_the_budget_for_payloads_is_given_back_and_keeps_the_order() -> No
         claims = [claim for _ in range(60) for claim in await rig.queue.claim("q")]
         assert [int(claim.payload[:2]) for claim in claims] == [*range(0, 60, 2), *range(1, 60, 2)]
         assert budget.used_bytes == 0
+
+
+async def test_a_job_whose_payload_is_still_on_its_way_to_the_store_is_not_taken_for_broken() -> None:
+    async with Rig(ready_window=20) as rig:
+        await rig.queue.enqueue_many("q", [b"0", b"1"])
+        await rig.reopen()
+        rig.faults.hold("scan")
+        claiming = asyncio.create_task(rig.queue.claim("q", limit=9, wait=None))
+        await settle()
+        rig.faults.hold("write:before")
+        enqueuing = asyncio.create_task(rig.queue.enqueue_many("q", [NewJob(b"%d" % i, priority=1) for i in (2, 3)]))
+        await settle()
+        rig.faults.let_go("scan")
+        await settle()
+        rig.faults.let_go("write:before")
+        await enqueuing
+        claims = await claiming
+        while more := await rig.queue.claim("q", limit=9):
+            claims += more
+        assert sorted(payloads(claims)) == [b"0", b"1", b"2", b"3"]
+        assert (await rig.queue.stats("q")).dead == 0
