@@ -10,8 +10,10 @@ the public lane, so that another version of the binding costs speed and nothing 
 """
 
 import ctypes
+import itertools
 import logging
 import struct
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -20,6 +22,7 @@ from slatedb.uniffi import Db, DbIterator, DbReader, Error, FlushOptions, FlushT
 from slatedb.uniffi._slatedb_uniffi import slatedb as binding
 
 from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.fastrows import parse_rows
 from ledgerq.eventlog.lane import Lane, PublicLane, SlateBatch, scan_options
 from ledgerq.eventlog.store import MAX_KEY_BYTES, Row, check_key
 
@@ -27,10 +30,10 @@ __all__ = ["FastLane", "best_lane"]
 
 _log = logging.getLogger(__name__)
 
+_DONE_CODE: Final = 0
 _PREFIX: Final = "uniffi_slatedb_uniffi_fn_"
 _LENGTH: Final = struct.Struct(">i")
 _pack_length: Final = _LENGTH.pack
-_unpack_length: Final = _LENGTH.unpack_from
 
 
 class _RustBuffer(ctypes.Structure):
@@ -195,6 +198,36 @@ class FastLane:
         future = self._calls.flush(db._uniffi_clone_handle(), self._buffer(self._flush_wal))
         await self._finish(future, self._calls.as_void, _nothing)
 
+    def commit_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> None:
+        """`write` and `flush_wal` in one, driven by the calling thread: the event loop is woken once, not six times.
+
+        Raises `TimeoutError` when nothing happens for `limit_s` seconds.
+        """
+        if not batch.is_empty:
+            written = self._calls.write(
+                db._uniffi_clone_handle(), batch.raw._uniffi_clone_handle(), self._buffer(self._write_options)
+            )
+            self._drive(written, self._calls.as_handle, self._lift_handle, limit_s)
+        flushed = self._calls.flush(db._uniffi_clone_handle(), self._buffer(self._flush_wal))
+        self._drive(flushed, self._calls.as_void, _nothing, limit_s)
+
+    def _drive(self, future: int, steps: Any, lift: Any, limit_s: float) -> None:
+        """Poll a Rust future to its end, waiting for its wake-ups on a lock."""
+        poll, complete, free = steps
+        number, turn = next(_turn_numbers), _Turn()
+        _turns[number] = turn
+        try:
+            while True:
+                poll(future, _turned, number)
+                if not turn.happened.acquire(timeout=limit_s):
+                    raise TimeoutError
+                if turn.code == _DONE_CODE:
+                    break
+            lift(binding._uniffi_rust_call_with_error(self._error, complete, future))
+        finally:
+            free(future)
+            del _turns[number]
+
     async def get(self, db: Db | DbReader, key: bytes) -> bytes | None:
         """The value of `key`, or None."""
         future = self._calls.get[type(db)](db._uniffi_clone_handle(), self._buffer(_pack_length(len(key)) + key))
@@ -235,22 +268,26 @@ class FastLane:
         return parse_rows(_taken(buffer))
 
 
-def parse_rows(data: bytes) -> list[Row]:
-    """The keys and values in a serialized sequence of the binding's `KeyValue`."""
-    rows: list[Row] = []
-    add, length = rows.append, _unpack_length
-    at = 4
-    for _ in range(length(data)[0]):
-        key_at = at + 4
-        at = key_at + length(data, at)[0]
-        value_at = at + 4
-        end = value_at + length(data, at)[0]
-        add((data[key_at:at], data[value_at:end]))
-        # Sequence number and creation time, 8 bytes each, then the expiry time as an optional one.
-        at = end + (25 if data[end + 16] else 17)
-    if at != len(data):
-        raise binding.InternalError("rows of SlateDB are not laid out as expected")
-    return rows
+class _Turn:
+    """Where a thread waits until its Rust future can go on."""
+
+    def __init__(self) -> None:
+        self.happened = threading.Lock()
+        self.happened.acquire()
+        self.code = 0
+
+
+_turns: Final[dict[int, _Turn]] = {}
+_turn_numbers: Final = itertools.count()
+
+
+@binding._UNIFFI_RUST_FUTURE_CONTINUATION_CALLBACK  # type: ignore[untyped-decorator]
+def _turned(number: int, code: int) -> None:
+    """Called by Rust, from any of its threads, when a future that was polled can go on."""
+    turn = _turns.get(number)
+    if turn is not None:  # its thread may have given up
+        turn.code = code
+        turn.happened.release()
 
 
 def _taken(buffer: Any) -> bytes:

@@ -4,7 +4,7 @@
 parts, as long as they look as expected. Both raise the binding's own errors (except in `put` and `delete`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from slatedb.uniffi import (
@@ -80,6 +80,10 @@ class SlateBatch:
                 self.put(key, value)
 
 
+CommitBlocking = Callable[[Db, SlateBatch, float], None]
+"""Called with the database, the batch, and a limit in seconds after which it raises `TimeoutError`."""
+
+
 class Lane(Protocol):
     """What a lane does; each call raises the binding's errors."""
 
@@ -91,6 +95,10 @@ class Lane(Protocol):
 
     async def flush_wal(self, db: Db) -> None:
         """Make everything that was written durable in the write-ahead log."""
+
+    @property
+    def commit_blocking(self) -> CommitBlocking | None:
+        """Writes a batch and flushes the log in one blocking call, for a thread; None when the lane can't."""
 
     async def get(self, db: Db | DbReader, key: bytes) -> bytes | None:
         """The value of `key`, or None."""
@@ -104,6 +112,8 @@ class Lane(Protocol):
 
 class PublicLane:
     """The binding's public methods."""
+
+    commit_blocking: CommitBlocking | None = None
 
     def batch(self) -> SlateBatch:
         """A new, empty batch."""

@@ -145,6 +145,11 @@ class MemoryStore(MemoryReader):
         self.flush(anchor)
         await self._meet("sync:after")
 
+    async def commit(self, batch: Batch, anchor: Anchor) -> None:
+        """Write, then sync."""
+        await self.write(batch)
+        await self.sync(anchor)
+
     def flush(self, anchor: Anchor | None = None) -> None:
         """What a sync does at its middle; a simulation calls it for a write that lands although its caller died."""
         rows = self._disk.rows

@@ -5,8 +5,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from slatedb.uniffi import CloseOptions, Db, DbBuilder, FlushOptions, FlushType, ObjectStore
@@ -87,13 +88,9 @@ class SlateStore(SlateReads):
             raise InvalidArgument(f"a batch of this store is needed, not {type(batch).__name__}")
         if batch.is_empty:
             return
-        try:
+        with self._failures("a write"):
             async with asyncio.timeout(self._options.commit_timeout_s):
                 await self._lane.write(self._db, batch)
-        except TimeoutError as error:
-            raise self._broke(late_error(self.location, "a write", self._options.commit_timeout_s)) from error
-        except SLATE_ERRORS as error:
-            raise self._broke(translate(error, self.location)) from error
 
     async def sync(self, anchor: Anchor) -> None:
         """Return when every batch written before this call is durable; a file store has noted `anchor` then.
@@ -101,13 +98,41 @@ class SlateStore(SlateReads):
         Raises like `write`; after an error it is unknown which of those batches are durable.
         """
         self._check_writable()
-        try:
+        with self._failures("a commit"):
             async with asyncio.timeout(self._options.commit_timeout_s):
                 await self._lane.flush_wal(self._db)
                 if self._files is not None:
                     await self._in_thread(self._files.commit, anchor)
+        self._note(anchor)
+
+    async def commit(self, batch: Batch, anchor: Anchor) -> None:
+        """`write` and `sync` in one: a thread does all of it, so the event loop is woken once."""
+        commit_blocking = self._lane.commit_blocking
+        if commit_blocking is None:
+            await self.write(batch)
+            await self.sync(anchor)
+            return
+        self._check_writable()
+        if not isinstance(batch, SlateBatch):
+            raise InvalidArgument(f"a batch of this store is needed, not {type(batch).__name__}")
+
+        def work() -> None:
+            commit_blocking(self._db, batch, self._options.commit_timeout_s)
+            if self._files is not None:
+                self._files.commit(anchor)
+
+        with self._failures("a commit"):
+            async with asyncio.timeout(self._options.commit_timeout_s):
+                await self._in_thread(work)
+        self._note(anchor)
+
+    @contextmanager
+    def _failures(self, what: str) -> Iterator[None]:
+        """Turn what the store and the disk raise into our errors, and remember those after which nothing is known."""
+        try:
+            yield
         except TimeoutError as error:
-            raise self._broke(late_error(self.location, "a commit", self._options.commit_timeout_s)) from error
+            raise self._broke(late_error(self.location, what, self._options.commit_timeout_s)) from error
         except SLATE_ERRORS as error:
             raise self._broke(translate(error, self.location)) from error
         except OSError as error:
@@ -117,6 +142,8 @@ class SlateStore(SlateReads):
                 "log; check the disk, then open it again to learn which"
             )
             raise self._broke(unknown) from error
+
+    def _note(self, anchor: Anchor) -> None:
         if self._anchor is not None:
             self._anchor.note(anchor)
         self._count_flush()

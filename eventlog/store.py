@@ -96,5 +96,8 @@ class Store(ReadStore, Protocol):
         Raises like `write`; after an error it is unknown which of those batches are durable.
         """
 
+    async def commit(self, batch: Batch, anchor: Anchor) -> None:
+        """`write(batch)` and then `sync(anchor)`, in one call that may cost less. Raises what they raise."""
+
     def failure(self) -> LedgerError | None:
         """Why the store no longer takes writes (`Fenced`, ...), as far as it has noticed by itself; else None."""

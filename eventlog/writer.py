@@ -201,7 +201,6 @@ class EventLog(LogReader):
             last_flush_s = self._loop.time()
             try:
                 head = await self._write(commit)
-                await self.store.sync(Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms))
             except LedgerError as error:
                 self._fail(error)
                 return
@@ -220,6 +219,7 @@ class EventLog(LogReader):
         value = encode_batch(self.epoch, self._durable.digest, commit.time_ms, bytes(commit.kinds), commit.events)
         next_offset = commit.base_offset + len(commit.events)
         head = Head(next_offset, digest_of(value), self.epoch, commit.time_ms, commit.base_offset)
+        anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
         while True:
             batch = self.store.batch()
             if commit.base_offset == 0:
@@ -229,7 +229,7 @@ class EventLog(LogReader):
             self._projector.fill(commit, batch)
             batch.put(keys.HEAD_KEY, encode_head(head))
             try:
-                await self.store.write(batch)
+                await self.store.commit(batch, anchor)
             except ClockWentBack as error:
                 step_ms = error.last_ms - error.now_ms
                 if step_ms > _MAX_CLOCK_STEP_MS:

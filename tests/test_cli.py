@@ -253,7 +253,7 @@ def test_help_and_version(cli: Cli) -> None:
 def test_demo_is_given_its_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Path | None] = []
 
-    async def run_demo(folder: Path | None, console: object) -> int:
+    async def run_demo(folder: Path | None, console: object, *, keep: bool) -> int:
         given.append(folder)
         return 1
 

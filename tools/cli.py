@@ -100,18 +100,19 @@ def demo(
         Path | None,
         typer.Argument(metavar="[DIR]", help="Files to work on; without it, Python's standard library."),
     ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the store there, to look at it afterwards.")] = False,
 ) -> None:
     """Watch the queue work, break and be mended.
 
     Real work goes through a queue, a worker is killed, an index is damaged, found, and rebuilt: in under a minute.
     """
-    execute(_demo(folder))
+    execute(_demo(folder, keep))
 
 
-async def _demo(folder: Path | None) -> int:
+async def _demo(folder: Path | None, keep: bool) -> int:
     from ledgerq.tools.demo import run_demo
 
-    return await run_demo(folder, rich_console())
+    return await run_demo(folder, rich_console(), keep=keep)
 
 
 def bench(context: typer.Context) -> None:

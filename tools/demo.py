@@ -64,7 +64,7 @@ async def run_demo(folder: Path | None, console: Console, *, keep: bool = False)
     else:
         _remove(place)
         screen.say("The store was removed. To keep it, and to try the commands above on it:")
-        again = f"{_short(sys.executable)} -m ledgerq.tools.demo --keep"
+        again = f"{_program()} demo --keep"
         screen.command(again + (f" {shlex.quote(str(folder))}" if folder is not None else ""))
     return 0
 
