@@ -133,6 +133,13 @@ async def test_a_batch_put_after_the_end_is_found() -> None:
     assert await first_bad_offset(disk) == NEXT
 
 
+async def test_a_changed_last_batch_is_found_although_another_stands_after_the_end() -> None:
+    disk = await written()
+    move(disk, 7, NEXT)
+    change_batch(disk, 7, number=99)
+    assert await first_bad_offset(disk) == 7
+
+
 @pytest.mark.parametrize("base", BASES)
 async def test_a_batch_that_cannot_be_decoded_is_found(base: int) -> None:
     disk = await written()

@@ -86,6 +86,12 @@ def test_a_swept_job_takes_all_its_rows_and_its_payload_along() -> None:
     assert changes_of((dead, None)) == dict.fromkeys([*index_entries(dead), payload_key(5)])
 
 
+def test_a_job_swept_and_enqueued_anew_under_its_id_in_one_commit_leaves_no_payload() -> None:
+    dead, new = job_after(CLAIM, DEAD), born(enqueued(), 9, START_MS)
+    gone = dict.fromkeys(key for key in index_entries(dead) if key != job_key(ID))
+    assert changes_of((dead, new)) == {**gone, payload_key(5): None, **index_entries(new)}
+
+
 def test_what_stays_is_not_written_again() -> None:
     before, after = job_after(unique_key=b"k"), job_after(CLAIM, unique_key=b"k")
     assert unique_key("mail", b"k") not in changes_of((before, after))

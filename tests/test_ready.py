@@ -193,6 +193,15 @@ def test_the_place_after_an_empty_window_is_behind_the_last_job() -> None:
     assert window.place_after() == (3, 6)
 
 
+def test_the_place_after_a_full_window_that_was_emptied_is_the_first_job_outside() -> None:
+    window = window_of(limit_rows=2)
+    for number in (1, 2, 5):
+        window.offer(pending(number), PAYLOAD)
+    assert window.place_after() == (0, 1)
+    assert [window.take() is None for _ in range(3)] == [False, False, True]
+    assert window.place_after() == (0, 5)
+
+
 # Payloads
 
 
