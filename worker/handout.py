@@ -161,7 +161,8 @@ class Handout:
             self._give_back(claims)
             raise
         # A very long wait for the disk may have outlived the lease: such a claim must not be worked on.
-        return [claim for claim in claims if self._current(claim)]
+        current = self._live.claimed
+        return [claim for claim in claims if (job := current.get(claim.id)) and job.claim_offset == claim.offset]
 
     async def _wait(self, waiter: Waiter, wait_ms: int | None) -> list[Claim]:
         if wait_ms == 0:
@@ -185,10 +186,6 @@ class Handout:
             self._impatient.pop(waiter, None)
             if timer is not None:
                 timer.cancel()
-
-    def _current(self, claim: Claim) -> bool:
-        job = self._live.claimed.get(claim.id)
-        return job is not None and job.claim_offset == claim.offset
 
     def _give_back(self, claims: list[Claim]) -> None:
         """Nobody received these: pending again, as if they had never been handed out."""

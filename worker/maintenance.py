@@ -14,7 +14,7 @@ from ledgerq.eventlog.errors import LedgerError
 from ledgerq.eventlog.events import JobEvent
 from ledgerq.eventlog.keys import after_prefix
 from ledgerq.projections.indexes import FINISHED_PREFIX, SCHEDULED, finished_key, leading_ms, scheduled_key
-from ledgerq.projections.job import FINISHED, Job
+from ledgerq.projections.job import Job
 from ledgerq.worker import decisions
 from ledgerq.worker.leases import LeaseBook
 from ledgerq.worker.live import Live
@@ -37,12 +37,14 @@ class _TimedRange:
         self.next_ms = 0  # look once at the start
         self._scan_from = prefix
 
-    def note(self, key: bytes, due_ms: int) -> None:
-        """A row was staged."""
-        if due_ms < self.next_ms:
-            self.next_ms = due_ms
+    def note(self, key: bytes, due_ms: int) -> bool:
+        """A row was staged; whether it is due before all that was known."""
         if key < self._scan_from:
             self._scan_from = key
+        if due_ms >= self.next_ms:
+            return False
+        self.next_ms = due_ms
+        return True
 
     async def step(self, live: Live, now_ms: int) -> None:
         """Work off at most a few hundred rows that are due, and find out when the next one is."""
@@ -117,17 +119,15 @@ class Maintenance:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def note(self, after: Job | None) -> None:
-        """A job changed: it may be due earlier than what is waited for."""
-        if after is None:
-            return
+    def note(self, after: Job) -> None:
+        """A job is scheduled or finished now: it may be due earlier than what is waited for."""
+        scheduled, finished = self._ranges
         if after.state == "scheduled":
-            self._ranges[0].note(scheduled_key(after.due_ms, after.offset), after.due_ms)
-        elif after.state in FINISHED:
-            self._ranges[1].note(finished_key(after.sweep_at_ms, after.id), after.sweep_at_ms)
+            earlier = scheduled.note(scheduled_key(after.due_ms, after.offset), after.due_ms)
         else:
-            return
-        self.arm()
+            earlier = finished.note(finished_key(after.sweep_at_ms, after.spec.job_id), after.sweep_at_ms)
+        if earlier:
+            self.arm()
 
     def arm(self) -> None:
         """Make sure to be woken when the next thing is due."""

@@ -231,7 +231,7 @@ class Queue:
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_CLAIMS:
             raise InvalidArgument(f"limit is a whole number from 1 to {_MAX_CLAIMS}, not {limit!r}")
         lease_ms = None if lease is None else seconds_ms("lease", lease, least_ms=1)
-        wait_ms = None if wait is None else seconds_ms("wait", wait)
+        wait_ms = 0 if wait == 0 else None if wait is None else seconds_ms("wait", wait)
         if worker is not None:
             worker = decisions.clip(worker, 255)
         if self._log.full:
