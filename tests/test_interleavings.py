@@ -57,15 +57,15 @@ class Chaos:
     async def maybe(self, call: Awaitable[T], impatience: float = 0.15) -> T | None:
         """Await a call, or cancel it after some turns; None when it was cancelled or refused."""
         task = asyncio.ensure_future(call)
-        if self.rng.random() < impatience:
-            for _ in range(self.rng.randrange(30)):
-                await asyncio.sleep(0)
-            task.cancel()
         try:
+            if self.rng.random() < impatience:
+                for _ in range(self.rng.randrange(30)):
+                    await asyncio.sleep(0)
+                task.cancel()
             return await task
-        except asyncio.CancelledError:
-            return None
-        except EXPECTED:
+        except (asyncio.CancelledError, *EXPECTED):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
             return None
 
     async def produce(self) -> None:
