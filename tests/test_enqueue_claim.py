@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -78,9 +79,6 @@ async def test_the_first_queue_that_has_jobs_is_served() -> None:
         assert payloads(await rig.queue.claim(("a", "a", "c"), limit=5)) == [b"c1"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a queue whose jobs are in memory is served before an earlier one that must be read first"
-)
 async def test_the_first_queue_that_has_jobs_is_served_also_when_its_jobs_are_only_in_the_store() -> None:
     async with Rig() as rig:
         await rig.queue.enqueue("a", b"a1")
@@ -88,6 +86,24 @@ async def test_the_first_queue_that_has_jobs_is_served_also_when_its_jobs_are_on
         await rig.reopen()
         assert payloads(await rig.queue.claim("b")) == [b"b1"]
         assert payloads(await rig.queue.claim(["a", "b"])) == [b"a1"]
+
+
+async def test_a_later_queue_is_served_once_an_earlier_one_turns_out_to_hold_nothing() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue("a", b"a1")
+        await rig.queue.enqueue("b", b"b1")
+        await rig.queue.ack((await rig.queue.claim("a"))[0])
+        await rig.reopen()
+        assert payloads(await rig.queue.claim(["a", "b"])) == [b"b1"]
+        assert await rig.queue.claim(["a", "b"]) == []
+
+
+@pytest.mark.parametrize(
+    "given", [{"payload": "text"}, {"payload": b"", "priority": True}, {"payload": b"", "delay": "5"}]
+)
+def test_a_new_job_refuses_what_enqueue_refuses(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="NewJob"):
+        NewJob(**given)
 
 
 async def test_queues_do_not_see_each_others_jobs() -> None:

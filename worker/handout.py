@@ -35,6 +35,7 @@ class Handout:
         self._options_of = options_of
         self._fresh: dict[str, None] = {}
         self._impatient: dict[Waiter, None] = {}
+        self._choosy: dict[Waiter, None] = {}
         self._ended: LedgerError | None = None
         self._feeder = Feeder(live, dispatch=self.dispatch, broken=self._broken, failed=self._feeding_failed)
 
@@ -89,6 +90,8 @@ class Handout:
             return
         paused = live.paused(queue)
         while not paused and (waiter := self.room.first(queue)) is not None:
+            if self._earlier_may_bring(waiter, queue):
+                break
             claims = self._take(queue, waiter.limit, waiter.lease_ms, waiter.worker)
             if not claims:
                 break
@@ -102,6 +105,16 @@ class Handout:
             if not waiter.future.done() and not any(self._may_bring(name) for name in waiter.queues):
                 self.room.remove(waiter)
                 waiter.future.set_result([])
+        if self._choosy and not self._may_bring(queue):
+            # Those who asked for this queue first have to take from another one now.
+            asked = [waiter.queues for waiter in self._choosy if queue in waiter.queues]
+            for name in dict.fromkeys(name for queues in asked for name in queues[queues.index(queue) + 1 :]):
+                self.dispatch(name)
+
+    def _earlier_may_bring(self, waiter: Waiter, queue: str) -> bool:
+        """Whether a queue that the waiter asked for before this one is still being read."""
+        queues = waiter.queues
+        return len(queues) > 1 and any(self._may_bring(name) for name in queues[: queues.index(queue)])
 
     def _may_bring(self, queue: str) -> bool:
         return not self._live.paused(queue) and (self._feeder.feeding(queue) or self._feeder.needs(queue))
@@ -150,9 +163,9 @@ class Handout:
         for queue in queues:
             if self.room.first(queue) is None and not self._live.paused(queue):
                 claims = self._take(queue, limit, lease_ms, worker)
-                if claims:
+                if claims or self._may_bring(queue):
                     break
-        else:
+        if not claims:
             claims = await self._wait(Waiter(queues, limit, lease_ms, worker), wait_ms)
         try:
             if claims:
@@ -167,6 +180,8 @@ class Handout:
     async def _wait(self, waiter: Waiter, wait_ms: int | None) -> list[Claim]:
         if wait_ms == 0:
             self._impatient[waiter] = None
+        if len(waiter.queues) > 1:
+            self._choosy[waiter] = None
         self.room.add(waiter)
         timer = None
         if wait_ms:
@@ -184,6 +199,7 @@ class Handout:
         finally:
             self.room.remove(waiter)
             self._impatient.pop(waiter, None)
+            self._choosy.pop(waiter, None)
             if timer is not None:
                 timer.cancel()
 

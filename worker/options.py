@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.events import UniqueUntil
@@ -50,6 +50,8 @@ class QueueOptions(_Frozen):
 class NewJob(_Frozen):
     """One job of `enqueue_many`: the same arguments as `enqueue` takes."""
 
+    model_config = ConfigDict(strict=True)
+
     payload: bytes
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] | None = None
     delay: Seconds | None = None
@@ -61,7 +63,10 @@ class NewJob(_Frozen):
     job_id: str | None = None
 
     def __init__(self, payload: bytes, **kwargs: Any) -> None:
-        super().__init__(**{"payload": payload, **kwargs})
+        try:
+            super().__init__(**{"payload": payload, **kwargs})
+        except ValidationError as error:
+            raise InvalidArgument(f"NewJob: {error}") from error
 
 
 def to_ms(seconds: float) -> int:
