@@ -20,9 +20,8 @@ from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.store import Anchor, Batch, Store
 
-__all__ = ["MAX_COMMIT_BYTES", "MAX_COMMIT_EVENTS", "Commit", "EventLog", "Projector"]
+__all__ = ["MAX_COMMIT_BYTES", "Commit", "EventLog", "Projector"]
 
-MAX_COMMIT_EVENTS: Final = 50_000
 MAX_COMMIT_BYTES: Final = 64 * 1024 * 1024
 # A commit takes no more callers once it is this full, so that one flush stays short; a bulk call may fill it further.
 _FULL_EVENTS: Final = 10_000

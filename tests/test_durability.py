@@ -228,3 +228,22 @@ async def test_a_claim_whose_payload_can_not_be_read_just_now_says_so_and_the_ne
         with pytest.raises(StoreUnavailable):
             await rig.queue.claim("q", wait=None)
         assert payloads(await rig.queue.claim("q")) == [b"x"]
+
+
+async def test_counters_are_given_out_only_when_all_that_they_count_is_durable() -> None:
+    async with Rig() as rig:
+        rig.faults.hold("sync:before")
+        first = asyncio.create_task(rig.queue.enqueue("q", b"1"))
+        await settle()
+        answer = asyncio.create_task(rig.queue.stats("q"))
+        second = asyncio.create_task(rig.queue.enqueue("q", b"2"))
+        await settle()
+        rig.faults.let_go("sync:before")
+        rig.faults.hold("sync:before")
+        await settle()
+        assert first.done()
+        assert not second.done()
+        assert not answer.done() or answer.result().pending == 1
+        rig.faults.let_go("sync:before")
+        assert (await answer).pending in (1, 2)
+        await second

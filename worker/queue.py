@@ -5,9 +5,9 @@ One event loop owns a queue. Cancelling a call never half-does it: what was stag
 that nobody received are given back. Next: worker.py, which runs handlers on top of these methods.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from ledgerq.eventlog.clock import Clock, SystemClock
 from ledgerq.eventlog.codec import PayloadRecord
@@ -33,6 +33,8 @@ from ledgerq.worker.opening import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
 
 __all__ = ["Queue"]
+
+T = TypeVar("T")
 
 _MAX_CLAIMS: Final = 10_000
 _MAX_KNOWN_NAMES: Final = 10_000
@@ -310,23 +312,19 @@ class Queue:
 
     async def history(self, job_id: str) -> list[Record]:
         """All events of a job in order, also of one that was swept. Raises `JobNotFound`."""
-        await self._settled()
-        return await self._core.view.history(job_id_bytes(job_id))
+        return await self._durably(self._core.view.history(job_id_bytes(job_id)))
 
     async def jobs(self, queue: str, state: State | None = None, limit: int = 100, after: str | None = None) -> Page:
         """A page of a queue's jobs, all states or one; give `page.next` as `after` for the next one."""
-        await self._settled()
-        return await self._core.view.jobs(queue, state=state, limit=limit, after=after)
+        return await self._durably(self._core.view.jobs(queue, state=state, limit=limit, after=after))
 
     async def stats(self, queue: str) -> QueueStats:
         """How many jobs are in each state now, and how many transitions there were since the beginning."""
-        await self._settled()
-        return await self._core.view.stats(queue)
+        return await self._durably(self._core.view.stats(queue))
 
     async def queues(self) -> list[str]:
         """The names of all queues that ever had an event, in order."""
-        await self._settled()
-        return await self._core.view.queues()
+        return await self._durably(self._core.view.queues())
 
     def collector(self) -> LedgerCollector:
         """Metrics for Prometheus: `prometheus_client.REGISTRY.register(queue.collector())`."""
@@ -336,10 +334,16 @@ class Queue:
         """Return when none of these queues holds an unfinished job (scheduled, pending or claimed)."""
         await self._core.drained(_names(queues))
 
-    async def _settled(self) -> None:
-        """Reads see what callers were told, and nothing that isn't durable."""
-        self._log.check()
+    async def _durably(self, answer: Coroutine[Any, Any, T]) -> T:
+        """Give an answer out once all that it was read from is durable: the store shows what is on its way too."""
+        try:
+            self._log.check()
+        except LedgerError:
+            answer.close()
+            raise
+        found = await answer
         await self._log.committed()
+        return found
 
 
 def _names(queues: str | Sequence[str]) -> tuple[str, ...]:
