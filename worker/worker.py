@@ -23,6 +23,7 @@ from ledgerq.worker.threads import HandlerThreads
 
 __all__ = ["Worker", "WorkerQueue"]
 
+_CLAIM_AGAIN_MS: Final = 1000
 _MAX_CONCURRENCY: Final = 10_000
 _MAX_BATCH: Final = 1000
 # A handler that ignores its cancellation must not keep the process alive.
@@ -161,18 +162,25 @@ class Worker:
     # ------------------------------------------------------------------ claiming and handling
 
     async def _claim(self, slots: asyncio.Semaphore, threads: Executor) -> None:
-        queues = tuple(self._handlers)
-        batches = claim_batches(self.queue, queues, room=self._room, wait=None, worker=self._name)
-        try:
-            async with stream.iterate(batches).stream() as arriving:
-                async for batch in arriving:
-                    for claim in batch:
-                        handler = self._handlers[claim.queue]
-                        running = Running(self.queue, claim, handler, clock=self.queue.clock, threads=threads)
-                        task = asyncio.create_task(self._live(running, slots), name=f"ledgerq-{claim.queue}")
-                        self._held[claim] = (running, task)
-        except Exception as error:
-            self._failed(error)
+        queues, clock = tuple(self._handlers), self.queue.clock
+        while True:
+            batches = claim_batches(self.queue, queues, room=self._room, wait=None, worker=self._name)
+            try:
+                async with stream.iterate(batches).stream() as arriving:
+                    async for batch in arriving:
+                        for claim in batch:
+                            handler = self._handlers[claim.queue]
+                            running = Running(self.queue, claim, handler, clock=clock, threads=threads)
+                            task = asyncio.create_task(self._live(running, slots), name=f"ledgerq-{claim.queue}")
+                            self._held[claim] = (running, task)
+            except LedgerError as error:
+                if error.permanent or self._failure is not None:
+                    return self._failed(error)
+                # The queue itself goes on; if it doesn't, `on_failure` says so before the next try.
+                _log.warning("claiming failed, trying again in %g s: %s", _CLAIM_AGAIN_MS / 1000, error)
+            except Exception as error:
+                return self._failed(error)
+            await sleep_until(clock, clock.now_ms() + _CLAIM_AGAIN_MS)
 
     async def _room(self) -> int:
         """How many more claims may be held; waits until there is room."""
