@@ -15,7 +15,7 @@ from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.log import LogReader, Progress, Verified
 from ledgerq.eventlog.store import Anchor, ReadStore
-from ledgerq.projections.compare import Mismatch, compare_hints, compare_jobs, compare_rows, compare_stats
+from ledgerq.projections.compare import Mismatch, compare_hints, compare_jobs, compare_projection, compare_stats
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.host import Projection, ProjectionHost
 from ledgerq.projections.indexes import INDEX_PREFIX, ULID_BYTES, decode_job, parse_key
@@ -27,6 +27,7 @@ __all__ = ["AuditReport", "Difference", "audit"]
 _MAX_DIFFERENCES: Final = 1000
 _MAX_TEXT_CHARS: Final = 400
 _PAYLOAD_ROWS: Final = 256
+_PAYLOAD_KEY_BYTES: Final = len(keys.payload_key(0))
 
 
 class Difference(NamedTuple):
@@ -98,9 +99,7 @@ async def _differences(
         async for mismatch in mismatches:
             yield describe(mismatch)
     for name in host.projections:
-        prefix = keys.projection_rows_prefix(name)
-        expected = {key: value for key, value in rows.items() if value is not None and key.startswith(prefix)}
-        async for mismatch in compare_rows(store, prefix, expected):
+        async for mismatch in compare_projection(store, name, rows):
             yield describe(mismatch)
     if deep:
         async for difference in _payload_differences(store, fold):
@@ -112,7 +111,7 @@ async def _payload_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Di
     async for page in store.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=_PAYLOAD_ROWS):
         for key, value in page:
             offset = keys.offset_of(key)
-            job = jobs.pop(offset, None)
+            job = jobs.pop(offset, None) if len(key) == _PAYLOAD_KEY_BYTES else None
             if job is None:
                 yield Difference("payload", f"offset {offset}", key, None, f"{len(value)} bytes of no live job")
             elif digest_of(value) != job.spec.payload_digest:
@@ -132,6 +131,10 @@ def describe(mismatch: Mismatch) -> Difference:
         range_name, text = parsed.range_name, parsed.text
     elif key.startswith(keys.HINT_PREFIX):
         range_name, text = "hint", f"queue {key[len(keys.HINT_PREFIX) :].decode('utf-8', 'replace')!r}"
+    elif key.startswith(keys.PROJECTION_PREFIX):
+        who = key[len(keys.PROJECTION_PREFIX) :].decode("utf-8", "replace")
+        offsets = [None if value is None else str(int.from_bytes(value)) for value in mismatch[1:]]
+        return Difference(f"projection {who}", "the offset that it has applied", key, *offsets)
     else:
         name, _, rest = key[len(keys.ROWS_PREFIX) :].partition(b"\0")
         range_name, text = f"projection {name.decode('utf-8', 'replace')}", repr(rest)

@@ -14,11 +14,20 @@ from ledgerq.projections.indexes import (
     INDEX_PREFIX,
     STATS,
     index_entries,
+    index_places,
     parse_key,
     stats_key,
 )
 
-__all__ = ["BUILT_IN", "Mismatch", "compare_hints", "compare_jobs", "compare_rows", "compare_stats"]
+__all__ = [
+    "BUILT_IN",
+    "Mismatch",
+    "compare_hints",
+    "compare_jobs",
+    "compare_projection",
+    "compare_rows",
+    "compare_stats",
+]
 
 BUILT_IN: Final = ("jobs", "stats")
 _HELD_BACK_ROWS: Final = 10_000
@@ -36,6 +45,7 @@ async def compare_jobs(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
     """All job index ranges against the union of `index_entries` over the fold."""
     seen: Counter[bytes] = Counter()
     extras: dict[bytes, bytes] = {}
+    places: dict[bytes, bytes] | None = None
     async for rows in store.scan(INDEX_PREFIX, keys.after_prefix(INDEX_PREFIX)):
         for key, value in rows:
             if key.startswith(STATS):
@@ -50,7 +60,9 @@ async def compare_jobs(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
             elif len(extras) < _HELD_BACK_ROWS:
                 extras[key] = value  # perhaps a row of another job with a wrong value: told apart below
             else:
-                yield Mismatch(key, None, value)
+                if places is None:  # so many rows are wrong that it pays to know where each one belongs
+                    places = {k: v for job in fold.jobs.values() for k, v in index_places(job).items()}
+                yield Mismatch(key, places.get(key), value)
     missing: dict[bytes, bytes] = {}
     for job_id, job in fold.jobs.items():
         entries = index_entries(job)
@@ -85,6 +97,19 @@ async def compare_rows(store: ReadStore, prefix: bytes, expected: Mapping[bytes,
         yield Mismatch(key, should, None)
 
 
+async def compare_projection(
+    store: ReadStore, name: str, rows: Mapping[bytes, bytes | None]
+) -> AsyncIterator[Mismatch]:
+    """A user's projection, its rows and how far it has come, against what it made of the whole log."""
+    prefix, offset_key = keys.projection_rows_prefix(name), keys.projection_key(name)
+    wanted = {key: value for key, value in rows.items() if value is not None and key.startswith(prefix)}
+    async for mismatch in compare_rows(store, prefix, wanted):
+        yield mismatch
+    expected, found = rows.get(offset_key), await store.get(offset_key)
+    if expected != found:
+        yield Mismatch(offset_key, expected, found)
+
+
 async def compare_hints(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
     """Hints that lead, so that a scan would miss pending jobs. A hint that lags is right; one that leads is removed."""
     first: dict[str, bytes] = {}
@@ -96,6 +121,9 @@ async def compare_hints(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]
                 first[job.spec.queue] = place
     async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
         for key, value in rows:
-            queue = key[len(keys.HINT_PREFIX) :].decode("utf-8", "replace")
-            if len(value) != 12 or value > first.get(queue, value):
+            try:
+                queue = key[len(keys.HINT_PREFIX) :].decode()
+            except UnicodeDecodeError:
+                queue = None
+            if queue is None or len(value) != 12 or value > first.get(queue, value):
                 yield Mismatch(key, None, value)

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.codec import encode_head, pack, unpack
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError
+from ledgerq.eventlog.codec import EMPTY_HEAD, encode_head, pack, unpack
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogRolledBack, NotRebuilt
 from ledgerq.eventlog.events import Rebuilt
 from ledgerq.eventlog.log import LogReader, Progress, Verified
 from ledgerq.eventlog.store import Anchor, Batch, ReadStore, Store
@@ -20,10 +20,10 @@ from ledgerq.projections.compare import (
     Mismatch,
     compare_hints,
     compare_jobs,
-    compare_rows,
+    compare_projection,
     compare_stats,
 )
-from ledgerq.projections.fold import Fold
+from ledgerq.projections.fold import Fold, Transition
 from ledgerq.projections.host import Projection, ProjectionHost
 from ledgerq.projections.indexes import index_entries, stats_key
 from ledgerq.projections.replay import fold_verified
@@ -32,6 +32,7 @@ __all__ = ["RebuildReport", "copy_into", "rebuild"]
 
 _BATCH_ROWS: Final = 2000
 _BATCH_BYTES: Final = 4 * 1024 * 1024
+_COPY_MARKER: Final = pack(("copy",))
 
 
 class RebuildReport(NamedTuple):
@@ -52,13 +53,12 @@ class RebuildReport(NamedTuple):
 class _RowWriter:
     """Writes rows in batches of bounded size, with the marker in the first one."""
 
-    def __init__(self, store: Store, verified: Verified, until: int | None) -> None:
-        head = verified.head
+    def __init__(self, store: Store, anchor: Anchor, marker: bytes) -> None:
         self.rows_put = 0
         self.rows_deleted = 0
         self._store = store
-        self._anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
-        self._marker: bytes | None = pack((until,))
+        self._anchor = anchor
+        self._marker: bytes | None = marker
         self._batch = store.batch()
         self._rows = 0
         self._bytes = 0
@@ -89,10 +89,20 @@ class _RowWriter:
 
 
 class _Finish:
-    """The projector of the commit that ends a rebuild: it takes the marker away."""
+    """The projector of the commit that ends a rebuild: it takes the marker away, and lets projections follow it."""
+
+    def __init__(self, host: ProjectionHost) -> None:
+        self._host = host
+        self._filled: tuple[Commit, dict[bytes, bytes | None]] | None = None
 
     def fill(self, commit: Commit, batch: Batch) -> None:
-        batch.delete(keys.REBUILD_KEY)
+        if self._filled is None or self._filled[0] is not commit:
+            events = enumerate(commit.events, commit.base_offset)
+            transitions = [Transition(offset, commit.time_ms, event, None, None) for offset, event in events]
+            changes: dict[bytes, bytes | None] = {keys.REBUILD_KEY: None}
+            self._host.project(transitions, commit.base_offset + len(commit.events), changes)
+            self._filled = (commit, changes)
+        batch.update(self._filled[1])
 
     def committed(self, commit: Commit) -> None:
         pass
@@ -124,28 +134,61 @@ async def rebuild(
     host = ProjectionHost(projections)
     names = _names(only, host)
     marker = await store.get(keys.REBUILD_KEY)
+    if marker == _COPY_MARKER:
+        raise NotRebuilt(f"a copy into {store.location} was interrupted: finish it, from the store that was copied")
     if only is not None and (until is not None or marker is not None):
         why = "an interrupted rebuild must be finished" if until is None else "the log is to be cut"
         raise InvalidArgument(f"{why}, which concerns all projections: leave out the choice of {only!r}")
-    if until is None and marker is not None:
-        until = _interrupted_until(marker)
-    if until is None:
-        await log.check_anchor(await store.read_anchor())
+    anchor = await store.read_anchor()
+    until = _earlier(until, _interrupted_until(marker))
+    rolled_back = await _rolled_back(log, anchor, accepted=until is not None)
+    epoch = max((await log.head()).epoch, 0 if anchor is None else anchor.epoch)
     rows: dict[bytes, bytes | None] = {}
     for projection in host.projections.values():
         projection.restore({})
     given = host if host.projections else None
     verified, fold = await fold_verified(log, until=until, host=given, rows=rows, progress=progress)
-    writer = _RowWriter(store, verified, until)
+    end = verified.head.next_offset
+    writer = _RowWriter(store, _anchor(verified, epoch), pack((None if until is None else end,)))
     if until is not None:
-        await _cut(log, writer, verified)
+        await _cut(log, writer, verified, host)
     async for mismatch in _mismatches(store, fold, host, rows, names):
         await writer.set(mismatch.key, mismatch.expected)
     await writer.flush()
     report = RebuildReport(names, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
-    if report.changed or marker is not None:
-        await _finish(store, clock, report, actor, reason, cut=until is not None)
+    if report.changed or marker is not None or rolled_back:
+        follow = await _up_to_date(store, host, end)
+        await _finish(store, clock, report, actor, reason, cut=until is not None, follow=follow)
     return report
+
+
+def _earlier(until: int | None, interrupted: int | None) -> int | None:
+    """A cut that was begun is finished, and may be followed by one that goes further."""
+    given = [offset for offset in (until, interrupted) if offset is not None]
+    return min(given) if given else None
+
+
+async def _rolled_back(log: LogReader, anchor: Anchor | None, *, accepted: bool) -> bool:
+    """Whether the log lacks what the anchor names; raises `LogRolledBack` unless that is accepted."""
+    try:
+        await log.check_anchor(anchor)
+    except LogRolledBack:
+        if not accepted:
+            raise
+        return True
+    return False
+
+
+def _anchor(verified: Verified, epoch: int) -> Anchor:
+    """The end of what is proven; no epoch that a writer ever had is given to another one."""
+    head = verified.head
+    return Anchor(head.base_offset, head.next_offset, head.digest, max(epoch, head.epoch), head.time_ms)
+
+
+async def _up_to_date(store: ReadStore, host: ProjectionHost, end: int) -> ProjectionHost:
+    """The projections that can follow the event which ends the rebuild: the others catch up when a queue opens."""
+    names = [name for name in host.projections if await store.get(keys.projection_key(name)) == end.to_bytes(8)]
+    return ProjectionHost(host.projections[name] for name in names if name not in host.failures)
 
 
 def _names(only: str | None, host: ProjectionHost) -> tuple[str, ...]:
@@ -159,7 +202,9 @@ def _names(only: str | None, host: ProjectionHost) -> tuple[str, ...]:
     return (only,)
 
 
-def _interrupted_until(marker: bytes) -> int | None:
+def _interrupted_until(marker: bytes | None) -> int | None:
+    if marker is None:
+        return None
     try:
         (until,) = unpack(marker)
     except (ValueError, TypeError):
@@ -180,34 +225,53 @@ async def _mismatches(
             yield mismatch
     for name in names:
         if name in host.projections:
-            prefix = keys.projection_rows_prefix(name)
-            wanted = {key: value for key, value in rows.items() if value is not None and key.startswith(prefix)}
-            async for mismatch in compare_rows(store, prefix, wanted):
+            async for mismatch in compare_projection(store, name, rows):
                 yield mismatch
-            offset_key = keys.projection_key(name)
-            expected, found = rows.get(offset_key), await store.get(offset_key)
-            if expected != found:
-                yield Mismatch(offset_key, expected, found)
 
 
-async def _cut(log: LogReader, writer: _RowWriter, verified: Verified) -> None:
-    """Remove the log and the payloads from the end of what is proven on, and let the head say so."""
-    end = verified.head.next_offset
+async def _cut(log: LogReader, writer: _RowWriter, verified: Verified, host: ProjectionHost) -> None:
+    """Remove the log and the payloads from the end of what is proven on, and let the head say so.
+
+    A user's projection that is not given here and has come further begins anew when a queue opens with it.
+    """
+    store, end = log.store, verified.head.next_offset
     value = encode_head(verified.head)
-    if await log.store.get(keys.HEAD_KEY) != value:
+    if await store.get(keys.HEAD_KEY) != value:
         await writer.set(keys.HEAD_KEY, value)
-    for prefix, start in ((keys.LOG_PREFIX, keys.log_key(end)), (keys.PAYLOAD_PREFIX, keys.payload_key(end))):
-        async for page in log.store.scan(start, keys.after_prefix(prefix)):
+    ranges = [
+        (keys.log_key(end), keys.after_prefix(keys.LOG_PREFIX)),
+        (keys.payload_key(end), keys.after_prefix(keys.PAYLOAD_PREFIX)),
+    ]
+    prefix = keys.PROJECTION_PREFIX
+    async for page in store.scan(prefix, keys.after_prefix(prefix)):
+        for key, value in page:
+            name = key[len(prefix) :].decode("utf-8", "replace")
+            if name not in host.projections and int.from_bytes(value) > end:
+                rows = keys.projection_rows_prefix(name)
+                ranges += [(rows, keys.after_prefix(rows)), (key, key + b"\0")]
+    for start, stop in ranges:
+        async for page in store.scan(start, stop):
             for key, _ in page:
                 await writer.set(key, None)
 
 
-async def _finish(store: Store, clock: Clock, report: RebuildReport, actor: str, reason: str, *, cut: bool) -> None:
-    log = EventLog(store, clock=clock, projector=_Finish())
+async def _finish(
+    store: Store,
+    clock: Clock,
+    report: RebuildReport,
+    actor: str,
+    reason: str,
+    *,
+    cut: bool,
+    follow: ProjectionHost,
+) -> None:
+    log = EventLog(store, clock=clock, projector=_Finish(follow))
     await log.start(accept_rollback=cut)
     log.append(Rebuilt(actor, reason, report.names, report.rows_put, report.rows_deleted))
-    await log.committed()
-    await log.stop()
+    try:
+        await log.committed()
+    finally:
+        await log.stop()
 
 
 async def copy_into(
@@ -230,9 +294,11 @@ async def copy_into(
     if until is None:
         await log.check_anchor(await source.read_anchor())
     verified, fold = await fold_verified(log, until=until, progress=progress)
-    if await target.get(keys.REBUILD_KEY) is None and await LogReader(target, clock=clock).check_format():
+    begun = await target.get(keys.REBUILD_KEY) == _COPY_MARKER
+    if not begun and await LogReader(target, clock=clock).check_format():
         raise InvalidArgument(f"{target.location} holds a ledgerq store already: give a new location")
-    writer = _RowWriter(target, verified, None)
+    # Nothing is anchored before the log is whole.
+    writer = _RowWriter(target, _anchor(Verified(0, 0, EMPTY_HEAD), 0), _COPY_MARKER)
     async for page in target.scan(b"\0", b"\xff"):
         for key, _ in page:
             if key != keys.REBUILD_KEY:
@@ -255,5 +321,5 @@ async def copy_into(
     await writer.set(keys.HEAD_KEY, encode_head(verified.head), count=False)
     await writer.flush()
     report = RebuildReport(BUILT_IN, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
-    await _finish(target, clock, report, actor, reason, cut=True)
+    await _finish(target, clock, report, actor, reason, cut=True, follow=ProjectionHost())
     return report

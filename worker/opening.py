@@ -34,12 +34,13 @@ async def take_over(
 
     A job found claimed belongs to a writer that is gone: its lease ends with the reason `interrupted`.
     """
-    rolled_back_from = await log.start(accept_rollback=accept_rollback)
     store = log.store
+    # First of all: an interrupted cut may have left the anchor ahead of the log, which its end puts right.
     if await store.get(keys.REBUILD_KEY) is not None:
         raise NotRebuilt(
             f"a rebuild of {store.location} was interrupted, its indexes are incomplete: run rebuild-projections again"
         )
+    rolled_back_from = await log.start(accept_rollback=accept_rollback)
     view = LedgerView(log)
     live.tallies = dict(await view.tallies())
     live.durable_counts = {queue: tally.encode() for queue, tally in live.tallies.items()}
