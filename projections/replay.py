@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.codec import RecordBatch
+from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt
 from ledgerq.eventlog.log import Chain, LogReader, Progress, Verified
 from ledgerq.projections.fold import Fold, Transition
 from ledgerq.projections.host import ProjectionHost
@@ -14,7 +15,7 @@ __all__ = ["fold_to", "fold_verified", "replay"]
 async def replay(log: LogReader, start: int = 0, stop: int | None = None) -> AsyncIterator[Transition]:
     """The transitions with `start <= offset < stop`; what came before `start` is folded silently."""
     fold = Fold()
-    async for batch in log.batches(0, stop):
+    async for batch in _gapless(log, stop):
         for offset, event in enumerate(batch.events, batch.base_offset):
             if stop is not None and offset >= stop:
                 return
@@ -41,7 +42,7 @@ async def fold_to(
     fold = Fold()
     if stop == 0:
         return fold
-    async for batch in log.batches(0, stop):
+    async for batch in _gapless(log, stop):
         if batch.next_offset <= stop:
             fold.apply_batch(batch)
         else:
@@ -49,7 +50,19 @@ async def fold_to(
                 fold.apply(at, batch.time_ms, event)
         if progress is not None:
             progress(fold.next_offset, stop)
+    if fold.next_offset < stop:
+        raise LogCorrupt(fold.next_offset, "a record batch is missing")
     return fold
+
+
+async def _gapless(log: LogReader, stop: int | None) -> AsyncIterator[RecordBatch]:
+    """The batches from the first one on. Nothing is verified here, but a gap would make a wrong state look right."""
+    at = 0
+    async for batch in log.batches(0, stop):
+        if batch.base_offset != at:
+            raise LogCorrupt(at, "a record batch is missing" if batch.base_offset > at else "one was inserted")
+        yield batch
+        at = batch.next_offset
 
 
 async def fold_verified(
