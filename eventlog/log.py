@@ -72,6 +72,10 @@ class LogReader:
         value = await self.store.get(keys.HEAD_KEY)
         return EMPTY_HEAD if value is None else decode_head(value)
 
+    async def end(self) -> int:
+        """The offset after the last event that may be relied on."""
+        return (await self.head()).next_offset
+
     async def batches(self, start: int = 0, stop: int | None = None) -> AsyncIterator[RecordBatch]:
         """The record batches that hold offsets in `[start, stop)`, decoded but not verified, as of this call."""
         first = await self.batch_at(start) if start > 0 else None
@@ -110,7 +114,7 @@ class LogReader:
 
     async def offset_at_time(self, time_ms: int) -> int:
         """The offset after the last event whose commit time is at most `time_ms` (commit times never decrease)."""
-        low, high = 0, (await self.head()).next_offset
+        low, high = 0, await self.end()
         while low < high:
             batch = await self.batch_at((low + high) // 2)
             if batch is None or batch.next_offset <= low:

@@ -256,6 +256,10 @@ class EventLog(LogReader):
             if not waiter.done():
                 waiter.set_result(None)
 
+    async def end(self) -> int:
+        """Like `LogReader.end`; what is on its way is in the store already."""
+        return self._durable.next_offset
+
     async def batches(self, start: int = 0, stop: int | None = None) -> AsyncIterator[RecordBatch]:
         """Like `LogReader.batches`; what is on its way is in the store already, but nobody may rely on it."""
         durable = self._durable.next_offset

@@ -33,7 +33,7 @@ async def fold_to(
     """
     if offset is not None and time_ms is not None:
         raise InvalidArgument("give an offset or a time, not both")
-    end = (await log.head()).next_offset
+    end = await log.end()
     if time_ms is not None:
         offset = await log.offset_at_time(time_ms)
     stop = end if offset is None else offset

@@ -22,6 +22,7 @@ from ledgerq.projections.stats import QueueStats
 from ledgerq.worker.options import QueueOptions
 from tests.histories import histories, quick
 from tests.logs import Watcher, reader
+from tests.loops import settle
 from tests.rig import Rig
 
 WHO = {"actor": "ann", "reason": "because"}
@@ -265,3 +266,19 @@ async def test_an_event_that_makes_no_sense_is_named_by_its_offset() -> None:
     with pytest.raises(LogCorrupt) as caught:
         [transition async for transition in replay(log)]
     assert caught.value.offset == 4
+
+
+async def test_the_log_of_a_queue_at_work_folds_to_what_is_durable() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue("q", b"1")
+        rig.faults.hold("sync:before")
+        adding = asyncio.create_task(rig.queue.enqueue("q", b"2"))
+        await settle()
+        fold = await fold_to(rig.queue.log)
+        assert (len(fold.jobs), fold.next_offset) == (1, 2)
+        with pytest.raises(InvalidArgument, match="offset 3 is not in the log"):
+            await fold_to(rig.queue.log, offset=3)
+        assert (await fold_to(rig.queue.log, time_ms=2**60)).next_offset == 2
+        rig.faults.let_go("sync:before")
+        await adding
+        assert (await fold_to(rig.queue.log)).next_offset == 3
