@@ -7,6 +7,7 @@ Writes "started PAYLOAD" and "ended PAYLOAD" lines to its output, and "over" whe
 """
 
 import asyncio
+import os
 import sys
 import threading
 from pathlib import Path
@@ -17,8 +18,8 @@ POLL_S = 0.005
 
 
 def say(*words: str) -> None:
-    """One line for the parent."""
-    print(*words, flush=True)
+    """One line for the parent, in one piece whichever threads speak."""
+    os.write(1, (" ".join(words) + "\n").encode())
 
 
 async def cue(job: JobContext, folder: Path) -> None:
