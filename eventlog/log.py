@@ -206,10 +206,13 @@ class LogReader:
         A store that lost a file in the middle of its write-ahead log opens without an error, and with a right head.
         """
         stop, digest, batches, size_bytes = head.next_offset, head.digest, 0, 0
-        pages = self.store.scan(keys.LOG_PREFIX, keys.log_key(stop), reverse=True, page_rows=_TAIL_PAGE_ROWS)
+        pages = self.store.scan(keys.LOG_PREFIX, _LOG_STOP, reverse=True, page_rows=_TAIL_PAGE_ROWS)
         async for rows in pages:
             for key, value in rows:
                 batch = decode_batch(keys.offset_of(key), value)
+                if batches == 0 and batch.next_offset > stop:
+                    # To append at the head would write over what is there.
+                    raise after_head(head, batch.next_offset)
                 if batch.next_offset != stop:
                     raise LogCorrupt(batch.next_offset, f"the record batch that ends at {stop} is missing")
                 if batch.digest != digest:
@@ -223,6 +226,13 @@ class LogReader:
                     return
         if stop > 0:
             raise LogCorrupt(0, f"the record batch that ends at {stop} is missing")
+
+
+def after_head(head: Head, end: int) -> LogCorrupt:
+    """The log goes on to `end`. Of a head that is gone only the row is lost: then that end is what can be kept."""
+    if head == EMPTY_HEAD:
+        return LogCorrupt(end, "its head is missing")
+    return LogCorrupt(head.next_offset, f"the log goes on to {end} after its head")
 
 
 class Chain:
@@ -268,7 +278,7 @@ class Chain:
         if head.next_offset > self.next_offset:
             raise LogCorrupt(self.next_offset, f"the log ends here but its head says {head.next_offset}")
         if head.next_offset < self.next_offset:
-            raise LogCorrupt(head.next_offset, f"the log goes on to {self.next_offset} after its head")
+            raise after_head(head, self.next_offset)
         if head.digest != (NO_DIGEST if self._last is None else self._last.digest):
             raise LogCorrupt(0 if self._last is None else self._last.base_offset, "its digest is not the head's")
         if head != self.so_far().head:
