@@ -107,7 +107,9 @@ def finished_key(sweep_at_ms: int, job_id: bytes) -> bytes:
 
 
 def leading_ms(key: bytes, prefix: bytes) -> int:
-    """The time that a key of a time-ordered range starts with."""
+    """The time that a key of a time-ordered range starts with; raises `ProjectionDrift` when there is none."""
+    if len(key) < len(prefix) + _u64.size:
+        raise ProjectionDrift(f"the key {key!r} holds no time: run rebuild-projections")
     value: int = _u64.unpack_from(key, len(prefix))[0]
     return value
 

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import PayloadRecord, decode_payload, digest_of
 from ledgerq.eventlog.entropy import job_id_ms, job_id_text
-from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing
+from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing, ProjectionDrift
 from ledgerq.eventlog.events import STATES, Enqueued, Record, State, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.projections.indexes import (
@@ -106,7 +106,12 @@ class LedgerView:
         """The counters of all queues, in order of their names."""
         found: list[tuple[str, Tally]] = []
         async for rows in self.store.scan(STATS, keys.after_prefix(STATS)):
-            found += [(key[len(STATS) :].decode(), Tally.decode(value)) for key, value in rows]
+            for key, value in rows:
+                try:
+                    name = key[len(STATS) :].decode()
+                except UnicodeDecodeError as error:
+                    raise ProjectionDrift(f"the key {key!r} names no queue: run rebuild-projections") from error
+                found.append((name, Tally.decode(value)))
         return found
 
     async def stats(self, queue: str) -> QueueStats:

@@ -46,7 +46,8 @@ async def take_over(
     live.durable_counts = {queue: tally.encode() for queue, tally in live.tallies.items()}
     async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
         for key, value in rows:
-            live.hints[key[len(keys.HINT_PREFIX) :].decode()] = hint_place(value)
+            # A damaged name is no queue's; its hint is found by the audit.
+            live.hints[key[len(keys.HINT_PREFIX) :].decode(errors="replace")] = hint_place(value)
     head = log.durable_head
     await live.host.restore(store)
     anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
