@@ -17,6 +17,7 @@ from ledgerq.eventlog.store import Anchor, ReadStore
 
 __all__ = ["LogReader", "Verified"]
 
+_MAX_OFFSET = 2**63
 _LOG_STOP = keys.after_prefix(keys.LOG_PREFIX)
 _FOLLOW_INTERVAL_MS = 500
 # More than what an opener ever finds only in the write-ahead log, and little enough to be read in a moment.
@@ -68,9 +69,23 @@ class LogReader:
             raise StoreNotFound(f"there is no ledgerq store at {self.store.location}: check the URL")
 
     async def head(self) -> Head:
-        """Where the log ends; `EMPTY_HEAD` before the first commit."""
+        """Where the log ends; `EMPTY_HEAD` before the first commit.
+
+        Raises `LogCorrupt` with the log's real end when the head can't be read: up to there it can be kept.
+        """
         value = await self.store.get(keys.HEAD_KEY)
-        return EMPTY_HEAD if value is None else decode_head(value)
+        try:
+            return EMPTY_HEAD if value is None else decode_head(value)
+        except LogCorrupt as error:
+            last = await self.batch_at(_MAX_OFFSET)
+            raise LogCorrupt(0 if last is None else last.next_offset, "the log's head can't be decoded") from error
+
+    async def head_if_readable(self) -> Head:
+        """The head, or `EMPTY_HEAD` where it can't be read: for a cut, which writes a new one."""
+        try:
+            return await self.head()
+        except LogCorrupt:
+            return EMPTY_HEAD
 
     async def end(self) -> int:
         """The offset after the last event that may be relied on."""
@@ -130,9 +145,9 @@ class LogReader:
 
         Raises `LogCorrupt` with the first offset that is not proven.
         """
-        head = await self.head()
         if until is not None:
-            return await self._verify_until(until, head, progress)
+            return await self._verify_until(until, await self.head_if_readable(), progress)
+        head = await self.head()
         chain = Chain()
         async with aclosing(self._values(head.next_offset, progress)) as values:
             async for offset, value in values:

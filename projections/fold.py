@@ -1,22 +1,23 @@
 """The fold: what follows from a stretch of the log, in memory. Replay, audit, rebuild and as-of are all this."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ledgerq.eventlog.codec import RecordBatch
 from ledgerq.eventlog.errors import LogCorrupt
 from ledgerq.eventlog.events import (
     Enqueued,
     Event,
+    JobEvent,
     QueuePaused,
     QueueResumed,
-    Rebuilt,
-    WriterClosed,
-    WriterOpened,
 )
 from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
 from ledgerq.projections.stats import Tally, stats_delta
 
 __all__ = ["Fold", "Transition"]
+
+_TRANSITIONS: Final[dict[type[Event], Mapping[str, tuple[str, ...]]]] = dict(TRANSITIONS.items())
 
 
 class Transition(NamedTuple):
@@ -49,16 +50,15 @@ class Fold:
         """Apply one event; raises `LogCorrupt` for one that the state machine doesn't know in this state."""
         self.next_offset = offset + 1
         self.time_ms = time_ms
-        match event:
-            case QueuePaused() | QueueResumed():
+        states = _TRANSITIONS.get(type(event))
+        if states is None:
+            if isinstance(event, QueuePaused | QueueResumed):
                 self.tally(event.queue).paused = type(event) is QueuePaused
-                return Transition(offset, time_ms, event, None, None)
-            case WriterOpened() | WriterClosed() | Rebuilt():
-                return Transition(offset, time_ms, event, None, None)
-            case _:
-                pass
+            return Transition(offset, time_ms, event, None, None)
+        if TYPE_CHECKING:
+            assert isinstance(event, JobEvent)
         before = self.jobs.get(event.job_id)
-        allowed = TRANSITIONS[type(event)].get("new" if before is None else before.state)
+        allowed = states.get("new" if before is None else before.state)
         if allowed is None:
             state = "unknown" if before is None else before.state
             raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense for a job that is {state}")

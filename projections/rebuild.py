@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import EMPTY_HEAD, encode_head, pack, unpack
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogRolledBack, NotRebuilt
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, LogRolledBack, NotRebuilt
 from ledgerq.eventlog.events import Rebuilt
 from ledgerq.eventlog.log import LogReader, Progress, Verified
 from ledgerq.eventlog.store import Anchor, Batch, ReadStore, Store
@@ -142,7 +142,7 @@ async def rebuild(
     anchor = await store.read_anchor()
     until = _earlier(until, _interrupted_until(marker))
     rolled_back = await _rolled_back(log, anchor, accepted=until is not None)
-    epoch = max((await log.head()).epoch, 0 if anchor is None else anchor.epoch)
+    epoch = max((await log.head_if_readable()).epoch, 0 if anchor is None else anchor.epoch)
     rows: dict[bytes, bytes | None] = {}
     for projection in host.projections.values():
         projection.restore({})
@@ -172,7 +172,7 @@ async def _rolled_back(log: LogReader, anchor: Anchor | None, *, accepted: bool)
     """Whether the log lacks what the anchor names; raises `LogRolledBack` unless that is accepted."""
     try:
         await log.check_anchor(anchor)
-    except LogRolledBack:
+    except (LogRolledBack, LogCorrupt):
         if not accepted:
             raise
         return True

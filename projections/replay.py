@@ -79,11 +79,12 @@ async def fold_verified(
 
     Raises `LogCorrupt` with the first offset that is not proven.
     """
-    head = await log.head()
-    stop = head.next_offset
-    if until is not None:
+    if until is None:
+        head = await log.head()
+    else:
         # What stands beyond may be damaged, but it vouches for the last batch before it.
-        stop = (await log.verify(until=until)).head.next_offset
+        head = (await log.verify(until=until)).head
+    stop = head.next_offset
     chain, fold = Chain(), Fold()
     async for batch in log.batches(0, stop if until is not None else None):
         chain.add(batch)

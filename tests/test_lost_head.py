@@ -22,11 +22,14 @@ def pristine() -> Ledger:
     return asyncio.run(make_ledger())
 
 
-@pytest.fixture
-def headless(pristine: Ledger) -> Ledger:
+@pytest.fixture(params=[None, b"?"], ids=["gone", "unreadable"])
+def headless(request: pytest.FixtureRequest, pristine: Ledger) -> Ledger:
     """Without an anchor, too, as on an object store that was never closed."""
     ledger = pristine._replace(disk=copy_of(pristine.disk))
-    del ledger.disk.rows[keys.HEAD_KEY]
+    if request.param is None:
+        del ledger.disk.rows[keys.HEAD_KEY]
+    else:
+        ledger.disk.rows[keys.HEAD_KEY] = request.param
     ledger.disk.anchor = None
     return ledger
 
