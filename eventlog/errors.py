@@ -25,6 +25,7 @@ __all__ = [
     "PayloadMissing",
     "PayloadTooLarge",
     "ProjectionDrift",
+    "ProjectionFailed",
     "QueueClosed",
     "StoreNotFound",
     "StoreUnavailable",
@@ -141,6 +142,10 @@ class ClockWentBack(LedgerError):
 
 class ProjectionDrift(LedgerError):
     """An index row contradicts the log; run `rebuild-projections`."""
+
+
+class ProjectionFailed(LedgerError):
+    """A user's projection raised while the log was replayed; mend its code and run this again. Nothing was written."""
 
 
 class NotRebuilt(LedgerError):

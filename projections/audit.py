@@ -79,6 +79,7 @@ async def audit(
     for projection in host.projections.values():
         projection.restore({})
     verified, fold = await fold_verified(log, host=host if host.projections else None, rows=rows, progress=progress)
+    host.require_sound(host.projections)
     found: list[Difference] = []
     count = 0
     async for difference in _differences(store, fold, host, rows, deep):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.errors import InvalidArgument, ProjectionFailed
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.store import Anchor, ReadStore, Store, check_key
 from ledgerq.projections.fold import Fold, Transition
@@ -90,6 +90,15 @@ class ProjectionHost:
             name,
             exc_info=error,
         )
+
+    def require_sound(self, names: Iterable[str]) -> None:
+        """Raise `ProjectionFailed` for the first of these projections that raised: its rows can't be told."""
+        for name in names:
+            if name in self.failures:
+                error = self.failures[name]
+                raise ProjectionFailed(
+                    f"projection {name!r} raised at offset {self.offsets.get(name, 0)} or later ({error!r}): mend it"
+                ) from error
 
     async def restore(self, store: ReadStore) -> None:
         """Read each projection's offset and hand it its rows."""

@@ -148,6 +148,7 @@ async def rebuild(
         projection.restore({})
     given = host if host.projections else None
     verified, fold = await fold_verified(log, until=until, host=given, rows=rows, progress=progress)
+    host.require_sound(names)
     end = verified.head.next_offset
     writer = _RowWriter(store, _anchor(verified, epoch), pack((None if until is None else end,)))
     if until is not None:

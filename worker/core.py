@@ -33,7 +33,7 @@ __all__ = ["DEFAULT_OPTIONS", "Core"]
 DEFAULT_OPTIONS: Final = QueueOptions()
 _PAYLOAD_BUDGET_BYTES: Final = 32 * 1024 * 1024
 _OBJECT_STORE_INTERVAL_MS: Final = 50.0
-_LOCAL_INTERVAL_MS: Final = 5.0
+_LOCAL_INTERVAL_MS: Final = 2.0
 
 
 class Core:
