@@ -14,8 +14,8 @@ from ledgerq.tools.bench import MEASUREMENTS, app
 from ledgerq.tools.bench_model import Measurement, Target, percentile
 
 EXPECTED = {
-    "enqueue": ["enqueue"],
-    "claim": ["claim"],
+    "enqueue": ["enqueue", "enqueue-no-fsync"],
+    "claim": ["claim", "claim-no-fsync"],
     "bulk": ["bulk-enqueue", "bulk-claim"],
     "latency": ["latency-claimed-p50", "latency-claimed-p99", "latency-acked-p50", "latency-acked-p99"],
     "drain": ["drain-flatness"],
@@ -24,7 +24,15 @@ EXPECTED = {
 }
 WITH_BASELINE = [*EXPECTED["enqueue"], *EXPECTED["claim"], *EXPECTED["bulk"], *EXPECTED["latency"]]
 WITH_BASELINE += ["open", "open-memory"]
-WITH_TARGET = ["enqueue", "claim", "replay", "fold", "open-beyond", "open-memory", "drain-flatness"]
+WITH_TARGET = [
+    *EXPECTED["enqueue"],
+    *EXPECTED["claim"],
+    "replay",
+    "fold",
+    "open-beyond",
+    "open-memory",
+    "drain-flatness",
+]
 
 
 def run(*arguments: str) -> tuple[str, str]:

@@ -175,9 +175,10 @@ class Bench:
             if location.is_file:
                 shutil.rmtree(location.folder, ignore_errors=True)
 
-    def queue(self, url: str) -> Opening[Queue]:
-        """ledgerq's queue in the store at `url`."""
-        return Queue.open(url, store_options=self.store_options, commit_interval_ms=self.commit_interval_ms)
+    def queue(self, url: str, *, fsync: bool | None = None) -> Opening[Queue]:
+        """ledgerq's queue in the store at `url`; `fsync` as asked for unless given here."""
+        options = self.store_options if fsync is None else StoreOptions(fsync=fsync)
+        return Queue.open(url, store_options=options, commit_interval_ms=self.commit_interval_ms)
 
 
 def percentile(values: list[float], percent: float) -> float:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
+from ledgerq.eventlog.locations import parse_location
 from ledgerq.tools.bench_baseline import Baseline, open_baseline
 from ledgerq.tools.bench_model import QUEUE, Bench, Measurement, Target
 from ledgerq.worker.queue import Queue
@@ -41,33 +42,56 @@ async def choose_flush_interval(bench: Bench) -> dict[str, float]:
 
 async def measure_enqueue(bench: Bench) -> list[Measurement]:
     """Enqueues per second, each awaited."""
-    sizes = bench.sizes
-    title = f"enqueue, one by one, {sizes.callers} producers"
-    found = Measurement("enqueue", title, "jobs/s", target=Target("ratio", at_least=12), baseline_is=_ONE_BY_ONE)
-    for _ in range(bench.runs):
-        async with _ours(bench) as queue:
-            found.runs.append(await _rate(sizes.jobs, partial(_enqueue, bench, queue, sizes.jobs)))
-        async with _theirs(bench) as baseline:
-            work = partial(_baseline_enqueue, bench, baseline, sizes.baseline_jobs)
-            found.baseline.append(await _rate(sizes.baseline_jobs, work))
-        _tell(bench, found)
-    return [found]
+    title = f"enqueue, one by one, {bench.sizes.callers} producers"
+
+    async def ours(queue: Queue) -> float:
+        return await _rate(bench.sizes.jobs, partial(_enqueue, bench, queue, bench.sizes.jobs))
+
+    async def theirs(baseline: Baseline) -> float:
+        jobs = bench.sizes.baseline_jobs
+        return await _rate(jobs, partial(_baseline_enqueue, bench, baseline, jobs))
+
+    return await _one_by_one(bench, "enqueue", title, Target("ratio", at_least=12), ours, theirs)
 
 
 async def measure_claim(bench: Bench) -> list[Measurement]:
     """Jobs per second claimed and acked one by one, from a backlog."""
-    sizes = bench.sizes
-    title = f"claim and ack, one by one, {sizes.callers} workers"
-    found = Measurement("claim", title, "jobs/s", target=Target("ratio", at_least=10), baseline_is=_ONE_BY_ONE)
+    title = f"claim and ack, one by one, {bench.sizes.callers} workers"
+
+    async def ours(queue: Queue) -> float:
+        await fill(bench, queue, bench.sizes.jobs)
+        return await _rate(bench.sizes.jobs, partial(_drain, bench, queue))
+
+    async def theirs(baseline: Baseline) -> float:
+        await _baseline_fill(bench, baseline, bench.sizes.baseline_jobs)
+        return await _rate(bench.sizes.baseline_jobs, partial(_baseline_drain, bench, baseline))
+
+    return await _one_by_one(bench, "claim", title, Target("ratio", at_least=10), ours, theirs)
+
+
+async def _one_by_one(
+    bench: Bench,
+    name: str,
+    title: str,
+    target: Target,
+    ours: Callable[[Queue], Awaitable[float]],
+    theirs: Callable[[Baseline], Awaitable[float]],
+) -> list[Measurement]:
+    """As asked for, and without fsync too: the baseline has none, so only that compares the same promise."""
+    found = [Measurement(name, title, "jobs/s", target=target, baseline_is=_ONE_BY_ONE)]
+    if bench.fsync and parse_location(bench.place).is_file:
+        title = f"{title}, without fsync"
+        found.append(Measurement(f"{name}-no-fsync", title, "jobs/s", target=target, baseline_is=_ONE_BY_ONE))
     for _ in range(bench.runs):
-        async with _ours(bench) as queue:
-            await fill(bench, queue, sizes.jobs)
-            found.runs.append(await _rate(sizes.jobs, partial(_drain, bench, queue)))
+        for one in found:
+            async with _ours(bench, fsync=bench.fsync and one is found[0]) as queue:
+                one.runs.append(await ours(queue))
         async with _theirs(bench) as baseline:
-            await _baseline_fill(bench, baseline, sizes.baseline_jobs)
-            found.baseline.append(await _rate(sizes.baseline_jobs, partial(_baseline_drain, bench, baseline)))
-        _tell(bench, found)
-    return [found]
+            rate = await theirs(baseline)
+        for one in found:
+            one.baseline.append(rate)
+            _tell(bench, one)
+    return found
 
 
 async def measure_bulk(bench: Bench) -> list[Measurement]:
@@ -78,7 +102,7 @@ async def measure_bulk(bench: Bench) -> list[Measurement]:
     claimed = Measurement("bulk-claim", f"claim and ack in bulk, {each}", "jobs/s", baseline_is=_IN_BULK)
     jobs, baseline_jobs = (calls * sizes.jobs_per_call for calls in (sizes.bulk_calls, sizes.baseline_bulk_calls))
     for _ in range(bench.runs):
-        async with _ours(bench) as queue:
+        async with _ours(bench, fsync=bench.fsync) as queue:
             enqueued.runs.append(await _rate(jobs, partial(fill, bench, queue, jobs)))
             claimed.runs.append(await _rate(jobs, partial(drain_in_bulk, bench, queue)))
         async with _theirs(bench) as baseline:
@@ -193,9 +217,9 @@ async def _rate(jobs: int, work: Callable[[], Awaitable[int]]) -> float:
 
 
 @asynccontextmanager
-async def _ours(bench: Bench) -> AsyncIterator[Queue]:
+async def _ours(bench: Bench, *, fsync: bool) -> AsyncIterator[Queue]:
     with bench.new_store("ledgerq") as url:
-        async with bench.queue(url) as queue:
+        async with bench.queue(url, fsync=fsync) as queue:
             yield queue
 
 

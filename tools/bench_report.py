@@ -68,9 +68,10 @@ def print_table(console: Console, document: dict[str, Any], found: Sequence[Meas
         f"{where['cpu']}, {where['cores']} cores, {where['kernel']}, Python {where['python']}, "
         f"slatedb {where['slatedb']}, ledgerq {where['ledgerq']}, file system {where['file_system'] or 'none'}"
     )
+    interval_ms = parameters["commit_interval_ms"]
     say(
         f"medians of {parameters['runs']} runs (lowest to highest); fsync {'on' if parameters['fsync'] else 'off'}, "
-        f"commit interval {parameters['commit_interval_ms'] or 'default'}, "
+        f"commit interval {'default' if interval_ms is None else f'{interval_ms:g} ms'}, "
         f"baseline's flush interval {parameters['baseline_flush_interval_ms'] or '-'} ms, without fsync"
     )
     rows = [("measured", "ledgerq", "baseline", "ratio", "target"), *(_row(one) for one in found)]
