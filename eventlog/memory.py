@@ -59,6 +59,8 @@ class MemoryReader:
     def __init__(self, disk: MemoryDisk, *, pinned: bool = False) -> None:
         self._disk = disk
         self._rows: SortedDict[bytes, bytes] = disk.rows.copy() if pinned else disk.rows
+        self._is_pinned = pinned
+        self._pinned_anchor = disk.anchor
         self._unsynced: dict[bytes, bytes | None] = {}
 
     @property
@@ -104,8 +106,8 @@ class MemoryReader:
             await self._meet("scan")
 
     async def read_anchor(self) -> Anchor | None:
-        """The anchor of the last synced commit."""
-        return self._disk.anchor
+        """The anchor of the last synced commit, or of the one that a pinned reader shows."""
+        return self._pinned_anchor if self._is_pinned else self._disk.anchor
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -23,6 +23,8 @@ __all__ = ["SLATE_ERRORS", "closed_error", "late_error", "translate"]
 SLATE_ERRORS: Final = (Error, InternalError)
 
 _CLOCK: Final = re.compile(r"invalid clock tick.*last_tick=`(-?\d+)`, next_tick=`(-?\d+)`")
+# Two processes that make one store at the same moment: the slower one finds the manifest that it was about to write.
+_OUTRUN: Final = "version already exists"
 _NOT_FOUND: Final = ("failed to find latest transactional object", "failed to find manifest")
 
 
@@ -37,6 +39,8 @@ def translate(error: BaseException, url: str) -> LedgerError:
         return ClockWentBack(now_ms=int(tick[2]), last_ms=int(tick[1]))
     if any(text in message for text in _NOT_FOUND):
         return StoreNotFound(f"there is no store at {url}; check the URL, or open it for writing to create one")
+    if _OUTRUN in message:
+        return _fenced(url)
     if isinstance(error, Error.Invalid):
         return InvalidArgument(f"{url}: {message}")
     if isinstance(error, Error.Unavailable):
@@ -51,9 +55,7 @@ def translate(error: BaseException, url: str) -> LedgerError:
 def closed_error(reason: CloseReason, url: str, message: str = "") -> LedgerError:
     """Why a database handle is closed."""
     if reason == CloseReason.FENCED:
-        return Fenced(
-            f"another process opened {url} for writing, and this one was fenced: stop it, or open it again to take over"
-        )
+        return _fenced(url)
     if reason == CloseReason.CLEAN:
         return QueueClosed(f"{url} was closed; open it again")
     return LogPoisoned(f"{url}: SlateDB stopped ({reason.name} {message}); open it again to learn what it holds")
@@ -64,4 +66,10 @@ def late_error(url: str, what: str, limit_s: float) -> OutcomeUnknown:
     return OutcomeUnknown(
         f"{url}: {what} was not confirmed within {limit_s:g} s, so it may or may not be in the log; "
         "check that the store can be reached, then open it again to learn which"
+    )
+
+
+def _fenced(url: str) -> Fenced:
+    return Fenced(
+        f"another process opened {url} for writing, and this one was fenced: stop it, or open it again to take over"
     )

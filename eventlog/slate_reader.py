@@ -36,20 +36,20 @@ class SlateReader(SlateReads):
         super().__init__(db, lane, location.original)
         self._place = location
         self._pinned_seq: int | None = None
+        self._pinned_anchor: Anchor | None = None
 
-    def pin(self) -> None:
-        """From now on refuse to read when the view is not the present one any more."""
+    def pin(self, anchor: Anchor | None) -> None:
+        """From now on refuse to read when the view is not the present one any more; its anchor is `anchor`."""
         self._pinned_seq = self._db.status().durable_seq
+        self._pinned_anchor = anchor
 
     async def read_anchor(self) -> Anchor | None:
-        """The newest anchor that can be read, or None when there is none."""
+        """The newest anchor that can be read, or None when there is none; of a pinned view, the one found before it.
+
+        A newer anchor names a commit that a pinned view doesn't show, which would look like a loss.
+        """
         self._check()
-        if self._place.is_file:
-            try:
-                return await asyncio.to_thread(FileAnchor(self._place.folder, fsync=False).read)
-            except OSError as error:
-                raise StoreUnavailable(f"{self.location}: its anchor can't be read: {error}") from error
-        return await ObjectAnchor(Objects(self._place, limit_s=PREFLIGHT_LIMIT_S), SystemClock()).read()
+        return await _anchor(self._place) if self._pinned_seq is None else self._pinned_anchor
 
     def _served(self) -> None:
         if self._pinned_seq is not None and self._db.status().durable_seq != self._pinned_seq:
@@ -95,6 +95,8 @@ async def open_slate_reader(
         skip_wal_replay=False,
     )
     await check_readable(location)
+    # Read before the view is made: then the view holds what it names.
+    anchor = await _anchor(location) if pinned else None
     try:
         async with asyncio.timeout(_OPEN_LIMIT_S):
             builder = DbReaderBuilder(location.database, ObjectStore.resolve(location.root))
@@ -106,7 +108,7 @@ async def open_slate_reader(
                 # SlateDB looks at the manifest once more right after opening, with about the requests that opening
                 # took, and nothing tells when it is done: give it twice that time. `_served` notices if that was short.
                 await asyncio.sleep(max(_SETTLE_S, 2 * (asyncio.get_running_loop().time() - began_s)))
-                reader.pin()
+                reader.pin(anchor)
             return reader
     except TimeoutError as error:
         raise StoreUnavailable(
@@ -114,3 +116,12 @@ async def open_slate_reader(
         ) from error
     except SLATE_ERRORS as error:
         raise translate(error, location.original) from error
+
+
+async def _anchor(location: Location) -> Anchor | None:
+    if location.is_file:
+        try:
+            return await asyncio.to_thread(FileAnchor(location.folder, fsync=False).read)
+        except OSError as error:
+            raise StoreUnavailable(f"{location.original}: its anchor can't be read: {error}") from error
+    return await ObjectAnchor(Objects(location, limit_s=PREFLIGHT_LIMIT_S), SystemClock()).read()

@@ -203,3 +203,14 @@ class StoreContract:
         assert await reader.get(b"a") == b"1"
         assert await scan_all(reader, b"", b"z") == [(b"a", b"1")]
         await reader.close()
+
+    async def test_the_anchor_of_a_pinned_reader_is_in_its_view(self, store: Store) -> None:
+        await put_all(store, [(b"a", b"1")])
+        reader = await self.read(pinned=True)
+        batch = store.batch()
+        batch.put(b"a", b"2")
+        await store.write(batch)
+        await store.sync(ANCHOR._replace(base_offset=9, next_offset=10))
+        assert await reader.get(b"a") == b"1"
+        assert await reader.read_anchor() in (ANCHOR, None), "an anchor of what the view can't show"
+        await reader.close()

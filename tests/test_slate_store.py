@@ -121,7 +121,7 @@ async def test_a_pinned_view_that_moved_is_refused(tmp_path: Path, monkeypatch: 
     await put_all(store, [(b"a", b"0")])
     # A reader that follows, pinned by hand: SlateDB moves it as it might move one that was pinned too early.
     reader = await open_slate_reader(parse_location(str(tmp_path / "s")), poll_interval_ms=5)
-    reader.pin()
+    reader.pin(None)
     await put_all(store, [(b"a", b"1")])
     with pytest.raises(StoreUnavailable, match="moved"):
         async with asyncio.timeout(10):
@@ -353,6 +353,8 @@ def test_clock_errors_carry_both_times() -> None:
     assert isinstance(translate(Error.Unavailable("x"), "u"), StoreUnavailable)
     assert isinstance(translate(InternalError("panicked"), "u"), LogPoisoned)
     assert isinstance(translate(Error.Data("x"), "u"), LogPoisoned)
+    outrun = "Data error: transactional object (e.g. manifest) version already exists"
+    assert isinstance(translate(Error.Data(outrun), "u"), Fenced)
     assert isinstance(translate(Error.Invalid("bad key"), "u"), InvalidArgument)
 
 
