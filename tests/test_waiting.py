@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from ledgerq.eventlog.events import Claimed, Enqueued
+from ledgerq.worker.feeder import Feeder
 from tests.loops import settle
 from tests.rig import Rig, payloads
 
@@ -187,3 +188,66 @@ async def test_a_claim_without_a_wait_answers_when_the_queue_is_paused_while_it_
         await settle()
         assert looking.done()
         assert await looking == []
+
+
+async def test_waiting_on_many_queues_costs_no_more_than_a_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, looks = [f"q{i}" for i in range(40)], 0
+    needs = Feeder.needs
+
+    def counted(feeder: Feeder, queue: str) -> bool:
+        nonlocal looks
+        looks += 1
+        assert looks < 10_000, "the cost doubles with each queue"
+        return needs(feeder, queue)
+
+    monkeypatch.setattr(Feeder, "needs", counted)
+    async with Rig() as rig:
+        waiting = [asyncio.create_task(rig.queue.claim(names, wait=None)) for _ in range(2)]
+        await settle()
+        for name in (names[0], names[-1]):
+            await rig.queue.enqueue(name, name.encode())
+        assert payloads([claim for task in waiting for claim in await task]) == [b"q0", b"q39"]
+
+
+@pytest.mark.parametrize("leaves", ["served", "cancelled", "its time is over"])
+async def test_one_who_kept_others_from_a_queue_lets_them_in_when_it_leaves(leaves: str) -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue("a", b"a")
+        await rig.reopen()
+        rig.faults.hold("scan")  # it is unknown now whether there is a job in "a"
+        first = asyncio.create_task(rig.queue.claim(["a", "b"], wait=3))
+        await settle()
+        behind = asyncio.create_task(rig.queue.claim("b", wait=None))
+        await settle()
+        await rig.queue.enqueue("b", b"b")
+        await settle()
+        assert not first.done()
+        assert not behind.done()
+        if leaves == "served":
+            rig.faults.let_go("scan")
+        elif leaves == "cancelled":
+            first.cancel()
+        else:
+            rig.clock.advance(3000)
+        await settle()
+        assert behind.done()
+        assert payloads(await behind) == [b"b"]
+        if leaves == "served":
+            assert payloads(await first) == [b"a"]
+        else:
+            rig.faults.let_go("scan")
+
+
+async def test_a_claim_without_a_wait_is_not_sent_away_from_jobs_that_are_kept_for_another() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue("a", b"a")
+        await rig.reopen()
+        rig.faults.hold("scan")
+        first = asyncio.create_task(rig.queue.claim(["a", "b"], wait=None))
+        await settle()
+        await rig.queue.enqueue("b", b"b")
+        looking = asyncio.create_task(rig.queue.claim("b", wait=0))
+        await settle()
+        rig.faults.let_go("scan")
+        assert payloads(await first) == [b"a"]
+        assert payloads(await looking) == [b"b"]

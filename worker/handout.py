@@ -85,6 +85,15 @@ class Handout:
 
     def dispatch(self, queue: str) -> None:
         """Serve the waiters of a queue as far as its window goes; start filling it when that helps."""
+        self._serve_line(queue)
+        if self._choosy and self.room.first(queue) is not None and not self._may_bring(queue):
+            # Those who asked for this queue first have to take from another one now.
+            asked = [waiter.queues for waiter in self._choosy if queue in waiter.queues]
+            for name in dict.fromkeys(name for queues in asked for name in queues[queues.index(queue) + 1 :]):
+                self._serve_line(name)
+
+    def _serve_line(self, queue: str) -> None:
+        """Serve those who wait for this queue, in order, and let those go who don't want to wait for what may come."""
         live = self._live
         if live.log.failure is not None:
             return
@@ -102,14 +111,9 @@ class Handout:
         if not paused and self._feeder.needs(queue):
             self._feeder.start(queue)
         for waiter in [*self._impatient]:
-            if not waiter.future.done() and not any(self._may_bring(name) for name in waiter.queues):
+            if not waiter.future.done() and not any(self._may_serve(name) for name in waiter.queues):
                 self.room.remove(waiter)
                 waiter.future.set_result([])
-        if self._choosy and not self._may_bring(queue):
-            # Those who asked for this queue first have to take from another one now.
-            asked = [waiter.queues for waiter in self._choosy if queue in waiter.queues]
-            for name in dict.fromkeys(name for queues in asked for name in queues[queues.index(queue) + 1 :]):
-                self.dispatch(name)
 
     def _earlier_may_bring(self, waiter: Waiter, queue: str) -> bool:
         """Whether a queue that the waiter asked for before this one is still being read."""
@@ -118,6 +122,10 @@ class Handout:
 
     def _may_bring(self, queue: str) -> bool:
         return not self._live.paused(queue) and (self._feeder.feeding(queue) or self._feeder.needs(queue))
+
+    def _may_serve(self, queue: str) -> bool:
+        """Whether waiting for this queue may be worth it: jobs may come, or are kept for one who came before."""
+        return self._may_bring(queue) or (not self._live.paused(queue) and self._live.window(queue).first() is not None)
 
     def _take(self, queue: str, limit: int, lease_ms: int | None, worker: str | None) -> list[Claim]:
         """Claim up to `limit` jobs that are at hand."""
@@ -158,7 +166,7 @@ class Handout:
         Waits at most `wait_ms` (None: without end) and returns [] when the wait is over.
         """
         if self._ended is not None:
-            raise self._ended
+            raise self._ended.with_traceback(None)
         claims: list[Claim] = []
         for queue in queues:
             if self.room.first(queue) is None and not self._live.paused(queue):
@@ -189,7 +197,7 @@ class Handout:
         try:
             for queue in waiter.queues:
                 if not waiter.future.done():
-                    self.dispatch(queue)
+                    self._serve_line(queue)
             return await waiter.future
         except asyncio.CancelledError:
             future = waiter.future
@@ -202,6 +210,8 @@ class Handout:
             self._choosy.pop(waiter, None)
             if timer is not None:
                 timer.cancel()
+            for queue in waiter.queues[1:]:
+                self._serve_line(queue)  # what was kept for this one may be for the next one in line
 
     def _give_back(self, claims: list[Claim]) -> None:
         """Nobody received these: pending again, as if they had never been handed out."""
