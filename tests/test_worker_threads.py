@@ -149,6 +149,22 @@ async def test_a_thread_is_used_again_so_what_it_keeps_for_itself_stays() -> Non
         assert 1 <= len(names) <= 3
 
 
+async def test_a_plain_handler_may_raise_what_no_future_takes() -> None:
+    async with Rig() as rig:
+        added = await rig.queue.enqueue("q", b"x", max_attempts=1)
+        worker = Worker(rig.queue)
+
+        @worker.handler("q")
+        def first_of_nothing(job: JobContext) -> None:
+            next(iter([]))
+
+        async with asyncio.timeout(LIMIT_S):
+            await worker.run(until_empty=True, signals=False)
+        job = await rig.queue.get(added.job_id)
+        assert job.state == "dead"
+        assert "StopIteration" in job.error
+
+
 def test_a_thread_does_not_keep_the_process_and_forgets_what_it_was_given() -> None:
     threads = HandlerThreads()
     assert threads.submit(lambda: threading.current_thread().daemon).result(LIMIT_S)

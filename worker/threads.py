@@ -40,12 +40,17 @@ class HandlerThreads(Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     result = function()
+                except StopIteration as error:
+                    # No future of asyncio takes one, so whoever awaits the call would wait for ever.
+                    raised = RuntimeError(f"the call raised {error!r}")
+                    raised.__cause__ = error
+                    future.set_exception(raised)
                 except BaseException as error:
                     future.set_exception(error)
                 else:
                     future.set_result(result)
             # What a handler got and gave is not kept while the thread is idle.
-            call = future = function = result = None  # type: ignore[assignment]
+            call = future = function = result = raised = None  # type: ignore[assignment]
             self._idle.release()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
