@@ -8,10 +8,10 @@ import pytest
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import encode_payload
 from ledgerq.eventlog.errors import JobNotFound, PayloadMissing, StoreUnavailable
-from ledgerq.eventlog.events import Swept
+from ledgerq.eventlog.events import LeaseExpired, Promoted, Swept
 from ledgerq.worker.options import QueueOptions
 from tests.loops import settle
-from tests.rig import Rig, payloads
+from tests.rig import Rig, claim_all, payloads
 
 WHO = {"actor": "ann", "reason": "because"}
 DAY_S = 24 * 3600
@@ -137,6 +137,46 @@ async def test_what_is_staged_while_maintenance_looks_is_not_overlooked(held: st
         assert payloads(await rig.queue.claim("q", limit=9)) == [b"b1"]
         await rig.advance(1)
         assert payloads(await rig.queue.claim("q", limit=9)) == [b"b2"]
+
+
+async def test_a_job_staged_overdue_while_maintenance_waits_for_a_commit_is_not_overlooked() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue("q", b"late", delay=5)
+        rig.faults.hold("get")
+        early = asyncio.create_task(rig.queue.enqueue("q", b"early", delay=1, unique_key="k"))
+        await settle()
+        rig.faults.hold("sync:before")
+        other = asyncio.create_task(rig.queue.enqueue("other", b""))
+        await settle()
+        await rig.advance(6)  # maintenance waits for the commit in flight
+        rig.faults.let_go("get")  # and now the look-up is done that the earlier job waited for
+        await settle()
+        rig.faults.hold("write:before")
+        rig.faults.let_go("sync:before")
+        await settle()
+        rig.faults.let_go("write:before")
+        await asyncio.gather(early, other)
+        await settle()
+        assert sorted(payloads(await rig.queue.claim("q", limit=9))) == [b"early", b"late"]
+
+
+async def test_sweeping_a_long_backlog_keeps_no_lease_and_no_due_job_waiting() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", [b""] * 3000)
+        await rig.queue.ack_many(await claim_all(rig.queue))
+        await rig.queue.enqueue("due", b"", delay=DAY_S + 1)
+        await rig.queue.enqueue("leased", b"")
+        await rig.queue.claim("leased", lease=DAY_S + 1)
+        await settle()
+        rig.faults.hold("sync:before")
+        await rig.advance(DAY_S)
+        rig.clock.advance(1000)  # while the first of many steps is under way
+        rig.faults.let_go("sync:before")
+        await settle(500)
+        kinds = [type(event) for event in await rig.events()]
+        assert kinds.count(Swept) == 3000
+        for kind in (Promoted, LeaseExpired):
+            assert kinds[: kinds.index(kind)].count(Swept) < 1500
 
 
 async def test_jobs_that_finish_in_the_millisecond_being_swept_are_swept_too() -> None:

@@ -16,7 +16,7 @@ from ledgerq.eventlog.keys import after_prefix
 from ledgerq.projections.indexes import FINISHED_PREFIX, SCHEDULED, finished_key, leading_ms, scheduled_key
 from ledgerq.projections.job import Job
 from ledgerq.worker import decisions
-from ledgerq.worker.leases import LeaseBook
+from ledgerq.worker.leases import Lease, LeaseBook
 from ledgerq.worker.live import Live
 from ledgerq.worker.options import QueueOptions
 
@@ -48,11 +48,11 @@ class _TimedRange:
 
     async def step(self, live: Live, now_ms: int) -> None:
         """Work off at most a few hundred rows that are due, and find out when the next one is."""
-        self.next_ms = _NEVER  # whatever is staged from here on lowers it again
+        # Whatever is staged from here on lowers both again; what was staged before must be in the store for the scan.
+        self.next_ms = _NEVER
+        scan_from, self._scan_from = self._scan_from, after_prefix(self.prefix)
         try:
-            # What was staged before this moment must be in the store, for the scan to see it.
             await live.log.committed()
-            scan_from, self._scan_from = self._scan_from, after_prefix(self.prefix)
             due: list[tuple[bytes, bytes]] = []
             next_ms, last_key = _NEVER, scan_from
             async for page in live.log.store.scan(scan_from, after_prefix(self.prefix), page_rows=_STEP_ROWS):
@@ -153,7 +153,7 @@ class Maintenance:
             await self._wake.wait()
             self._wake.clear()
             try:
-                await self._step(self._clock.now_ms())
+                await self._step()
             except LedgerError as error:
                 if self._live.log.failure is not None:
                     return
@@ -168,31 +168,34 @@ class Maintenance:
         _log.warning("a maintenance step failed and will be tried again: %s", error, exc_info=error)
         self._clock.call_at(self._clock.now_ms() + _RETRY_AFTER_MS, self._wake.set)
 
-    async def _step(self, now_ms: int) -> None:
+    async def _step(self) -> None:
+        """Work off all that is due, a part of each kind in turn: sweeping a long backlog keeps no lease waiting."""
         log = self._live.log
-        while (expired := self._leases.expired(now_ms, _STEP_ROWS)) and log.failure is None:
+        while log.failure is None:
             if log.full:
                 await log.room()
-            for lease in expired:
-                job = self._live.claimed.get(lease.job_id)
-                if job is None or job.claim_offset != lease.claim_offset:
-                    self._leases.drop(lease.job_id)
-                    continue
-                if (still := self._leases.expires_ms(lease.job_id, lease.claim_offset)) is None or still > now_ms:
-                    continue
-                options = self._options_of(job.spec.queue)
-                before: Job | None = job
-                for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.LEASE_EXPIRED):
-                    before = self._live.apply(before, event)
+                continue
+            now_ms = self._clock.now_ms()
+            expired = self._leases.expired(now_ms, _STEP_ROWS)
+            self._expire(expired, now_ms)
+            due = [timed for timed in self._ranges if timed.next_ms <= now_ms]
+            if not expired and not due:
+                return
+            for timed in due:
+                await timed.step(self._live, now_ms)
             self._serve()
             await asyncio.sleep(0)
-        for timed in self._ranges:
-            while timed.next_ms <= now_ms:
-                if log.full:
-                    await log.room()
-                await timed.step(self._live, now_ms)
-                self._serve()
-                await asyncio.sleep(0)
+
+    def _expire(self, leases: Sequence[Lease], now_ms: int) -> None:
+        for lease in leases:
+            job = self._live.claimed.get(lease.job_id)
+            if job is None or job.claim_offset != lease.claim_offset:
+                self._leases.drop(lease.job_id)
+                continue
+            options = self._options_of(job.spec.queue)
+            before: Job | None = job
+            for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.LEASE_EXPIRED):
+                before = self._live.apply(before, event)
 
 
 def _job_id(row: tuple[bytes, bytes]) -> bytes:
