@@ -2,14 +2,16 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from ledgerq.eventlog.errors import InvalidState
+from ledgerq.worker import feeder
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import NewJob
 from tests.loops import settle
-from tests.rig import Rig, payloads
+from tests.rig import Rig, claim_all, payloads
 
 WHO = {"actor": "ann", "reason": "because"}
 BACKLOG_JOBS = 1000
@@ -52,6 +54,26 @@ async def test_an_urgent_job_overtakes_a_backlog_that_is_only_in_the_store() -> 
             await rig.queue.enqueue("q", b"urgent", priority=1)
             await rig.queue.enqueue("q", b"last", priority=5000)
             assert payloads(await rig.queue.claim("q")) == [b"urgent"]
+
+
+async def test_a_backlog_of_large_payloads_is_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeder, "_LOAD_BYTES", 10_000)
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", [bytes(1000)] * 200)
+        await rig.reopen()
+        sizes: list[int] = []
+        get_many = rig.store.get_many
+
+        async def counted(wanted: Sequence[bytes]) -> list[bytes | None]:
+            values = await get_many(wanted)
+            sizes.append(sum(len(value or b"") for key, value in zip(wanted, values, strict=True) if key[:2] == b"p/"))
+            return values
+
+        monkeypatch.setattr(rig.store, "get_many", counted)
+        claims = await claim_all(rig.queue)
+        assert len(claims) == 200
+        assert [claim.offset for claim in claims] == sorted(claim.offset for claim in claims)
+        assert 0 < max(sizes) <= 10_000
 
 
 class _Model:

@@ -103,19 +103,16 @@ class Feeder:
             exhausted = len(rows) < _REFILL_ROWS
             rows = rows[:_REFILL_ROWS]
             wanted = [row for row in rows if row[1] not in newer]
-            jobs = await store.get_many([job_key(job_id) for _, job_id in wanted])
-            payloads = await store.get_many([keys.payload_key(place[1]) for place, _ in wanted])
+            jobs = await self._stored_jobs(wanted)
+            payloads = await self._first_payloads(jobs)
             if window.bound != old_bound:
                 return  # the window shrank meanwhile: what it left out must be scanned again
             window.bound = new_bound = None if exhausted else rows[-1][0]
             if new_bound is not None:
                 window.scan_from = new_bound
-            for (place, job_id), job_row, payload_row in zip(wanted, jobs, payloads, strict=True):
-                if job_id in newer or job_row is None:
-                    continue
-                job = decode_job(job_row)
-                if job.state == "pending" and (job.spec.priority, job.offset) == place:
-                    window.insert(ReadyJob(job, _checked(job, payload_row)))
+            for job in jobs:
+                if job.spec.job_id not in newer:
+                    window.insert(ReadyJob(job, _checked(job, payloads.get(job.offset))))
             for changed in newer.values():
                 if changed is not None and changed.state == "pending" and changed.spec.queue == queue:
                     place = (changed.spec.priority, changed.offset)
@@ -124,6 +121,28 @@ class Feeder:
                             window.insert(ReadyJob(changed, None))
                     elif new_bound is not None and place > new_bound:
                         window.scan_from = min(window.scan_from, place)
+
+    async def _stored_jobs(self, rows: list[tuple[Place, bytes]]) -> list[Job]:
+        """The jobs behind rows of the pending range, as far as they are still what the rows say."""
+        values = await self._live.log.store.get_many([job_key(job_id) for _, job_id in rows])
+        found: list[Job] = []
+        for (place, _), value in zip(rows, values, strict=True):
+            job = None if value is None else decode_job(value)
+            if job is not None and job.state == "pending" and (job.spec.priority, job.offset) == place:
+                found.append(job)
+        return found
+
+    async def _first_payloads(self, jobs: list[Job]) -> dict[int, bytes | None]:
+        """The payload records of the first of `jobs`, by offset: a few megabytes, the others come later."""
+        offsets: list[int] = []
+        size_bytes = 0
+        for job in jobs:
+            size_bytes += job.spec.payload_bytes
+            if size_bytes > _LOAD_BYTES:
+                break
+            offsets.append(job.offset)
+        rows = await self._live.log.store.get_many([keys.payload_key(offset) for offset in offsets])
+        return dict(zip(offsets, rows, strict=True))
 
     async def _load(self, window: ReadyWindow) -> None:
         wanted = window.to_load(_LOAD_ROWS, _LOAD_BYTES)
@@ -136,7 +155,7 @@ class Feeder:
         rows = await store.get_many([keys.payload_key(ready.job.offset) for ready in wanted])
         for ready, row in zip(wanted, rows, strict=True):
             now = window.jobs.get(ready.job.spec.job_id)
-            if now is None or now.payload is not None:
+            if now is None or now.payload is not None or now.job.offset != ready.job.offset:
                 continue
             payload = _checked(now.job, row)
             if payload is None:
