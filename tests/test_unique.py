@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from ledgerq.eventlog.errors import DuplicateJobId, InvalidState
+from ledgerq.worker.live import Live
 from ledgerq.worker.options import NewJob
 from tests.loops import settle
 from tests.rig import Rig, payloads
@@ -187,6 +188,20 @@ async def test_many_keys_are_remembered_also_when_memory_forgets_them() -> None:
         again = await rig.queue.enqueue_many("q", jobs)
         assert [job.job_id for job in again] == added
         assert not any(job.created for job in again)
+
+
+async def test_a_large_commit_is_not_gone_through_for_each_of_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, undurable = 0, Live.undurable
+
+    def counted(live: Live, job_id: bytes) -> bool:
+        nonlocal looks
+        looks += 1
+        return undurable(live, job_id)
+
+    monkeypatch.setattr(Live, "undurable", counted)
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", [NewJob(b"", unique_key=f"k{i}") for i in range(5000)])
+        assert looks < 3 * 5000
 
 
 async def test_a_job_id_of_the_callers_own_is_kept_and_refused_the_second_time() -> None:

@@ -24,6 +24,7 @@ class Intake:
         self._live = live
         self._locks = KeyLocks()
         self._held: dict[bytes, bytes] = {}
+        self._forget_at_rows = _FORGET_ROWS
 
     def stage(self, prepared: Prepared) -> Enqueued:
         """Stage a job that needs no look-up."""
@@ -92,8 +93,10 @@ class Intake:
 
     def hold(self, key: bytes, job_id: bytes) -> None:
         """Remember the holder until it is surely in the store; a stale entry does no harm, it is looked up."""
-        if len(self._held) >= _FORGET_ROWS:
+        if len(self._held) >= self._forget_at_rows:
             self._held = {k: i for k, i in self._held.items() if self._live.undurable(i)}
+            # Twice what can't be forgotten yet: a large commit must not go through all of it for each of its jobs.
+            self._forget_at_rows = max(_FORGET_ROWS, 2 * len(self._held))
         self._held[key] = job_id
 
 
