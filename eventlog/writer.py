@@ -143,7 +143,8 @@ class EventLog(LogReader):
     def check(self) -> None:
         """Raise what keeps this log from appending: its failure, `QueueClosed`, or `WrongLoop`."""
         if self.failure is not None:
-            raise self.failure
+            # One error is raised for every call: it must not gather the frames, and what is in them, of all of them.
+            raise self.failure.with_traceback(None)
         if self._closing:
             raise QueueClosed(f"the queue on {self.store.location} is closed; open it again")
         if asyncio.get_running_loop() is not self._loop:

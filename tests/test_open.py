@@ -102,6 +102,18 @@ async def test_a_fenced_writer_that_has_not_noticed_reports_nothing_and_writes_n
         await first.close()
 
 
+async def test_the_error_of_an_ended_queue_does_not_gather_what_its_callers_hold() -> None:
+    async with Rig() as rig:
+        first, frames = rig.queue, []
+        await rig.open()
+        for _ in range(50):
+            with pytest.raises(FencedError) as raised:
+                await first.enqueue("q", bytes(1000))
+            frames.append(len(raised.traceback))
+        assert max(frames[1:]) <= 5
+        await first.close()
+
+
 async def test_a_writer_fenced_in_the_middle_of_a_commit_tells_its_callers() -> None:
     async with Rig() as rig:
         first = rig.queue
