@@ -5,8 +5,9 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION or AWS_D
 AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3), AWS_ALLOW_HTTP; GOOGLE_* and AZURE_* likewise.
 """
 
+import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -61,46 +62,50 @@ class Objects:
 
     async def get(self, name: str) -> bytes | None:
         """The content of an object, or None. Raises `StoreUnavailable` with the cause."""
+        return await self._do(self._get, name)
+
+    def _get(self, name: str) -> bytes | None:
         try:
-            found = await obstore.get_async(self._store, name)
-            return bytes(await found.bytes_async())
+            return bytes(obstore.get(self._store, name).bytes())
         except _NOT_FOUND as error:
             if "NoSuchBucket" in str(error):
-                raise self._explain(error) from error
+                raise
             return None
-        except (BaseError, OSError) as error:
-            raise self._explain(error) from error
 
     async def put(self, name: str, content: bytes) -> None:
         """Write an object, replacing it. Raises `StoreUnavailable` with the cause."""
-        await self._do(obstore.put_async(self._store, name, content))
+        await self._do(obstore.put, self._store, name, content)
 
     async def create(self, name: str, content: bytes) -> bool:
         """Write an object if there is none of that name; False if there is. Raises `StoreUnavailable`."""
+        return await self._do(self._create, name, content)
+
+    def _create(self, name: str, content: bytes) -> bool:
         try:
-            await obstore.put_async(self._store, name, content, mode="create")
+            obstore.put(self._store, name, content, mode="create")
         except (AlreadyExistsError, FileExistsError):
             return False
-        except (BaseError, OSError) as error:
-            raise self._explain(error) from error
         return True
 
     async def delete(self, name: str) -> None:
         """Remove an object. Raises `StoreUnavailable` with the cause."""
-        await self._do(obstore.delete_async(self._store, name))
+        await self._do(obstore.delete, self._store, name)
 
     async def has_any(self, folder: str) -> bool:
         """Whether there is an object under `folder`. Raises `StoreUnavailable` with the cause."""
-        try:
-            async for objects in obstore.list(self._store, prefix=folder, chunk_size=1):
-                return bool(objects)
-        except (BaseError, OSError) as error:
-            raise self._explain(error) from error
-        return False
+        return await self._do(self._has_any, folder)
 
-    async def _do(self, call: Awaitable[_T]) -> _T:
+    def _has_any(self, folder: str) -> bool:
+        return any(bool(objects) for objects in obstore.list(self._store, prefix=folder, chunk_size=1))
+
+    async def _do(self, call: Callable[..., _T], *arguments: object) -> _T:
+        """Run a blocking call in a thread.
+
+        The client's own coroutines complete on threads of its runtime, and one that does so while the interpreter ends
+        aborts the process.
+        """
         try:
-            return await call
+            return await asyncio.to_thread(call, *arguments)
         except (BaseError, OSError) as error:
             raise self._explain(error) from error
 

@@ -3,6 +3,7 @@
 Everything happens in a folder (a prefix) of its own, which is removed at the end.
 """
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -65,7 +66,10 @@ class Probe(Protocol):
 
 
 class ObjectProbe:
-    """A probe on what the object_store crate, SlateDB's own client, makes of a place."""
+    """A probe on what the object_store crate, SlateDB's own client, makes of a place.
+
+    Its calls run in threads: a coroutine of the client's own that completes while the interpreter ends aborts it.
+    """
 
     def __init__(self, store: "ObjectStore") -> None:
         """Use `store`, whose prefix is this probe's own."""
@@ -74,13 +78,13 @@ class ObjectProbe:
     async def put(self, name: str, content: bytes, *, mark: str | None = None) -> Written:
         """Write an object, with `mark` in its metadata."""
         attributes = None if mark is None else {"ledgerqmark": mark}
-        found = await obstore.put_async(self._store, name, content, attributes=attributes)
+        found = await asyncio.to_thread(obstore.put, self._store, name, content, attributes=attributes)
         return Written(found["e_tag"], found["version"])
 
     async def put_new(self, name: str, content: bytes) -> bool:
         """Write an object only if there is none; whether it was written."""
         try:
-            await obstore.put_async(self._store, name, content, mode="create")
+            await asyncio.to_thread(obstore.put, self._store, name, content, mode="create")
         except (AlreadyExistsError, FileExistsError, PreconditionError):
             return False
         return True
@@ -89,7 +93,7 @@ class ObjectProbe:
         """Write an object only over this version; whether it was written."""
         mode: Any = {part: value for part, value in known._asdict().items() if value is not None}
         try:
-            await obstore.put_async(self._store, name, content, mode=mode)
+            await asyncio.to_thread(obstore.put, self._store, name, content, mode=mode)
         except (PreconditionError, AlreadyExistsError, FileExistsError):
             return False
         return True
@@ -97,28 +101,30 @@ class ObjectProbe:
     async def get(self, name: str) -> bytes | None:
         """Its content, or None."""
         try:
-            found = await obstore.get_async(self._store, name)
-            return bytes(await found.bytes_async())
+            found = await asyncio.to_thread(obstore.get, self._store, name)
+            return bytes(await asyncio.to_thread(found.bytes))
         except (NotFoundError, FileNotFoundError):
             return None
 
     async def mark(self, name: str) -> str | None:
         """What its metadata holds."""
-        attributes: dict[str, str] = dict((await obstore.get_async(self._store, name)).attributes)
+        found = await asyncio.to_thread(obstore.get, self._store, name)
+        attributes: dict[str, str] = dict(found.attributes)
         return attributes.get("ledgerqmark")
 
     async def names(self) -> list[str]:
         """All objects of this probe."""
-        return [found["path"] async for page in obstore.list(self._store) for found in page]
+        pages = await asyncio.to_thread(list, obstore.list(self._store))
+        return [found["path"] for page in pages for found in page]
 
     async def modified_ms(self, name: str) -> int:
         """When it was written, by the store's clock."""
-        found = await obstore.head_async(self._store, name)
+        found = await asyncio.to_thread(obstore.head, self._store, name)
         return round(found["last_modified"].timestamp() * 1000)
 
     async def delete(self, name: str) -> None:
         """Remove it."""
-        await obstore.delete_async(self._store, name)
+        await asyncio.to_thread(obstore.delete, self._store, name)
 
 
 @asynccontextmanager

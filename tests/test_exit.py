@@ -1,0 +1,23 @@
+"""A process that used a bucket ends with its own exit code: no thread of a client takes the interpreter down with it."""
+
+import os
+import subprocess
+import sys
+
+ROUNDS = 6
+NOBODY_THERE = "http://127.0.0.1:9"  # the discard port: connections are refused at once
+
+
+def test_a_command_on_an_unreachable_bucket_ends_with_its_exit_code() -> None:
+    env = os.environ | {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT": NOBODY_THERE,
+        "AWS_ALLOW_HTTP": "true",
+    }
+    command = [sys.executable, "-m", "ledgerq.tools.cli", "stats", "s3://bucket/prefix"]
+    for _ in range(ROUNDS):  # it aborted about every other time
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (3, ""), done.stderr
+        assert len(done.stderr.splitlines()) == 1
