@@ -1,4 +1,4 @@
-"""A process that used a bucket ends with its own exit code: no thread of a client takes the interpreter down with it."""
+"""A process that used a bucket ends with its own exit code: no client thread takes the interpreter down with it."""
 
 import os
 import subprocess
