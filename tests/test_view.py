@@ -77,6 +77,23 @@ async def test_an_id_that_nobody_has_is_not_found(call: str) -> None:
 # Payloads
 
 
+async def test_looking_up_beside_a_large_commit_copies_nothing_of_it() -> None:
+    async with Rig() as rig:
+        added = await rig.queue.enqueue_many("q", [b""] * 100)
+        rig.faults.hold("write:before")
+        commit = asyncio.create_task(rig.queue.enqueue_many("q", [b""] * 2000))
+        await settle()
+        rig.faults.hold("get")
+        looking = [asyncio.create_task(rig.queue.get(job.job_id)) for job in added]
+        await settle()
+        assert sum(len(newer.changes) for newer in rig.queue._live._watches) == 0
+        rig.faults.let_go("get")
+        rig.faults.let_go("write:before")
+        assert [(await task).id for task in looking] == [job.id for job in added]
+        new = await commit
+        assert (await rig.queue.get(new[-1].job_id)).state == "pending"
+
+
 async def test_a_payload_comes_with_its_headers() -> None:
     async with Rig() as rig:
         job = await rig.queue.enqueue("q", b"body", headers={"kind": "letter"})

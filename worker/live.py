@@ -5,7 +5,7 @@ commit touched into changes of the index ranges (the difference between where ea
 that take time are made safe by `watch`: whatever is staged meanwhile is newer than what the store answers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -31,12 +31,30 @@ Changes = dict[bytes, bytes | None]
 Touched = dict[bytes, tuple[Job | None, Job | None]]
 
 
-class _Watch:
-    """What was staged since a group of readers began, and what was not durable then."""
+class Newer:
+    """What was staged since a group of readers began, and what was not durable then: newer than what the store says.
 
-    def __init__(self, undurable: dict[bytes, Job | None]) -> None:
+    Making one costs nothing, however much is not durable: a commit keeps its jobs where they are when it is on its way.
+    """
+
+    def __init__(self, in_flight: Touched, touched: Touched) -> None:
         self.readers = 0
-        self.changes = undurable
+        self.changes: dict[bytes, Job | None] = {}
+        self._undurable = (in_flight, touched)
+
+    def __contains__(self, job_id: bytes) -> bool:
+        return job_id in self.changes or any(job_id in staged for staged in self._undurable)
+
+    def __getitem__(self, job_id: bytes) -> Job | None:
+        if job_id in self.changes:
+            return self.changes[job_id]
+        in_flight, touched = self._undurable
+        return (touched if job_id in touched else in_flight)[job_id][1]
+
+    def values(self) -> Iterable[Job | None]:
+        """The newest state of each of these jobs."""
+        undurable = {job_id: after for staged in self._undurable for job_id, (_, after) in staged.items()}
+        return (undurable | self.changes).values()
 
 
 class Live:
@@ -61,7 +79,7 @@ class Live:
         self._counted: dict[str, bytes] = {}
         self._transitions: list[Transition] = []
         self._filled: tuple[Commit, Changes] | None = None
-        self._watches: list[_Watch] = []
+        self._watches: list[Newer] = []
 
     def tally(self, queue: str) -> Tally:
         """The counters of a queue, zero at first."""
@@ -142,16 +160,15 @@ class Live:
         return touched[1] if touched is not None else self.claimed.get(job_id)
 
     @contextmanager
-    def watch(self) -> Iterator[dict[bytes, Job | None]]:
+    def watch(self) -> Iterator[Newer]:
         """While the block runs, everything staged (and not yet durable) by job id: newer than the store's answers."""
         last = self._watches[-1] if self._watches else None
         if last is None or len(last.changes) > _WATCH_LIMIT_ROWS:
-            undurable = {job_id: after for job_id, (_, after) in (*self._in_flight.items(), *self._touched.items())}
-            last = _Watch(undurable)
+            last = Newer(self._in_flight, self._touched)
             self._watches.append(last)
         last.readers += 1
         try:
-            yield last.changes
+            yield last
         finally:
             last.readers -= 1
             if not last.readers:
