@@ -204,6 +204,17 @@ async def test_a_large_commit_is_not_gone_through_for_each_of_its_keys(monkeypat
         assert looks < 3 * 5000
 
 
+async def test_the_keys_of_a_bulk_call_are_looked_up_together() -> None:
+    async with Rig() as rig:
+        jobs = [NewJob(b"", unique_key=f"k{i}") for i in range(500)]
+        await rig.queue.enqueue_many("q", jobs[:250])
+        await rig.reopen()
+        rig.faults.calls.clear()
+        added = await rig.queue.enqueue_many("q", [*jobs, *jobs])
+        assert [job.created for job in added] == [False] * 250 + [True] * 250 + [False] * 500
+        assert rig.faults.calls.count("get") <= 3
+
+
 async def test_a_job_id_of_the_callers_own_is_kept_and_refused_the_second_time() -> None:
     async with Rig() as rig:
         assert (await rig.queue.enqueue("q", b"", job_id=ID_A)).job_id == ID_A

@@ -1,5 +1,6 @@
 """Taking jobs in: staging enqueued events, and keeping job ids and unique keys unique while look-ups are under way."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -41,12 +42,12 @@ class Intake:
         if not lock_keys:
             return [self.stage(prepared) for prepared in batch]
         async with self._locks.hold(lock_keys):
-            holders = {key: await self.holder(key) for p in batch if (key := _unique(p)) is not None}
+            holders = await self.holders([key for p in batch if (key := _unique(p)) is not None])
             own_ids = [p.event.job_id for p in batch if p.own_id]
             jobs = await self._live.jobs(own_ids)
             taken = next((i for i, job in zip(own_ids, jobs, strict=True) if job is not None), None)
             if taken is None and len(set(own_ids)) < len(own_ids):
-                taken = next(i for i in own_ids if own_ids.count(i) > 1)
+                taken = Counter(own_ids).most_common(1)[0][0]
             if taken is not None:
                 raise DuplicateJobId(
                     f"job id {job_id_text(taken)} is in use; nothing was written. Leave job_id out for a new one"
@@ -83,13 +84,16 @@ class Intake:
 
     async def holder(self, key: bytes) -> bytes | None:
         """The id of the unfinished job that holds a unique index key, as of the moment this returns."""
-        job_id = self._held.get(key)
-        if job_id is None:
-            job_id = await self._live.log.store.get(key)
-        if job_id is None:
-            return None
-        job = await self._live.job(job_id)
-        return job_id if job is not None and _holds(job, key) else None
+        return (await self.holders([key]))[key]
+
+    async def holders(self, wanted: Sequence[bytes]) -> dict[bytes, bytes | None]:
+        """Like `holder`, for many keys with two reads of the store."""
+        found = {key: job_id for key in wanted if (job_id := self._held.get(key)) is not None}
+        unknown = [key for key in dict.fromkeys(wanted) if key not in found]
+        values = await self._live.log.store.get_many(unknown) if unknown else []
+        found |= {key: job_id for key, job_id in zip(unknown, values, strict=True) if job_id is not None}
+        jobs = dict(zip(found, await self._live.jobs(list(found.values())), strict=True))
+        return {key: found[key] if (job := jobs.get(key)) is not None and _holds(job, key) else None for key in wanted}
 
     def hold(self, key: bytes, job_id: bytes) -> None:
         """Remember the holder until it is surely in the store; a stale entry does no harm, it is looked up."""
