@@ -251,3 +251,19 @@ async def test_a_claim_without_a_wait_is_not_sent_away_from_jobs_that_are_kept_f
         rig.faults.let_go("scan")
         assert payloads(await first) == [b"a"]
         assert payloads(await looking) == [b"b"]
+
+
+async def test_queues_that_nobody_ever_used_leave_nothing_in_memory() -> None:
+    async with Rig() as rig:
+        for i in range(50):
+            assert await rig.queue.claim(f"reply-{i}", wait=0) == []
+            waiting = asyncio.create_task(rig.queue.claim([f"reply-{i}", "other"], wait=None))
+            await settle(5)
+            waiting.cancel()
+        await settle()
+        assert not rig.queue._live.windows
+        assert not rig.queue._handout.room._waiting
+        waiting = asyncio.create_task(rig.queue.claim("reply-1", wait=None))
+        await settle()
+        await rig.queue.enqueue("reply-1", b"x")
+        assert payloads(await waiting) == [b"x"]

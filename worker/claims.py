@@ -104,6 +104,8 @@ class WaitingRoom:
             line = self._waiting.get(queue)
             if line is not None and waiter in line:
                 line.remove(waiter)
+            if not line:
+                self._waiting.pop(queue, None)
 
     def waiting(self, queue: str) -> list[Waiter]:
         """All that wait for this queue, in order."""

@@ -94,12 +94,14 @@ class Live:
         return tally is not None and tally.paused
 
     def window(self, queue: str) -> ReadyWindow:
-        """The ready window of a queue. A queue that never had an event has no pending jobs in the store."""
+        """The ready window of a queue; that of a queue that never had an event is empty, and not kept."""
         window = self.windows.get(queue)
         if window is None:
-            window = self.windows[queue] = ReadyWindow(self._window_rows, self._budget)
-            window.scan_from = self.hints.get(queue, FIRST_PLACE)
-            if queue not in self.tallies:
+            window = ReadyWindow(self._window_rows, self._budget)
+            if queue in self.tallies:
+                window.scan_from = self.hints.get(queue, FIRST_PLACE)
+                self.windows[queue] = window
+            else:
                 window.bound = None
         return window
 
@@ -118,7 +120,9 @@ class Live:
             assert before is not None
             after = evolve(before, event, offset, time_ms)
             job_id, queue = before.spec.job_id, before.spec.queue
-        window = self.windows.get(queue) or self.window(queue)
+        window = self.windows.get(queue)
+        if window is None:
+            window = self.windows[queue] = self.window(queue)
         self.tally(queue).add(stats_delta(before, event, after))
         self._dirty_queues[queue] = None
         touched = self._touched.get(job_id)
