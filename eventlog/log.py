@@ -91,14 +91,20 @@ class LogReader:
         """The offset after the last event that may be relied on."""
         return (await self.head()).next_offset
 
-    async def batches(self, start: int = 0, stop: int | None = None) -> AsyncIterator[RecordBatch]:
-        """The record batches that hold offsets in `[start, stop)`, decoded but not verified, as of this call."""
+    async def batches(
+        self, start: int = 0, stop: int | None = None, *, about: bytes = b""
+    ) -> AsyncIterator[RecordBatch]:
+        """The record batches that hold offsets in `[start, stop)`, decoded but not verified, as of this call.
+
+        Those that don't hold the bytes `about`, a job's id for instance, are passed over without being decoded.
+        """
         first = await self.batch_at(start) if start > 0 else None
         begin = keys.log_key(max(start, 0) if first is None else first.base_offset)
         end = _LOG_STOP if stop is None else keys.log_key(max(stop, 0))
         async for rows in self.store.scan(begin, end):
             for key, value in rows:
-                yield decode_batch(keys.offset_of(key), value)
+                if about in value:
+                    yield decode_batch(keys.offset_of(key), value)
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[Record]:
         """The records with `start <= offset < stop` in order, as of this call."""

@@ -261,10 +261,12 @@ class EventLog(LogReader):
         """Like `LogReader.end`; what is on its way is in the store already."""
         return self._durable.next_offset
 
-    async def batches(self, start: int = 0, stop: int | None = None) -> AsyncIterator[RecordBatch]:
+    async def batches(
+        self, start: int = 0, stop: int | None = None, *, about: bytes = b""
+    ) -> AsyncIterator[RecordBatch]:
         """Like `LogReader.batches`; what is on its way is in the store already, but nobody may rely on it."""
         durable = self._durable.next_offset
-        async for batch in super().batches(start, durable if stop is None else min(stop, durable)):
+        async for batch in super().batches(start, durable if stop is None else min(stop, durable), about=about):
             yield batch
 
     async def _news(self, offset: int) -> None:

@@ -89,13 +89,14 @@ class LedgerView:
 
     async def _search(self, job_id: bytes, start: int) -> list[Record]:
         found: list[Record] = []
-        async for record in self.log.read(start):
-            if getattr(record.event, "job_id", None) == job_id:
-                if not found and type(record.event) is not Enqueued:
-                    return []  # its beginning lies before `start`
-                found.append(record)
-                if type(record.event) is Swept:
-                    break
+        async for batch in self.log.batches(start, about=job_id):
+            for record in batch.records():
+                if record.offset >= start and getattr(record.event, "job_id", None) == job_id:
+                    if not found and type(record.event) is not Enqueued:
+                        return []  # its beginning lies before `start`
+                    found.append(record)
+                    if type(record.event) is Swept:
+                        return found
         return found
 
     async def queues(self) -> list[str]:

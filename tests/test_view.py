@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from ledgerq.eventlog import keys
+from ledgerq.eventlog import log as log_module
 from ledgerq.eventlog.clock import ManualClock
+from ledgerq.eventlog.codec import RecordBatch, decode_batch
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import (
     InvalidArgument,
@@ -143,6 +145,27 @@ async def test_the_history_of_a_swept_job_is_found_by_the_time_in_its_id() -> No
         assert records[-1].time_ms - records[0].time_ms == 101_000
         await rig.reopen()
         assert await rig.queue.history(ids["done"]) == records
+
+
+async def test_a_history_is_found_without_decoding_what_concerns_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def counted(offset: int, value: bytes) -> RecordBatch:
+        decoded.append(offset)
+        return decode_batch(offset, value)
+
+    async with Rig(default=OPTIONS) as rig:
+        ids = await one_in_each_state(rig)
+        for _ in range(200):
+            await rig.queue.enqueue("other", b"")
+        await rig.advance(101)
+        monkeypatch.setattr(log_module, "decode_batch", counted)
+        assert len(await rig.queue.history(ids["done"])) == 4
+        assert len(decoded) < 40
+        decoded.clear()
+        with pytest.raises(JobNotFound):
+            await rig.queue.history(job_id_text(bytes(range(16))))
+        assert len(decoded) < 40
 
 
 @pytest.mark.parametrize("id_ms", [0, 1_700_000_000_000 - HOUR_S * 1000, 2**48 - 1])
