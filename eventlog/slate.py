@@ -50,7 +50,7 @@ class SlateStore(SlateReads):
 
     def __init__(self, db: Db, lane: Lane, location: Location, clock: Clock, options: StoreOptions) -> None:
         """Own the open `db`; `started` must follow."""
-        super().__init__(db, lane, location.original)
+        super().__init__(db, lane, location.original, read_timeout_s=options.read_timeout_s)
         self._place = location
         self._clock = clock
         self._options = options

@@ -21,7 +21,8 @@ class StoreOptions:
     """How a store is opened for writing. The defaults keep memory modest: about 140 MB for a busy queue.
 
     `fsync` makes a commit on a file store survive a power cut (about 0.3 ms each); object stores need none.
-    `open_timeout_s` bounds opening, `commit_timeout_s` the wait for one write or flush (then `OutcomeUnknown`).
+    `open_timeout_s` bounds opening, `commit_timeout_s` the wait for one write or flush (then `OutcomeUnknown`),
+    `read_timeout_s` that for one read of a key or a page of rows (then `StoreUnavailable`: try again later).
     `cache_bytes` is for blocks read back, `l0_sst_bytes` the size at which written data moves from the write-ahead log
     to a sorted file, `max_unflushed_bytes` the size of what is not yet durable before writes wait.
     `max_wal_flushes_before_l0_flush` bounds how many log files an opener must read after a crash (None: 1,000 on a file
@@ -32,6 +33,7 @@ class StoreOptions:
     fsync: bool = True
     open_timeout_s: float = 30.0
     commit_timeout_s: float = 60.0
+    read_timeout_s: float = 30.0
     cache_bytes: int = 32 * _MIB
     l0_sst_bytes: int = 8 * _MIB
     max_unflushed_bytes: int = 32 * _MIB
@@ -42,7 +44,7 @@ class StoreOptions:
 
     def __post_init__(self) -> None:
         """Refuse what can't work, before anything is opened."""
-        for name in ("open_timeout_s", "commit_timeout_s", "gc_interval_s", "gc_age_s"):
+        for name in ("open_timeout_s", "commit_timeout_s", "read_timeout_s", "gc_interval_s", "gc_age_s"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument(f"{name} must be above 0 seconds, not {getattr(self, name)!r}")
         for name in ("cache_bytes", "l0_sst_bytes", "max_unflushed_bytes"):

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _PINNED_POLL_MS: Final = 3_600_000
 _MAX_MEMTABLE_BYTES: Final = 32 * 1024 * 1024
 _OPEN_LIMIT_S: Final = 30.0
+_READ_LIMIT_S: Final = 30.0
 _CLOSE_LIMIT_S: Final = 10.0
 _SETTLE_S: Final = 0.02
 
@@ -33,7 +34,7 @@ class SlateReader(SlateReads):
 
     def __init__(self, db: object, lane: Lane, location: Location) -> None:
         """Own the open reader `db`."""
-        super().__init__(db, lane, location.original)
+        super().__init__(db, lane, location.original, read_timeout_s=_READ_LIMIT_S)
         self._place = location
         self._pinned_seq: int | None = None
         self._pinned_anchor: Anchor | None = None

@@ -5,9 +5,9 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from slatedb.uniffi import Db, DbReader
+from slatedb.uniffi import Db, DbIterator, DbReader
 
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, QueueClosed, WrongProcess
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, QueueClosed, StoreUnavailable, WrongProcess
 from ledgerq.eventlog.lane import Lane
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
 from ledgerq.eventlog.store import Row
@@ -23,15 +23,16 @@ _GETS_AT_ONCE: Final = 64
 
 
 class SlateReads:
-    """An open database, read through a lane."""
+    """An open database, read through a lane. No wait is longer than a limit: SlateDB itself tries without end."""
 
-    def __init__(self, db: Db | DbReader, lane: Lane, location: str) -> None:
+    def __init__(self, db: Db | DbReader, lane: Lane, location: str, *, read_timeout_s: float) -> None:
         """Read from `db`, which this object now owns."""
         self._db = db
         self._lane = lane
         self._location = location
         self._pid = os.getpid()
         self._is_closed = False
+        self._read_timeout_s = read_timeout_s
 
     @property
     def location(self) -> str:
@@ -40,10 +41,21 @@ class SlateReads:
 
     async def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None."""
+        return (await self._gets([key]))[0]
+
+    async def _gets(self, keys: list[bytes]) -> list[bytes | None]:
+        """The values of a few keys, read side by side."""
         self._check()
+        db, get = self._db, self._lane.get
         try:
-            found = await self._lane.get(self._db, key)
+            async with asyncio.timeout(self._read_timeout_s):
+                if len(keys) == 1:
+                    found = [await get(db, keys[0])]
+                else:
+                    found = await asyncio.gather(*(get(db, key) for key in keys))
             self._served()
+        except TimeoutError as error:
+            raise self._late() from error
         except SLATE_ERRORS as error:
             raise self._failed(error) from error
         return found
@@ -57,7 +69,7 @@ class SlateReads:
             wanted = await self._scan_dense(wanted, found)
         for at in range(0, len(wanted), _GETS_AT_ONCE):
             some = wanted[at : at + _GETS_AT_ONCE]
-            found.update(zip(some, await asyncio.gather(*map(self.get, some)), strict=True))
+            found.update(zip(some, await self._gets(some), strict=True))
         return [found.get(key) for key in keys]
 
     async def _scan_dense(self, wanted: list[bytes], found: dict[bytes, bytes | None]) -> list[bytes]:
@@ -90,9 +102,10 @@ class SlateReads:
             return
         limit = min(page_rows, _FIRST_PAGE_ROWS)
         try:
-            iterator = await self._lane.scan(self._db, start, stop, reverse=reverse)
+            async with asyncio.timeout(self._read_timeout_s):
+                iterator = await self._lane.scan(self._db, start, stop, reverse=reverse)
             self._served()
-            while rows := await self._lane.next_rows(iterator, limit):
+            while rows := await self._next_rows(iterator, limit):
                 is_last = len(rows) < limit
                 if is_last:
                     # It holds files and memory of SlateDB's, and the caller may keep this generator for long.
@@ -103,8 +116,14 @@ class SlateReads:
                 self._check()
                 row_bytes = sum(len(value) for _, value in rows) // len(rows) + 1
                 limit = max(1, min(page_rows, _PAGE_BYTES // row_bytes))
+        except TimeoutError as error:
+            raise self._late() from error
         except SLATE_ERRORS as error:
             raise self._failed(error) from error
+
+    async def _next_rows(self, iterator: DbIterator, limit: int) -> list[Row]:
+        async with asyncio.timeout(self._read_timeout_s):
+            return await self._lane.next_rows(iterator, limit)
 
     def _served(self) -> None:
         """Called after each look at the database; a pinned reader makes sure here that the view is still the same."""
@@ -120,3 +139,9 @@ class SlateReads:
 
     def _failed(self, error: BaseException) -> LedgerError:
         return translate(error, self._location)
+
+    def _late(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"{self._location} did not answer a read within {self._read_timeout_s:g} s: check that it can be reached, "
+            "then try again"
+        )

@@ -36,18 +36,29 @@ class S3Server:
 
 
 class Proxy:
-    """A TCP proxy to the server: `drop` cuts what is open and refuses what comes, `resume` serves again."""
+    """A TCP proxy to the server, with the ways in which a network lets one down; `resume` ends all of them.
+
+    `drop` cuts what is open and refuses what comes. `lose_answers` hands each request on and cuts the connection when
+    its answer comes, so that what was asked for is done and nobody knows. `hold` keeps back what comes, in silence.
+    """
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
         self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._is_down = False
+        self._answers_between_losses = 0
+        self._answers = 0
+        self._flows = asyncio.Event()
+        self._flows.set()
         self.dropped = asyncio.Event()
+        self.held = asyncio.Event()
+        self.lost_answers = 0
         self.port = 0
 
     async def serve(self) -> asyncio.Server:
         """Begin to listen on a free port."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         return server
 
@@ -57,36 +68,73 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    def lose_answers(self, every: int = 1) -> None:
+        """Cut the connection instead of each `every`-th piece of an answer."""
+        self._answers_between_losses = every
+
+    def hold(self) -> None:
+        """Let nothing through, and keep it."""
+        self._flows.clear()
+
     def resume(self) -> None:
-        """Serve again."""
+        """Serve again, first of all what was held."""
         self._is_down = False
+        self._answers_between_losses = 0
+        self._flows.set()
+
+    async def close(self) -> None:
+        """Cut every connection, and wait until nothing of it is left."""
+        self.resume()
+        self.drop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._is_down:
-            writer.transport.abort()
-            self.dropped.set()
-            return
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         pair = {writer, there_writer}
+        if self._is_down:
+            for end in pair:
+                end.transport.abort()
+            self.dropped.set()
+            return
         self._writers |= pair
         try:
-            await asyncio.gather(self._copy(reader, there_writer), self._copy(there_reader, writer))
+            await asyncio.gather(
+                self._copy(reader, there_writer, answers=False), self._copy(there_reader, writer, answers=True)
+            )
         finally:
             self._writers -= pair
             for end in pair:
                 end.transport.abort()
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if answers and self._is_lost():
+                    writer.transport.abort()
+                    return
+                if not self._flows.is_set():
+                    self.held.set()
+                    await self._flows.wait()
                 writer.write(data)
                 await writer.drain()
         writer.close()
+
+    def _is_lost(self) -> bool:
+        self._answers += 1
+        lost = self._answers_between_losses > 0 and self._answers % self._answers_between_losses == 0
+        self.lost_answers += lost
+        return lost
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """A server for the whole test run."""
+    pytest.importorskip("moto", reason="the S3 tests need moto's server: pip install 'moto[server]'")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -137,4 +185,4 @@ async def proxy(s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
     yield proxy
     server.close()
-    proxy.drop()
+    await proxy.close()

@@ -381,7 +381,13 @@ def test_our_settings_are_settings_of_slatedb() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"open_timeout_s": 0}, {"commit_timeout_s": -1}, {"cache_bytes": 10}, {"max_wal_flushes_before_l0_flush": 0}],
+    [
+        {"open_timeout_s": 0},
+        {"commit_timeout_s": -1},
+        {"read_timeout_s": 0},
+        {"cache_bytes": 10},
+        {"max_wal_flushes_before_l0_flush": 0},
+    ],
 )
 def test_options_out_of_range(options: dict[str, int]) -> None:
     with pytest.raises(InvalidArgument, match=next(iter(options))):
