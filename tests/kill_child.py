@@ -1,8 +1,9 @@
-"""A process to be killed: mixed load on a file store, and a file of facts, each written after its call had returned.
+"""A process to be killed: mixed load on a store, and a file of facts, each written after its call had returned.
 
-    python tests/kill_child.py DIR SEED
+    python tests/kill_child.py DIR SEED [URL]
 
-The store is DIR/store, the facts are lines in DIR/facts: what happened, the job's id, and an offset or the payload.
+The store is DIR/store unless a URL is given. The facts are lines in DIR/facts: what happened, the job's id, and an
+offset or the payload.
 """
 
 import asyncio
@@ -93,10 +94,10 @@ class Load:
             await asyncio.sleep(0.001)
 
 
-async def main(folder: Path, seed: int) -> None:
+async def main(folder: Path, seed: int, url: str) -> None:
     """Run until somebody kills this process."""
     facts_fd = os.open(folder / "facts", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    async with Queue.open((folder / "store").as_uri(), default=OPTIONS, ready_window=50) as queue:
+    async with Queue.open(url, default=OPTIONS, ready_window=50) as queue:
         load = Load(queue, facts_fd, seed)
         async with asyncio.TaskGroup() as group:
             for _ in range(PRODUCERS):
@@ -107,4 +108,5 @@ async def main(folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+    FOLDER = Path(sys.argv[1])
+    asyncio.run(main(FOLDER, int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else (FOLDER / "store").as_uri()))
