@@ -6,7 +6,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
@@ -34,14 +33,13 @@ from ledgerq.eventlog.slate_errors import SLATE_ERRORS, closed_error, late_error
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reads import SlateReads
 from ledgerq.eventlog.store import Anchor, Batch
+from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.eventlog.upkeep import run_upkeep
 
 __all__ = ["SlateStore", "open_slate"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-# One for the commit that waits, one for the syncing of sorted files behind it.
-_SYNC_THREADS: Final = 2
 _ANCHOR_LIMIT_S: Final = 10.0
 
 
@@ -54,7 +52,7 @@ class SlateStore(SlateReads):
         self._place = location
         self._clock = clock
         self._options = options
-        self._threads = ThreadPoolExecutor(_SYNC_THREADS, "ledgerq-sync")
+        self._threads = DaemonThreads("ledgerq-sync")
         self._files = FileSync(location.folder, fsync=options.fsync) if location.is_file else None
         self._anchor: ObjectAnchor | None = None
         if not location.is_file:
@@ -206,7 +204,7 @@ class SlateStore(SlateReads):
         except TimeoutError:
             _log.warning("%s: the disk hangs, so a thread and two files stay open", self.location)
         finally:
-            self._threads.shutdown(wait=False)
+            self._threads.shutdown()
 
     def _count_flush(self) -> None:
         self._wal_flushes += 1

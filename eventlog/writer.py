@@ -154,6 +154,8 @@ class EventLog(LogReader):
         """The open commit; a new one opens when there is none."""
         commit = self._open
         if commit is None:
+            if self.failure is not None:
+                raise self.failure.with_traceback(None)
             self._time_ms = max(self._time_ms, self.clock.now_ms())
             commit = self._open = Commit(self.next_offset, self._time_ms)
             self._wake.set()

@@ -24,8 +24,10 @@ from ledgerq.eventlog.events import (
     Swept,
 )
 
-__all__ = ["FINISHED", "TRANSITIONS", "Job", "born", "evolve", "may"]
+__all__ = ["FINISHED", "MAX_OFFSETS", "TRANSITIONS", "Job", "born", "evolve", "may"]
 
+# A job that is given back and claimed again without an end must not have a row that grows without one.
+MAX_OFFSETS: Final = 200
 FINISHED: Final[frozenset[State]] = frozenset({"done", "dead", "cancelled"})
 
 # Event -> state before -> the states that may follow. "new": before the first event; "gone": the record is deleted.
@@ -49,7 +51,8 @@ class Job(NamedTuple):
     """A job's whole state, as the fold of its events. Times are ms since the Unix epoch; 0 where none applies.
 
     `spec` is its first event, `offset` and `enqueued_ms` that event's place and time; `changed_ms` is the commit time
-    of the last event, `claim_offset` the offset of the current (or last) claim, `offsets` those of its later events.
+    of the last event, `claim_offset` the offset of the current (or last) claim, `offsets` those of its later events, of
+    which a job that has very many keeps the last `MAX_OFFSETS`.
     `cancel_request` is (actor, reason) of a cancellation that the worker has yet to follow.
     """
 
@@ -159,5 +162,5 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         error,
         cancel_request,
         held,
-        (*job.offsets, offset),
+        (*job.offsets, offset) if len(job.offsets) < MAX_OFFSETS else (*job.offsets[1:], offset),
     )

@@ -24,7 +24,7 @@ from ledgerq.projections.indexes import (
     pending_prefix,
     stats_key,
 )
-from ledgerq.projections.job import Job
+from ledgerq.projections.job import MAX_OFFSETS, Job
 from ledgerq.projections.stats import QueueStats, Tally
 
 __all__ = ["LedgerView", "Page"]
@@ -72,7 +72,9 @@ class LedgerView:
         value = await self.store.get(job_key(job_id))
         if value is not None:
             job = decode_job(value)
-            return [await self._record(offset) for offset in (job.offset, *job.offsets)]
+            if len(job.offsets) < MAX_OFFSETS:
+                return [await self._record(offset) for offset in (job.offset, *job.offsets)]
+            return await self._search(job_id, job.offset)
         start = await self.log.offset_at_time(max(0, job_id_ms(job_id) - _ID_SLACK_MS))
         found = await self._search(job_id, start)
         if not found and start > 0:

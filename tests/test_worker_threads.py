@@ -7,9 +7,9 @@ import pytest
 
 from ledgerq.eventlog.errors import Fenced
 from ledgerq.eventlog.memory import MemoryStore
+from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.worker import worker as worker_module
 from ledgerq.worker.running import JobContext
-from ledgerq.worker.threads import HandlerThreads
 from ledgerq.worker.worker import Worker
 from tests.loops import settle
 from tests.rig import Rig
@@ -166,7 +166,7 @@ async def test_a_plain_handler_may_raise_what_no_future_takes() -> None:
 
 
 def test_a_thread_does_not_keep_the_process_and_forgets_what_it_was_given() -> None:
-    threads = HandlerThreads()
+    threads = DaemonThreads("ledgerq-handler")
     assert threads.submit(lambda: threading.current_thread().daemon).result(LIMIT_S)
     failing = threads.submit(int, "x")
     with pytest.raises(ValueError, match="invalid literal"):

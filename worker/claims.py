@@ -1,7 +1,7 @@
 """What a worker holds, and the room where those wait for whom there is nothing yet."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -82,28 +82,29 @@ class WaitingRoom:
     """Waiting claims by queue, first come first served."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[Waiter]] = {}
+        self._waiting: dict[str, OrderedDict[Waiter, None]] = {}
 
     def add(self, waiter: Waiter) -> None:
         """Wait at the end of each of its queues' lines."""
         for queue in waiter.queues:
-            self._waiting.setdefault(queue, deque()).append(waiter)
+            self._waiting.setdefault(queue, OrderedDict())[waiter] = None
 
     def first(self, queue: str) -> Waiter | None:
         """Who is served next in this queue."""
         line = self._waiting.get(queue)
         while line:
-            if not line[0].future.done():
-                return line[0]
-            line.popleft()
+            waiter = next(iter(line))
+            if not waiter.future.done():
+                return waiter
+            del line[waiter]
         return None
 
     def remove(self, waiter: Waiter) -> None:
         """It waits no more."""
         for queue in waiter.queues:
             line = self._waiting.get(queue)
-            if line is not None and waiter in line:
-                line.remove(waiter)
+            if line is not None:
+                line.pop(waiter, None)
             if not line:
                 self._waiting.pop(queue, None)
 

@@ -6,12 +6,21 @@
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from ledgerq.eventlog.clock import Clock, SystemClock
 from ledgerq.eventlog.entropy import Entropy, SystemEntropy
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, QueueClosed
+from ledgerq.eventlog.errors import (
+    ClaimLost,
+    DuplicateJobId,
+    InvalidArgument,
+    InvalidState,
+    JobNotFound,
+    LedgerError,
+    QueueClosed,
+)
 from ledgerq.eventlog.events import STATES, WriterClosed
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.store import Store
@@ -156,6 +165,15 @@ class Core:
         self._committed()
         for callback in self.on_failure:
             asyncio.get_running_loop().call_soon(callback, error)
+
+    @asynccontextmanager
+    async def refusing(self) -> AsyncIterator[None]:
+        """A refusal tells something too, so it waits until what it rests on is durable."""
+        try:
+            yield
+        except (ClaimLost, DuplicateJobId, InvalidState, JobNotFound):
+            await self.log.committed()
+            raise
 
     def options(self, queue: str) -> QueueOptions:
         """The options in force for a queue."""

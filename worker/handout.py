@@ -215,7 +215,7 @@ class Handout:
 
     def _give_back(self, claims: list[Claim]) -> None:
         """Nobody received these: pending again, as if they had never been handed out."""
-        if self._live.log.failure is not None:
+        if self._live.log.failure is not None or self._ended is not None:
             return
         for claim in claims:
             job = self._live.claimed.get(claim.id)

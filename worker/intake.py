@@ -42,9 +42,13 @@ class Intake:
         if not lock_keys:
             return [self.stage(prepared) for prepared in batch]
         async with self._locks.hold(lock_keys):
-            holders = await self.holders([key for p in batch if (key := _unique(p)) is not None])
             own_ids = [p.event.job_id for p in batch if p.own_id]
-            jobs = await self._live.jobs(own_ids)
+            while True:
+                holders = await self.holders([key for p in batch if (key := _unique(p)) is not None])
+                jobs = await self._live.jobs(own_ids)
+                if not self._live.log.full:
+                    break
+                await self._live.log.room()
             taken = next((i for i, job in zip(own_ids, jobs, strict=True) if job is not None), None)
             if taken is None and len(set(own_ids)) < len(own_ids):
                 taken = Counter(own_ids).most_common(1)[0][0]

@@ -13,7 +13,8 @@ __all__ = ["cancel", "find", "requeue", "set_paused"]
 async def find(core: Core, job_id: str) -> Job:
     """The newest state of a job, staged or stored; raises `JobNotFound`."""
     core.log.check()
-    job = await core.live.require(job_id_bytes(job_id), job_id)
+    async with core.refusing():
+        job = await core.live.require(job_id_bytes(job_id), job_id)
     core.log.check()
     return job
 
@@ -22,7 +23,9 @@ async def cancel(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
     """See `Queue.cancel`."""
     job = await find(core, job_id)
     options = core.options(job.queue)
-    for event in decisions.cancel(job, options=options, now_ms=core.clock.now_ms(), actor=actor, reason=reason):
+    async with core.refusing():
+        events = decisions.cancel(job, options=options, now_ms=core.clock.now_ms(), actor=actor, reason=reason)
+    for event in events:
         job = core.live.apply(job, event) or job
     await core.log.committed()
     return job
@@ -34,7 +37,8 @@ async def requeue(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
     async with core.intake.unique(job) as holder:
         job = await find(core, job_id)
         other = None if holder is None else job_id_text(holder)
-        event = decisions.requeue(job, unique_holder=other, actor=actor, reason=reason)
+        async with core.refusing():
+            event = decisions.requeue(job, unique_holder=other, actor=actor, reason=reason)
         job = core.live.apply(job, event) or job
         core.intake.requeued(job)
     core.handout.serve()

@@ -182,7 +182,8 @@ class Queue:
         if unique_key is None and job_id is None:
             result = self._core.intake.stage(prepared)
         else:
-            result = (await self._core.intake.stage_all([prepared]))[0]
+            async with self._core.refusing():
+                result = (await self._core.intake.stage_all([prepared]))[0]
         self._handout.serve()
         await log.committed()
         return result
@@ -197,7 +198,8 @@ class Queue:
         if self._log.full:
             await self._log.room()
             self._log.check()
-        results = await self._core.intake.stage_all(batch)
+        async with self._core.refusing():
+            results = await self._core.intake.stage_all(batch)
         self._handout.serve()
         await self._log.committed()
         return results
@@ -243,10 +245,8 @@ class Queue:
 
     async def ack(self, claim: Claim) -> None:
         """The work is done. Raises `ClaimLost`, and appends nothing, when the claim is no longer current."""
-        log = self._log
-        log.check()
-        settle.ack(self._core, claim)
-        await log.committed()
+        self._log.check()
+        await settle.ack(self._core, claim)
 
     async def ack_many(self, claims: Sequence[Claim]) -> None:
         """Ack all claims in one commit. When some are lost the others are acked all the same; raises `ClaimLost`."""

@@ -158,14 +158,14 @@ class Running:
         if self.stopped is not None:
             raise asyncio.CancelledError
         if self._handler.is_async:
-            self._handling = asyncio.ensure_future(self._handler.function(self._job))
+            self._handling = asyncio.ensure_future(_without_exit(self._handler.function(self._job)))
         else:
             context = contextvars.copy_context()
             self._thread = self._threads.submit(context.run, self._handler.function, self._job)
             self._handling = asyncio.wrap_future(self._thread)
         result = await self._handling
         if not self._handler.is_async and inspect.isawaitable(result):
-            self._handling = asyncio.ensure_future(result)
+            self._handling = asyncio.ensure_future(_without_exit(result))
             if self.stopped is not None:
                 self._handling.cancel()
             await self._handling
@@ -188,6 +188,14 @@ class Running:
             await queue.nack(claim, plain_text(error), delay=error.delay)
         else:
             await queue.nack(claim, error_text(error))
+
+
+async def _without_exit(handling: Awaitable[Any]) -> Any:
+    """A handler that calls `sys.exit` fails its own try; it doesn't end the event loop with all other handlers."""
+    try:
+        return await handling
+    except SystemExit as error:
+        raise RuntimeError(f"the handler raised {error!r}") from error
 
 
 async def _ended(thread: "concurrent.futures.Future[Any]") -> None:

@@ -15,8 +15,17 @@ __all__ = ["ack", "ack_many", "nack", "release"]
 _NAMED_CLAIMS: Final = 10
 
 
-def ack(core: Core, claim: Claim) -> None:
-    """See `Queue.ack`; the caller waits for the commit."""
+async def ack(core: Core, claim: Claim) -> None:
+    """See `Queue.ack`."""
+    try:
+        _stage_ack(core, claim)
+    except ClaimLost:
+        await core.log.committed()  # a refusal waits for what it rests on, too
+        raise
+    await core.log.committed()
+
+
+def _stage_ack(core: Core, claim: Claim) -> None:
     live = core.live
     job = live.claimed.get(claim.id)
     event = decisions.ack(job, claim.offset, options=core.options(claim.queue), now_ms=core.clock.now_ms())
@@ -29,7 +38,7 @@ async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
     lost: list[Claim] = []
     for claim in claims:
         try:
-            ack(core, claim)
+            _stage_ack(core, claim)
         except ClaimLost:
             lost.append(claim)
     await core.log.committed()
@@ -40,25 +49,27 @@ async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
 
 async def nack(core: Core, claim: Claim, error: str, *, delay_ms: int | None, dead: bool) -> None:
     """See `Queue.nack`."""
-    job = core.live.claimed.get(claim.id)
-    events = decisions.nack(
-        job,
-        claim.offset,
-        options=core.options(claim.queue),
-        now_ms=core.clock.now_ms(),
-        error=error,
-        delay_ms=delay_ms,
-        dead=dead,
-        fraction=core.entropy.fraction(),
-    )
+    async with core.refusing():
+        job = core.live.claimed.get(claim.id)
+        events = decisions.nack(
+            job,
+            claim.offset,
+            options=core.options(claim.queue),
+            now_ms=core.clock.now_ms(),
+            error=error,
+            delay_ms=delay_ms,
+            dead=dead,
+            fraction=core.entropy.fraction(),
+        )
     await _settle(core, claim, job, events)
 
 
 async def release(core: Core, claim: Claim, reason: str) -> None:
     """See `Queue.release`."""
-    job = core.live.claimed.get(claim.id)
-    options, now_ms = core.options(claim.queue), core.clock.now_ms()
-    events = decisions.release(job, claim.offset, options=options, now_ms=now_ms, error=reason)
+    async with core.refusing():
+        job = core.live.claimed.get(claim.id)
+        options, now_ms = core.options(claim.queue), core.clock.now_ms()
+        events = decisions.release(job, claim.offset, options=options, now_ms=now_ms, error=reason)
     await _settle(core, claim, job, events)
 
 

@@ -14,12 +14,12 @@ from aiostream import stream
 from ledgerq.eventlog.clock import Clock, sleep_until
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
 from ledgerq.eventlog.keys import queue_name_bytes
+from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import QueueOptions, seconds_ms
 from ledgerq.worker.pipeline import ClaimSource, claim_batches
 from ledgerq.worker.running import Handler, HandlerFunction, Running, Settler, StopReason
 from ledgerq.worker.signals import listen
-from ledgerq.worker.threads import HandlerThreads
 
 __all__ = ["Worker", "WorkerQueue"]
 
@@ -134,7 +134,7 @@ class Worker:
         self._ran = True
         restore = listen(self._signalled) if signals else None
         self.queue.on_failure.append(self._failed)
-        threads = HandlerThreads()
+        threads = DaemonThreads("ledgerq-handler")
         slots = asyncio.Semaphore(self.concurrency)
         claiming = asyncio.create_task(self._claim(slots, threads), name="ledgerq-claim")
         helpers = [claiming, asyncio.create_task(self._renew(), name="ledgerq-renew")]

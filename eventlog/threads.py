@@ -1,4 +1,4 @@
-"""Threads for plain handlers. They are daemons: a handler that doesn't end must not keep the process from ending.
+"""Threads that are daemons: a handler that doesn't end, or a disk that hangs, must not keep the process from ending.
 
 (The threads of `concurrent.futures.ThreadPoolExecutor` are joined at exit, however long that takes.)
 """
@@ -10,17 +10,19 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["HandlerThreads"]
+__all__ = ["DaemonThreads"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _Call = tuple["Future[Any]", Callable[[], Any]]
 
 
-class HandlerThreads(Executor):
+class DaemonThreads(Executor):
     """Every call begins at once, in a thread that is idle or in a new one: its user bounds how many there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        """Threads named `name` and a number."""
+        self._name = name
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._count = 0
@@ -30,7 +32,7 @@ class HandlerThreads(Executor):
         future: Future[T] = Future()
         self._calls.put((future, partial(fn, *args, **kwargs)))
         if not self._idle.acquire(blocking=False):
-            threading.Thread(target=self._serve, name=f"ledgerq-handler-{self._count}", daemon=True).start()
+            threading.Thread(target=self._serve, name=f"{self._name}-{self._count}", daemon=True).start()
             self._count += 1
         return future
 
@@ -40,8 +42,9 @@ class HandlerThreads(Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     result = function()
-                except StopIteration as error:
-                    # No future of asyncio takes one, so whoever awaits the call would wait for ever.
+                except (StopIteration, SystemExit) as error:
+                    # No future of asyncio takes the first, so whoever awaits the call would wait for ever; the second
+                    # would end the event loop of whoever awaits the call.
                     raised = RuntimeError(f"the call raised {error!r}")
                     raised.__cause__ = error
                     future.set_exception(raised)
