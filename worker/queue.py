@@ -77,7 +77,7 @@ class Queue:
         object stores, less elsewhere); `projections` are the user's own. Use the result with `await` or `async with`.
 
         Raises `InvalidArgument`, `StoreUnavailable`, `LogRolledBack` (unless `accept_rollback`), `LogCorrupt`,
-        `FormatTooNew`, `NotRebuilt`.
+        `FormatTooNew`, `NotRebuilt`, and `Fenced` when another one opened it at the same moment.
         """
 
         async def make() -> "Queue":
