@@ -130,6 +130,12 @@ class EventLog(LogReader):
         return self._durable
 
     @property
+    def waiting_since_ms(self) -> int | None:
+        """When the oldest commit that is not durable was opened, in ms since the Unix epoch; None: nothing waits."""
+        commit = self._in_flight or self._open
+        return None if commit is None else commit.time_ms
+
+    @property
     def full(self) -> bool:
         """Whether callers should wait for `room` before they append."""
         commit = self._open

@@ -83,6 +83,24 @@ async def test_nothing_staged_means_nothing_to_wait_for() -> None:
     await log.close()
 
 
+async def test_the_age_of_what_is_not_durable_yet_can_be_told() -> None:
+    disk, faults, clock = MemoryDisk(), Faults(), ManualClock()
+    log = await start_log(disk, clock, fault=faults)
+    assert log.waiting_since_ms is None
+    faults.hold("sync:before")
+    first = asyncio.create_task(append(log, 0))
+    await settle()
+    clock.advance(500)
+    second = asyncio.create_task(append(log, 1))
+    await settle()
+    clock.advance(500)
+    assert log.waiting_since_ms == START_MS
+    faults.let_go("sync:before")
+    await asyncio.gather(first, second)
+    assert log.waiting_since_ms is None
+    await log.close()
+
+
 async def test_a_waiter_that_goes_away_leaves_the_commit_alone() -> None:
     disk, faults = MemoryDisk(), Faults()
     log = await start_log(disk, fault=faults)
