@@ -20,6 +20,7 @@ _KNOWN: Final = (
 # The object_store crate under SlateDB percent-encodes these in a path, and SlateDB then spreads one store over two
 # folders ("a#b" and "a%23b"), neither of which is the one the user named. Tried on slatedb 0.17.0.
 _UNSAFE: Final = re.compile(r"[^ -~]|[\\{^}%`\]\">\[~<#|*?]")
+_LEFT_OUT: Final = re.compile(r"[\t\r\n]")
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 
 
@@ -63,14 +64,16 @@ class Location:
 
 def parse_location(text: str) -> Location:
     """Take a URL or a path apart; raises `InvalidArgument` with the reason when it names no place for a store."""
-    if not text or "\0" in text:
-        raise InvalidArgument(f"{text!r} is not a place for a store: expected {_KNOWN}")
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InvalidArgument(f"{text!r} is not a place for a store: expected as text {_KNOWN}")
     match = _SCHEME.match(text)
     if match is None:
-        return _file(text, str(Path(text).absolute()))
+        return _file(text, _absolute(text))
     scheme = match[1].lower()
     if match[2] is None or scheme not in ("memory", "file", *_OBJECT_SCHEMES):
         raise InvalidArgument(f"{text!r} has the unknown scheme {match[1]!r}: expected {_KNOWN}")
+    # The parser of URLs would leave them out, and another place than the one written would be opened.
+    _refuse(text, _LEFT_OUT.search(text), "write the place without it")
     try:
         parts = urlsplit(text)
     except ValueError as error:
@@ -84,6 +87,21 @@ def parse_location(text: str) -> Location:
     if scheme == "file":
         return _file_url(text, parts.netloc, parts.path)
     return _object(text, scheme, parts.netloc, parts.path)
+
+
+def _absolute(text: str) -> str:
+    try:
+        return str(Path(text).absolute())
+    except OSError as error:
+        raise InvalidArgument(f"{text!r}: the current folder is gone ({error.strerror}); give a whole path") from error
+
+
+def _parent(text: str, pieces: list[str]) -> list[str]:
+    """A symbolic link's parent is not the folder before it, and only the system knows: let it say."""
+    try:
+        return str(Path("/" + "/".join([*pieces, ".."])).resolve()).strip("/").split("/")
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, text that no path may hold
+        raise InvalidArgument(f"{text!r} leads nowhere ({error})") from error
 
 
 def _file_url(text: str, host: str, path: str) -> Location:
@@ -102,8 +120,7 @@ def _file(text: str, path: str) -> Location:
     pieces: list[str] = []
     for piece in path.split("/"):
         if piece == "..":
-            # A symbolic link's parent is not the folder before it, and only the system knows: let it say.
-            pieces = str(Path("/" + "/".join([*pieces, ".."])).resolve()).strip("/").split("/")
+            pieces = _parent(text, pieces)
         elif piece not in ("", "."):
             pieces.append(piece)
     database = "/".join(piece for piece in pieces if piece)
@@ -118,6 +135,7 @@ def _object(text: str, scheme: str, bucket: str, path: str) -> Location:
         raise InvalidArgument(f"{text!r} names no bucket: write {scheme}://bucket/prefix")
     if "@" in bucket or ":" in bucket:
         raise InvalidArgument(f"{text!r}: credentials and ports go into the environment, not into the URL")
+    _refuse_unsafe(text, bucket, "use another bucket")
     database = path.strip("/")
     if any(piece in ("", ".", "..") for piece in database.split("/")) and database:
         raise InvalidArgument(f"{text!r}: a prefix has no empty part, no '.' and no '..'")
@@ -126,7 +144,10 @@ def _object(text: str, scheme: str, bucket: str, path: str) -> Location:
 
 
 def _refuse_unsafe(text: str, database: str, remedy: str) -> None:
-    found = _UNSAFE.search(database)
+    _refuse(text, _UNSAFE.search(database), remedy)
+
+
+def _refuse(text: str, found: re.Match[str] | None, remedy: str) -> None:
     if found is not None:
         raise InvalidArgument(
             f"{text!r}: the store can't live under a name with {found[0]!r} (only plain ASCII letters, digits, spaces "

@@ -18,6 +18,8 @@ from ledgerq.eventlog.store import Anchor, ReadStore
 __all__ = ["LogReader", "Verified"]
 
 _MAX_OFFSET = 2**63
+# Python refuses to read a number of thousands of digits.
+_MAX_FORMAT_DIGITS = 9
 _LOG_STOP = keys.after_prefix(keys.LOG_PREFIX)
 _FOLLOW_INTERVAL_MS = 500
 # More than what an opener ever finds only in the write-ahead log, and little enough to be read in a moment.
@@ -55,7 +57,7 @@ class LogReader:
                     "choose another location"
                 )
             return False
-        if not value.isdigit():
+        if not value.isdigit() or len(value) > _MAX_FORMAT_DIGITS:
             raise LogCorrupt(0, f"the format number {value!r} can't be read")
         if int(value) > keys.FORMAT_VERSION:
             raise FormatTooNew(
