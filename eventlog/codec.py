@@ -7,6 +7,7 @@ the fields of an old kind into those of a current one, and is the one place for 
 
 import hashlib
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -31,6 +32,7 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
+from ledgerq.eventlog.shapes import checked, plain_shapes
 
 __all__ = [
     "EVENT_TYPES",
@@ -72,6 +74,10 @@ EVENT_TYPES: Final[dict[int, type[Any]]] = {
 }
 KIND_OF: Final[dict[type[Any], int]] = {event_type: kind for kind, event_type in EVENT_TYPES.items()}
 
+# Kinds below this are a job's: their first field is its id.
+_FIRST_OTHER_KIND: Final = 32
+_ID_BYTES: Final = 16
+
 # Old kind -> (current kind, its fields made from the old fields). Empty as long as no event has changed.
 UPCASTS: Final[dict[int, tuple[int, Callable[[tuple[Any, ...]], tuple[Any, ...]]]]] = {}
 
@@ -79,11 +85,25 @@ _packer = msgpack.Packer(autoreset=True)
 pack: Final[Callable[[Any], bytes]] = _packer.pack
 
 
+# An array's header makes msgpack reserve room for all the items that it promises, at each depth anew: two megabytes at
+# most for a value of this size, many gigabytes for one of a megabyte.
+_TRUSTED_BYTES: Final = 1024
+# Numbers that are counted on from (offsets, epochs, times) leave room to do so.
+_MAX_COUNT: Final = 2**63 - 1
+
+
 def unpack(value: bytes) -> Any:
-    """A msgpack value with arrays as tuples; raises `ValueError` (or a subclass) for anything malformed."""
+    """A msgpack value with arrays as tuples; raises `ValueError` (or a subclass) for anything malformed.
+
+    Takes memory in proportion to the value's size, whatever the value says of itself.
+    """
     try:
+        if len(value) > _TRUSTED_BYTES:
+            walker = msgpack.Unpacker(max_buffer_size=len(value))
+            walker.feed(value)
+            walker.skip()  # reserves nothing; an array that promises more than there is ends here
         return msgpack.unpackb(value, use_list=False, strict_map_key=False)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise ValueError(f"not msgpack: {error}") from error
 
 
@@ -156,8 +176,8 @@ def decode_batch(base_offset: int, value: bytes) -> RecordBatch:
         version, epoch, previous, time_ms, kinds, fields = outer
         if not (
             version == BATCH_VERSION
-            and type(epoch) is int
-            and type(time_ms) is int
+            and type(epoch) is type(time_ms) is int
+            and min(epoch, time_ms) >= 0
             and type(previous) is bytes
             and len(previous) == DIGEST_BYTES
             and type(kinds) is bytes
@@ -165,37 +185,49 @@ def decode_batch(base_offset: int, value: bytes) -> RecordBatch:
             and len(kinds) == len(fields) > 0
         ):
             raise ValueError("a record batch's outer fields have the wrong shape")
-        events = [_TYPES[kind](row) for kind, row in zip(kinds, fields, strict=True)]
+        if set(map(type, fields)) != {tuple}:
+            raise KeyError
+        events = [_new(_SHAPES[kind][tuple(map(type, row))], row) for kind, row in zip(kinds, fields, strict=True)]
     except LedgerError:
         raise
-    except KeyError as error:
-        events = _decode_old(base_offset, kinds, fields, error)
+    except KeyError:  # no shape of a current event: which one, and is it an old one?
+        events = _decode_slowly(base_offset, kinds, fields)
     except (ValueError, TypeError) as error:
         raise LogCorrupt(base_offset, f"the record batch can't be decoded ({error})") from error
+    _check_ids(base_offset, kinds, events)
     return RecordBatch(base_offset, epoch, previous, time_ms, events, digest_of(value))
 
 
-_TYPES: Final[dict[int, Callable[[tuple[Any, ...]], Any]]] = {
-    kind: event_type._make for kind, event_type in EVENT_TYPES.items()
-}
+_new: Final[Callable[[type[Any], tuple[Any, ...]], Any]] = tuple.__new__
+_SHAPES: Final = {kind: dict.fromkeys(plain_shapes(event_type), event_type) for kind, event_type in EVENT_TYPES.items()}
 
 
-def _decode_old(base_offset: int, kinds: bytes, fields: tuple[Any, ...], unknown: KeyError) -> list[Event]:
+def _decode_slowly(base_offset: int, kinds: bytes, fields: tuple[tuple[Any, ...], ...]) -> list[Event]:
+    """Event by event: old kinds are upcast, and the first that is wrong is named."""
     events: list[Event] = []
-    for i, (kind, row) in enumerate(zip(kinds, fields, strict=True)):
+    for offset, (kind, row) in enumerate(zip(kinds, fields, strict=True), base_offset):
         try:
+            if type(row) is not tuple:
+                raise ValueError("its fields are no array")
             if kind in UPCASTS:
                 kind, row = UPCASTS[kind][0], UPCASTS[kind][1](row)
-            if kind not in _TYPES:
+            if kind not in EVENT_TYPES:
                 raise UnknownEventType(
-                    f"the event at offset {base_offset + i} is of the unknown type {kind}: upgrade ledgerq to read it"
-                ) from unknown
-            events.append(_TYPES[kind](row))
-        except (ValueError, TypeError, LookupError) as error:
-            raise LogCorrupt(
-                base_offset, f"the event at offset {base_offset + i} can't be decoded ({error})"
-            ) from error
+                    f"the event at offset {offset} is of the unknown type {kind}: upgrade ledgerq to read it"
+                )
+            events.append(checked(EVENT_TYPES[kind], row))
+        except LedgerError:
+            raise
+        except Exception as error:  # an upcast may meet anything
+            raise LogCorrupt(base_offset, f"the event at offset {offset} can't be decoded ({error})") from error
     return events
+
+
+def _check_ids(base_offset: int, kinds: bytes, events: list[Event]) -> None:
+    if max(kinds) >= _FIRST_OTHER_KIND:
+        events = [event for event in events if KIND_OF[type(event)] < _FIRST_OTHER_KIND]
+    if events and set(map(len, map(itemgetter(0), events))) != {_ID_BYTES}:
+        raise LogCorrupt(base_offset, f"a job's id in the record batch doesn't have {_ID_BYTES} bytes")
 
 
 def encode_head(head: Head) -> bytes:
@@ -214,6 +246,7 @@ def decode_head(value: bytes) -> Head:
         shape != [int, bytes, int, int, int]
         or len(head.digest) != DIGEST_BYTES
         or min(head.next_offset, head.epoch, head.time_ms, head.base_offset) < 0
+        or max(head.next_offset, head.epoch, head.time_ms, head.base_offset) > _MAX_COUNT
     ):
         raise LogCorrupt(0, "the log's head has the wrong shape")
     return head
@@ -233,6 +266,8 @@ def decode_payload(value: bytes) -> PayloadRecord:
         record = PayloadRecord._make(unpack(value))
     except TypeError as error:
         raise ValueError(str(error)) from error
-    if type(record.salt) is not bytes or type(record.payload) is not bytes:
+    headers = record.headers
+    texts = () if headers is None else (*headers, *headers.values()) if type(headers) is dict else (None,)
+    if type(record.salt) is not bytes or type(record.payload) is not bytes or not all(type(t) is str for t in texts):
         raise ValueError("a payload record has the wrong shape")
     return record

@@ -12,12 +12,18 @@ from ledgerq.eventlog.events import (
     QueuePaused,
     QueueResumed,
 )
+from ledgerq.eventlog.keys import MAX_QUEUE_NAME_BYTES
 from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
 from ledgerq.projections.stats import Tally, stats_delta
 
 __all__ = ["Fold", "Transition"]
 
 _TRANSITIONS: Final[dict[type[Event], Mapping[str, tuple[str, ...]]]] = dict(TRANSITIONS.items())
+_MAX_PRIORITY: Final = 2**32 - 1
+
+
+def _is_name(queue: str) -> bool:
+    return 1 <= len(queue.encode()) <= MAX_QUEUE_NAME_BYTES and "\0" not in queue
 
 
 class Transition(NamedTuple):
@@ -47,12 +53,17 @@ class Fold:
         return tally
 
     def apply(self, offset: int, time_ms: int, event: Event) -> Transition:
-        """Apply one event; raises `LogCorrupt` for one that the state machine doesn't know in this state."""
+        """Apply one event; raises `LogCorrupt` for one that the state machine doesn't know in this state.
+
+        And for one that no writer made, since the job's index rows could not hold it.
+        """
         self.next_offset = offset + 1
         self.time_ms = time_ms
         states = _TRANSITIONS.get(type(event))
         if states is None:
             if isinstance(event, QueuePaused | QueueResumed):
+                if not _is_name(event.queue):
+                    raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
                 self.tally(event.queue).paused = type(event) is QueuePaused
             return Transition(offset, time_ms, event, None, None)
         if TYPE_CHECKING:
@@ -65,11 +76,15 @@ class Fold:
         after: Job | None
         if before is None:
             assert isinstance(event, Enqueued)
+            if not (_is_name(event.queue) and 0 <= event.priority <= _MAX_PRIORITY):
+                raise LogCorrupt(offset, "the enqueued job's queue name or priority is none that a job can have")
             queue, after = event.queue, born(event, offset, time_ms)
         else:
             queue, after = before.spec.queue, evolve(before, event, offset, time_ms)
         if ("gone" if after is None else after.state) not in allowed:
             raise LogCorrupt(offset, f"the event {type(event).__name__} leads to a state that it can't lead to")
+        if after is not None and (after.due_ms < 0 or after.sweep_at_ms < 0):
+            raise LogCorrupt(offset, f"the event {type(event).__name__} names a time before 1970")
         self.tally(queue).add(stats_delta(before, event, after))
         if after is None:
             del self.jobs[event.job_id]

@@ -21,8 +21,9 @@ from typing import Final, NamedTuple
 from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import ProjectionDrift
-from ledgerq.eventlog.events import Enqueued
-from ledgerq.eventlog.keys import after_prefix
+from ledgerq.eventlog.events import STATES, Enqueued
+from ledgerq.eventlog.keys import after_prefix, queue_name_bytes
+from ledgerq.eventlog.shapes import checked
 from ledgerq.projections.job import FINISHED, Job
 
 __all__ = [
@@ -162,9 +163,15 @@ def decode_job(value: bytes) -> Job:
     """The job in a row of the job range; raises `ProjectionDrift` when the row is malformed."""
     try:
         spec, *rest = unpack(value)
-        return Job(Enqueued._make(spec), *rest)
-    except (ValueError, TypeError) as error:
+        job: Job = checked(Job, (checked(Enqueued, spec), *rest))
+        # A row that was changed into another job's place would be looked for, claimed and deleted there.
+        if len(job.id) != ULID_BYTES or job.state not in STATES:
+            raise ValueError("wrong id or state")
+        queue_name_bytes(job.queue)
+        index_places(job)
+    except (ValueError, TypeError, struct.error) as error:
         raise ProjectionDrift(f"a job's index row can't be decoded ({error}): run rebuild-projections") from error
+    return job
 
 
 class IndexKey(NamedTuple):

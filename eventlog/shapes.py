@@ -1,0 +1,72 @@
+"""What a record's fields must be: its *shapes*, the types that they may have together, read from its annotations.
+
+The types are exact (`True` is no number here), as msgpack gives them back. What a number or a text may mean is not
+looked at: that is for the fold.
+"""
+
+from functools import cache
+from itertools import product
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+__all__ = ["checked", "plain_shapes"]
+
+Shape = tuple[type[Any], ...]
+
+
+class _Fields(NamedTuple):
+    """`tuples`: which fields may be tuples, and of what: `(int, ...)`, `(str, str)`."""
+
+    types: dict[str, Shape]
+    shapes: frozenset[Shape]
+    tuples: tuple[tuple[int, tuple[Any, ...]], ...]
+
+
+def plain_shapes(record_type: Any) -> frozenset[Shape]:
+    """Every shape of a `NamedTuple`; none where a field is a tuple, whose type alone doesn't tell what is in it."""
+    fields = _fields(record_type)
+    return frozenset() if fields.tuples else fields.shapes
+
+
+def checked(record_type: Any, row: Any) -> Any:
+    """The record with these fields; raises `ValueError` when they are not what it holds."""
+    fields = _fields(record_type)
+    if type(row) is not tuple or len(row) != len(fields.types):
+        raise ValueError(f"{len(fields.types)} fields were expected")
+    if tuple(map(type, row)) not in fields.shapes:
+        wrong = next(
+            (name, v) for v, (name, types) in zip(row, fields.types.items(), strict=True) if type(v) not in types
+        )
+        raise ValueError(f"{wrong[0]} can't be {type(wrong[1]).__name__}")
+    for place, parts in fields.tuples:
+        items = row[place]
+        if items is None:
+            continue
+        found = tuple(map(type, items))
+        if set(found) - {parts[0]} if parts[-1] is Ellipsis else found != parts:
+            raise ValueError(f"{list(fields.types)[place]} holds what it can't")
+    return record_type._make(row)
+
+
+@cache
+def _fields(record_type: Any) -> _Fields:
+    hints = get_type_hints(record_type)
+    types = {name: _types(hint) for name, hint in hints.items()}
+    # Of a field that is a record with annotations of its own nothing more is asked here.
+    tuples = [
+        (place, get_args(part))
+        for place, hint in enumerate(hints.values())
+        for part in (hint, *get_args(hint))
+        if get_origin(part) is tuple
+    ]
+    return _Fields(types, frozenset(product(*types.values())), tuple(tuples))
+
+
+def _types(hint: Any) -> Shape:
+    """The types that a field may have: `bytes | None`, a `Literal` of texts, `tuple[str, ...]`, a type."""
+    if isinstance(hint, UnionType):
+        return tuple(found for part in get_args(hint) for found in _types(part))
+    if get_origin(hint) is Literal:
+        return tuple({type(value) for value in get_args(hint)})
+    found: type[Any] = get_origin(hint) or hint
+    return (found,)
