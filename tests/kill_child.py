@@ -2,8 +2,8 @@
 
     python tests/kill_child.py DIR SEED [URL]
 
-The store is DIR/store unless a URL is given. The facts are lines in DIR/facts: what happened, the job's id, and an
-offset or the payload.
+The store is DIR/store unless a URL is given. The facts are lines in DIR/facts: what happened, the job's id, and the
+payload's beginning or the claim's offset.
 """
 
 import asyncio
@@ -11,8 +11,10 @@ import os
 import random
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from ledgerq.eventlog.errors import ClaimLost, InvalidState, JobNotFound
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import NewJob, QueueOptions
 from ledgerq.worker.queue import Queue
@@ -30,6 +32,8 @@ class Load:
         self.rng = random.Random(seed)
         self._fd = facts_fd
         self._fresh: list[str] = []
+        self._dead: list[str] = []
+        self._held: list[Claim] = []
 
     def report(self, *facts: str) -> None:
         """One write for each fact, so that a kill leaves whole lines."""
@@ -60,51 +64,72 @@ class Load:
             claims = await self.queue.claim("q", limit=self.rng.randrange(1, 6), wait=None, worker=name)
             self.report(*(f"claimed {claim.job_id} {claim.offset}" for claim in claims))
             if self.rng.random() < 0.3:
-                await self.queue.ack_many(claims)
-                self.report(*(f"acked {claim.job_id} -" for claim in claims))
+                with suppress(ClaimLost):  # which of them was lost is not said, so nothing is reported
+                    await self.queue.ack_many(claims)
+                    self.report(*(f"acked {claim.job_id} {claim.offset}" for claim in claims))
                 continue
             for claim in claims:
-                await self.settle(claim)
+                with suppress(ClaimLost):
+                    await self.settle(claim)
+            if self._held and self.rng.random() < 0.2:
+                with suppress(ClaimLost):
+                    await self.settle(self._held.pop(0))
 
     async def settle(self, claim: Claim) -> None:
-        """Ack most, fail some, and hold a few until the end."""
+        """Ack most, fail some, and hold a few until their leases end, or longer."""
         chance = self.rng.random()
         if chance < 0.7:
             await self.queue.ack(claim)
-            self.report(f"acked {claim.job_id} -")
+            self.report(f"acked {claim.job_id} {claim.offset}")
         elif chance < 0.8:
             await self.queue.nack(claim, "boom")
         elif chance < 0.85:
             await self.queue.nack(claim, "hopeless", dead=True)
             self.report(f"dead {claim.job_id} -")
+            self._dead = [*self._dead[-20:], claim.job_id]
         elif chance < 0.95:
             await self.queue.release(claim)
+        else:
+            self._held = [*self._held[-20:], claim]
 
     async def operate(self) -> None:
-        """Cancel a job now and then."""
+        """Cancel a job now and then, and give a dead one a new start."""
         while True:
             await self.queue.stats("q")
-            if self._fresh and self.rng.random() < 0.2:
-                job_id = self.rng.choice(self._fresh)
-                job = await self.queue.get(job_id)
-                if job.state == "scheduled":
-                    job = await self.queue.cancel(job_id, actor="operator", reason="a test")
-                    if job.state == "cancelled":
-                        self.report(f"cancelled {job_id} -")
+            with suppress(JobNotFound, InvalidState):  # it was swept or went on meanwhile
+                if self._fresh and self.rng.random() < 0.2:
+                    await self.cancel(self.rng.choice(self._fresh))
+                if self._dead and self.rng.random() < 0.05:
+                    await self.queue.requeue(self.rng.choice(self._dead), actor="operator", reason="a test")
             await asyncio.sleep(0.001)
+
+    async def cancel(self, job_id: str) -> None:
+        """Cancel a job that is scheduled."""
+        job = await self.queue.get(job_id)
+        if job.state == "scheduled":
+            job = await self.queue.cancel(job_id, actor="operator", reason="a test")
+            if job.state == "cancelled":
+                self.report(f"cancelled {job_id} -")
+
+    async def run(self) -> None:
+        """All of it at once, without an end."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(PRODUCERS):
+                group.create_task(self.produce())
+            for i in range(WORKERS):
+                group.create_task(self.work(f"worker-{i}"))
+            group.create_task(self.operate())
 
 
 async def main(folder: Path, seed: int, url: str) -> None:
     """Run until somebody kills this process."""
-    facts_fd = os.open(folder / "facts", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     async with Queue.open(url, default=OPTIONS, ready_window=50) as queue:
-        load = Load(queue, facts_fd, seed)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(PRODUCERS):
-                group.create_task(load.produce())
-            for i in range(WORKERS):
-                group.create_task(load.work(f"worker-{i}"))
-            group.create_task(load.operate())
+        await Load(queue, open_facts(folder), seed).run()
+
+
+def open_facts(folder: Path) -> int:
+    """The file descriptor to which facts are written; several processes may do so."""
+    return os.open(folder / "facts", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 if __name__ == "__main__":

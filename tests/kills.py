@@ -10,12 +10,31 @@ import sys
 from pathlib import Path
 
 from ledgerq.eventlog.clock import ManualClock, SystemClock
-from ledgerq.eventlog.events import Acked, Claimed
+from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
+from ledgerq.eventlog.errors import StoreNotFound
+from ledgerq.eventlog.events import (
+    Acked,
+    Cancelled,
+    Claimed,
+    Enqueued,
+    JobEvent,
+    LeaseExpired,
+    Nacked,
+    Promoted,
+    Rebuilt,
+    Record,
+    Requeued,
+    Swept,
+    WriterOpened,
+)
+from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.fold import Fold
+from ledgerq.worker.decisions import LEASE_EXPIRED
 from ledgerq.worker.queue import Queue
 from tests.ledger_checks import check_ledger
 
-__all__ = ["Facts", "check_promises", "open_and_check", "run_and_kill"]
+__all__ = ["Book", "Facts", "check_log", "check_promises", "open_and_check", "read_and_check", "run_and_kill"]
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.002
@@ -29,7 +48,7 @@ class Facts:
         self._file = folder / "facts"
         self.enqueued: dict[str, str] = {}
         self.claimed: dict[int, str] = {}
-        self.acked: set[str] = set()
+        self.acked: dict[str, int] = {}
         self.dead: set[str] = set()
         self.cancelled: set[str] = set()
 
@@ -40,15 +59,17 @@ class Facts:
 
     def read(self) -> None:
         """Read it all; the last line may have been cut off."""
-        lines = self._file.read_bytes().split(b"\n")[:-1]
+        lines = self._file.read_bytes().split(b"\n")[:-1] if self._file.exists() else []
         for line in lines:
             what, job_id, more = line.decode().split(" ")
             if what == "enqueued":
                 self.enqueued[job_id] = more
             elif what == "claimed":
                 self.claimed[int(more)] = job_id
+            elif what == "acked":
+                self.acked[job_id] = int(more)
             else:
-                {"acked": self.acked, "dead": self.dead, "cancelled": self.cancelled}[what].add(job_id)
+                getattr(self, what).add(job_id)
 
 
 async def run_and_kill(
@@ -71,17 +92,141 @@ async def run_and_kill(
     assert child.returncode == -9, (folder / "stderr").read_text()
 
 
-def check_promises(facts: Facts, fold: Fold, claimed: dict[int, str], acked: set[str]) -> None:
-    """Nothing that was reported is lost, and nothing that was acked comes back. (Nothing is swept in a day.)"""
-    jobs = {job.job_id: job for job in fold.jobs.values()}
-    lost = facts.enqueued.keys() - jobs.keys()
-    assert not lost, f"{len(lost)} jobs that were reported are gone: {sorted(lost)[:3]}"
-    assert facts.acked <= acked
-    assert {jobs[job_id].state for job_id in facts.acked} <= {"done"}
-    assert {jobs[job_id].state for job_id in facts.dead} <= {"dead"}
-    assert {jobs[job_id].state for job_id in facts.cancelled} <= {"cancelled"}
-    missing = {offset for offset, job_id in facts.claimed.items() if claimed.get(offset) != job_id}
+class Book:
+    """What the log says, kept by rules of its own: it knows nothing of the state machine that it watches."""
+
+    def __init__(self) -> None:
+        self.enqueued: set[bytes] = set()
+        self.claimed: dict[int, bytes] = {}
+        self.acked: dict[bytes, int] = {}
+        self.dead: set[bytes] = set()
+        self.cancelled: set[bytes] = set()
+        self.requeued: set[bytes] = set()
+        self.swept: set[bytes] = set()
+        self.settled = self.expired = self.promoted = self.writers = self.rebuilt = 0
+        self._current: dict[bytes, int] = {}
+        self._max_attempts: dict[bytes, int] = {}
+        self._finished: set[bytes] = set()
+        self._unique: dict[bytes, bytes] = {}
+        self._holders: dict[bytes, bytes] = {}
+
+    @property
+    def unfinished(self) -> set[bytes]:
+        """The jobs that are still to be worked on."""
+        return self.enqueued - self._finished
+
+    def note(self, record: Record) -> None:
+        """Take one record in; an AssertionError names what must not be."""
+        event, at = record.event, record.offset
+        match event:
+            case Enqueued():
+                assert event.job_id not in self.enqueued, f"{_text(event)} is enqueued twice, again at {at}"
+                self.enqueued.add(event.job_id)
+                self._max_attempts[event.job_id] = event.max_attempts
+                if event.unique_key is not None:
+                    self._unique[event.job_id] = event.unique_key
+                    self._hold_key(event.job_id, at)
+            case Claimed():
+                assert event.job_id not in self.acked, f"{_text(event)} was acked and is claimed again at {at}"
+                assert event.job_id not in self._finished, f"{_text(event)} is finished and claimed at {at}"
+                assert event.job_id not in self._current, f"{_text(event)} has two current claims at {at}"
+                assert event.attempt <= self._max_attempts[event.job_id], f"{_text(event)}: attempt {event.attempt}"
+                self._current[event.job_id] = at
+                self.claimed[at] = event.job_id
+            case Acked() | Nacked() | LeaseExpired():
+                assert event.job_id in self._current, f"{_text(event)} is settled at {at} without a claim"
+                claimed_at = self._current.pop(event.job_id)
+                self.settled += 1
+                self.expired += isinstance(event, LeaseExpired) and event.reason == LEASE_EXPIRED
+                if isinstance(event, Acked):
+                    self.acked[event.job_id] = claimed_at
+                    self._finish(event.job_id)
+                elif event.to == "dead":
+                    self.dead.add(event.job_id)
+                    self._finish(event.job_id)
+            case Cancelled():
+                assert event.job_id not in self._current, f"{_text(event)} is cancelled at {at} while it is claimed"
+                self.cancelled.add(event.job_id)
+                self._finish(event.job_id)
+            case Requeued():
+                self.requeued.add(event.job_id)
+                self._finished.remove(event.job_id)
+                self._hold_key(event.job_id, at)
+            case Swept():
+                assert event.job_id in self._finished, f"{_text(event)} is swept at {at} before it is finished"
+                self.swept.add(event.job_id)
+            case Promoted():
+                self.promoted += 1
+            case WriterOpened():
+                self.writers += 1
+            case Rebuilt():
+                self.rebuilt += 1
+
+    def _hold_key(self, job_id: bytes, at: int) -> None:
+        key = self._unique.get(job_id)
+        if key is not None:
+            other = self._holders.setdefault(key, job_id)
+            assert other == job_id, f"two unfinished jobs have the unique key {key!r} at {at}"
+
+    def _finish(self, job_id: bytes) -> None:
+        assert job_id not in self._finished, f"{job_id_text(job_id)} is finished twice"
+        self._finished.add(job_id)
+        key = self._unique.get(job_id)
+        if key is not None:
+            del self._holders[key]
+
+
+def _text(event: JobEvent) -> str:
+    return job_id_text(event.job_id)
+
+
+def check_promises(facts: Facts, fold: Fold, book: Book) -> None:
+    """Nothing that was reported is lost, and what was acked, dead or cancelled is still, or was swept."""
+    reported = {job_id_bytes(job_id) for job_id in facts.enqueued}
+    states = {job.id: job.state for job in fold.jobs.values()}
+    lost = reported - book.enqueued
+    assert not lost, f"{len(lost)} jobs that were reported are gone: {[job_id_text(job_id) for job_id in lost][:3]}"
+    assert book.enqueued == states.keys() | book.swept
+    assert not book.swept & states.keys()
+    for name, told, noted, state in (
+        ("acked", facts.acked.keys(), book.acked.keys(), "done"),
+        ("dead", facts.dead, book.dead, "dead"),
+        ("cancelled", facts.cancelled, book.cancelled, "cancelled"),
+    ):
+        ids = {job_id_bytes(job_id) for job_id in told}
+        lost = ids - noted
+        assert not lost, f"{len(lost)} jobs were reported {name}, not in the log: {sorted(told)[:3]}"
+        gone = {job_id for job_id in ids if job_id in states and states[job_id] != state}
+        if name == "dead":
+            gone -= book.requeued
+        assert not gone, f"{len(gone)} jobs were reported {name} and are {[states[job_id] for job_id in gone][:3]}"
+    foreign = [job_id for job_id, offset in facts.acked.items() if book.acked[job_id_bytes(job_id)] != offset]
+    assert not foreign, f"{len(foreign)} acks were accepted from others than the current claim: {foreign[:3]}"
+    missing = {offset for offset, job_id in facts.claimed.items() if book.claimed.get(offset) != job_id_bytes(job_id)}
     assert not missing, f"claims were handed over that the log does not have: {sorted(missing)[:3]}"
+
+
+async def check_log(log: LogReader, facts: Facts, fold: Fold) -> Book:
+    """Prove what was promised by what stands in the log."""
+    book = Book()
+    async for record in log.read():
+        book.note(record)
+    check_promises(facts, fold, book)
+    return book
+
+
+async def read_and_check(url: str, facts: Facts) -> tuple[Fold, Book]:
+    """Prove everything beside the store, as the crash left it: nothing is written. A store that never was is empty."""
+    try:
+        store = await open_reader(url, pinned=True)
+    except StoreNotFound:
+        assert not facts.enqueued, "jobs were reported, and there is no store"
+        return Fold(), Book()
+    try:
+        fold = await check_ledger(store)
+        return fold, await check_log(LogReader(store, clock=SystemClock()), facts, fold)
+    finally:
+        await store.close()
 
 
 async def open_and_check(url: str, facts: Facts) -> Fold:
@@ -97,17 +242,9 @@ async def open_and_check(url: str, facts: Facts) -> Fold:
                     raise
                 continue
             break
-        claimed: dict[int, str] = {}
-        acked: set[str] = set()
-        async for record in queue.log.read():
-            if type(record.event) is Claimed:
-                job = fold.jobs[record.event.job_id]
-                assert job.job_id not in acked, f"{job.job_id} was acked and claimed again at {record.offset}"
-                claimed[record.offset] = job.job_id
-            elif type(record.event) is Acked:
-                acked.add(fold.jobs[record.event.job_id].job_id)
-        check_promises(facts, fold, claimed, acked)
-        for job_id in [*facts.enqueued][-3:]:
+        await check_log(queue.log, facts, fold)
+        alive = {job.job_id for job in fold.jobs.values()}
+        for job_id in [job_id for job_id in facts.enqueued if job_id in alive][-3:]:
             assert (await queue.payload(job_id)).payload.hex().startswith(facts.enqueued[job_id])
         stats = await queue.stats("q")
         assert stats.claimed == 0
