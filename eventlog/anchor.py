@@ -10,7 +10,6 @@ An encoded anchor, a *slot*, is 128 bytes, integers big-endian:
 """
 
 import asyncio
-import logging
 import os
 import struct
 from hashlib import blake2b
@@ -19,6 +18,7 @@ from typing import Final
 
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
+from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.store import Anchor
 
@@ -35,7 +35,7 @@ _FILE_BYTES: Final = 8192
 # Each write is a billed request, so the object may lag by this much.
 _OBJECT_EVERY_MS: Final = 60_000
 
-_log = logging.getLogger(__name__)
+_log = logger("store")
 
 
 def encode_slot(sequence: int, anchor: Anchor) -> bytes:
@@ -162,7 +162,8 @@ class ObjectAnchor:
             await self._objects.put("anchor", encode_slot(0, anchor))
             self._written = anchor
         except LedgerError as error:
-            _log.warning("the anchor was not written, trying again in a minute: %s", error)
+            what = "the anchor was not written, trying again in a minute: %s"
+            _log.warning(what, error, extra=about("anchor_unwritten"))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,7 +11,6 @@ the public lane, so that another version of the binding costs speed and nothing 
 
 import ctypes
 import itertools
-import logging
 import struct
 import threading
 from collections.abc import Mapping
@@ -24,11 +23,12 @@ from slatedb.uniffi._slatedb_uniffi import slatedb as binding
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.fastrows import parse_rows
 from ledgerq.eventlog.lane import Lane, PublicLane, SlateBatch, scan_options
+from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.store import MAX_KEY_BYTES, Row, check_key
 
 __all__ = ["FastLane", "best_lane"]
 
-_log = logging.getLogger(__name__)
+_log = logger("store")
 
 _DONE_CODE: Final = 0
 _PREFIX: Final = "uniffi_slatedb_uniffi_fn_"
@@ -332,7 +332,9 @@ def best_lane() -> Lane:
     except Exception as error:
         # Whatever is wrong with the private parts, the public ones remain.
         _log.warning(
-            "the installed slatedb binding differs from the one ledgerq knows (%s): using its slower calls", error
+            "the installed slatedb binding differs from the one ledgerq knows (%s): using its slower calls",
+            error,
+            extra=about("slow_lane"),
         )
         return PublicLane()
     return lane

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
@@ -27,6 +26,7 @@ from ledgerq.eventlog.fastlane import best_lane
 from ledgerq.eventlog.filesync import FileSync
 from ledgerq.eventlog.lane import Lane, SlateBatch
 from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_writable
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, closed_error, late_error, translate
@@ -38,7 +38,7 @@ from ledgerq.eventlog.upkeep import run_upkeep
 
 __all__ = ["SlateStore", "open_slate"]
 
-_log = logging.getLogger(__name__)
+_log = logger("store")
 _T = TypeVar("_T")
 _ANCHOR_LIMIT_S: Final = 10.0
 
@@ -192,7 +192,7 @@ class SlateStore(SlateReads):
         except (TimeoutError, OSError, *SLATE_ERRORS) as error:
             # Nothing acknowledged depends on it: an acknowledged commit was durable before.
             if not isinstance(self._broken, Fenced):
-                _log.warning("%s: closing did not finish: %r", self.location, error)
+                _log.warning("%s: closing did not finish: %r", self.location, error, extra=about("close_unfinished"))
         finally:
             await self._release()
 
@@ -202,7 +202,8 @@ class SlateStore(SlateReads):
                 async with asyncio.timeout(self._options.commit_timeout_s):
                     await self._in_thread(self._files.close)
         except TimeoutError:
-            _log.warning("%s: the disk hangs, so a thread and two files stay open", self.location)
+            what = "%s: the disk hangs, so a thread and two files stay open"
+            _log.warning(what, self.location, extra=about("close_unfinished"))
         finally:
             self._threads.shutdown()
 
@@ -219,7 +220,8 @@ class SlateStore(SlateReads):
         try:
             await self._db.flush_with_options(FlushOptions(flush_type=FlushType.MEM_TABLE))
         except SLATE_ERRORS as error:
-            _log.info("%s: moving the log to a sorted file failed: %s", self.location, error)
+            what = "%s: moving the log to a sorted file failed: %s"
+            _log.info(what, self.location, error, extra=about("flush_failed"))
         finally:
             self._is_flushing_memtable = False
 

@@ -1,7 +1,6 @@
 """A SlateDB store opened for reading, beside the process that writes it: nothing is written and nobody is fenced."""
 
 import asyncio
-import logging
 from typing import Final
 
 from slatedb.uniffi import DbReaderBuilder, Error, ObjectStore, ReaderMode, ReaderOptions
@@ -12,6 +11,7 @@ from ledgerq.eventlog.errors import InvalidArgument, LedgerError, StoreUnavailab
 from ledgerq.eventlog.fastlane import best_lane
 from ledgerq.eventlog.lane import Lane
 from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_readable
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
@@ -20,7 +20,7 @@ from ledgerq.eventlog.store import Anchor
 
 __all__ = ["SlateReader", "open_slate_reader"]
 
-_log = logging.getLogger(__name__)
+_log = logger("store")
 _PINNED_POLL_MS: Final = 3_600_000
 _MAX_MEMTABLE_BYTES: Final = 32 * 1024 * 1024
 _OPEN_LIMIT_S: Final = 30.0
@@ -75,7 +75,8 @@ class SlateReader(SlateReads):
             async with asyncio.timeout(_CLOSE_LIMIT_S):
                 await self._db.shutdown()
         except (TimeoutError, *SLATE_ERRORS) as error:
-            _log.warning("%s: closing a reader did not finish: %r", self.location, error)
+            what = "%s: closing a reader did not finish: %r"
+            _log.warning(what, self.location, error, extra=about("close_unfinished"))
 
 
 async def open_slate_reader(

@@ -5,7 +5,6 @@ file that took its place: a power cut could then leave neither. So here it runs 
 it relies on was synced.
 """
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -13,13 +12,15 @@ from slatedb.uniffi import AdminBuilder, GarbageCollectorDirectoryOptions, Garba
 
 from ledgerq.eventlog.clock import Clock, sleep_until
 from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.logs import Seldom, about, logger
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS
 from ledgerq.eventlog.slate_options import StoreOptions
 
 __all__ = ["run_upkeep"]
 
-_log = logging.getLogger(__name__)
+_log = logger("store")
 _SYNC_EVERY_MS: Final = 10_000
+_SAY_EVERY_MS: Final = 600_000
 
 
 async def run_upkeep(
@@ -28,6 +29,7 @@ async def run_upkeep(
     """Sync every 10 s and collect garbage every `gc_interval_s`, until cancelled; a failed round is tried again."""
     gc_every_ms = round(options.gc_interval_s * 1000)
     gc_due_ms = clock.now_ms() + gc_every_ms
+    seldom = Seldom(period_ms=_SAY_EVERY_MS)
     while True:
         await sleep_until(clock, clock.now_ms() + min(_SYNC_EVERY_MS, gc_every_ms))
         try:
@@ -35,10 +37,11 @@ async def run_upkeep(
             if clock.now_ms() >= gc_due_ms:
                 gc_due_ms = clock.now_ms() + gc_every_ms
                 await _collect(location, options)
-        except OSError as error:
-            _log.warning("%s: syncing sorted files failed, trying again: %s", location.original, error)
-        except SLATE_ERRORS as error:
-            _log.warning("%s: removing old files failed, trying again: %s", location.original, error)
+        except (OSError, *SLATE_ERRORS) as error:
+            if seldom.may(clock.now_ms()):
+                task = "syncing sorted files" if isinstance(error, OSError) else "removing old files"
+                words = location.original, task, error, seldom.take_left_out()
+                _log.warning("%s: %s failed, trying again: %s%s", *words, extra=about("upkeep_failed"))
 
 
 async def _collect(location: Location, options: StoreOptions) -> None:

@@ -5,7 +5,6 @@ what it needs in memory; what it returns is written atomically with the events i
 behind at its last good offset and reported; the queue goes on, and `rebuild-projections --only NAME` mends it.
 """
 
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
@@ -13,12 +12,13 @@ from typing import Final, Protocol
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.errors import InvalidArgument, ProjectionFailed
 from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.store import Anchor, ReadStore, Store, check_key
 from ledgerq.projections.fold import Fold, Transition
 
 __all__ = ["Projection", "ProjectionHost"]
 
-_log = logging.getLogger("ledgerq")
+_log = logger("projections")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _RESERVED: Final = frozenset({"jobs", "stats"})
 _FLUSH_ROWS: Final = 5000
@@ -89,6 +89,7 @@ class ProjectionHost:
             self.offsets.get(name, 0),
             name,
             exc_info=error,
+            extra=about("projection_failed", projection=name),
         )
 
     def require_sound(self, names: Iterable[str]) -> None:

@@ -36,6 +36,7 @@ from ledgerq.worker.live import Live
 from ledgerq.worker.maintenance import Maintenance
 from ledgerq.worker.opening import package_version, take_over
 from ledgerq.worker.options import QueueOptions
+from ledgerq.worker.reports import EndedClaims
 
 __all__ = ["DEFAULT_OPTIONS", "Core"]
 
@@ -77,10 +78,16 @@ class Core:
         self.log = EventLog(store, clock=self.clock, projector=self.live, commit_interval_s=commit_interval_ms / 1000)
         self.live.log = self.log
         self.view = LedgerView(self.log)
-        self.handout = Handout(self.live, clock=self.clock, options_of=self.options)
+        self._ended = EndedClaims(self.log)
+        self.handout = Handout(self.live, clock=self.clock, options_of=self.options, ended=self._ended)
         self.intake = Intake(self.live)
         self.maintenance = Maintenance(
-            self.live, self.handout.leases, clock=self.clock, options_of=self.options, serve=self.handout.serve
+            self.live,
+            self.handout.leases,
+            clock=self.clock,
+            options_of=self.options,
+            serve=self.handout.serve,
+            ended=self._ended,
         )
         self.live.on_change = self._changed
         self.live.on_failure = self._failed
@@ -155,6 +162,7 @@ class Core:
         return sum(tally.now[STATES.index(state)] for tally in tallies for state in STATES if state not in FINISHED)
 
     def _committed(self) -> None:
+        self._ended.say()
         waiters, self._drain_waiters = self._drain_waiters, []
         for waiter in waiters:
             if not waiter.done():

@@ -5,13 +5,13 @@ What was staged while the store answered is newer than its answer: see `Live.wat
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Final
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import PayloadRecord, decode_payload, digest_of
 from ledgerq.eventlog.errors import LedgerError
+from ledgerq.eventlog.logs import Seldom, about, logger
 from ledgerq.projections.indexes import decode_job, job_key, pending_key, pending_place, pending_prefix
 from ledgerq.projections.job import Job
 from ledgerq.worker.live import Live
@@ -19,7 +19,7 @@ from ledgerq.worker.ready import Place, ReadyJob, ReadyWindow
 
 __all__ = ["Feeder"]
 
-_log = logging.getLogger("ledgerq")
+_log = logger("queue")
 _REFILL_ROWS: Final = 1000
 _LOAD_ROWS: Final = 64
 _LOAD_BYTES: Final = 8 * 1024 * 1024
@@ -40,6 +40,7 @@ class Feeder:
         self._dispatch = dispatch
         self._broken = broken
         self._failed = failed
+        self._seldom = Seldom()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def feeding(self, queue: str) -> bool:
@@ -68,7 +69,9 @@ class Feeder:
             if isinstance(error, LedgerError):
                 self._failed(queue, error)
             elif error is not None:
-                _log.error("filling the ready window of queue %r failed", queue, exc_info=error)
+                if self._seldom.may(self._live.log.clock.now_ms()):
+                    left_out, more = self._seldom.take_left_out(), about("window_failed", queue=queue)
+                    _log.error("filling queue %r's window failed%s", queue, left_out, exc_info=error, extra=more)
                 self._failed(queue, LedgerError(f"the ready window of queue {queue!r} can't be filled: {error!r}"))
             else:
                 self._dispatch(queue)

@@ -16,6 +16,7 @@ from ledgerq.worker.feeder import Feeder
 from ledgerq.worker.leases import Lease, LeaseBook
 from ledgerq.worker.live import Live
 from ledgerq.worker.options import QueueOptions, to_ms
+from ledgerq.worker.reports import EndedClaims
 
 __all__ = ["Handout", "WatchCallback"]
 
@@ -26,7 +27,9 @@ WatchCallback = Callable[[str], None]
 class Handout:
     """Ready windows on one side, waiting claims on the other."""
 
-    def __init__(self, live: Live, *, clock: Clock, options_of: Callable[[str], QueueOptions]) -> None:
+    def __init__(
+        self, live: Live, *, clock: Clock, options_of: Callable[[str], QueueOptions], ended: EndedClaims
+    ) -> None:
         self.leases = LeaseBook()
         self.room = WaitingRoom()
         self.watchers: dict[bytes, tuple[int, WatchCallback]] = {}
@@ -37,6 +40,7 @@ class Handout:
         self._impatient: dict[Waiter, None] = {}
         self._choosy: dict[Waiter, None] = {}
         self._ended: LedgerError | None = None
+        self._ended_claims = ended
         self._feeder = Feeder(live, dispatch=self.dispatch, broken=self._broken, failed=self._feeding_failed)
 
     # ------------------------------------------------------------------ what the live state tells
@@ -254,7 +258,7 @@ class Handout:
             dead=True,
             fraction=0.0,
         ):
-            self._live.apply(claimed, event)
+            self._ended_claims.note(self._live.apply(claimed, event), why)
 
     def _feeding_failed(self, queue: str, error: LedgerError) -> None:
         for waiter in self.room.waiting(queue):

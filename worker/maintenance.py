@@ -5,7 +5,6 @@ changes, no more. A step that fails with a passing error is logged, counted and 
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -13,16 +12,18 @@ from ledgerq.eventlog.clock import Clock, Timer
 from ledgerq.eventlog.errors import LedgerError
 from ledgerq.eventlog.events import JobEvent
 from ledgerq.eventlog.keys import after_prefix
+from ledgerq.eventlog.logs import Seldom, about, logger
 from ledgerq.projections.indexes import FINISHED_PREFIX, SCHEDULED, finished_key, leading_ms, scheduled_key
 from ledgerq.projections.job import Job
 from ledgerq.worker import decisions
 from ledgerq.worker.leases import Lease, LeaseBook
 from ledgerq.worker.live import Live
 from ledgerq.worker.options import QueueOptions
+from ledgerq.worker.reports import EndedClaims
 
 __all__ = ["Maintenance"]
 
-_log = logging.getLogger("ledgerq")
+_log = logger("queue")
 _STEP_ROWS: Final = 200
 _RETRY_AFTER_MS: Final = 1000
 _NEVER: Final = 1 << 62
@@ -89,8 +90,11 @@ class Maintenance:
         clock: Clock,
         options_of: Callable[[str], QueueOptions],
         serve: Callable[[], None],
+        ended: EndedClaims,
     ) -> None:
         self.failures = 0
+        self._seldom = Seldom()
+        self._ended = ended
         self._live = live
         self._leases = leases
         leases.on_hold = self._arm_for
@@ -165,8 +169,16 @@ class Maintenance:
     def _trouble(self, error: Exception) -> None:
         """A loop that ends would leave jobs behind silently, so it goes on, whatever happened."""
         self.failures += 1
-        _log.warning("a maintenance step failed and will be tried again: %s", error, exc_info=error)
-        self._clock.call_at(self._clock.now_ms() + _RETRY_AFTER_MS, self._wake.set)
+        now_ms = self._clock.now_ms()
+        if self._seldom.may(now_ms):
+            _log.warning(
+                "a maintenance step failed and will be tried again: %s%s",
+                error,
+                self._seldom.take_left_out(),
+                exc_info=error,
+                extra=about("maintenance_failed", failures=self.failures),
+            )
+        self._clock.call_at(now_ms + _RETRY_AFTER_MS, self._wake.set)
 
     async def _step(self) -> None:
         """Work off all that is due, a part of each kind in turn: sweeping a long backlog keeps no lease waiting."""
@@ -196,6 +208,7 @@ class Maintenance:
             before: Job | None = job
             for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.LEASE_EXPIRED):
                 before = self._live.apply(before, event)
+            self._ended.note(before, decisions.LEASE_EXPIRED)
 
 
 def _job_id(row: tuple[bytes, bytes]) -> bytes:

@@ -16,6 +16,7 @@ from ledgerq.projections.view import LedgerView
 from ledgerq.worker import decisions
 from ledgerq.worker.live import Live, hint_place
 from ledgerq.worker.options import QueueOptions
+from ledgerq.worker.reports import say_interrupted
 
 __all__ = ["Opening", "package_version", "take_over"]
 
@@ -55,6 +56,7 @@ async def take_over(
     interrupted = await _claimed(live)
     live.claimed = {job.id: job for job in interrupted}
     live.apply_other(WriterOpened(writer, version, rolled_back_from))
+    ended: list[Job] = []
     for job in interrupted:
         if log.full:
             await log.room()
@@ -62,7 +64,10 @@ async def take_over(
         options, now_ms = options_of(job.spec.queue), clock.now_ms()
         for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.INTERRUPTED):
             before = live.apply(before, event)
+        if before is not None:
+            ended.append(before)
     await log.committed()
+    say_interrupted(ended)
 
 
 async def _claimed(live: Live) -> list[Job]:

@@ -4,7 +4,6 @@ import asyncio
 import concurrent.futures
 import contextvars
 import inspect
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -13,10 +12,9 @@ from ledgerq.eventlog.errors import ClaimLost, InvalidArgument
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.handout import WatchCallback
 from ledgerq.worker.outcomes import Dead, Retry, error_text, plain_text
+from ledgerq.worker.reports import Outcome, say_outcome
 
-__all__ = ["Handler", "JobContext", "Running", "Settler", "StopReason"]
-
-_log = logging.getLogger("ledgerq")
+__all__ = ["Handler", "JobContext", "Running", "Settler", "StopReason", "Trace", "Tracer"]
 
 StopReason = Literal["cancel", "lost", "timeout", "released"]
 _STOP_ERRORS: Final = {"cancel": "stopped: its cancellation was requested", "released": "released: the worker ended"}
@@ -96,11 +94,36 @@ class Settler(Protocol):
         """See `Queue.watch`."""
 
 
+class Trace(Protocol):
+    """The trace of one try; see tracing.py."""
+
+    @property
+    def context(self) -> contextvars.Context:
+        """Where the handler runs, so that what it traces hangs on this try."""
+
+    def end(self, outcome: Outcome, error: BaseException | None, timed_out: bool) -> None:
+        """The try ended, and what came of it is durable."""
+
+
+class Tracer(Protocol):
+    """Traces tries; see tracing.py."""
+
+    def begin(self, claim: Claim) -> Trace | None:
+        """A handler is about to run."""
+
+
 class Running:
     """The life of one claim in a worker."""
 
     def __init__(
-        self, queue: Settler, claim: Claim, handler: Handler, *, clock: Clock, threads: concurrent.futures.Executor
+        self,
+        queue: Settler,
+        claim: Claim,
+        handler: Handler,
+        *,
+        clock: Clock,
+        threads: concurrent.futures.Executor,
+        tracer: Tracer | None = None,
     ) -> None:
         self.claim = claim
         self.stopped: StopReason | None = None
@@ -112,6 +135,8 @@ class Running:
         self._job = JobContext(claim)
         self._handling: asyncio.Future[Any] | None = None
         self._thread: concurrent.futures.Future[Any] | None = None
+        self._tracer = tracer
+        self._trace: Trace | None = None
 
     def stop(self, reason: StopReason) -> None:
         """Make the handler end; the first reason counts."""
@@ -141,12 +166,24 @@ class Running:
         finally:
             if timer is not None:
                 timer.cancel()
+        outcome: Outcome = "unknown"
         try:
-            await self._settle(error)
-        except ClaimLost as lost:
-            _log.warning("job %s (%s): its result doesn't count, %s", self.claim.job_id, self.claim.queue, lost)
+            outcome = await self._settle(error)
+        except ClaimLost:
+            outcome = "lost"
+        finally:
+            self._tell(outcome, error)
         if self._thread is not None and self.stopped != "released":
             await _ended(self._thread)
+
+    def _tell(self, outcome: Outcome, error: BaseException | None) -> None:
+        timed_out_s = (self._handler.timeout_ms or 0) / 1000 if self.stopped == "timeout" else None
+        if self._trace is None:
+            say_outcome(self.claim, outcome, error, timed_out_s)
+        else:
+            # There, so that the record carries the ids of the trace.
+            self._trace.context.run(say_outcome, self.claim, outcome, error, timed_out_s)
+            self._trace.end(outcome, error, timed_out_s is not None)
 
     def _cancelled_from_outside(self) -> bool:
         task = asyncio.current_task()
@@ -157,30 +194,37 @@ class Running:
         await asyncio.sleep(0)
         if self.stopped is not None:
             raise asyncio.CancelledError
+        if self._tracer is not None:
+            self._trace = self._tracer.begin(self.claim)
+        traced = None if self._trace is None else self._trace.context
         if self._handler.is_async:
-            self._handling = asyncio.ensure_future(_without_exit(self._handler.function(self._job)))
+            handling = _without_exit(self._handler.function(self._job))
+            self._handling = asyncio.create_task(handling, context=traced)
         else:
-            context = contextvars.copy_context()
+            context = contextvars.copy_context() if traced is None else traced.copy()
             self._thread = self._threads.submit(context.run, self._handler.function, self._job)
             self._handling = asyncio.wrap_future(self._thread)
         result = await self._handling
         if not self._handler.is_async and inspect.isawaitable(result):
-            self._handling = asyncio.ensure_future(_without_exit(result))
+            self._handling = asyncio.create_task(_without_exit(result), context=traced)
             if self.stopped is not None:
                 self._handling.cancel()
             await self._handling
 
-    async def _settle(self, error: BaseException | None) -> None:
+    async def _settle(self, error: BaseException | None) -> Outcome:
         queue, claim = self._queue, self.claim
         if self.stopped == "lost":
-            _log.warning("job %s (%s): given up, its claim was lost", claim.job_id, claim.queue)
-        elif error is None:
+            return "lost"
+        if error is None:
             await queue.ack(claim)
-        elif self.stopped == "released":
+            return "done"
+        if self.stopped == "released":
             await queue.release(claim, _STOP_ERRORS["released"])
-        elif self.stopped == "cancel":
+            return "released"
+        if self.stopped == "cancel":
             await queue.nack(claim, _STOP_ERRORS["cancel"])
-        elif self.stopped == "timeout":
+            return "cancelled"
+        if self.stopped == "timeout":
             await queue.nack(claim, f"timed out after {(self._handler.timeout_ms or 0) / 1000:g} s")
         elif isinstance(error, Dead):
             await queue.nack(claim, plain_text(error) or "dead", dead=True)
@@ -188,6 +232,7 @@ class Running:
             await queue.nack(claim, plain_text(error), delay=error.delay)
         else:
             await queue.nack(claim, error_text(error))
+        return "dead" if isinstance(error, Dead) or claim.attempt >= claim.max_attempts else "retry"
 
 
 async def _without_exit(handling: Awaitable[Any]) -> Any:

@@ -4,7 +4,6 @@ It is written against the methods of `Queue` that it uses (`WorkerQueue`), so th
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final, Protocol, TypeVar
@@ -14,6 +13,7 @@ from aiostream import stream
 from ledgerq.eventlog.clock import Clock, sleep_until
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
 from ledgerq.eventlog.keys import queue_name_bytes
+from ledgerq.eventlog.logs import Seldom, about, about_job, logger
 from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import QueueOptions, seconds_ms
@@ -29,7 +29,7 @@ _MAX_BATCH: Final = 1000
 # A handler that ignores its cancellation must not keep the process alive.
 _STUBBORN_WAIT_S: Final = 5.0
 
-_log = logging.getLogger("ledgerq")
+_log = logger("worker")
 
 F = TypeVar("F", bound=HandlerFunction)
 
@@ -156,13 +156,13 @@ class Worker:
             if restore is not None:
                 restore()
         if self._failure is not None:
-            _log.error("the worker ends: %s", self._failure)
+            _log.error("the worker ends: %s", self._failure, extra=about("worker_failed"))
             raise self._failure
 
     # ------------------------------------------------------------------ claiming and handling
 
     async def _claim(self, slots: asyncio.Semaphore, threads: Executor) -> None:
-        queues, clock = tuple(self._handlers), self.queue.clock
+        queues, clock, seldom = tuple(self._handlers), self.queue.clock, Seldom()
         while True:
             batches = claim_batches(self.queue, queues, room=self._room, wait=None, worker=self._name)
             try:
@@ -177,7 +177,9 @@ class Worker:
                 if error.permanent or self._failure is not None:
                     return self._failed(error)
                 # The queue itself goes on; if it doesn't, `on_failure` says so before the next try.
-                _log.warning("claiming failed, trying again in %g s: %s", _CLAIM_AGAIN_MS / 1000, error)
+                if seldom.may(clock.now_ms()):
+                    words = _CLAIM_AGAIN_MS / 1000, error, seldom.take_left_out()
+                    _log.warning("claiming failed, trying again in %g s: %s%s", *words, extra=about("claiming_failed"))
             except Exception as error:
                 return self._failed(error)
             await sleep_until(clock, clock.now_ms() + _CLAIM_AGAIN_MS)
@@ -259,7 +261,9 @@ class Worker:
     async def _abandon(self) -> None:
         """What is still held now has a handler that doesn't end."""
         for running, task in self._held.values():
-            _log.error("job %s (%s): its handler doesn't end", running.claim.job_id, running.claim.queue)
+            claim = running.claim
+            more = about_job("handler_stuck", claim.id, claim.queue, claim.attempt, claim.offset)
+            _log.error("job %s (%s): its handler doesn't end", claim.job_id, claim.queue, extra=more)
             task.cancel()
         if self._held:
             await asyncio.wait({task for _, task in self._held.values()}, timeout=0.1)
