@@ -149,7 +149,7 @@ class ProjectionFailed(LedgerError):
 
 
 class NotRebuilt(LedgerError):
-    """A rebuild was interrupted, so the indexes are incomplete; run `rebuild-projections` again to finish it."""
+    """The indexes are incomplete (a rebuild was interrupted), or of an older format; run `rebuild-projections`."""
 
 
 class PayloadMissing(LedgerError):

@@ -2,7 +2,8 @@
 
 Integers in keys are big-endian, so that the order of bytes is the order of numbers.
 
-    m/format                        format version of the store, as decimal text
+    m/format                        format version of the store, as decimal text: 2. In format 1 the rows of jobs and
+                                    counters were shorter; the log's are the same
     m/head                          where the log ends: see codec.py, `Head`
     m/rebuild                       there while a rebuild is under way: no queue opens on half-built indexes
     m/hint/ QUEUE                   where the scan of a queue's pending range may start; may lag, never leads
@@ -32,7 +33,7 @@ __all__ = [
     "queue_name_bytes",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FORMAT_KEY = b"m/format"
 HEAD_KEY = b"m/head"
 REBUILD_KEY = b"m/rebuild"

@@ -49,6 +49,10 @@ class LogReader:
 
     async def check_format(self) -> bool:
         """Whether a ledgerq store is here; raises `FormatTooNew`, or `InvalidArgument` for somebody else's data."""
+        return await self.format_version() > 0
+
+    async def format_version(self) -> int:
+        """The store's format, 0 where there is no ledgerq store; older ones are read. Raises like `check_format`."""
         value = await self.store.get(keys.FORMAT_KEY)
         if value is None:
             async for rows in self.store.scan(b"\0", b"\xff", page_rows=1):
@@ -56,19 +60,21 @@ class LogReader:
                     f"{self.store.location} holds a SlateDB database that is not ledgerq's (first key {rows[0][0]!r}): "
                     "choose another location"
                 )
-            return False
+            return 0
         if not value.isdigit() or len(value) > _MAX_FORMAT_DIGITS:
             raise LogCorrupt(0, f"the format number {value!r} can't be read")
         if int(value) > keys.FORMAT_VERSION:
             raise FormatTooNew(
                 f"{self.store.location} has format {int(value)}, newer than {keys.FORMAT_VERSION}: upgrade ledgerq"
             )
-        return True
+        return max(1, int(value))
 
-    async def require_format(self) -> None:
-        """Like `check_format`, and raises `StoreNotFound` when there is no ledgerq store."""
-        if not await self.check_format():
+    async def require_format(self) -> int:
+        """Like `format_version`, and raises `StoreNotFound` when there is no ledgerq store."""
+        found = await self.format_version()
+        if not found:
             raise StoreNotFound(f"there is no ledgerq store at {self.store.location}: check the URL")
+        return found
 
     async def head(self) -> Head:
         """Where the log ends; `EMPTY_HEAD` before the first commit.

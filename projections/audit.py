@@ -50,6 +50,7 @@ class AuditReport(NamedTuple):
     payloads: int
     differences: list[Difference]
     difference_count: int
+    format_version: int = keys.FORMAT_VERSION
 
     @property
     def clean(self) -> bool:
@@ -71,7 +72,7 @@ async def audit(
     Raises `LogCorrupt` or `LogRolledBack` when the log itself can't be trusted: then there is nothing to compare with.
     """
     log = LogReader(store, clock=clock)
-    await log.require_format()
+    format_version = await log.require_format()
     anchor = anchor or await store.read_anchor()
     await log.check_anchor(anchor)
     host = ProjectionHost(projections)
@@ -82,21 +83,28 @@ async def audit(
     host.require_sound(host.projections)
     found: list[Difference] = []
     count = 0
-    async for difference in _differences(store, fold, host, rows, deep):
+    async for difference in _differences(store, fold, host, rows, deep, format_version):
         count += 1
         if len(found) < _MAX_DIFFERENCES:
             found.append(difference)
-    return AuditReport(store.location, verified, anchor, len(fold.jobs), len(fold.jobs) if deep else 0, found, count)
+    payloads = len(fold.jobs) if deep else 0
+    return AuditReport(store.location, verified, anchor, len(fold.jobs), payloads, found, count, format_version)
 
 
 async def _differences(
-    store: ReadStore, fold: Fold, host: ProjectionHost, rows: dict[bytes, bytes | None], deep: bool
+    store: ReadStore,
+    fold: Fold,
+    host: ProjectionHost,
+    rows: dict[bytes, bytes | None],
+    deep: bool,
+    format_version: int,
 ) -> AsyncIterator[Difference]:
     marker = await store.get(keys.REBUILD_KEY)
     if marker is not None:
         text = "an interrupted rebuild: run rebuild-projections again"
         yield Difference("meta", "m/rebuild", keys.REBUILD_KEY, None, text)
-    for mismatches in (compare_jobs(store, fold), compare_stats(store, fold), compare_hints(store, fold)):
+    jobs, stats = compare_jobs(store, fold, format_version), compare_stats(store, fold, format_version)
+    for mismatches in (jobs, stats, compare_hints(store, fold)):
         async for mismatch in mismatches:
             yield describe(mismatch)
     for name in host.projections:
@@ -166,10 +174,12 @@ def _fields(range_name: str, value: bytes | None) -> dict[str, str] | None:
                 name: _text(part) for name, part in fields["spec"]._asdict().items()
             }
         if value is not None and range_name == "stats":
-            stats = Tally.decode(value).view("")
+            tally = Tally.decode(value)
+            stats = tally.view("")
             now = {state: str(getattr(stats, state)) for state in STATES}
             totals = {f"{name} in all": str(total) for name, total in stats.totals.items()}
-            return now | totals | {"paused": str(stats.paused)}
+            times = {f"{name} (buckets, sum)": f"{view.counts}, {view.sum}" for name, view in tally.measures().items()}
+            return now | totals | {"paused": str(stats.paused), "first offset": str(tally.first_offset)} | times
     except (ProjectionDrift, AttributeError, TypeError):
         pass  # shown as it is
     return None

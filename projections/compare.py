@@ -42,7 +42,9 @@ class Mismatch(NamedTuple):
     found: bytes | None
 
 
-async def compare_jobs(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
+async def compare_jobs(
+    store: ReadStore, fold: Fold, format_version: int = keys.FORMAT_VERSION
+) -> AsyncIterator[Mismatch]:
     """All job index ranges against the union of `index_entries` over the fold."""
     seen: Counter[bytes] = Counter()
     extras: dict[bytes, bytes] = {}
@@ -53,7 +55,7 @@ async def compare_jobs(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
                 continue
             job_id = parse_key(key, value).job_id
             job = None if job_id is None else fold.jobs.get(job_id)
-            expected = None if job is None else index_entries(job).get(key)
+            expected = None if job is None else index_entries(job, format_version).get(key)
             if expected is not None and job_id is not None:
                 seen[job_id] += 1
                 if value != expected:
@@ -66,7 +68,7 @@ async def compare_jobs(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
                 yield Mismatch(key, places.get(key), value)
     doubtful: dict[bytes, bytes] = {}
     for job_id, job in fold.jobs.items():
-        entries = index_entries(job)
+        entries = index_entries(job, format_version)
         if seen[job_id] != len(entries):
             for key, expected in entries.items():
                 if key in extras:
@@ -87,9 +89,11 @@ def _chunks(keys_in_order: list[bytes], size_rows: int) -> Iterator[list[bytes]]
         yield keys_in_order[at : at + size_rows]
 
 
-async def compare_stats(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
+async def compare_stats(
+    store: ReadStore, fold: Fold, format_version: int = keys.FORMAT_VERSION
+) -> AsyncIterator[Mismatch]:
     """The stats range against the fold's counters."""
-    expected = {stats_key(queue): tally.encode() for queue, tally in fold.tallies.items()}
+    expected = {stats_key(queue): tally.encode(format_version) for queue, tally in fold.tallies.items()}
     async for mismatch in compare_rows(store, STATS, expected):
         yield mismatch
 

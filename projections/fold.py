@@ -14,7 +14,7 @@ from ledgerq.eventlog.events import (
 )
 from ledgerq.eventlog.keys import MAX_QUEUE_NAME_BYTES
 from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
-from ledgerq.projections.stats import Tally, stats_delta
+from ledgerq.projections.stats import Tally
 
 __all__ = ["Fold", "Transition"]
 
@@ -49,7 +49,7 @@ class Fold:
         """The counters of `queue`, zero at first."""
         tally = self.tallies.get(queue)
         if tally is None:
-            tally = self.tallies[queue] = Tally()
+            tally = self.tallies[queue] = Tally(max(self.next_offset - 1, 0))
         return tally
 
     def apply(self, offset: int, time_ms: int, event: Event) -> Transition:
@@ -85,7 +85,7 @@ class Fold:
             raise LogCorrupt(offset, f"the event {type(event).__name__} leads to a state that it can't lead to")
         if after is not None and (after.due_ms < 0 or after.sweep_at_ms < 0):
             raise LogCorrupt(offset, f"the event {type(event).__name__} names a time before 1970")
-        self.tally(queue).add(stats_delta(before, event, after))
+        self.tally(queue).apply(before, event, after)
         if after is None:
             del self.jobs[event.job_id]
         else:

@@ -2,7 +2,7 @@
 
 Integers are big-endian; a ULID is its 16 bytes; a queue's name holds no NUL.
 
-    i/job/ ULID                             the job's whole state, a msgpack array (`Job`)
+    i/job/ ULID                             the job's whole state, a msgpack array (`Job`; format 1: but for `since_ms`)
     i/pending/ QUEUE NUL PRIORITY OFFSET    ULID; priority u32, offset (u64) of the enqueued event
     i/scheduled/ DUE OFFSET                 ULID; due ms u64, offset (u64) of the enqueued event
     i/claimed/ ULID                         empty
@@ -22,7 +22,7 @@ from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.events import STATES, Enqueued
-from ledgerq.eventlog.keys import after_prefix, queue_name_bytes
+from ledgerq.eventlog.keys import FORMAT_VERSION, after_prefix, queue_name_bytes
 from ledgerq.eventlog.shapes import checked
 from ledgerq.projections.job import FINISHED, Job
 
@@ -135,9 +135,10 @@ def stats_key(queue: str) -> bytes:
     return STATS + queue.encode()
 
 
-def index_entries(job: Job) -> dict[bytes, bytes]:
+def index_entries(job: Job, format_version: int = FORMAT_VERSION) -> dict[bytes, bytes]:
     """Every index row that a job in this state has."""
-    return {JOB + job.spec.job_id: pack(job), **index_places(job)}
+    # Format 1 had no `since_ms`, the last field.
+    return {JOB + job.spec.job_id: pack(job if format_version > 1 else job[:-1]), **index_places(job)}
 
 
 def index_places(job: Job) -> dict[bytes, bytes]:
@@ -163,6 +164,8 @@ def decode_job(value: bytes) -> Job:
     """The job in a row of the job range; raises `ProjectionDrift` when the row is malformed."""
     try:
         spec, *rest = unpack(value)
+        if len(rest) == len(Job._fields) - 2:
+            rest.append(rest[5] or rest[4])  # a row of format 1: due or changed, which is nearly the same
         job: Job = checked(Job, (checked(Enqueued, spec), *rest))
         # A row that was changed into another job's place would be looked for, claimed and deleted there.
         if len(job.id) != ULID_BYTES or job.state not in STATES:

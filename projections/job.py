@@ -54,6 +54,8 @@ class Job(NamedTuple):
     of the last event, `claim_offset` the offset of the current (or last) claim, `offsets` those of its later events, of
     which a job that has very many keeps the last `MAX_OFFSETS`.
     `cancel_request` is (actor, reason) of a cancellation that the worker has yet to follow.
+    `since_ms` is when what the job does now began: for a scheduled or pending job when it can (or could) be claimed,
+    its due time or the event that made it pending; for a claimed one the claim; else when it was finished.
     """
 
     spec: Enqueued
@@ -71,6 +73,7 @@ class Job(NamedTuple):
     cancel_request: tuple[str, str] | None
     unique_held: bool
     offsets: tuple[int, ...]
+    since_ms: int
 
     @property
     def id(self) -> bytes:
@@ -107,7 +110,8 @@ def born(event: Enqueued, offset: int, time_ms: int) -> Job:
     """The job after its first event."""
     due_ms, held = event.due_ms, event.unique_key is not None
     state: State = "scheduled" if due_ms else "pending"
-    return Job(event, offset, time_ms, state, 0, time_ms, due_ms, 0, 0, None, 0, "", None, held, ())
+    since_ms = due_ms or time_ms
+    return Job(event, offset, time_ms, state, 0, time_ms, due_ms, 0, 0, None, 0, "", None, held, (), since_ms)
 
 
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
@@ -115,7 +119,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     held = job.unique_held
     attempt, due_ms, sweep_at_ms = job.attempt, 0, 0
     claim_offset, lease_ms, worker = job.claim_offset, 0, job.worker
-    error = job.error
+    error, since_ms = job.error, time_ms
     cancel_request: tuple[str, str] | None = None
     state: State
     match event:
@@ -128,14 +132,16 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         case Nacked():
             state, due_ms, sweep_at_ms, error = event.to, event.due_ms, event.sweep_at_ms, event.error
             attempt -= event.released
+            since_ms = due_ms or time_ms
             held = held and state != "dead"
         case LeaseExpired():
             state, sweep_at_ms, error = event.to, event.sweep_at_ms, event.reason
             held = held and state != "dead"
         case Promoted():
-            state = "pending"
+            state, since_ms = "pending", job.since_ms
         case CancelRequested():
             state, lease_ms, cancel_request = "claimed", job.lease_ms, (event.actor, event.reason)
+            since_ms = job.since_ms
         case Cancelled():
             state, sweep_at_ms, held = "cancelled", event.sweep_at_ms, False
         case Requeued():
@@ -163,4 +169,5 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         cancel_request,
         held,
         (*job.offsets, offset) if len(job.offsets) < MAX_OFFSETS else (*job.offsets[1:], offset),
+        since_ms,
     )

@@ -33,6 +33,7 @@ __all__ = ["RebuildReport", "copy_into", "rebuild"]
 _BATCH_ROWS: Final = 2000
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _COPY_MARKER: Final = pack(("copy",))
+_FORMAT: Final = str(keys.FORMAT_VERSION).encode()
 
 
 class RebuildReport(NamedTuple):
@@ -89,7 +90,10 @@ class _RowWriter:
 
 
 class _Finish:
-    """The projector of the commit that ends a rebuild: it takes the marker away, and lets projections follow it."""
+    """The projector of the commit that ends a rebuild: it takes the marker away, and lets projections follow it.
+
+    All rows are of the present format by then, so that is said in the same commit.
+    """
 
     def __init__(self, host: ProjectionHost) -> None:
         self._host = host
@@ -99,7 +103,7 @@ class _Finish:
         if self._filled is None or self._filled[0] is not commit:
             events = enumerate(commit.events, commit.base_offset)
             transitions = [Transition(offset, commit.time_ms, event, None, None) for offset, event in events]
-            changes: dict[bytes, bytes | None] = {keys.REBUILD_KEY: None}
+            changes: dict[bytes, bytes | None] = {keys.REBUILD_KEY: None, keys.FORMAT_KEY: _FORMAT}
             self._host.project(transitions, commit.base_offset + len(commit.events), changes)
             self._filled = (commit, changes)
         batch.update(self._filled[1])
@@ -125,19 +129,21 @@ async def rebuild(
     """Make the projections (`jobs`, `stats` and the user's; or `only` one) what the log says, and record it.
 
     `until`: keep only the log before this offset (rounded down to a commit), for a log that doesn't verify beyond it.
-    A cut concerns everything, and so does finishing a rebuild that was interrupted: `only` is refused then.
+    A cut concerns everything, and so does finishing a rebuild that was interrupted, or bringing a store of an older
+    format to the present one, which this does on the way: `only` is refused then.
 
     Raises `LogCorrupt`, `LogRolledBack` (unless `until` is given), `InvalidArgument` for an unknown name.
     """
     log = LogReader(store, clock=clock)
-    await log.require_format()
+    outdated = await log.require_format() < keys.FORMAT_VERSION
     host = ProjectionHost(projections)
     names = _names(only, host)
     marker = await store.get(keys.REBUILD_KEY)
     if marker == _COPY_MARKER:
         raise NotRebuilt(f"a copy into {store.location} was interrupted: finish it, from the store that was copied")
-    if only is not None and (until is not None or marker is not None):
-        why = "an interrupted rebuild must be finished" if until is None else "the log is to be cut"
+    if only is not None and (until is not None or marker is not None or outdated):
+        why = "an interrupted rebuild must be finished" if marker is not None else "the store's format is an older one"
+        why = why if until is None else "the log is to be cut"
         raise InvalidArgument(f"{why}, which concerns all projections: leave out the choice of {only!r}")
     anchor = await store.read_anchor()
     until = _earlier(until, _interrupted_until(marker))
@@ -157,7 +163,7 @@ async def rebuild(
         await writer.set(mismatch.key, mismatch.expected)
     await writer.flush()
     report = RebuildReport(names, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
-    if report.changed or marker is not None or rolled_back:
+    if report.changed or marker is not None or rolled_back or outdated:
         follow = await _up_to_date(store, host, end)
         await _finish(store, clock, report, actor, reason, cut=until is not None, follow=follow)
     return report
@@ -304,7 +310,7 @@ async def copy_into(
         for key, _ in page:
             if key != keys.REBUILD_KEY:
                 await writer.set(key, None, count=False)
-    await writer.set(keys.FORMAT_KEY, str(keys.FORMAT_VERSION).encode(), count=False)
+    await writer.set(keys.FORMAT_KEY, _FORMAT, count=False)
     async for page in source.scan(keys.LOG_PREFIX, keys.log_key(verified.head.next_offset)):
         for key, value in page:
             await writer.set(key, value, count=False)

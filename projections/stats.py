@@ -1,6 +1,8 @@
-"""Counters: for each queue, how many jobs are in each state now, and how many transitions there ever were.
+"""Counters: how many jobs of a queue are in each state now, how many transitions there ever were, how long they took.
 
-A row is the fold of the log like every other projection, so a counter that drifts is found by the audit.
+A row is the fold of the log like every other projection, so a counter that drifts is found by the audit. It is a
+msgpack array: jobs by state, totals, paused flag, offset of the queue's first event, and the histograms (see
+histograms.py), each its sum followed by its buckets. Rows of format 1 end after the paused flag.
 """
 
 from functools import cache
@@ -23,6 +25,8 @@ from ledgerq.eventlog.events import (
     State,
     Swept,
 )
+from ledgerq.eventlog.keys import FORMAT_VERSION
+from ledgerq.projections.histograms import MEASURES, Histogram, HistogramView, new_histograms
 from ledgerq.projections.job import Job
 
 __all__ = ["TOTALS", "QueueStats", "StatsDelta", "Tally", "stats_delta"]
@@ -95,17 +99,38 @@ class QueueStats(NamedTuple):
 
 
 class Tally:
-    """A queue's counters while they are being counted."""
+    """A queue's counters while they are being counted. `first_offset` is where its first event stands in the log."""
 
-    __slots__ = ("now", "paused", "totals")
+    __slots__ = ("attempts", "first_offset", "life", "now", "paused", "running", "totals", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, first_offset: int = 0) -> None:
         self.now = [0] * len(STATES)
         self.totals = [0] * len(TOTALS)
         self.paused = False
+        self.first_offset = first_offset
+        self.waiting, self.running, self.life, self.attempts = new_histograms()
+
+    def apply(self, before: Job | None, event: JobEvent, after: Job | None) -> None:
+        """Count one event, given the job before and after it, and what it says of times and attempts.
+
+        Waiting ends with each claim. Running ends when the worker itself says so: what is given back unused, and what
+        an expired lease ends (it may have been found days later), tells nothing of the work. Life ends with the ack.
+        """
+        self.add(stats_delta(before, event, after))
+        if before is None or after is None:
+            return
+        kind, job_id, time_ms = type(event), after.spec.job_id, after.changed_ms
+        if kind is Claimed:
+            self.waiting.add(time_ms - before.since_ms, job_id, time_ms)
+        elif kind is Acked:
+            self.running.add(time_ms - before.since_ms, job_id, time_ms)
+            self.life.add(time_ms - before.enqueued_ms, job_id, time_ms)
+            self.attempts.add(before.attempt, job_id, time_ms)
+        elif type(event) is Nacked and not event.released:
+            self.running.add(time_ms - before.since_ms, job_id, time_ms)
 
     def add(self, delta: StatsDelta) -> None:
-        """Count one event."""
+        """Count what an event changes."""
         if delta.left != delta.entered:
             if delta.left >= 0:
                 self.now[delta.left] -= 1
@@ -114,18 +139,27 @@ class Tally:
         for total in delta.totals:
             self.totals[total] += 1
 
-    def encode(self) -> bytes:
+    def encode(self, format_version: int = FORMAT_VERSION) -> bytes:
         """The value of the queue's stats row."""
-        return pack((self.now, self.totals, self.paused))
+        if format_version == 1:
+            return pack((self.now, self.totals, self.paused))
+        histograms = [histogram.encode() for histogram in self.histograms()]
+        return pack((self.now, self.totals, self.paused, self.first_offset, histograms))
+
+    def histograms(self) -> tuple[Histogram, ...]:
+        """One for each of `MEASURES`, in their order."""
+        return self.waiting, self.running, self.life, self.attempts
 
     @classmethod
     def decode(cls, value: bytes) -> "Tally":
         """The counters in a stats row; raises `ProjectionDrift` when it is malformed."""
         tally = cls()
         try:
-            now, totals, paused = unpack(value)
+            now, totals, paused, *later = unpack(value)
             if len(now) != len(STATES) or not all(type(count) is int for count in (*now, *totals)):
                 raise ValueError("wrong shape")
+            if later:
+                tally._decode_later(*later)
         except (ValueError, TypeError) as error:
             raise ProjectionDrift(f"a stats row can't be decoded ({error}): run rebuild-projections") from error
         tally.now = list(now)
@@ -134,9 +168,22 @@ class Tally:
         tally.paused = bool(paused)
         return tally
 
+    def _decode_later(self, first_offset: int, histograms: tuple[tuple[int, ...], ...]) -> None:
+        """What rows of format 1 don't have."""
+        if type(first_offset) is not int:
+            raise ValueError("wrong shape")
+        self.first_offset = first_offset
+        self.waiting, self.running, self.life, self.attempts = (
+            Histogram.decode(empty.bounds, row) for empty, row in zip(self.histograms(), histograms, strict=True)
+        )
+
     def view(self, queue: str) -> QueueStats:
         """The counters by name."""
         now = dict(zip(STATES, self.now, strict=True))
         # A row that a later version wrote has more of them; they are kept and not shown.
         totals = dict(zip(TOTALS, self.totals, strict=False))
         return QueueStats(queue, **now, paused=self.paused, totals=totals)
+
+    def measures(self) -> dict[str, HistogramView]:
+        """The histograms by name, as they are now."""
+        return {name: histogram.view() for name, histogram in zip(MEASURES, self.histograms(), strict=True)}

@@ -177,8 +177,9 @@ ROW = pack(job_after(CLAIM, DEAD))
         pack(5),
         pack([]),
         pack([1] * 15),
+        pack([1] * 16),
         pack({"a": 1}),
-        pack(unpack(ROW)[:-1]),
+        pack(unpack(ROW)[:-2]),
         pack([*unpack(ROW), 1]),
         pack([unpack(ROW)[0][:-1], *unpack(ROW)[1:]]),
         ROW + b"\0",
@@ -187,6 +188,14 @@ ROW = pack(job_after(CLAIM, DEAD))
 def test_a_malformed_job_row_is_drift(value: bytes) -> None:
     with pytest.raises(ProjectionDrift, match="rebuild-projections"):
         decode_job(value)
+
+
+def test_a_row_of_format_1_is_read_with_when_it_was_due_or_changed() -> None:
+    for job in (job_after(), job_after(due_ms=START_MS + 9), job_after(CLAIM), job_after(CLAIM, RETRY)):
+        rows = index_entries(job, 1)
+        assert {key for key, value in rows.items() if value != index_entries(job)[key]} == {job_key(ID)}
+        assert unpack(rows[job_key(ID)]) == unpack(pack(job))[:-1]
+        assert decode_job(rows[job_key(ID)]) == job
 
 
 def test_a_truncated_job_row_is_drift() -> None:

@@ -78,6 +78,7 @@ def test_a_row_is_read_back_as_it_was(history: list[Transition]) -> None:
     for tally in folded(history).tallies.values():
         again = Tally.decode(tally.encode())
         assert (again.now, again.totals, again.paused) == (tally.now, tally.totals, tally.paused)
+        assert (again.first_offset, again.measures()) == (tally.first_offset, tally.measures())
 
 
 def test_every_job_event_has_a_total() -> None:
@@ -98,7 +99,20 @@ def test_the_bytes_of_a_row_never_change() -> None:
     tally = Tally()
     tally.add(stats_delta(None, enqueued(), born(enqueued(), 0, START_MS)))
     tally.paused = True
-    assert tally.encode().hex() == "93" + "96000100000000" + "9c010000000000000000000000" + "c3"
+    counters = "96000100000000" + "9c010000000000000000000000" + "c3"
+    durations = "dc0014" + 20 * "00"
+    assert tally.encode().hex() == "95" + counters + "00" + "94" + 3 * durations + "99" + 9 * "00"
+    assert tally.encode(1).hex() == "93" + counters
+
+
+def test_a_row_of_format_1_has_no_histograms() -> None:
+    tally = Tally()
+    for number in range(3):
+        tally.add(stats_delta(None, enqueued(number), born(enqueued(number), 0, START_MS)))
+    old = Tally.decode(tally.encode(1))
+    assert (old.now, old.totals, old.first_offset) == (tally.now, tally.totals, 0)
+    assert [view.count for view in old.measures().values()] == [0, 0, 0, 0]
+    assert old.encode(1) == tally.encode(1)
 
 
 def test_a_row_with_fewer_totals_is_from_before_the_others_existed() -> None:
@@ -108,7 +122,9 @@ def test_a_row_with_fewer_totals_is_from_before_the_others_existed() -> None:
 
 
 def test_a_row_with_more_totals_is_from_a_later_version_and_keeps_them() -> None:
-    row = pack(([0, 1, 0, 0, 0, 0], [5] * (len(TOTALS) + 2), False))
+    tally = Tally()
+    tally.totals = [5] * (len(TOTALS) + 2)
+    row = tally.encode()
     assert list(Tally.decode(row).view("mail").totals) == list(TOTALS)
     assert Tally.decode(row).encode() == row
 
@@ -132,6 +148,12 @@ def test_an_empty_tally_is_all_zero() -> None:
         pack([[0] * 5 + ["x"], [0] * 12, False]),
         pack([[0] * 6, [0] * 11 + [None], False]),
         pack([0, 0, 0]),
+        pack([[0] * 6, [0] * 12, False, 0]),
+        pack([[0] * 6, [0] * 12, False, 0, []]),
+        pack([[0] * 6, [0] * 12, False, None, [[0] * 20] * 3 + [[0] * 9]]),
+        pack([[0] * 6, [0] * 12, False, 0, [[0] * 20] * 4]),
+        pack([[0] * 6, [0] * 12, False, 0, [[0] * 20] * 3 + [[0] * 8 + [None]]]),
+        pack([[0] * 6, [0] * 12, False, 0, [[0] * 20] * 3 + [5]]),
     ],
 )
 def test_a_malformed_row_is_drift(value: bytes) -> None:

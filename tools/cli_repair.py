@@ -44,12 +44,20 @@ def audit(
     The log was not changed since it was written, and each index row and counter is what follows from it. This reads
     one commit of the store, beside its writer. Exit code 1: something differs, or the log is not what it was.
     """
-    execute(_audit(url, deep, anchor, projection or [], None, Output(as_json=as_json)))
+    execute(_audit(url, deep, anchor, projection or [], None, Output(as_json=as_json), may_be_old=True))
 
 
 async def _audit(
-    url: str, deep: bool, anchor_file: Path | None, projections: list[str], only: str | None, output: Output
+    url: str,
+    deep: bool,
+    anchor_file: Path | None,
+    projections: list[str],
+    only: str | None,
+    output: Output,
+    *,
+    may_be_old: bool,
 ) -> int:
+    from ledgerq.eventlog.keys import FORMAT_VERSION
     from ledgerq.projections.audit import audit as run_audit
 
     anchor = None if anchor_file is None else _read_anchor(anchor_file)
@@ -71,7 +79,7 @@ async def _audit(
             _audit_text(found, differences, count, deep, output)
     except BrokenPipeError:
         pass  # whoever reads has seen enough, and the exit code still counts
-    return 1 if count else 0
+    return 1 if count or (found.format_version < FORMAT_VERSION and not may_be_old) else 0
 
 
 def _read_anchor(file: Path) -> "Anchor":
@@ -135,6 +143,7 @@ def _audit_json(found: "AuditReport", differences: "list[Difference]", count: in
         "events": found.verified.events,
         "head": {"offset": head.next_offset, "digest": head.digest.hex(), "epoch": head.epoch, "time_ms": head.time_ms},
         "anchor": None if found.anchor is None else {"offset": found.anchor.next_offset, "epoch": found.anchor.epoch},
+        "format": found.format_version,
         "jobs": found.jobs,
         "payloads": found.payloads if deep else None,
         "difference_count": count,
@@ -143,6 +152,8 @@ def _audit_json(found: "AuditReport", differences: "list[Difference]", count: in
 
 
 def _audit_text(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool, output: Output) -> None:
+    from ledgerq.eventlog.keys import FORMAT_VERSION
+
     verified = found.verified
     at = f" of {local_time(verified.head.time_ms)}" if verified.events else ""
     output.line(f"log     {verified.events} events in {verified.batches} commits, proven up to the head{at}")
@@ -150,6 +161,8 @@ def _audit_text(found: "AuditReport", differences: "list[Difference]", count: in
     anchored = "none" if found.anchor is None else f"{found.anchor.next_offset} events, and the log holds them"
     output.line(f"anchor  {anchored}")
     output.line(f"jobs    {found.jobs} compared with their index rows" + (f"; {found.payloads} payloads" * deep))
+    if found.format_version < FORMAT_VERSION:
+        output.line(f"format  {found.format_version}: rebuild-projections brings it to format {FORMAT_VERSION}")
     if differences:
         rows = [[row.range_name, row.key, _value(row.expected), _value(row.found)] for row in differences]
         output.table(("range", "key", "expected", "found"), rows)
@@ -200,7 +213,7 @@ def rebuild_projections(
     if check:
         if into is not None or until is not None:
             raise InvalidArgument("--check only looks: it goes with --only and --projection")
-        execute(_audit(url, False, None, projection or [], only, output))
+        execute(_audit(url, False, None, projection or [], only, output, may_be_old=False))
     elif into is not None:
         if only is not None or projection:
             raise InvalidArgument("--into writes a whole new store: it goes with --until only")

@@ -19,7 +19,7 @@ from ledgerq.projections.fold import Transition
 from ledgerq.projections.host import ProjectionHost
 from ledgerq.projections.indexes import decode_job, index_places, job_key, stats_key
 from ledgerq.projections.job import Job, born, evolve
-from ledgerq.projections.stats import Tally, stats_delta
+from ledgerq.projections.stats import Tally
 from ledgerq.worker.ready import FIRST_PLACE, PayloadBudget, Place, ReadyWindow
 
 __all__ = ["Live", "hint_place", "hint_value", "index_changes"]
@@ -82,10 +82,10 @@ class Live:
         self._watches: list[Newer] = []
 
     def tally(self, queue: str) -> Tally:
-        """The counters of a queue, zero at first."""
+        """The counters of a queue, zero at first; its first event was just appended."""
         tally = self.tallies.get(queue)
         if tally is None:
-            tally = self.tallies[queue] = Tally()
+            tally = self.tallies[queue] = Tally(self.log.next_offset - 1)
         return tally
 
     def paused(self, queue: str) -> bool:
@@ -123,7 +123,7 @@ class Live:
         window = self.windows.get(queue)
         if window is None:
             window = self.windows[queue] = self.window(queue)
-        self.tally(queue).add(stats_delta(before, event, after))
+        self.tally(queue).apply(before, event, after)
         self._dirty_queues[queue] = None
         touched = self._touched.get(job_id)
         self._touched[job_id] = (before if touched is None else touched[0], after)

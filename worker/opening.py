@@ -41,6 +41,11 @@ async def take_over(
         raise NotRebuilt(
             f"a rebuild of {store.location} was interrupted, its indexes are incomplete: run rebuild-projections again"
         )
+    if 0 < (found := await log.format_version()) < keys.FORMAT_VERSION:
+        raise NotRebuilt(
+            f"{store.location} has format {found}, and its indexes are to be brought to format {keys.FORMAT_VERSION}: "
+            f"run `rebuild-projections {store.location}` once (the log stays as it is)"
+        )
     rolled_back_from = await log.start(accept_rollback=accept_rollback)
     view = LedgerView(log)
     live.tallies = dict(await view.tallies())

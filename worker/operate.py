@@ -51,7 +51,7 @@ async def set_paused(core: Core, queue: str, paused: bool, *, actor: str, reason
     core.log.check()
     queue_name_bytes(queue)
     actor, reason = decisions.operator(actor, reason)
-    if core.live.tally(queue).paused != paused:
+    if core.live.paused(queue) != paused:
         core.live.apply_other(QueuePaused(queue, actor, reason) if paused else QueueResumed(queue, actor, reason))
         if not paused:
             core.handout.dispatch(queue)

@@ -1,0 +1,91 @@
+"""Histograms that are part of the fold: how often a number fell into which of some fixed ranges, and the sum of all.
+
+They stand in a queue's stats row, so they are durable, audited and rebuilt like every counter. The numbers come from
+facts only: commit times and due times in ms, attempts. The bounds are part of the format: changing one is a new format.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+__all__ = ["ATTEMPT_BOUNDS", "DURATION_BOUNDS_MS", "MEASURES", "Exemplar", "Histogram", "HistogramView"]
+
+# A bucket holds what is at most its bound and above the one before it; the last bucket, without a bound, the rest.
+DURATION_BOUNDS_MS: Final = (
+    *(5, 10, 25, 50, 100, 250, 500),
+    *(1_000, 2_500, 5_000, 10_000, 30_000),
+    *(60_000, 300_000, 900_000),
+    *(3_600_000, 21_600_000, 86_400_000),
+)
+ATTEMPT_BOUNDS: Final = (1, 2, 3, 4, 5, 10, 20)
+
+# What is measured for each queue. The order is part of the format: append only.
+MEASURES: Final = ("waiting", "running", "life", "attempts")
+
+
+class Exemplar(NamedTuple):
+    """The job that fell into a bucket last: its id, the number, and the commit time in ms. In memory only."""
+
+    job_id: bytes
+    value: int
+    time_ms: int
+
+
+class HistogramView(NamedTuple):
+    """A histogram as users see it: `counts` are those of the single buckets, one more than there are bounds."""
+
+    bounds: Sequence[int]
+    counts: tuple[int, ...]
+    sum: int
+
+    @property
+    def count(self) -> int:
+        """How many numbers there were."""
+        return sum(self.counts)
+
+
+class Histogram:
+    """Counts by bucket while they are being counted."""
+
+    __slots__ = ("bounds", "counts", "last", "sum")
+
+    def __init__(self, bounds: Sequence[int]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0
+        self.last: list[tuple[bytes, int, int] | None] = [None] * (len(bounds) + 1)
+
+    def add(self, value: int, job_id: bytes, time_ms: int) -> None:
+        """Count one number; one below 0 (a commit opened before the job was due) counts as 0."""
+        if value < 0:
+            value = 0
+        at = bisect_left(self.bounds, value)
+        self.counts[at] += 1
+        self.sum += value
+        self.last[at] = (job_id, value, time_ms)
+
+    def encode(self) -> list[int]:
+        """Its part of a stats row: the sum, then the count of each bucket."""
+        return [self.sum, *self.counts]
+
+    @classmethod
+    def decode(cls, bounds: Sequence[int], row: Sequence[int]) -> "Histogram":
+        """The opposite of `encode`; raises `ValueError` or `TypeError` when the row is malformed."""
+        histogram = cls(bounds)
+        if len(row) != len(bounds) + 2 or not all(type(number) is int for number in row):
+            raise ValueError("a histogram has the wrong shape")
+        histogram.sum, *histogram.counts = row
+        return histogram
+
+    def exemplars(self) -> list[Exemplar | None]:
+        """The last job of each bucket, as far as this process saw one."""
+        return [None if last is None else Exemplar(*last) for last in self.last]
+
+    def view(self) -> HistogramView:
+        """The counts as they are now."""
+        return HistogramView(self.bounds, tuple(self.counts), self.sum)
+
+
+def new_histograms() -> list[Histogram]:
+    """One empty histogram for each of `MEASURES`."""
+    return [Histogram(ATTEMPT_BOUNDS if measure == "attempts" else DURATION_BOUNDS_MS) for measure in MEASURES]
