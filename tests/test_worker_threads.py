@@ -1,6 +1,7 @@
 """Plain handlers: a thread can't be cancelled. It keeps its slot until it ends; what it says late doesn't count."""
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -172,3 +173,32 @@ def test_a_thread_does_not_keep_the_process_and_forgets_what_it_was_given() -> N
     with pytest.raises(ValueError, match="invalid literal"):
         failing.result(LIMIT_S)
     threads.shutdown()
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_thread_that_raises_is_told_once_whenever_it_does(late: bool) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+    begun, cue = asyncio.Event(), threading.Event()
+    async with Rig() as rig:
+        await rig.queue.enqueue("q", b"x", max_attempts=1)
+        worker = Worker(rig.queue)
+        loop = asyncio.get_running_loop()
+
+        @worker.handler("q", timeout=1)
+        def fail(job: JobContext) -> None:
+            loop.call_soon_threadsafe(begun.set)
+            assert cue.wait(LIMIT_S)
+            raise RuntimeError("boom")
+
+        async with working(worker):
+            await begun.wait()
+            if late:
+                await rig.advance(1)
+            cue.set()
+            async with asyncio.timeout(LIMIT_S):
+                while (await rig.queue.stats("q")).dead == 0:
+                    await asyncio.sleep(0.001)
+    gc.collect()
+    await settle()
+    assert told == []

@@ -245,5 +245,9 @@ async def _without_exit(handling: Awaitable[Any]) -> Any:
 
 async def _ended(thread: "concurrent.futures.Future[Any]") -> None:
     """Wait for a thread that goes on after its time: its place isn't free."""
-    if not thread.cancel():
-        await asyncio.wait({asyncio.wrap_future(thread)})
+    if thread.done() or thread.cancel():
+        return
+    waiting = asyncio.wrap_future(thread)
+    # What it raises now counts no more, and asyncio would report an exception that nobody looked at.
+    waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    await asyncio.wait({waiting})
