@@ -6,6 +6,7 @@ facts only: commit times and due times in ms, attempts. The bounds are part of t
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 __all__ = ["ATTEMPT_BOUNDS", "DURATION_BOUNDS_MS", "MEASURES", "Exemplar", "Histogram", "HistogramView"]
@@ -31,7 +32,8 @@ class Exemplar(NamedTuple):
     time_ms: int
 
 
-class HistogramView(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HistogramView:
     """A histogram as users see it: `counts` are those of the single buckets, one more than there are bounds."""
 
     bounds: Sequence[int]

@@ -17,7 +17,7 @@ from ledgerq.eventlog.events import (
     Requeued,
 )
 from ledgerq.projections.fold import Fold, Transition
-from ledgerq.projections.histograms import ATTEMPT_BOUNDS, DURATION_BOUNDS_MS, MEASURES, Histogram
+from ledgerq.projections.histograms import ATTEMPT_BOUNDS, DURATION_BOUNDS_MS, MEASURES, Histogram, HistogramView
 from ledgerq.projections.stats import Tally
 from tests.histories import QUEUES, START_MS, enqueued, histories, job_id, some
 
@@ -37,7 +37,7 @@ def test_a_bucket_holds_what_is_at_most_its_bound() -> None:
     histogram = Histogram((10, 20))
     for value in (-3, 0, 10, 11, 20, 21, 1000):
         histogram.add(value, ID, START_MS)
-    assert histogram.view() == ((10, 20), (3, 2, 2), 0 + 0 + 10 + 11 + 20 + 21 + 1000)
+    assert histogram.view() == HistogramView((10, 20), (3, 2, 2), 0 + 0 + 10 + 11 + 20 + 21 + 1000)
     assert histogram.view().count == 7
     assert [last and last.value for last in histogram.exemplars()] == [10, 20, 1000]
     assert Histogram.decode((10, 20), histogram.encode()).view() == histogram.view()
