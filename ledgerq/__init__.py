@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ledgerq.projections.stats import QueueStats
     from ledgerq.projections.view import Page
     from ledgerq.worker.claims import Claim, Enqueued
+    from ledgerq.worker.metrics import Metrics
     from ledgerq.worker.options import NewJob, QueueOptions
     from ledgerq.worker.outcomes import Dead, Retry
     from ledgerq.worker.pipeline import claims
@@ -79,6 +80,7 @@ __all__ = [
     "ManualClock",
     "MemoryDisk",
     "MemoryStore",
+    "Metrics",
     "NewJob",
     "NotRebuilt",
     "OutcomeUnknown",
@@ -145,6 +147,7 @@ _HOME = {
     "Page": "ledgerq.projections.view",
     "Claim": "ledgerq.worker.claims",
     "Enqueued": "ledgerq.worker.claims",
+    "Metrics": "ledgerq.worker.metrics",
     "NewJob": "ledgerq.worker.options",
     "QueueOptions": "ledgerq.worker.options",
     "Dead": "ledgerq.worker.outcomes",
