@@ -1,15 +1,65 @@
-"""Queues in a bucket, for tests: proving what is there, and putting back an older copy of it."""
+"""Queues in a bucket, for tests: a load in this process, proving what is there, putting back an older copy of it."""
 
+import asyncio
+import os
+from pathlib import Path
 from typing import Any
 
 from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.audit import AuditReport, audit
+from ledgerq.worker.queue import Queue
+from tests.kill_child import PRODUCERS, WORKERS, Load
+from tests.kills import Facts, open_and_check
 
-__all__ = ["Copy", "audit_deeply"]
+__all__ = ["Copy", "MixedLoad", "audit_deeply", "check_everything"]
 
 _TRIES = 10
+_POLL_S = 0.002
+
+
+class MixedLoad:
+    """The load of kill_child.py on a queue of this process; its facts go to the same kind of file."""
+
+    def __init__(self, queue: Queue, facts: Facts, folder: Path, seed: int) -> None:
+        """Begin at once."""
+        self._facts = facts
+        self._fd = os.open(folder / "facts", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        load = Load(queue, self._fd, seed)
+        work = [*(load.produce() for _ in range(PRODUCERS)), *(load.work(f"worker-{i}") for i in range(WORKERS))]
+        self._tasks = [asyncio.create_task(run) for run in [*work, load.operate()]]
+
+    async def report(self, more_bytes: int, limit_s: float) -> None:
+        """Wait until so many bytes more of facts are there; nobody may have met an error until then."""
+        wanted_bytes = self._facts.size_bytes + more_bytes
+        async with asyncio.timeout(limit_s):
+            while self._facts.size_bytes < wanted_bytes:
+                for task in self._tasks:
+                    if task.done():
+                        task.result()
+                await asyncio.sleep(_POLL_S)
+
+    async def ends(self, limit_s: float) -> list[BaseException | None]:
+        """How each of them ended, once all have by themselves."""
+        async with asyncio.timeout(limit_s):
+            ends = await asyncio.gather(*self._tasks, return_exceptions=True)
+        os.close(self._fd)
+        return ends
+
+    async def stop(self) -> None:
+        """Leave each where it is: what it was waiting for may happen or not, and it is not reported."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        os.close(self._fd)
+
+
+async def check_everything(url: str, facts: Facts) -> None:
+    """Everything that was reported holds, the indexes are the fold, and the audit is clean."""
+    facts.read()
+    fold = await open_and_check(url, facts)
+    assert (await audit_deeply(url)).jobs == len(fold.jobs)
 
 
 async def audit_deeply(url: str) -> AuditReport:

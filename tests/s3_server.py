@@ -1,38 +1,66 @@
-"""An S3 server on the loopback interface (moto, in a process of its own), and a proxy that can drop its connections."""
+"""S3 servers on the loopback interface, in processes of their own, and a proxy that can drop their connections.
+
+Tests run on moto's server. With `both_servers` a test runs once more on SeaweedFS, which is a real object store;
+`on_seaweed` is for one that needs nothing else.
+"""
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
-__all__ = ["Proxy", "S3Server", "bucket", "proxy", "s3_server"]
+from tests.seaweed import KEY, MISSING, SECRET, find_weed, free_ports, running_weed
+
+__all__ = ["Proxy", "S3Server", "both_servers", "bucket", "on_seaweed", "proxy", "s3_server", "server_of_this_run"]
 
 _START_LIMIT_S = 60.0
+
+
+both_servers = pytest.mark.parametrize("s3_server", ["moto", "seaweedfs"], indirect=True)
+on_seaweed = pytest.mark.parametrize("s3_server", ["seaweedfs"], indirect=True)
 
 
 class S3Server:
     """A running server, and the buckets made on it."""
 
     def __init__(self, port: int) -> None:
+        # It comes with moto, without which these tests are skipped.
+        import boto3
+
         self.port = port
         self.endpoint = f"http://127.0.0.1:{port}"
+        self.client: Any = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+        )
         self._buckets = 0
 
     def new_bucket(self) -> str:
         """Make an empty bucket of a new name."""
         self._buckets += 1
         name = f"bucket-{self._buckets}"
-        request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
+        self.client.create_bucket(Bucket=name)
         return name
+
+    def delete_bucket(self, bucket: str) -> None:
+        """Remove a bucket with all that is in it."""
+        for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for found in page.get("Contents", []):
+                self.client.delete_object(Bucket=bucket, Key=found["Key"])
+        self.client.delete_bucket(Bucket=bucket)
 
 
 class Proxy:
@@ -131,23 +159,45 @@ class Proxy:
         return lost
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    """A server for the whole test run."""
+@pytest.fixture
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """The server of this test."""
     pytest.importorskip("moto", reason="the S3 tests need moto's server: pip install 'moto[server]'")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    return server_of_this_run(getattr(request, "param", "moto"))
+
+
+@functools.cache
+def server_of_this_run(name: str) -> S3Server:
+    """The server of that name, started when it is first asked for; it ends with the test run."""
+    return S3Server(_until_exit.enter_context({"moto": _running_moto, "seaweedfs": _running_weed}[name]()))
+
+
+_until_exit = contextlib.ExitStack()
+atexit.register(_until_exit.close)
+
+
+@contextlib.contextmanager
+def _running_moto() -> Iterator[int]:
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     # Its own temporary credentials, never the user's.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         _wait_until_it_answers(process, port)
-        yield S3Server(port)
+        yield port
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def _running_weed() -> Iterator[int]:
+    weed = find_weed()
+    if weed is None:
+        pytest.skip(MISSING)
+    with running_weed(weed) as port:
+        yield port
 
 
 def _wait_until_it_answers(process: "subprocess.Popen[bytes]", port: int) -> None:
@@ -169,8 +219,8 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """A new bucket; the environment leads to it, in the spelling that AWS's own tools use."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")

