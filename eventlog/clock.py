@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Clock", "ManualClock", "SystemClock", "Timer", "sleep_until"]
+__all__ = ["Clock", "ManualClock", "SystemClock", "Timer", "sleep_until", "stopwatch_s"]
 
 # A wall clock can be set, and a laptop sleeps: a long wait looks again at least this often.
 _MAX_WAIT_S = 30.0
+# A wall clock that is slewed differs from the one that can't be set by less than this.
+_SLEWED_S = 1.0
 
 
 class Timer(Protocol):
@@ -25,13 +27,17 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """Wall time in ms since the Unix epoch, and callbacks at such times."""
+    """Wall time in ms since the Unix epoch, and callbacks at such times.
+
+    A clock that is set back makes no wait longer: a callback runs once the time that it was to take has passed, though
+    the clock says that it is early. One that is set forward makes waits shorter.
+    """
 
     def now_ms(self) -> int:
         """The time now, in whole milliseconds since the Unix epoch."""
 
     def call_at(self, when_ms: int, callback: Callable[[], None]) -> Timer:
-        """Run `callback` once, on the event loop, as soon as `now_ms() >= when_ms`; never inside this call."""
+        """Run `callback` once, on the event loop, when it is `when_ms`; never inside this call."""
 
 
 class _SystemTimer:
@@ -39,17 +45,20 @@ class _SystemTimer:
         self._when_ms = when_ms
         self._callback = callback
         self._loop = asyncio.get_running_loop()
-        self._handle = self._loop.call_later(self._wait_s(), self._ring)
+        self._latest_s = self._loop.time() + self._left_s() + _SLEWED_S
+        self._handle = self._loop.call_later(min(self._left_s(), _MAX_WAIT_S), self._ring)
 
-    def _wait_s(self) -> float:
-        return min(max(0.0, self._when_ms / 1000 - time.time()), _MAX_WAIT_S)
+    def _left_s(self) -> float:
+        return max(0.0, self._when_ms / 1000 - time.time())
 
     def _ring(self) -> None:
-        # Timers of the loop may ring a little early against the wall clock.
-        if time.time() * 1000 < self._when_ms:
-            self._handle = self._loop.call_later(max(self._wait_s(), 0.0005), self._ring)
-        else:
+        longest_s = self._latest_s - self._loop.time()
+        if time.time() * 1000 >= self._when_ms or longest_s <= 0:
             self._callback()
+        else:
+            # Timers of the loop may ring a little early against the wall clock.
+            wait_s = max(min(self._left_s(), longest_s, _MAX_WAIT_S), 0.0005)
+            self._handle = self._loop.call_later(wait_s, self._ring)
 
     def cancel(self) -> None:
         self._handle.cancel()
@@ -59,11 +68,11 @@ class SystemClock:
     """The system's wall clock, with timers on the running event loop."""
 
     def now_ms(self) -> int:
-        """The time now, in whole milliseconds since the Unix epoch."""
-        return time.time_ns() // 1_000_000
+        """The time now, in whole milliseconds since the Unix epoch; 0 before it, where nothing can be dated."""
+        return max(0, time.time_ns() // 1_000_000)
 
     def call_at(self, when_ms: int, callback: Callable[[], None]) -> Timer:
-        """Run `callback` on the running loop when the wall clock has reached `when_ms`."""
+        """Run `callback` on the running loop when it is `when_ms`, or the wait until then is over."""
         return _SystemTimer(when_ms, callback)
 
 
@@ -88,7 +97,7 @@ class ManualClock:
         return self._now_ms
 
     def call_at(self, when_ms: int, callback: Callable[[], None]) -> Timer:
-        """Keep `callback` until `advance` or `set` reaches `when_ms`; one already due runs on the loop's next turn."""
+        """Keep `callback` until `advance` or `set` brings its time; one already due runs on the loop's next turn."""
         timer = _ManualTimer(callback)
         heapq.heappush(self._timers, (when_ms, next(self._order), timer))
         if when_ms <= self._now_ms:
@@ -106,7 +115,10 @@ class ManualClock:
         self.set(self._now_ms + ms)
 
     def set(self, now_ms: int) -> None:
-        """Set the time, forward or back; forward runs what became due."""
+        """Set the time. Forward runs what became due; back leaves each timer the wait that it had."""
+        back_ms = self._now_ms - now_ms
+        if back_ms > 0:
+            self._timers = [(when_ms - back_ms, order, timer) for when_ms, order, timer in self._timers]
         self._now_ms = now_ms
         self._ring()
 
@@ -118,8 +130,13 @@ class ManualClock:
                 callback()
 
 
+def stopwatch_s() -> float:
+    """Seconds on a clock that nobody sets, from an arbitrary beginning: to measure how long something took, no more."""
+    return time.perf_counter()
+
+
 async def sleep_until(clock: Clock, when_ms: int) -> None:
-    """Sleep until `clock` has reached `when_ms` (milliseconds since the Unix epoch)."""
+    """Sleep until it is `when_ms` (milliseconds since the Unix epoch) by `clock`; not longer when that is set back."""
     woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     timer = clock.call_at(when_ms, lambda: None if woken.done() else woken.set_result(None))
     try:

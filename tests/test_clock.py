@@ -9,6 +9,8 @@ from ledgerq.eventlog.clock import ManualClock, SystemClock, sleep_until
 from tests.loops import settle
 
 START_MS = ManualClock().now_ms()
+DAY_S = 86_400
+LIMIT_S = 20.0
 
 
 def test_a_manual_clock_stands_still() -> None:
@@ -44,14 +46,21 @@ def test_a_cancelled_timer_does_not_ring() -> None:
     assert clock.next_due_ms() is None
 
 
-def test_going_back_rings_nothing() -> None:
+def test_going_back_rings_nothing_and_makes_no_wait_longer() -> None:
     clock, rung = ManualClock(100), list[int]()
     clock.call_at(110, lambda: rung.append(1))
+    clock.call_at(100 + 3600, lambda: rung.append(2))
     clock.set(50)
-    clock.advance(59)
+    assert rung == []
+    assert clock.next_due_ms() == 60
+    clock.advance(9)
     assert rung == []
     clock.advance(1)
     assert rung == [1]
+    clock.set(50 + 3599)
+    assert rung == [1]
+    clock.advance(1)
+    assert rung == [1, 2]
 
 
 async def test_a_timer_that_is_due_already_rings_on_the_next_turn() -> None:
@@ -121,3 +130,49 @@ async def test_a_system_timer_of_the_past_rings_on_a_later_turn() -> None:
     assert rung == []
     await sleep_until(clock, 0)
     assert rung == [1]
+
+
+class WallClock:
+    """The wall clock of `time`, which can be set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ahead_ns = 0
+        real_ns = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: real_ns() + self._ahead_ns)
+        monkeypatch.setattr(time, "time", lambda: (real_ns() + self._ahead_ns) / 1e9)
+
+    def set(self, seconds: float) -> None:
+        """Set it forward, or back."""
+        self._ahead_ns += int(seconds * 1e9)
+
+
+@pytest.fixture
+def wall(monkeypatch: pytest.MonkeyPatch) -> WallClock:
+    return WallClock(monkeypatch)
+
+
+async def test_a_system_timer_does_not_wait_for_a_clock_that_was_set_back(wall: WallClock) -> None:
+    clock = SystemClock()
+    began_s = time.monotonic()
+    sleep = asyncio.create_task(sleep_until(clock, clock.now_ms() + 50))
+    await settle(1)
+    wall.set(-3 * DAY_S)
+    async with asyncio.timeout(LIMIT_S):
+        await sleep
+    assert time.monotonic() - began_s >= 0.05
+
+
+async def test_a_system_timer_set_after_the_clock_went_back_goes_by_the_new_time(wall: WallClock) -> None:
+    clock, rung = SystemClock(), list[int]()
+    wall.set(-3 * DAY_S)
+    due_ms = clock.now_ms() + 3
+    clock.call_at(due_ms + 3 * DAY_S * 1000, lambda: rung.append(-1))
+    clock.call_at(due_ms, lambda: rung.append(clock.now_ms()))
+    await sleep_until(clock, due_ms + 2)
+    assert len(rung) == 1
+    assert rung[0] >= due_ms
+
+
+def test_before_1970_the_systems_clock_stands_at_its_beginning(wall: WallClock) -> None:
+    wall.set(-2 * time.time())
+    assert SystemClock().now_ms() == 0

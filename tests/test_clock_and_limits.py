@@ -6,8 +6,12 @@ import pytest
 
 from ledgerq.eventlog.errors import ClockWentBack, PayloadTooLarge
 from ledgerq.worker.options import QueueOptions
+from ledgerq.worker.worker import Worker
 from tests.loops import settle
 from tests.rig import Rig, payloads
+from tests.workers import Stage, working
+
+DAY_MS = 24 * 3600 * 1000
 
 
 async def test_commit_times_never_decrease_when_the_clock_is_set_back() -> None:
@@ -59,6 +63,45 @@ async def test_a_store_that_refuses_a_large_step_back_stops_the_queue_and_says_w
         await rig.queue.close()
         await rig.open()
         assert await rig.queue.claim("q") == []
+
+
+async def test_a_claim_that_nobody_settles_ends_in_its_time_though_the_clock_was_set_back() -> None:
+    async with Rig(default=QueueOptions(lease_s=30)) as rig:
+        await rig.queue.enqueue_many("q", [b"1", b"2"])
+        assert payloads(await rig.queue.claim("q")) == [b"1"]
+        rig.clock.set(rig.clock.now_ms() - 3 * DAY_MS)
+        assert payloads(await rig.queue.claim("q")) == [b"2"]
+        await rig.advance(29.9)
+        assert await rig.queue.claim("q") == []
+        await rig.advance(0.2)
+        assert payloads(await rig.queue.claim("q", limit=2)) == [b"1", b"2"]
+
+
+async def test_a_worker_renews_its_leases_though_the_clock_was_set_back() -> None:
+    stage = Stage()
+    async with Rig(default=QueueOptions(lease_s=30)) as rig:
+        worker = Worker(rig.queue, concurrency=5)
+        worker.handler("q")(stage)
+        await rig.queue.enqueue("q", b"before")
+        async with working(worker, until_empty=True):
+            rig.clock.set(rig.clock.now_ms() - 3 * DAY_MS)
+            await rig.queue.enqueue("q", b"after")
+            for _ in range(60):
+                await rig.advance(5)
+            stage.cue.set()
+        assert stage.started == [b"before", b"after"]
+        assert (await rig.queue.stats("q")).totals["lease_expired"] == 0
+
+
+async def test_no_wait_grows_longer_when_the_clock_is_set_back() -> None:
+    async with Rig() as rig:
+        waiting = asyncio.create_task(rig.queue.claim("q", wait=10))
+        await settle()
+        rig.clock.set(rig.clock.now_ms() - 3 * DAY_MS)
+        await rig.advance(9.9)
+        assert not waiting.done()
+        await rig.advance(0.2)
+        assert await waiting == []
 
 
 async def test_callers_wait_for_room_when_the_open_commit_is_full() -> None:

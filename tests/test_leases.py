@@ -90,6 +90,29 @@ def test_a_book_agrees_with_a_plain_dictionary(steps: list[tuple[str, int, int]]
             model.pop(number, None)
         assert len(book) == len(model)
         assert book.next_ms() == min(model.values(), default=None)
-    due = sorted((expires_ms, job_id(number), number) for number, expires_ms in model.items() if expires_ms <= now_ms)
+    due = sorted(
+        Lease(expires_ms, job_id(number), number) for number, expires_ms in model.items() if expires_ms <= now_ms
+    )
     assert book.expired(now_ms, limit) == due[:limit]
     assert {number: book.expires_ms(job_id(number), number) for number in model} == model
+
+
+def test_when_the_clock_was_set_back_each_lease_begins_anew() -> None:
+    told = list[int]()
+    book = LeaseBook()
+    book.hold(Lease(1_000_030, job_id(1), 1, 1_000_000))
+    book.hold(Lease(1_000_500, job_id(2), 2, 1_000_000))
+    book.on_hold = told.append
+    book.hold(Lease(500_010, job_id(3), 3, 500_000))
+    assert told == [500_030, 500_010]
+    assert [book.expires_ms(job_id(number), number) for number in (1, 2, 3)] == [500_030, 500_500, 500_010]
+    assert numbers(book.expired(500_030, 10)) == [3, 1]
+    assert numbers(book.expired(400_000, 10)) == []
+    assert numbers(book.expired(400_030, 10)) == [3, 1]
+
+
+def test_a_clock_that_is_slewed_leaves_leases_alone() -> None:
+    book = LeaseBook()
+    book.hold(Lease(1_000_030, job_id(1), 1, 1_000_000))
+    assert book.expired(999_500, 10) == []
+    assert book.next_ms() == 1_000_030

@@ -136,13 +136,14 @@ class Handout:
         live, window = self._live, self._live.window(queue)
         if lease_ms is None:
             lease_ms = to_ms(self._options_of(queue).lease_s)
-        expires_ms = self._clock.now_ms() + lease_ms
+        now_ms = self._clock.now_ms()
+        expires_ms = now_ms + lease_ms
         claims: list[Claim] = []
         while len(claims) < limit and (ready := window.take()) is not None:
             job = live.apply(ready.job, decisions.claim(ready.job, lease_ms=lease_ms, worker=worker))
             assert job is not None
             assert ready.payload is not None
-            self.leases.hold(Lease(expires_ms, job.spec.job_id, job.claim_offset))
+            self.leases.hold(Lease(expires_ms, job.spec.job_id, job.claim_offset, now_ms))
             spec = job.spec
             claims.append(
                 Claim(
@@ -237,8 +238,9 @@ class Handout:
         """Renew the lease to `lease_ms` from now. Memory only: a renewal is no transition. Raises `ClaimLost`."""
         if self.leases.expires_ms(claim.id, claim.offset) is None:
             decisions.current(None, claim.offset)
-        expires_ms = self._clock.now_ms() + lease_ms
-        self.leases.hold(Lease(expires_ms, claim.id, claim.offset))
+        now_ms = self._clock.now_ms()
+        expires_ms = now_ms + lease_ms
+        self.leases.hold(Lease(expires_ms, claim.id, claim.offset, now_ms))
         return replace(claim, lease_ms=lease_ms, lease_expires_ms=expires_ms)
 
     # ------------------------------------------------------------------ trouble and the end

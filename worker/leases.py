@@ -2,17 +2,21 @@
 
 import heapq
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__ = ["Lease", "LeaseBook"]
 
+# Wall clocks are set back a little all the time; that much longer a lease may hold.
+_SET_BACK_MS: Final = 1000
+
 
 class Lease(NamedTuple):
-    """A claim's end, in ms since the Unix epoch."""
+    """A claim's end, and when it was taken or renewed, in ms since the Unix epoch."""
 
     expires_ms: int
     job_id: bytes
     claim_offset: int
+    began_ms: int = 0
 
 
 class LeaseBook:
@@ -22,12 +26,15 @@ class LeaseBook:
         self.on_hold: Callable[[int], None] = lambda expires_ms: None  # told when each lease ends, as it is held
         self._leases: dict[bytes, Lease] = {}
         self._heap: list[Lease] = []
+        self._latest_ms = 0
 
     def __len__(self) -> int:
         return len(self._leases)
 
     def hold(self, lease: Lease) -> None:
         """Start or renew a lease."""
+        if self._was_set_back(lease.began_ms) and (next_ms := self.next_ms()) is not None:
+            self.on_hold(next_ms)
         self._leases[lease.job_id] = lease
         heapq.heappush(self._heap, lease)
         if len(self._heap) > 4 * len(self._leases) + 64:
@@ -51,9 +58,22 @@ class LeaseBook:
 
     def expired(self, now_ms: int, limit: int) -> list[Lease]:
         """At most `limit` leases that have ended, soonest first; they stay until they are dropped."""
+        self._was_set_back(now_ms)
         found: list[Lease] = []
         while len(found) < limit and (due_ms := self.next_ms()) is not None and due_ms <= now_ms:
             found.append(heapq.heappop(self._heap))
         for lease in found:
             heapq.heappush(self._heap, lease)
         return found
+
+    def _was_set_back(self, now_ms: int) -> bool:
+        """Whether the clock was. Then each lease begins anew: it would hold longer by what the clock went back."""
+        before_ms, self._latest_ms = self._latest_ms, now_ms
+        if now_ms >= before_ms - _SET_BACK_MS:
+            return False
+        for job_id, lease in self._leases.items():
+            anew_ms = now_ms + lease.expires_ms - lease.began_ms
+            if anew_ms < lease.expires_ms:
+                self._leases[job_id] = lease._replace(expires_ms=anew_ms, began_ms=now_ms)
+        self._heap = sorted(self._leases.values())
+        return True
