@@ -34,14 +34,19 @@ class FileSync:
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[int, set[str]]] = {}
 
-    def opened(self) -> None:
-        """Sync all that an earlier writer, perhaps killed before its own sync, left behind; commits build on it."""
+    def opened(self, first_wal_id: int = 0) -> None:
+        """Sync what an earlier writer, perhaps killed before its own sync, left behind; commits build on it.
+
+        Of the log, the files from `first_wal_id` on. What those before it held is in sorted files, and they may be
+        tens of thousands that nobody has removed yet: to sync them all would take longer than the opening may.
+        """
         if not self._fsync:
             return
         self._wal_fd = os.open(self._wal, os.O_RDONLY | os.O_DIRECTORY)
         ids = sorted(int(path.stem) for path in self._wal.glob("*.sst") if path.stem.isdigit())
         for wal_id in ids:
-            self._sync_wal_file(wal_id)
+            if wal_id >= first_wal_id:
+                self._sync_wal_file(wal_id)
         os.fsync(self._wal_fd)
         self._next_wal_id = ids[-1] + 1 if ids else 1
         self.sync_behind()

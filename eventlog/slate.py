@@ -34,7 +34,7 @@ from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reads import SlateReads
 from ledgerq.eventlog.store import Anchor, Batch
 from ledgerq.eventlog.threads import DaemonThreads
-from ledgerq.eventlog.upkeep import run_upkeep
+from ledgerq.eventlog.upkeep import first_needed_wal_id, run_upkeep
 
 __all__ = ["SlateStore", "open_slate"]
 
@@ -67,9 +67,11 @@ class SlateStore(SlateReads):
         """Make durable what an earlier writer left, and begin the upkeep."""
         if self._files is None:
             return
-        await self._in_thread(self._files.opened)
-        if self._options.fsync:
-            self._spawn(run_upkeep(self._place, self._options, self._clock, self._sync_behind))
+        if not self._options.fsync:
+            await self._in_thread(self._files.opened)
+            return
+        await self._in_thread(self._files.opened, await first_needed_wal_id(self._place))
+        self._spawn(run_upkeep(self._place, self._options, self._clock, self._sync_behind))
 
     def batch(self) -> Batch:
         """A new, empty batch; it can be written once."""

@@ -14,6 +14,7 @@ import pytest
 from ledgerq.eventlog.clock import ManualClock, SystemClock
 from ledgerq.eventlog.errors import LedgerError, LogRolledBack
 from ledgerq.eventlog.events import WriterOpened
+from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.worker.queue import Queue
 from tests.ledger_checks import check_ledger
 
@@ -186,3 +187,29 @@ async def test_a_commit_whose_sync_hangs_is_not_reported(tmp_path: Path, monkeyp
         finally:
             go_on.set()
         await enqueuing
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are looked up in /proc")
+async def test_an_opener_syncs_the_log_files_that_it_builds_on_and_no_others(tmp_path: Path, synced: list[str]) -> None:
+    folder = tmp_path / "store"
+    behind, ahead = 20, 10
+
+    async def commits(queue: Queue, count: int) -> None:
+        for _ in range(count):
+            await queue.enqueue("q", b"x")
+
+    unsynced = StoreOptions(fsync=False)
+    async with Queue.open(folder.as_uri(), store_options=unsynced) as queue:
+        await commits(queue, behind)
+    old = {file.name for file in (folder / "wal").glob("*.sst")}
+    abandoned = await Queue.open(folder.as_uri(), store_options=unsynced)
+    await commits(abandoned, ahead)
+    new = {file.name for file in (folder / "wal").glob("*.sst")} - old
+    synced.clear()
+    async with Queue.open(folder.as_uri()) as queue:
+        missing = (new | {file.name for file in (folder / "compacted").glob("*.sst")}) - set(synced)
+        assert len(new) >= ahead
+        assert missing == set(), "what the state is made of"
+        assert len(old & set(synced)) <= 2, "what sorted files hold as well may be tens of thousands of files"
+        assert (await queue.stats("q")).pending == behind + ahead
+    await abandoned.close()

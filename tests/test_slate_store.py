@@ -309,6 +309,23 @@ async def test_upkeep_syncs_and_collects_by_the_clock(tmp_path: Path) -> None:
     await reopened.close()
 
 
+async def test_a_writer_that_never_lives_for_a_whole_interval_removes_old_files_too(tmp_path: Path) -> None:
+    clock = ManualClock()
+    options = StoreOptions(gc_interval_s=60, gc_age_s=0.001)
+    store = await open_slate(parse_location(str(tmp_path / "s")), clock=clock, options=options)
+    for i in range(5):
+        await put_all(store, [(b"%03d" % i, b"")])
+    await store.close()
+    store = await open_slate(parse_location(str(tmp_path / "s")), clock=clock, options=options)
+    before = len(list((tmp_path / "s/wal").glob("*.sst")))
+    await asyncio.sleep(0)  # the upkeep begins to wait
+    clock.advance(10_000)
+    async with asyncio.timeout(10):
+        while len(list((tmp_path / "s/wal").glob("*.sst"))) >= before:
+            await asyncio.sleep(0.005)
+    await store.close()
+
+
 async def test_an_idle_writer_notices_that_it_was_fenced(tmp_path: Path) -> None:
     settings = {"manifest_poll_interval": "10ms"}
     first = await opened(tmp_path / "s", settings=settings)
