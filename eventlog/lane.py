@@ -80,8 +80,11 @@ class SlateBatch:
                 self.put(key, value)
 
 
-CommitBlocking = Callable[[Db, SlateBatch, float], None]
-"""Called with the database, the batch, and a limit in seconds after which it raises `TimeoutError`."""
+CommitBlocking = Callable[[Db, SlateBatch, float], float]
+"""Called with the database, the batch, and a limit in seconds after which it raises `TimeoutError`.
+
+Returns how many seconds the write took; the rest of the call was the flush.
+"""
 
 
 class Lane(Protocol):

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from slatedb.uniffi import CloseOptions, Db, DbBuilder, FlushOptions, FlushType, ObjectStore
 
 from ledgerq.eventlog.anchor import ObjectAnchor
-from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.clock import Clock, stopwatch_s
 from ledgerq.eventlog.errors import (
     ClockWentBack,
     Fenced,
@@ -27,6 +27,7 @@ from ledgerq.eventlog.filesync import FileSync
 from ledgerq.eventlog.lane import Lane, SlateBatch
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.logs import about, logger
+from ledgerq.eventlog.meters import CommitTimes
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_writable
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, closed_error, late_error, translate
@@ -105,26 +106,34 @@ class SlateStore(SlateReads):
                     await self._in_thread(self._files.commit, anchor)
         self._note(anchor)
 
-    async def commit(self, batch: Batch, anchor: Anchor) -> None:
+    async def commit(self, batch: Batch, anchor: Anchor) -> CommitTimes:
         """`write` and `sync` in one: a thread does all of it, so the event loop is woken once."""
         commit_blocking = self._lane.commit_blocking
         if commit_blocking is None:
+            begun_s = stopwatch_s()
             await self.write(batch)
+            written_s = stopwatch_s()
             await self.sync(anchor)
-            return
+            return CommitTimes(written_s - begun_s, stopwatch_s() - written_s, None)
         self._check_writable()
         if not isinstance(batch, SlateBatch):
             raise InvalidArgument(f"a batch of this store is needed, not {type(batch).__name__}")
 
-        def work() -> None:
-            commit_blocking(self._db, batch, self._options.commit_timeout_s)
-            if self._files is not None:
-                self._files.commit(anchor)
+        def work() -> CommitTimes:
+            begun_s = stopwatch_s()
+            write_s = commit_blocking(self._db, batch, self._options.commit_timeout_s)
+            flushed_s = stopwatch_s()
+            flush_s = flushed_s - begun_s - write_s
+            if self._files is None:
+                return CommitTimes(write_s, flush_s, None)
+            self._files.commit(anchor)
+            return CommitTimes(write_s, flush_s, stopwatch_s() - flushed_s)
 
         with self._failures("a commit"):
             async with asyncio.timeout(self._options.commit_timeout_s):
-                await self._in_thread(work)
+                times = await self._in_thread(work)
         self._note(anchor)
+        return times
 
     @contextmanager
     def _failures(self, what: str) -> Iterator[None]:

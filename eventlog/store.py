@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
+from ledgerq.eventlog.meters import CommitTimes
 
 __all__ = ["MAX_KEY_BYTES", "Anchor", "Batch", "ReadStore", "Row", "Store", "check_key"]
 
@@ -96,8 +97,11 @@ class Store(ReadStore, Protocol):
         Raises like `write`; after an error it is unknown which of those batches are durable.
         """
 
-    async def commit(self, batch: Batch, anchor: Anchor) -> None:
-        """`write(batch)` and then `sync(anchor)`, in one call that may cost less. Raises what they raise."""
+    async def commit(self, batch: Batch, anchor: Anchor) -> CommitTimes | None:
+        """`write(batch)` and then `sync(anchor)`, in one call that may cost less. Raises what they raise.
+
+        Returns how long its parts took, if the store can tell.
+        """
 
     def failure(self) -> LedgerError | None:
         """Why the store no longer takes writes (`Fenced`, ...), as far as it has noticed by itself; else None."""

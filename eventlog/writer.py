@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator
 from typing import Final, Protocol
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.clock import Clock, Timer
+from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
 from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_head
 from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed, WrongLoop
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.meters import CommitMeters, CommitTimes
 from ledgerq.eventlog.store import Anchor, Batch, Store
 
 __all__ = ["MAX_COMMIT_BYTES", "Commit", "EventLog", "Projector"]
@@ -34,11 +35,12 @@ _MAX_CLOCK_STEP_MS: Final = 5000
 class Commit:
     """What will be written together. The time is set when it opens, so that decisions and facts agree."""
 
-    __slots__ = ("base_offset", "events", "kinds", "payload_bytes", "payloads", "time_ms", "waiters")
+    __slots__ = ("base_offset", "events", "kinds", "opened_s", "payload_bytes", "payloads", "time_ms", "waiters")
 
     def __init__(self, base_offset: int, time_ms: int) -> None:
         self.base_offset = base_offset
         self.time_ms = time_ms
+        self.opened_s = stopwatch_s()
         self.kinds = bytearray()
         self.events: list[Event] = []
         self.payloads: dict[bytes, bytes | None] = {}
@@ -77,6 +79,7 @@ class EventLog(LogReader):
         self.epoch = 0
         self.next_offset = 0
         self.failure: LedgerError | None = None
+        self.meters = CommitMeters()
         self._projector = projector
         self._interval_s = commit_interval_s
         self._durable: Head = Head(0, b"", 0, 0, 0)
@@ -224,6 +227,7 @@ class EventLog(LogReader):
             self._tell_news()
 
     async def _write(self, commit: Commit) -> Head:
+        begun_s = stopwatch_s()
         value = encode_batch(self.epoch, self._durable.digest, commit.time_ms, bytes(commit.kinds), commit.events)
         next_offset = commit.base_offset + len(commit.events)
         head = Head(next_offset, digest_of(value), self.epoch, commit.time_ms, commit.base_offset)
@@ -236,15 +240,30 @@ class EventLog(LogReader):
             batch.update(commit.payloads)
             self._projector.fill(commit, batch)
             batch.put(keys.HEAD_KEY, encode_head(head))
+            filled_s = stopwatch_s()
             try:
-                await self.store.commit(batch, anchor)
+                times = await self.store.commit(batch, anchor)
             except ClockWentBack as error:
                 step_ms = error.last_ms - error.now_ms
                 if step_ms > _MAX_CLOCK_STEP_MS:
                     raise
                 await asyncio.sleep(max(step_ms, 1) / 1000)
+                begun_s = stopwatch_s()
             else:
+                self._measure(commit, len(value), begun_s, filled_s, times)
                 return head
+
+    def _measure(
+        self, commit: Commit, log_bytes: int, begun_s: float, filled_s: float, times: CommitTimes | None
+    ) -> None:
+        self.meters.add(
+            events=len(commit.events),
+            log_bytes=log_bytes,
+            payload_bytes=commit.payload_bytes,
+            wait_s=begun_s - commit.opened_s,
+            fill_s=filled_s - begun_s,
+            times=times or CommitTimes(0.0, stopwatch_s() - filled_s, None),
+        )
 
     def _fail(self, error: LedgerError) -> None:
         if self.failure is not None:
