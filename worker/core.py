@@ -6,9 +6,9 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from ledgerq.eventlog.clock import Clock, SystemClock
 from ledgerq.eventlog.entropy import Entropy, SystemEntropy
@@ -39,6 +39,8 @@ from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.reports import EndedClaims
 
 __all__ = ["DEFAULT_OPTIONS", "Core"]
+
+T = TypeVar("T")
 
 DEFAULT_OPTIONS: Final = QueueOptions()
 _PAYLOAD_BUDGET_BYTES: Final = 32 * 1024 * 1024
@@ -182,6 +184,17 @@ class Core:
         except (ClaimLost, DuplicateJobId, InvalidState, JobNotFound):
             await self.log.committed()
             raise
+
+    async def durably(self, answer: Coroutine[Any, Any, T]) -> T:
+        """Give an answer out once all that it was read from is durable: the store shows what is on its way too."""
+        try:
+            self.log.check()
+        except LedgerError:
+            answer.close()
+            raise
+        found = await answer
+        await self.log.committed()
+        return found
 
     def options(self, queue: str) -> QueueOptions:
         """The options in force for a queue."""

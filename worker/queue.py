@@ -5,9 +5,9 @@ One event loop owns a queue. Cancelling a call never half-does it: what was stag
 that nobody received are given back. Next: worker.py, which runs handlers on top of these methods.
 """
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from ledgerq.eventlog.clock import Clock, SystemClock
 from ledgerq.eventlog.codec import PayloadRecord
@@ -31,10 +31,12 @@ from ledgerq.worker.enqueue import prepare, prepare_many
 from ledgerq.worker.handout import WatchCallback
 from ledgerq.worker.opening import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
+from ledgerq.worker.telemetry import check_provider, traced_queue
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 __all__ = ["Queue"]
-
-T = TypeVar("T")
 
 _MAX_CLAIMS: Final = 10_000
 _MAX_KNOWN_NAMES: Final = 10_000
@@ -69,16 +71,21 @@ class Queue:
         store_options: StoreOptions | None = None,
         projections: Iterable[Projection] = (),
         accept_rollback: bool = False,
+        tracer_provider: "TracerProvider | None" = None,
     ) -> Opening["Queue"]:
         """Open the store at `url` (or `store`, already open) for writing, and take it over from an earlier writer.
 
         `default` and `queues` say how queues treat their jobs; `ready_window` is how many pending jobs of each queue
         are kept in memory; commits follow each other at least `commit_interval_ms` apart under load (None: 50 ms on
-        object stores, less elsewhere); `projections` are the user's own. Use the result with `await` or `async with`.
+        object stores, less elsewhere); `projections` are the user's own; `tracer_provider` (OpenTelemetry's) switches
+        tracing on, see tracing.py. Use the result with `await` or `async with`.
 
         Raises `InvalidArgument`, `StoreUnavailable`, `LogRolledBack` (unless `accept_rollback`), `LogCorrupt`,
         `FormatTooNew`, `NotRebuilt`, and `Fenced` when another one opened it at the same moment.
         """
+
+        if tracer_provider is not None:
+            check_provider(tracer_provider)
 
         async def make() -> "Queue":
             opened = store or await open_store(url, clock=clock or SystemClock(), options=store_options)
@@ -97,7 +104,7 @@ class Queue:
                 await opened.close()
                 raise
             await core.take_over(accept_rollback=accept_rollback)
-            return cls(core)
+            return cls(core) if tracer_provider is None else traced_queue(core, tracer_provider)
 
         return Opening(make)
 
@@ -312,19 +319,19 @@ class Queue:
 
     async def history(self, job_id: str) -> list[Record]:
         """All events of a job in order, also of one that was swept. Raises `JobNotFound`."""
-        return await self._durably(self._core.view.history(job_id_bytes(job_id)))
+        return await self._core.durably(self._core.view.history(job_id_bytes(job_id)))
 
     async def jobs(self, queue: str, state: State | None = None, limit: int = 100, after: str | None = None) -> Page:
         """A page of a queue's jobs, all states or one; give `page.next` as `after` for the next one."""
-        return await self._durably(self._core.view.jobs(queue, state=state, limit=limit, after=after))
+        return await self._core.durably(self._core.view.jobs(queue, state=state, limit=limit, after=after))
 
     async def stats(self, queue: str) -> QueueStats:
         """How many jobs are in each state now, and how many transitions there were since the beginning."""
-        return await self._durably(self._core.view.stats(queue))
+        return await self._core.durably(self._core.view.stats(queue))
 
     async def queues(self) -> list[str]:
         """The names of all queues that ever had an event, in order."""
-        return await self._durably(self._core.view.queues())
+        return await self._core.durably(self._core.view.queues())
 
     def collector(self) -> LedgerCollector:
         """Metrics for Prometheus: `prometheus_client.REGISTRY.register(queue.collector())`."""
@@ -333,17 +340,6 @@ class Queue:
     async def drained(self, queues: str | Sequence[str]) -> None:
         """Return when none of these queues holds an unfinished job (scheduled, pending or claimed)."""
         await self._core.drained(_names(queues))
-
-    async def _durably(self, answer: Coroutine[Any, Any, T]) -> T:
-        """Give an answer out once all that it was read from is durable: the store shows what is on its way too."""
-        try:
-            self._log.check()
-        except LedgerError:
-            answer.close()
-            raise
-        found = await answer
-        await self._log.committed()
-        return found
 
 
 def _names(queues: str | Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from ledgerq.worker.outcomes import Dead, Retry, plain_text
 __all__ = ["EndedClaims", "Outcome", "say_interrupted", "say_outcome"]
 
 Outcome = Literal["done", "retry", "dead", "cancelled", "released", "lost", "unknown"]
-"""What came of a try; `unknown`: the queue failed before it was durable."""
+"""What came of a try; `unknown`: the queue failed, or the worker was cut off, before it was durable."""
 
 _worker_log = logger("worker")
 _queue_log = logger("queue")
@@ -40,7 +40,7 @@ def say_outcome(claim: Claim, outcome: Outcome, error: BaseException | None, tim
         ending = "given up" if isinstance(error, asyncio.CancelledError) else "its result doesn't count"
         what = f"{ending}, its claim was lost"
     elif outcome == "unknown":
-        level, event, what = logging.ERROR, "outcome_unknown", "what came of it is not known, the queue failed"
+        level, event, what = logging.ERROR, "outcome_unknown", "what came of it is not known"
     else:
         dead = outcome == "dead"
         level, event = (logging.ERROR, "job_dead") if dead else (logging.WARNING, "job_retry")

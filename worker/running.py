@@ -101,6 +101,9 @@ class Trace(Protocol):
     def context(self) -> contextvars.Context:
         """Where the handler runs, so that what it traces hangs on this try."""
 
+    def handled(self, error: BaseException | None) -> None:
+        """The handler has ended."""
+
     def end(self, outcome: Outcome, error: BaseException | None, timed_out: bool) -> None:
         """The try ended, and what came of it is durable."""
 
@@ -166,6 +169,8 @@ class Running:
         finally:
             if timer is not None:
                 timer.cancel()
+            if self._trace is not None:
+                self._trace.handled(error)
         outcome: Outcome = "unknown"
         try:
             outcome = await self._settle(error)

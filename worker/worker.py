@@ -6,7 +6,7 @@ It is written against the methods of `Queue` that it uses (`WorkerQueue`), so th
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from aiostream import stream
 
@@ -20,6 +20,10 @@ from ledgerq.worker.options import QueueOptions, seconds_ms
 from ledgerq.worker.pipeline import ClaimSource, claim_batches
 from ledgerq.worker.running import Handler, HandlerFunction, Running, Settler, StopReason
 from ledgerq.worker.signals import listen
+from ledgerq.worker.telemetry import try_tracer
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 __all__ = ["Worker", "WorkerQueue"]
 
@@ -67,7 +71,9 @@ class Worker:
 
     `concurrency`: handlers at a time. `prefetch`: claims held beyond that, so that a slot never waits for a commit
     (None: a quarter of the concurrency). `grace`: seconds that running handlers have after the first signal. `name`:
-    what the log says about who claimed.
+    what the log says about who claimed. `tracer_provider`: OpenTelemetry's, for a span around each try (None: that of
+    the queue, if it was opened with one); `same_trace`: as a child of the span that enqueued the job, where by default
+    it begins a trace of its own that links there. See tracing.py.
     """
 
     def __init__(
@@ -78,6 +84,8 @@ class Worker:
         prefetch: int | None = None,
         grace: float = 30.0,
         name: str | None = None,
+        tracer_provider: "TracerProvider | None" = None,
+        same_trace: bool = False,
     ) -> None:
         if type(concurrency) is not int or not 1 <= concurrency <= _MAX_CONCURRENCY:
             raise InvalidArgument(f"concurrency is a whole number from 1 to {_MAX_CONCURRENCY}, not {concurrency!r}")
@@ -88,6 +96,7 @@ class Worker:
         self._capacity = concurrency + (concurrency // 4 if prefetch is None else prefetch)
         self._grace_ms = seconds_ms("grace", grace)
         self._name = name
+        self._tracer = try_tracer(queue, tracer_provider, worker=name, same_trace=same_trace)
         self._handlers: dict[str, Handler] = {}
         self._held: dict[Claim, tuple[Running, asyncio.Task[None]]] = {}
         self._changed = asyncio.Event()
@@ -170,7 +179,9 @@ class Worker:
                     async for batch in arriving:
                         for claim in batch:
                             handler = self._handlers[claim.queue]
-                            running = Running(self.queue, claim, handler, clock=clock, threads=threads)
+                            running = Running(
+                                self.queue, claim, handler, clock=clock, threads=threads, tracer=self._tracer
+                            )
                             task = asyncio.create_task(self._live(running, slots), name=f"ledgerq-{claim.queue}")
                             self._held[claim] = (running, task)
             except LedgerError as error:

@@ -1,0 +1,48 @@
+"""The door to OpenTelemetry, which only those pass who give a tracer provider: nothing else imports it.
+
+Beyond it are tracing.py, which says what is traced, and traced.py.
+"""
+
+from typing import TYPE_CHECKING
+
+from ledgerq.eventlog.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+    from ledgerq.worker.core import Core
+    from ledgerq.worker.queue import Queue
+    from ledgerq.worker.running import Tracer
+
+__all__ = ["check_provider", "traced_queue", "try_tracer"]
+
+
+def check_provider(provider: "TracerProvider") -> None:
+    """Raise `InvalidArgument` for what is no tracer provider, and where OpenTelemetry is not installed."""
+    try:
+        import opentelemetry.trace  # noqa: F401
+    except ImportError as error:
+        raise InvalidArgument("tracer_provider needs OpenTelemetry: pip install 'ledgerq[otel]'") from error
+    if not callable(getattr(provider, "get_tracer", None)):
+        raise InvalidArgument(f"tracer_provider is a TracerProvider of OpenTelemetry, not {provider!r}")
+
+
+def traced_queue(core: "Core", provider: "TracerProvider") -> "Queue":
+    """A queue whose enqueueing is traced."""
+    from ledgerq.worker.traced import TracedQueue
+
+    return TracedQueue(core, provider)
+
+
+def try_tracer(
+    queue: object, provider: "TracerProvider | None", *, worker: str | None, same_trace: bool
+) -> "Tracer | None":
+    """What traces a worker's tries; None when neither it nor its queue was given a provider."""
+    if provider is None:
+        provider = getattr(queue, "tracer_provider", None)
+    if provider is None:
+        return None
+    check_provider(provider)
+    from ledgerq.worker.tracing import TryTracer
+
+    return TryTracer(provider, worker=worker, same_trace=same_trace)
