@@ -267,3 +267,17 @@ async def test_queues_that_nobody_ever_used_leave_nothing_in_memory() -> None:
         await settle()
         await rig.queue.enqueue("reply-1", b"x")
         assert payloads(await waiting) == [b"x"]
+
+
+async def test_a_lease_begins_when_the_claim_is_handed_over_however_long_its_commit_took() -> None:
+    async with Rig() as rig:
+        job = await rig.queue.enqueue("q", b"x", max_attempts=1)
+        rig.faults.hold("sync:before")
+        claiming = asyncio.create_task(rig.queue.claim("q", wait=None, lease=3))
+        await settle()
+        await rig.advance(10)
+        rig.faults.let_go("sync:before")
+        (claim,) = await claiming
+        assert (claim.job_id, claim.lease_expires_ms) == (job.job_id, rig.clock.now_ms() + 3000)
+        await rig.advance(2.999)
+        await rig.queue.ack(claim)

@@ -136,14 +136,12 @@ class Handout:
         live, window = self._live, self._live.window(queue)
         if lease_ms is None:
             lease_ms = to_ms(self._options_of(queue).lease_s)
-        now_ms = self._clock.now_ms()
-        expires_ms = now_ms + lease_ms
+        expires_ms = self._clock.now_ms() + lease_ms
         claims: list[Claim] = []
         while len(claims) < limit and (ready := window.take()) is not None:
             job = live.apply(ready.job, decisions.claim(ready.job, lease_ms=lease_ms, worker=worker))
             assert job is not None
             assert ready.payload is not None
-            self.leases.hold(Lease(expires_ms, job.spec.job_id, job.claim_offset, now_ms))
             spec = job.spec
             claims.append(
                 Claim(
@@ -186,9 +184,21 @@ class Handout:
         except asyncio.CancelledError:
             self._give_back(claims)
             raise
-        # A very long wait for the disk may have outlived the lease: such a claim must not be worked on.
-        current = self._live.claimed
-        return [claim for claim in claims if (job := current.get(claim.id)) and job.claim_offset == claim.offset]
+        return self._begin_leases(claims)
+
+    def _begin_leases(self, claims: Sequence[Claim]) -> list[Claim]:
+        """The claims that are current, with leases from now on: however long the store took, nobody held them before.
+
+        (A lease that began earlier could end before its holder knew of it, and each outage would cost a try.)
+        """
+        now_ms, current, begun = self._clock.now_ms(), self._live.claimed, []
+        for claim in claims:
+            if (job := current.get(claim.id)) and job.claim_offset == claim.offset:
+                expires_ms = now_ms + claim.lease_ms
+                self.leases.hold(Lease(expires_ms, claim.id, claim.offset, now_ms))
+                late = expires_ms != claim.lease_expires_ms
+                begun.append(replace(claim, lease_expires_ms=expires_ms) if late else claim)
+        return begun
 
     async def _wait(self, waiter: Waiter, wait_ms: int | None) -> list[Claim]:
         if wait_ms == 0:
