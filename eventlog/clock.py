@@ -9,14 +9,26 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
-from typing import Protocol
+from datetime import UTC, datetime
+from typing import Final, Protocol
 
-__all__ = ["Clock", "ManualClock", "SystemClock", "Timer", "sleep_until", "stopwatch_s"]
+__all__ = ["PLAUSIBLE_MS", "Clock", "ManualClock", "SystemClock", "Timer", "sleep_until", "stopwatch_s", "time_text"]
+
+PLAUSIBLE_MS: Final = 1_577_836_800_000
+"""2020-01-01: a clock that says less was never set; there was no ledgerq then."""
+_MAX_TEXT_MS: Final = 253_402_300_799_999
 
 # A wall clock can be set, and a laptop sleeps: a long wait looks again at least this often.
 _MAX_WAIT_S = 30.0
 # A wall clock that is slewed differs from the one that can't be set by less than this.
 _SLEWED_S = 1.0
+
+
+def time_text(time_ms: int) -> str:
+    """A time for a message, in UTC; a number that is no time stays one."""
+    if not 0 <= time_ms <= _MAX_TEXT_MS:
+        return f"{time_ms} ms"
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 class Timer(Protocol):

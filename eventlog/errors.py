@@ -4,7 +4,10 @@ Each message says what happened, to what, and what to do about it. `permanent` t
 same call again can ever help: False means "later, perhaps", True means "not without changing something first".
 """
 
+from datetime import timedelta
 from typing import ClassVar
+
+from ledgerq.eventlog.clock import time_text
 
 __all__ = [
     "ClaimLost",
@@ -127,14 +130,18 @@ class LogPoisoned(LedgerError):
 
 
 class ClockWentBack(LedgerError):
-    """The system clock is behind the time of the last commit; set it right, or wait until it has caught up."""
+    """The system clock is behind the time at which the store was last written; set it right, or copy the store.
+
+    Nothing was written: SlateDB takes no time that is before the one in the store's files.
+    """
 
     permanent: ClassVar[bool] = False
 
     def __init__(self, now_ms: int, last_ms: int) -> None:
         super().__init__(
-            f"the clock says {now_ms} ms but the last commit was at {last_ms} ms, {last_ms - now_ms} ms later: "
-            "set the clock right, or wait until it has caught up"
+            f"the clock says {time_text(now_ms)}, but the store was last written at {time_text(last_ms)}, "
+            f"{timedelta(milliseconds=last_ms - now_ms)} later. Set the clock right, or wait until it has caught up; "
+            "if it is right now and was wrong then, copy the store: rebuild-projections URL --into NEW"
         )
         self.now_ms = now_ms
         self.last_ms = last_ms

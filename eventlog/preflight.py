@@ -10,11 +10,15 @@ import os
 from pathlib import Path
 from typing import Final
 
+from ledgerq.eventlog.clock import PLAUSIBLE_MS, SystemClock, time_text
 from ledgerq.eventlog.errors import StoreNotFound, StoreUnavailable
 from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
 
 __all__ = ["PREFLIGHT_LIMIT_S", "check_readable", "check_writable"]
+
+_log = logger("store")
 
 PREFLIGHT_LIMIT_S: Final = 10.0
 # SlateDB hangs on a full disk, and this little is full within seconds.
@@ -48,6 +52,7 @@ async def check_readable(location: Location, *, limit_s: float = PREFLIGHT_LIMIT
 
 
 async def _bounded(location: Location, limit_s: float, *, writing: bool, create: bool) -> None:
+    _check_clock(location, writing=writing)
     try:
         async with asyncio.timeout(limit_s):
             if location.is_file:
@@ -59,6 +64,23 @@ async def _bounded(location: Location, limit_s: float, *, writing: bool, create:
         raise StoreUnavailable(
             f"{location.original} did not answer within {limit_s:g} s: check the network, the endpoint or the disk"
         ) from error
+
+
+def _check_clock(location: Location, *, writing: bool) -> None:
+    """SlateDB goes by the system's clock, whichever one the queue was given, and panics before 1970."""
+    now_ms = SystemClock().now_ms()
+    if now_ms == 0:
+        raise StoreUnavailable(
+            f"{location.original} can't be used: the system's clock says a time before 1970; set the clock"
+        )
+    if writing and now_ms < PLAUSIBLE_MS:
+        _log.warning(
+            "%s: the system's clock says %s, which can't be right. Job ids and the log will tell of that time, and all "
+            "that is due later will be due at once when the clock is set: set it first",
+            location.original,
+            time_text(now_ms),
+            extra=about("clock_not_set", now_ms=now_ms),
+        )
 
 
 async def _check_objects(location: Location, limit_s: float, *, writing: bool, create: bool) -> None:

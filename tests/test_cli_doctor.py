@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import obstore
 import pytest
 from obstore.store import from_url
 
+from ledgerq.eventlog.clock import ManualClock, SystemClock
 from ledgerq.tools import doctor_place
 from ledgerq.tools.doctor_place import Check, check_rules, file_system
 from ledgerq.tools.doctor_probe import Written
+from ledgerq.worker.queue import Queue
 from tests.cli_rig import Cli, make_ledger
 from tests.s3_server import bucket, s3_server
 
@@ -211,6 +214,29 @@ def test_a_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_clocks(ahead_ms: float, status: str) -> None:
     assert doctor_place._check_clock(ahead_ms).status == status
+
+
+def test_a_clock_that_was_never_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 10 * 10**9)
+    check = doctor_place._check_clock(0)
+    assert (check.status, check.measured) == ("fail", "this machine's clock says 1970-01-01 00:00:10 UTC")
+    assert "set the clock" in (check.advice or "")
+
+
+def test_a_log_that_is_ahead_of_the_clock(cli: Cli, tmp_path: Path) -> None:
+    url = f"{tmp_path}/s"
+
+    async def write() -> None:
+        clock = ManualClock(SystemClock().now_ms() + 3 * 24 * 3600 * 1000)
+        async with Queue.open(url, clock=clock) as queue:
+            await queue.enqueue("q", b"x")
+
+    asyncio.run(write())
+    answer = cli.ok("doctor", url, "--json").json
+    (check,) = [check for check in answer["checks"] if check["name"] == "ledgerq store"]
+    assert check["status"] == "warn"
+    assert "which is 2 days, 23:59:" in check["measured"]
+    assert "--into NEW" in check["advice"]
 
 
 # The folder

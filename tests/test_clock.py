@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from ledgerq.eventlog.clock import ManualClock, SystemClock, sleep_until
+from ledgerq.eventlog.clock import ManualClock, SystemClock, sleep_until, time_text
+from ledgerq.eventlog.errors import ClockWentBack
 from tests.loops import settle
 
 START_MS = ManualClock().now_ms()
@@ -176,3 +177,28 @@ async def test_a_system_timer_set_after_the_clock_went_back_goes_by_the_new_time
 def test_before_1970_the_systems_clock_stands_at_its_beginning(wall: WallClock) -> None:
     wall.set(-2 * time.time())
     assert SystemClock().now_ms() == 0
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "text"),
+    [
+        (0, "1970-01-01 00:00:00 UTC"),
+        (START_MS, "2023-11-14 22:13:20 UTC"),
+        (253_402_300_799_999, "9999-12-31 23:59:59 UTC"),
+        (253_402_300_800_000, "253402300800000 ms"),
+        (-1, "-1 ms"),
+    ],
+)
+def test_times_in_messages(time_ms: int, text: str) -> None:
+    assert time_text(time_ms) == text
+
+
+def test_a_clock_that_went_back_is_told_with_both_times_and_the_ways_out() -> None:
+    error = ClockWentBack(START_MS, START_MS + 3 * DAY_S * 1000 + 500)
+    assert str(error) == (
+        "the clock says 2023-11-14 22:13:20 UTC, but the store was last written at 2023-11-17 22:13:20 UTC, "
+        "3 days, 0:00:00.500000 later. Set the clock right, or wait until it has caught up; if it is right now and was "
+        "wrong then, copy the store: rebuild-projections URL --into NEW"
+    )
+    assert (error.now_ms, error.last_ms) == (START_MS, START_MS + 3 * DAY_S * 1000 + 500)
+    assert not error.permanent

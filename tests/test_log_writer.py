@@ -181,7 +181,7 @@ async def test_a_large_step_back_of_the_clock_is_the_operators_business() -> Non
     faults = Faults()
     log = await start_log(MemoryDisk(), fault=faults)
     faults.spoil("write:before", ClockWentBack(START_MS - 5001, START_MS))
-    with pytest.raises(ClockWentBack, match="5001 ms later"):
+    with pytest.raises(ClockWentBack, match=r"0:00:05\.001000 later"):
         await append(log, 0)
     await log.close()
 

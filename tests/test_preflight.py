@@ -3,11 +3,12 @@
 import errno
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from ledgerq.eventlog.clock import SystemClock
+from ledgerq.eventlog.clock import PLAUSIBLE_MS, SystemClock
 from ledgerq.eventlog.errors import StoreNotFound, StoreUnavailable
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.preflight import check_readable, check_writable
@@ -90,3 +91,32 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             await check_writable(parse_location(str(tmp_path)), create=True, limit_s=0.05)
     finally:
         released.set()
+
+
+# The clock
+
+
+@pytest.mark.parametrize("now_s", [-1, -315_619_200])
+async def test_before_1970_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now_s: int) -> None:
+    location = parse_location(f"{tmp_path}/s")
+    await (await open_slate(location, clock=SystemClock())).close()
+    monkeypatch.setattr(time, "time_ns", lambda: now_s * 10**9)
+    with pytest.raises(StoreUnavailable, match="the system's clock says a time before 1970; set the clock"):
+        await check_writable(location, create=True)
+    with pytest.raises(StoreUnavailable, match="before 1970"):
+        await check_readable(location)
+
+
+async def test_a_clock_that_was_never_set_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    location = parse_location(f"{tmp_path}/s")
+    await check_writable(location, create=True)
+    assert caplog.messages == []
+    monkeypatch.setattr(time, "time_ns", lambda: (PLAUSIBLE_MS - 1) * 10**6)
+    await check_writable(location, create=True)
+    (message,) = caplog.messages
+    assert "the system's clock says 2019-12-31 23:59:59 UTC, which can't be right" in message
+    monkeypatch.setattr(time, "time_ns", lambda: PLAUSIBLE_MS * 10**6)
+    await check_writable(location, create=True)
+    assert len(caplog.messages) == 1

@@ -4,7 +4,8 @@ Each check says what it measured and what to do. The checks on a bucket (or fold
 ask of it in doctor_probe.py.
 """
 
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
 
 from ledgerq.eventlog.errors import LedgerError, LogRolledBack, NotRebuilt, StoreNotFound, StoreUnavailable
 from ledgerq.tools.arguments import AsJson, Url
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from ledgerq.tools.doctor_place import Check
 
 __all__ = ["diagnose", "doctor"]
+
+# The writer may be another machine, whose clock is a little ahead.
+_CLOCK_SLACK_MS: Final = 60_000
 
 
 def doctor(url: Url, as_json: AsJson = False) -> None:
@@ -96,6 +100,13 @@ async def _check_head(log: "LogReader") -> "Check":
     if await log.store.get(keys.REBUILD_KEY) is not None:
         error = NotRebuilt("a rebuild is under way or was interrupted")
         return Check("ledgerq store", "fail", f"{measured}; {error}", "wait for it, or run rebuild-projections again")
+    ahead_ms = head.time_ms - log.clock.now_ms()
+    if ahead_ms > _CLOCK_SLACK_MS:
+        measured = f"{measured}, which is {timedelta(seconds=ahead_ms // 1000)} after this machine's clock"
+        advice = (
+            "set the clock right, wait until it has caught up, or copy the store: rebuild-projections URL --into NEW"
+        )
+        return Check("ledgerq store", "warn", measured, advice)
     return Check("ledgerq store", "ok", measured, None)
 
 

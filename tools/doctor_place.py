@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from ledgerq.eventlog.clock import PLAUSIBLE_MS, SystemClock, time_text
 from ledgerq.eventlog.locations import Location
 from ledgerq.tools.doctor_probe import PROBE_ERRORS, Probe, open_probe
 
@@ -25,6 +26,7 @@ _CLOCK_LIMIT_MS: Final = 15 * 60 * 1000
 _LITTLE_SPACE_BYTES: Final = 1024**3
 _NETWORK_TYPES: Final = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "afs", "virtiofs")
 _MEMORY_TYPES: Final = ("tmpfs", "ramfs", "devtmpfs")
+_SET_CLOCK: Final = "set the clock, and keep it set by NTP"
 _UNSAFE_STORE: Final = "this store would lose acknowledged jobs: use another service, or a newer version of it"
 
 
@@ -136,12 +138,15 @@ async def _check_speed(probe: Probe, is_file: bool) -> list[Check]:
 
 
 def _check_clock(ahead_ms: float) -> Check:
+    now_ms = SystemClock().now_ms()
+    if now_ms < PLAUSIBLE_MS:
+        return Check("clock", "fail", f"this machine's clock says {time_text(now_ms)}", _SET_CLOCK)
     if abs(ahead_ms) <= _CLOCK_SLACK_MS:
         return Check("clock", "ok", f"within {_CLOCK_SLACK_MS / 1000:g} s of the store's", None)
     where = "behind" if ahead_ms > 0 else "ahead of"
     measured = f"this machine's clock is {abs(ahead_ms) / 1000:.1f} s {where} the store's"
     is_refused = abs(ahead_ms) > _CLOCK_LIMIT_MS
-    return Check("clock", "fail" if is_refused else "warn", measured, "set the clock, and keep it set by NTP")
+    return Check("clock", "fail" if is_refused else "warn", measured, _SET_CLOCK)
 
 
 def check_folder(folder: Path) -> list[Check]:
