@@ -1,9 +1,9 @@
 """What is fuzzed: one function for each parser of outside bytes, raising only for a defect.
 
 `TARGETS` are shared by Hypothesis (test_fuzz_bytes.py) and by atheris (fuzz_atheris.py). A refusal with an error of
-ours is no defect. Neither is an encoding that is not the one this version writes (a long header for a short array, say): the
-chain digests a batch's raw bytes and the audit compares an index row's, so nothing rests on encoding it anew; what is
-accepted must mean the same when it is written again.
+ours is no defect. Neither is an encoding that is not the one this version writes (a long header for a short array,
+say): the chain digests a batch's raw bytes and the audit compares an index row's, so nothing rests on encoding it anew;
+what is accepted must mean the same when it is written again.
 """
 
 import codecs
