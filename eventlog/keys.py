@@ -13,6 +13,8 @@ Integers in keys are big-endian, so that the order of bytes is the order of numb
     x/ NAME NUL KEY                 the rows of a user's projection
 """
 
+from collections.abc import Sequence
+
 from ledgerq.eventlog.errors import InvalidQueueName
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "projection_key",
     "projection_rows_prefix",
     "queue_name_bytes",
+    "queue_names",
 ]
 
 FORMAT_VERSION = 2
@@ -93,3 +96,11 @@ def queue_name_bytes(queue: str) -> bytes:
             f"queue name {queue!r} has {len(encoded)} bytes: a name has 1 to {MAX_QUEUE_NAME_BYTES} bytes without NUL"
         )
     return encoded
+
+
+def queue_names(queues: str | Sequence[str]) -> tuple[str, ...]:
+    """One name or several as several, each once; raises `InvalidQueueName` for what holds no names."""
+    try:
+        return (queues,) if isinstance(queues, str) else tuple(dict.fromkeys(queues))
+    except (TypeError, ValueError) as error:
+        raise InvalidQueueName(f"one queue's name or a list of names is needed, not {queues!r}") from error

@@ -107,8 +107,8 @@ class LogReader:
         Those that don't hold the bytes `about`, a job's id for instance, are passed over without being decoded.
         """
         first = await self.batch_at(start) if start > 0 else None
-        begin = keys.log_key(max(start, 0) if first is None else first.base_offset)
-        end = _LOG_STOP if stop is None else keys.log_key(max(stop, 0))
+        begin = keys.log_key(_in_range(start) if first is None else first.base_offset)
+        end = _LOG_STOP if stop is None else keys.log_key(_in_range(stop))
         async for rows in self.store.scan(begin, end):
             for key, value in rows:
                 if about in value:
@@ -136,7 +136,7 @@ class LogReader:
 
     async def batch_at(self, offset: int) -> RecordBatch | None:
         """The last batch whose base offset is at most `offset`, or None."""
-        pages = self.store.scan(keys.LOG_PREFIX, keys.log_key(offset + 1), reverse=True, page_rows=1)
+        pages = self.store.scan(keys.LOG_PREFIX, keys.log_key(_in_range(offset + 1)), reverse=True, page_rows=1)
         async for rows in pages:
             return decode_batch(keys.offset_of(rows[0][0]), rows[0][1])
         return None
@@ -255,6 +255,11 @@ class LogReader:
                     return
         if stop > 0:
             raise LogCorrupt(0, f"the record batch that ends at {stop} is missing")
+
+
+def _in_range(offset: int) -> int:
+    """The nearest offset that a key can hold: asking for what no log has is no error."""
+    return min(max(offset, 0), _MAX_OFFSET)
 
 
 def after_head(head: Head, end: int) -> LogCorrupt:

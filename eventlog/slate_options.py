@@ -12,6 +12,8 @@ from ledgerq.eventlog.errors import InvalidArgument
 __all__ = ["StoreOptions"]
 
 _MIB: Final = 1024 * 1024
+_MAX_BYTES: Final = 2**40
+_MAX_SECONDS_S: Final = 10**9
 # Each core of a large machine would get a shard of its own otherwise; two keep the cache's share per shard useful.
 _CACHE_SHARDS: Final = 2
 
@@ -45,13 +47,15 @@ class StoreOptions:
     def __post_init__(self) -> None:
         """Refuse what can't work, before anything is opened."""
         for name in ("open_timeout_s", "commit_timeout_s", "read_timeout_s", "gc_interval_s", "gc_age_s"):
-            if not getattr(self, name) > 0:
-                raise InvalidArgument(f"{name} must be above 0 seconds, not {getattr(self, name)!r}")
+            if not (_is_number(getattr(self, name)) and 0 < getattr(self, name) <= _MAX_SECONDS_S):
+                raise InvalidArgument(
+                    f"{name} must be above 0 seconds and at most {_MAX_SECONDS_S}, not {getattr(self, name)!r}"
+                )
         for name in ("cache_bytes", "l0_sst_bytes", "max_unflushed_bytes"):
-            if not getattr(self, name) >= _MIB:
-                raise InvalidArgument(f"{name} must be at least 1 MiB, not {getattr(self, name)!r} bytes")
+            if not (type(getattr(self, name)) is int and _MIB <= getattr(self, name) <= _MAX_BYTES):
+                raise InvalidArgument(f"{name} must be at least 1 MiB in whole bytes, not {getattr(self, name)!r}")
         flushes = self.max_wal_flushes_before_l0_flush
-        if flushes is not None and flushes < 1:
+        if flushes is not None and not (type(flushes) is int and flushes >= 1):
             raise InvalidArgument(f"max_wal_flushes_before_l0_flush must be at least 1, not {flushes!r}")
 
     def slate_values(self, *, embedded_gc: bool) -> dict[str, Any]:
@@ -92,6 +96,10 @@ class StoreOptions:
         blocks = FoyerCacheOptions(max_capacity=self.cache_bytes - meta_bytes, shards=_CACHE_SHARDS)
         meta = FoyerCacheOptions(max_capacity=meta_bytes, shards=_CACHE_SHARDS)
         return DbCache.new_split_cache(DbCache.new_foyer_cache(blocks), DbCache.new_foyer_cache(meta))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _set(tree: dict[str, Any], name: str, value: Any) -> None:

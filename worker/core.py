@@ -46,6 +46,7 @@ DEFAULT_OPTIONS: Final = QueueOptions()
 _PAYLOAD_BUDGET_BYTES: Final = 32 * 1024 * 1024
 _OBJECT_STORE_INTERVAL_MS: Final = 50.0
 _LOCAL_INTERVAL_MS: Final = 2.0
+_MAX_INTERVAL_MS: Final = 60_000
 
 
 class Core:
@@ -64,17 +65,19 @@ class Core:
         projections: Iterable[Projection] = (),
     ) -> None:
         """Put the parts together; `take_over` begins."""
-        for name in queues or {}:
-            queue_name_bytes(name)
-        if ready_window < 1:
+        self._default, self._options = _checked_options(default, queues)
+        if type(ready_window) is not int or ready_window < 1:
             raise InvalidArgument(f"ready_window is a number of jobs from 1 on, not {ready_window!r}")
-        self._default = default
-        self._options = dict(queues or {})
         self.clock = clock or SystemClock()
         self.entropy = entropy or SystemEntropy()
         self._writer = f"{socket.gethostname()}:{os.getpid()}"
         if commit_interval_ms is None:
             commit_interval_ms = _default_interval_ms(store.location)
+        number = isinstance(commit_interval_ms, int | float) and not isinstance(commit_interval_ms, bool)
+        if not number or not 0 <= commit_interval_ms <= _MAX_INTERVAL_MS:
+            raise InvalidArgument(
+                f"commit_interval_ms is a number from 0 to {_MAX_INTERVAL_MS}, not {commit_interval_ms!r}"
+            )
         host = ProjectionHost(projections)
         self.live = Live(ready_window_rows=ready_window, payload_budget_bytes=_PAYLOAD_BUDGET_BYTES, host=host)
         self.log = EventLog(store, clock=self.clock, projector=self.live, commit_interval_s=commit_interval_ms / 1000)
@@ -199,6 +202,20 @@ class Core:
     def options(self, queue: str) -> QueueOptions:
         """The options in force for a queue."""
         return self._options.get(queue, self._default)
+
+
+def _checked_options(
+    default: QueueOptions, queues: Mapping[str, QueueOptions] | None
+) -> tuple[QueueOptions, dict[str, QueueOptions]]:
+    if queues is not None and not isinstance(queues, Mapping):
+        raise InvalidArgument(f"queues maps names to QueueOptions, {queues!r} does not")
+    kept = dict(queues or {})
+    for name in kept:
+        queue_name_bytes(name)
+    for options in (default, *kept.values()):
+        if not isinstance(options, QueueOptions):
+            raise InvalidArgument(f"a queue's options are QueueOptions, not {options!r}")
+    return default, kept
 
 
 def _default_interval_ms(location: str) -> float:

@@ -48,7 +48,7 @@ def prepare(
     if type(payload) is not bytes:
         if not isinstance(payload, bytes | bytearray | memoryview):
             raise InvalidArgument(f"a payload is bytes, not {type(payload).__name__}: encode it first")
-        payload = bytes(payload)
+        payload = _plain(payload)
     if priority is None:
         priority = options.priority
     else:
@@ -89,6 +89,8 @@ def prepare_many(
     queue: str, jobs: Sequence[bytes | NewJob], *, options: QueueOptions, now_ms: int, entropy: Entropy
 ) -> list[Prepared]:
     """Prepare the jobs of one `enqueue_many`; raises `InvalidArgument` for more than one commit can take."""
+    if not isinstance(jobs, Sequence) or isinstance(jobs, str | bytes | bytearray | memoryview):
+        raise InvalidArgument(f"enqueue_many takes a list of jobs, not {type(jobs).__name__}")
     if len(jobs) > MAX_BULK_JOBS:
         raise InvalidArgument(f"enqueue_many takes up to {MAX_BULK_JOBS} jobs, not {len(jobs)}: split them")
     batch: list[Prepared] = []
@@ -121,6 +123,13 @@ def due_ms_of(delay: float | None, run_at: datetime | None, now_ms: int) -> int:
     return due_ms if due_ms > now_ms else 0
 
 
+def _plain(payload: bytes | bytearray | memoryview) -> bytes:
+    try:
+        return bytes(payload)
+    except ValueError as error:  # a memoryview that was released
+        raise InvalidArgument(f"the payload can't be read: {error}") from error
+
+
 def _whole(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidArgument(f"{name} is a whole number from {low} to {high}, not {value!r}")
@@ -142,7 +151,7 @@ def _headers(headers: Mapping[str, str]) -> tuple[dict[str, str], int]:
 def _unique_key(key: str | bytes) -> bytes:
     try:
         encoded = key.encode() if isinstance(key, str) else bytes(memoryview(key))
-    except (UnicodeEncodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise InvalidArgument(f"unique_key {key!r} is neither bytes nor text that UTF-8 can hold") from error
     if not 1 <= len(encoded) <= MAX_UNIQUE_KEY_BYTES:
         raise InvalidArgument(f"unique_key has {len(encoded)} bytes: 1 to {MAX_UNIQUE_KEY_BYTES} are allowed")

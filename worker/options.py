@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,7 +21,16 @@ Positive = Annotated[float, Field(ge=0.001, le=MAX_TIME_MS / 1000, allow_inf_nan
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    if not TYPE_CHECKING:  # type checkers take the arguments from the fields
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)]
+                raise InvalidArgument(f"{type(self).__name__}: {'; '.join(found)}") from error
 
 
 class QueueOptions(_Frozen):
@@ -50,8 +59,6 @@ class QueueOptions(_Frozen):
 class NewJob(_Frozen):
     """One job of `enqueue_many`: the same arguments as `enqueue` takes."""
 
-    model_config = ConfigDict(strict=True)
-
     payload: bytes
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] | None = None
     delay: Seconds | None = None
@@ -63,10 +70,7 @@ class NewJob(_Frozen):
     job_id: str | None = None
 
     def __init__(self, payload: bytes, **kwargs: Any) -> None:
-        try:
-            super().__init__(**{"payload": payload, **kwargs})
-        except ValidationError as error:
-            raise InvalidArgument(f"NewJob: {error}") from error
+        super().__init__(**{"payload": payload, **kwargs})
 
 
 def to_ms(seconds: float) -> int:

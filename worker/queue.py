@@ -14,7 +14,7 @@ from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.events import Record, State, UniqueUntil
-from ledgerq.eventlog.keys import queue_name_bytes
+from ledgerq.eventlog.keys import queue_name_bytes, queue_names
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.stores import open_store
@@ -212,7 +212,7 @@ class Queue:
         return results
 
     def _name(self, queue: str) -> None:
-        if queue not in self._known_names:
+        if type(queue) is not str or queue not in self._known_names:
             queue_name_bytes(queue)
             if len(self._known_names) < _MAX_KNOWN_NAMES:
                 self._known_names.add(queue)
@@ -234,7 +234,7 @@ class Queue:
         `worker`: who claims, for the log. Returns [] when the wait is over. The claims are durable when this returns.
         """
         self._log.check()
-        queues = _names(queue)
+        queues = queue_names(queue)
         if not queues:
             raise InvalidArgument("claim needs at least one queue name")
         for name in queues:
@@ -339,8 +339,4 @@ class Queue:
 
     async def drained(self, queues: str | Sequence[str]) -> None:
         """Return when none of these queues holds an unfinished job (scheduled, pending or claimed)."""
-        await self._core.drained(_names(queues))
-
-
-def _names(queues: str | Sequence[str]) -> tuple[str, ...]:
-    return (queues,) if isinstance(queues, str) else tuple(dict.fromkeys(queues))
+        await self._core.drained(queue_names(queues))
