@@ -5,12 +5,14 @@ The targets say what is a defect (fuzz_targets.py); fuzz_atheris.py runs the sam
 
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.codec import (
     EVENT_TYPES,
     KIND_OF,
@@ -23,8 +25,12 @@ from ledgerq.eventlog.codec import (
     encode_payload,
     pack,
 )
-from ledgerq.eventlog.errors import LedgerError, LogCorrupt, ProjectionDrift
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, ProjectionDrift
 from ledgerq.eventlog.events import Acked, Enqueued, Nacked, Promoted, QueuePaused, Rebuilt
+from ledgerq.eventlog.keys import FORMAT_KEY
+from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.job import born
@@ -257,6 +263,28 @@ def test_a_large_value_is_read_all_the_same() -> None:
     assert decode_batch(0, value).events == events
     record = (bytes(16), {"name": "value"}, bytes(16 * MIB))
     assert decode_payload(encode_payload(*record)) == record
+
+
+@pytest.mark.parametrize(
+    "text", [None, 5, b"memory:///", Path("jobs"), "file:///a\tb", "s3://buck\net/x", "s3://b%41/x"]
+)
+def test_a_place_that_is_no_text_or_holds_what_a_parser_leaves_out_is_refused(text: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        parse_location(text)
+
+
+def test_the_parent_of_what_is_no_path_leads_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="leads nowhere"):
+        parse_location(f"{tmp_path}/\ud800/../x")
+    assert parse_location(f"{tmp_path}/./new/../x").folder == tmp_path / "x"
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"1.0", b"9" * 10, b"9" * 5000, b"\xb2"])
+async def test_a_format_number_that_is_none_is_corrupt(value: bytes) -> None:
+    disk = MemoryDisk()
+    disk.rows[FORMAT_KEY] = value
+    with pytest.raises(LogCorrupt, match="format number"):
+        await LogReader(MemoryReader(disk), clock=ManualClock()).check_format()
 
 
 def test_drift_is_not_taken_for_a_job() -> None:

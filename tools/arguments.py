@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 _TAKE_OVER = "Open the store although another writer has not closed it; that writer is fenced and stops."
+
+
+_MAX_OFFSET_DIGITS: Final = 20
 
 
 def system_user() -> str:
@@ -72,6 +75,8 @@ def parse_time(text: str) -> int:
 def parse_as_of(text: str) -> tuple[int | None, int | None]:
     """`--as-of` as (offset, None) or (None, ms since the Unix epoch)."""
     if text.isascii() and text.isdigit():
+        if len(text) > _MAX_OFFSET_DIGITS:
+            raise InvalidArgument(f"--as-of {text[:_MAX_OFFSET_DIGITS]}... is no offset of any log")
         return int(text), None
     try:
         return None, parse_time(text)

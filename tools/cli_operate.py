@@ -85,6 +85,7 @@ async def _enqueue(
     accept_rollback: bool,
     output: Output,
 ) -> None:
+    _check_job(queue_name, payload, job)
     async with opened_queue(url, take_over=take_over, create=True, accept_rollback=accept_rollback) as queue:
         result = await queue.enqueue(queue_name, payload, **job)
     if output.as_json:
@@ -93,6 +94,18 @@ async def _enqueue(
         output.line(result.job_id)
     if not result.created:
         output.note("nothing was added: this job holds the unique key")
+
+
+def _check_job(queue_name: str, payload: bytes, job: dict[str, Any]) -> None:
+    """Refuse before the store is opened, or made: that is not for nothing."""
+    from ledgerq.eventlog.clock import SystemClock
+    from ledgerq.eventlog.entropy import SystemEntropy
+    from ledgerq.eventlog.keys import queue_name_bytes
+    from ledgerq.worker.core import DEFAULT_OPTIONS
+    from ledgerq.worker.enqueue import prepare
+
+    queue_name_bytes(queue_name)
+    prepare(queue_name, payload, options=DEFAULT_OPTIONS, now_ms=SystemClock().now_ms(), entropy=SystemEntropy(), **job)
 
 
 def _payload(text: str) -> bytes:
