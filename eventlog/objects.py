@@ -33,6 +33,7 @@ _T = TypeVar("_T")
 _MAX_RETRIES: Final = 2
 _NOT_FOUND: Final = (NotFoundError, FileNotFoundError)
 _REFUSED: Final = (PermissionDeniedError, UnauthenticatedError, PermissionError)
+_REFUSALS: Final = ("403 Forbidden", "401 Unauthorized", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 _CREDENTIALS: Final = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
     "gs": "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
@@ -116,7 +117,8 @@ class Objects:
         if "NoSuchBucket" in text or "ContainerNotFound" in text or isinstance(error, _NOT_FOUND):
             return StoreUnavailable(f"{url}: there is no bucket {bucket!r} ({cause}); create it, or check its name")
         keys = _CREDENTIALS[self._location.scheme]
-        if isinstance(error, _REFUSED) or "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text:
+        # A refused listing comes as a general error, with the answer in its text.
+        if isinstance(error, _REFUSED) or any(sign in text for sign in _REFUSALS):
             return StoreUnavailable(f"{url}: access was refused ({cause}); check {keys}, and what they may do")
         if "metadata" in text.lower() and "token" in text.lower():
             return StoreUnavailable(f"{url}: there are no credentials ({cause}); set {keys}")

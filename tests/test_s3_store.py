@@ -162,10 +162,11 @@ async def test_a_silent_endpoint_is_reported_in_time(bucket: str, monkeypatch: p
     server.close()
 
 
-async def test_refused_credentials_are_reported(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [b"InvalidAccessKeyId", b"AccessDenied"])
+async def test_refused_credentials_are_reported(bucket: str, monkeypatch: pytest.MonkeyPatch, code: bytes) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        body = b"<Error><Code>InvalidAccessKeyId</Code></Error>"
+        body = b"<Error><Code>%b</Code></Error>" % code
         writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(body), body))
         await writer.drain()
         writer.close()
