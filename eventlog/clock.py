@@ -57,19 +57,20 @@ class _SystemTimer:
         self._when_ms = when_ms
         self._callback = callback
         self._loop = asyncio.get_running_loop()
-        self._latest_s = self._loop.time() + self._left_s() + _SLEWED_S
-        self._handle = self._loop.call_later(min(self._left_s(), _MAX_WAIT_S), self._ring)
+        left_s = self._left_s()
+        self._over_s = self._loop.time() + left_s
+        self._handle = self._loop.call_later(min(left_s, _MAX_WAIT_S), self._ring)
 
     def _left_s(self) -> float:
         return max(0.0, self._when_ms / 1000 - time.time())
 
     def _ring(self) -> None:
-        longest_s = self._latest_s - self._loop.time()
-        if time.time() * 1000 >= self._when_ms or longest_s <= 0:
+        left_s, wait_s = self._left_s(), self._over_s - self._loop.time()
+        if left_s == 0 or (wait_s <= 0 and left_s > _SLEWED_S):
             self._callback()
         else:
             # Timers of the loop may ring a little early against the wall clock.
-            wait_s = max(min(self._left_s(), longest_s, _MAX_WAIT_S), 0.0005)
+            wait_s = max(min(left_s, wait_s if wait_s > 0 else left_s, _MAX_WAIT_S), 0.0005)
             self._handle = self._loop.call_later(wait_s, self._ring)
 
     def cancel(self) -> None:

@@ -59,6 +59,7 @@ class SlateStore(SlateReads):
         if not location.is_file:
             self._anchor = ObjectAnchor(Objects(location, limit_s=_ANCHOR_LIMIT_S), clock)
         self._broken: LedgerError | None = None
+        self._refused: ClockWentBack | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._wal_flushes = 0
@@ -153,6 +154,7 @@ class SlateStore(SlateReads):
             raise self._broke(unknown) from error
 
     def _note(self, anchor: Anchor) -> None:
+        self._refused = None
         if self._anchor is not None:
             self._anchor.note(anchor)
         self._count_flush()
@@ -202,7 +204,7 @@ class SlateStore(SlateReads):
                     await self._anchor.close(write_last=self._broken is None)
         except (TimeoutError, OSError, *SLATE_ERRORS) as error:
             # Nothing acknowledged depends on it: an acknowledged commit was durable before.
-            if not isinstance(self._broken, Fenced):
+            if not isinstance(self._broken, Fenced) and self._refused is None:
                 _log.warning("%s: closing did not finish: %r", self.location, error, extra=about("close_unfinished"))
         finally:
             await self._release()
@@ -257,7 +259,9 @@ class SlateStore(SlateReads):
 
     def _broke(self, error: LedgerError) -> LedgerError:
         # The clock catches up, and a refused argument wrote nothing; after anything else the outcome is unknown.
-        if not isinstance(error, ClockWentBack | InvalidArgument) and self._broken is None:
+        if isinstance(error, ClockWentBack):
+            self._refused = error
+        elif not isinstance(error, InvalidArgument) and self._broken is None:
             self._broken = error
         return error
 

@@ -10,6 +10,7 @@ tells what is true.
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final, Protocol
 
 from ledgerq.eventlog import keys
@@ -118,14 +119,16 @@ class EventLog(LogReader):
         self._watch_store()
         return rolled_back_from
 
-    def _watch_store(self) -> None:
+    def _watch_store(self, *, seen: bool = False) -> None:
         """An idle writer must learn that it was fenced too."""
         if self.failure is None and not self._closing:
             error = self.store.failure()
-            if error is not None:
+            if error is not None and (seen or self._in_flight is None):
                 self._fail(error)
             else:
-                self._timer = self.clock.call_at(self.clock.now_ms() + _STORE_CHECK_INTERVAL_MS, self._watch_store)
+                # A commit that is on its way may know better why the store stopped: it has until the next look.
+                watch = partial(self._watch_store, seen=error is not None)
+                self._timer = self.clock.call_at(self.clock.now_ms() + _STORE_CHECK_INTERVAL_MS, watch)
 
     @property
     def durable_head(self) -> Head:

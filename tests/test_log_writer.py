@@ -267,6 +267,8 @@ async def test_a_commit_that_lands_after_the_log_failed_is_not_reported() -> Non
     await settle()
     store.doubt = StoreUnavailable("no word")
     clock.advance(1000)
+    assert log.failure is None, "the commit may know better"
+    clock.advance(1000)
     store.doubt = None
     with pytest.raises(StoreUnavailable):
         await task
@@ -275,4 +277,23 @@ async def test_a_commit_that_lands_after_the_log_failed_is_not_reported() -> Non
     assert (watcher.durable, log.durable_head.next_offset) == ([], 0)
     with pytest.raises(StoreUnavailable):
         log.check()
+    await log.close()
+
+
+async def test_a_commit_that_is_refused_says_why_itself_though_the_store_has_stopped() -> None:
+    faults, clock = Faults(), ManualClock()
+    store = Doubtful(fault=faults)
+    log = EventLog(store, clock=clock, projector=Watcher())
+    await log.start()
+    faults.hold("write:before")
+    faults.spoil("sync:before", ClockWentBack(START_MS - 5001, START_MS))
+    task = asyncio.create_task(append(log, 0))
+    await settle()
+    store.doubt = LogPoisoned("something stopped")
+    clock.advance(1000)
+    store.doubt = None
+    faults.let_go("write:before")
+    with pytest.raises(ClockWentBack):
+        await task
+    assert isinstance(log.failure, ClockWentBack)
     await log.close()
