@@ -15,6 +15,7 @@ from ledgerq.eventlog.errors import StoreNotFound, StoreUnavailable
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.slate_files import check_files
 
 __all__ = ["PREFLIGHT_LIMIT_S", "check_readable", "check_writable"]
 
@@ -58,6 +59,7 @@ async def _bounded(location: Location, limit_s: float, *, writing: bool, create:
             if location.is_file:
                 # In a thread: a network file system can hang.
                 await asyncio.to_thread(_check_folder, location, writing=writing, create=create)
+                await _check_files(location, writing=writing)
             else:
                 await _check_objects(location, limit_s, writing=writing, create=create)
     except TimeoutError as error:
@@ -98,6 +100,13 @@ async def _check_objects(location: Location, limit_s: float, *, writing: bool, c
     if writing:
         await objects.put(_PROBE, bytes(_PROBE_BYTES))
         await objects.delete(_PROBE)
+
+
+async def _check_files(location: Location, *, writing: bool) -> None:
+    try:
+        await check_files(location, writing=writing)
+    except OSError as error:
+        raise _explain(location, error) from error
 
 
 def _check_folder(location: Location, *, writing: bool, create: bool) -> None:

@@ -30,7 +30,8 @@ _NOT_FOUND: Final = ("failed to find latest transactional object", "failed to fi
 
 def translate(error: BaseException, url: str) -> LedgerError:
     """The error of our tree for one of `SLATE_ERRORS`, raised by the store at `url`."""
-    message = str(getattr(error, "message", error))
+    # Some of its messages are several lines long.
+    message = " ".join(str(getattr(error, "message", error)).split())
     if isinstance(error, InternalError):
         return LogPoisoned(f"{url}: SlateDB failed inside ({message}); what it holds is unknown, open it again")
     if isinstance(error, Error.Closed):

@@ -1,0 +1,144 @@
+"""Are SlateDB's files what its manifest says? Looked at before it opens a store in a folder, so that errors have names.
+
+SlateDB waits without end for bytes that a shortened file has not (an exchanged one looks to it like a shortened one),
+and of some files it says only that something is wrong. Object stores hand out an object as it was put or not at all, so
+there nothing is asked.
+
+A sorted file holds blocks, filter, index, statistics, and its own description, without a gap. The manifest knows where
+filter, index and statistics are. The last ten bytes, also of a log file, are the description's place (u64) and the
+format's version (u16), big-endian. A log file may be empty: that is how a writer fences another one.
+"""
+
+import asyncio
+import os
+import re
+import struct
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from slatedb.uniffi import Admin, AdminBuilder, ObjectStore, SsTableInfo, VersionedManifest
+
+from ledgerq.eventlog.errors import LogPoisoned
+from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
+
+__all__ = ["check_files"]
+
+_T = TypeVar("_T")
+_FOOTER: Final = struct.Struct(">QH")
+_VERSIONS: Final = (1, 2)
+_FAR_FUTURE_S: Final = 2**33
+_NUMBER: Final = re.compile(rb"-1|[0-9]{1,20}")
+_OLDER_MANIFEST: Final = (
+    "move it away: the one before it may hold everything too, and what would be missing is noticed (the first opening "
+    "may say that it was fenced: then open it again)"
+)
+_NO_COMPACTIONS: Final = (
+    "remove the folder compactions/ and gc/compactions.boundary: they hold what is to be done, nothing that was written"
+)
+
+
+async def check_files(location: Location, *, writing: bool) -> None:
+    """Raise `LogPoisoned` with the name of the file when SlateDB could not open what is there, or would wait for ever.
+
+    A sorted file that is not there is not looked for: only who reads from it misses it. Raises OSError.
+    """
+    admin = AdminBuilder(location.database, ObjectStore.resolve(location.root)).build()
+    manifest = await _newest(location, "manifest", _OLDER_MANIFEST, admin.read_manifest)
+    if writing:
+        await _newest(location, "compactions", _NO_COMPACTIONS, admin.read_compactions)
+    if manifest is not None:
+        if writing:
+            await _check_sequence(location, admin, manifest)
+        await asyncio.to_thread(_check_ends, location, manifest)
+
+
+async def _newest(
+    location: Location, kind: str, remedy: str, read: Callable[[int | None], Coroutine[Any, Any, _T | None]]
+) -> _T | None:
+    """The newest manifest, or list of compactions; None in a new store."""
+    newest, collected = await asyncio.to_thread(_numbers, location, kind)
+    if newest <= collected:
+        # SlateDB would look for newer ones without end.
+        raise LogPoisoned(
+            f"{location.original}: the newest file in {kind}/ is number {newest}, but gc/{kind}.boundary says that "
+            f"there was one after {collected}: it is missing, or the boundary was altered; restore them from a copy"
+            + (f", or {remedy}" if kind == "compactions" else "")
+        )
+    try:
+        return await read(None) if newest else None
+    except SLATE_ERRORS as error:
+        translated = translate(error, location.original)
+        if not isinstance(translated, LogPoisoned):
+            raise translated from error
+        message = " ".join(str(getattr(error, "message", error)).split())
+        raise LogPoisoned(
+            f"{location.original}: {kind}/{newest:020d}.{kind} can't be read ({message}); restore it from a copy, or "
+            f"{remedy}"
+        ) from error
+
+
+def _numbers(location: Location, kind: str) -> tuple[int, int]:
+    """The number of the newest file of a kind, and that up to which the garbage collector removed them; 0 and -1."""
+    found = [int(path.stem) for path in location.folder.glob(f"{kind}/*.{kind}") if path.stem.isdigit()]
+    boundary = location.folder / "gc" / f"{kind}.boundary"
+    try:
+        text = boundary.read_bytes()
+    except FileNotFoundError:
+        text = b"-1"
+    if not _NUMBER.fullmatch(text):
+        raise LogPoisoned(
+            f"{location.original}: gc/{kind}.boundary can't be read; restore it from a copy, or remove it: it only "
+            "says which files were removed as garbage"
+        )
+    return max(found, default=0), int(text)
+
+
+async def _check_sequence(location: Location, admin: Admin, manifest: VersionedManifest) -> None:
+    """What the manifest remembers of sequence numbers may not lead: SlateDB could then never write a sorted file."""
+    tracked = await admin.get_sequence_for_timestamp(_FAR_FUTURE_S, False)
+    if tracked is not None and tracked > manifest.last_l0_seq:
+        raise LogPoisoned(
+            f"{location.original}: manifest/{manifest.id:020d}.manifest was altered: it remembers sequence number "
+            f"{tracked}, and {manifest.last_l0_seq} is its last; restore it from a copy, or {_OLDER_MANIFEST}"
+        )
+
+
+def _check_ends(location: Location, manifest: VersionedManifest) -> None:
+    for view in [*manifest.l0, *(view for run in manifest.compacted for view in run.sst_views)]:
+        name = f"compacted/{view.sst.id.value}.sst"
+        if not _ends_well(location.folder / name, view.sst.info):
+            raise LogPoisoned(
+                f"{location.original}: {name} is not the file that manifest/{manifest.id:020d}.manifest describes: it "
+                "was cut short or exchanged, or the manifest was altered; restore them from a copy"
+            )
+    for path in sorted(location.folder.glob("wal/*.sst")):
+        if path.stem.isdigit() and int(path.stem) > manifest.replay_after_wal_id and not _ends_well(path, None):
+            raise LogPoisoned(
+                f"{location.original}: wal/{path.name} is damaged at its end; restore it from a copy, or move it away: "
+                "what is missing then is noticed and named"
+            )
+
+
+def _ends_well(file: Path, info: SsTableInfo | None) -> bool:
+    """Whether a file ends as its description in the manifest says, or without one, as it can."""
+    try:
+        fd = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        size_bytes = os.fstat(fd).st_size
+        footer = os.pread(fd, _FOOTER.size, max(0, size_bytes - _FOOTER.size))
+    finally:
+        os.close(fd)
+    if len(footer) < _FOOTER.size:
+        return info is None and size_bytes == 0
+    described_at, version = _FOOTER.unpack(footer)
+    if described_at >= size_bytes or version not in _VERSIONS:
+        return False
+    if info is None:
+        return True
+    parts = ((info.filter_offset, info.filter_len), (info.index_offset, info.index_len))
+    ends = [offset + length for offset, length in (*parts, (info.stats_offset, info.stats_len))]
+    return ends == [info.index_offset, info.stats_offset, described_at]
