@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from slatedb.uniffi import CloseOptions, Db, DbBuilder, FlushOptions, FlushType, ObjectStore
-
 from ledgerq.eventlog.anchor import ObjectAnchor
 from ledgerq.eventlog.clock import Clock, stopwatch_s
 from ledgerq.eventlog.errors import (
@@ -31,11 +29,13 @@ from ledgerq.eventlog.meters import CommitTimes
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_writable
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, closed_error, late_error, translate
+from ledgerq.eventlog.slate_metrics import SlateMetrics
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reads import SlateReads
 from ledgerq.eventlog.store import Anchor, Batch
 from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.eventlog.upkeep import first_needed_wal_id, run_upkeep
+from slatedb.uniffi import CloseOptions, Db, DbBuilder, FlushOptions, FlushType, ObjectStore
 
 __all__ = ["SlateStore", "open_slate"]
 
@@ -47,9 +47,12 @@ _ANCHOR_LIMIT_S: Final = 10.0
 class SlateStore(SlateReads):
     """A SlateDB database opened for writing; open it with `open_slate`. Reads see what was written, durable or not."""
 
-    def __init__(self, db: Db, lane: Lane, location: Location, clock: Clock, options: StoreOptions) -> None:
-        """Own the open `db`; `started` must follow."""
+    def __init__(
+        self, db: Db, lane: Lane, location: Location, clock: Clock, options: StoreOptions, metrics: SlateMetrics
+    ) -> None:
+        """Own the open `db`, which counts for `metrics`; `started` must follow."""
         super().__init__(db, lane, location.original, read_timeout_s=options.read_timeout_s)
+        self.metrics = metrics
         self._place = location
         self._clock = clock
         self._options = options
@@ -285,7 +288,9 @@ async def open_slate(
             builder = DbBuilder(location.database, ObjectStore.resolve(location.root))
             builder.with_settings(options.slate_settings(embedded_gc=not (location.is_file and options.fsync)))
             builder.with_db_cache(options.new_cache(), 0)
-            store = SlateStore(await builder.build(), lane or best_lane(), location, clock, options)
+            metrics = SlateMetrics()
+            builder.with_metrics_recorder(metrics)
+            store = SlateStore(await builder.build(), lane or best_lane(), location, clock, options, metrics)
             try:
                 await store.started()
             except BaseException:

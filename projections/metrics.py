@@ -1,48 +1,105 @@
-"""Metrics for Prometheus: the durable counters of the log, read at scrape time; a restart changes nothing.
+"""Metrics for Prometheus: a collector that shows what its sources know at the moment of a scrape.
 
-Register a queue's collector with any registry: `REGISTRY.register(LedgerCollector(queue.durable_stats, ...))`.
+A source is told to put samples into families; names, types, units and help texts come from the catalogue. What is
+durable is shown by `CountersSource` (metrics_counters.py), for the queue's process and the exporter alike; gauges of
+the process stand in `ledgerq.worker.gauges`. Collecting awaits nothing and may happen in any thread.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Final, Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.utils import floatToGoString
 
-from ledgerq.eventlog.codec import Head
-from ledgerq.eventlog.events import STATES
-from ledgerq.projections.stats import QueueStats
+from ledgerq.projections.metrics_catalogue import CATALOGUE, MetricSpec
 
-__all__ = ["LedgerCollector"]
+__all__ = ["Families", "LedgerCollector", "Source", "histogram_samples"]
+
+_INF: Final = "+Inf"
+Buckets = Sequence[tuple[str, int, Exemplar | None]]
+
+
+class Source(Protocol):
+    """Where samples come from."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The metrics that it may show, by their names in the catalogue."""
+
+    def show(self, families: "Families") -> None:
+        """Put the samples as of now into `families`; called from any thread, awaits nothing."""
+
+
+class Families:
+    """The families of one scrape, in the order of the catalogue."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Empty families for these metrics."""
+        wanted = set(names)
+        self._families = {name: _family(spec) for name, spec in CATALOGUE.items() if name in wanted}
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        """One sample of a counter or a gauge, or of an info, whose value is 1."""
+        self._families[name].samples.append(Sample(name, labels, value))
+
+    def add_histogram(
+        self, name: str, bounds: Sequence[float], counts: Sequence[int], total: float, **labels: str
+    ) -> None:
+        """A histogram, given what is in each bucket (not cumulative; one more than there are bounds) and the sum."""
+        buckets = [(le, count, None) for le, count in zip(bucket_names(tuple(bounds)), counts, strict=True)]
+        self.extend(name, histogram_samples(name, labels, buckets, total))
+
+    def extend(self, name: str, samples: Sequence[Sample]) -> None:
+        """Samples that were made before."""
+        self._families[name].samples.extend(samples)
+
+    def all(self) -> Iterator[Metric]:
+        """Every family; one without samples too, so that its type is known."""
+        yield from self._families.values()
+
+
+def _family(spec: MetricSpec) -> Metric:
+    return Metric(spec.family, spec.help, spec.type, spec.unit)
+
+
+@cache
+def bucket_names(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    """The values of the label `le`."""
+    return (*(str(floatToGoString(bound)) for bound in bounds), _INF)  # type: ignore[no-untyped-call]
+
+
+def histogram_samples(name: str, labels: dict[str, str], buckets: Buckets, total: float) -> list[Sample]:
+    """The samples of one histogram; each bucket is (le, how many are in it, exemplar), in order."""
+    bucket_name, below = f"{name}_bucket", 0
+    samples: list[Sample] = []
+    for le, count, exemplar in buckets:
+        below += count
+        samples.append(Sample(bucket_name, {**labels, "le": le}, below, None, exemplar))
+    return [*samples, Sample(f"{name}_count", labels, below), Sample(f"{name}_sum", labels, total)]
 
 
 class LedgerCollector(Collector):
-    """Jobs by queue and state, transitions by queue and kind, paused queues, and where the log ends.
+    """What to register: `REGISTRY.register(queue.collector())`. See `Queue.collector` and `Worker.collector`.
 
-    `stats` and `head` are called at each scrape; they must answer at once, with durable facts only.
+    `before` is called at the beginning of each scrape: it may bring the sources up to date, if that takes no time.
     """
 
-    def __init__(self, stats: Callable[[], Sequence[QueueStats]], head: Callable[[], Head]) -> None:
-        self._stats = stats
-        self._head = head
+    def __init__(self, *sources: Source, before: Callable[[], None] = lambda: None) -> None:
+        self._sources = sources
+        self._names = [name for source in sources for name in source.names]
+        self._before = before
 
-    def collect(self) -> Iterator[Metric]:
+    def describe(self) -> list[Metric]:
+        """The families without samples: all that a registry needs to know when this is registered."""
+        return list(Families(self._names).all())
+
+    def collect(self) -> list[Metric]:
         """The metrics as of now."""
-        jobs = GaugeMetricFamily("ledgerq_jobs", "Jobs in each state now.", labels=["queue", "state"])
-        paused = GaugeMetricFamily("ledgerq_queue_paused", "1 while the queue hands out nothing.", labels=["queue"])
-        transitions = CounterMetricFamily(
-            "ledgerq_transitions", "Transitions since the beginning of the log.", labels=["queue", "kind"]
-        )
-        for stats in self._stats():
-            for state in STATES:
-                jobs.add_metric([stats.queue, state], getattr(stats, state))
-            paused.add_metric([stats.queue], int(stats.paused))
-            for kind, count in stats.totals.items():
-                transitions.add_metric([stats.queue, kind], count)
-        yield from (jobs, paused, transitions)
-        head = self._head()
-        yield CounterMetricFamily("ledgerq_log_events", "Events in the log.", value=head.next_offset)
-        yield GaugeMetricFamily("ledgerq_log_epoch", "The number of times the store was opened to write.", head.epoch)
-        yield GaugeMetricFamily(
-            "ledgerq_log_last_commit_timestamp_seconds", "When the last commit was made.", head.time_ms / 1000
-        )
+        self._before()
+        families = Families(self._names)
+        for source in self._sources:
+            source.show(families)
+        return list(families.all())

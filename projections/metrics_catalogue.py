@@ -122,7 +122,7 @@ _TABLE: Final[tuple[MetricSpec, ...]] = (
     ),
     MetricSpec(
         "ledgerq_worker_handler_seconds", "histogram", ("queue", "outcome"), "seconds", "Workers", "worker",
-        "How long handlers ran, by what came of it: acked, failed, retry, dead, timeout, cancelled, released, lost.",
+        "How long handlers ran, by what came of it: done, retry, dead, timeout, cancelled, released, lost, unknown.",
         "Timeouts: raise the handler's timeout or mend what hangs. Lost: the lease is too short, or the loop is "
         "blocked.",
     ),
@@ -297,8 +297,8 @@ _TABLE: Final[tuple[MetricSpec, ...]] = (
         "Old while ledgerq_slatedb_l0_ssts grows: the compactor hangs; restart the process.",
     ),
     MetricSpec(
-        "ledgerq_slatedb_cache_accesses_total", "counter", ("kind", "result"), "", "Store", "writer",
-        "Looks into the block cache.",
+        "ledgerq_slatedb_cache_accesses_total", "counter", ("entry_kind", "result"), "", "Store", "writer",
+        "Looks into the block cache, by what was looked for.",
         "Many misses of data blocks: raise cache_bytes.",
     ),
     MetricSpec(
@@ -308,7 +308,7 @@ _TABLE: Final[tuple[MetricSpec, ...]] = (
     ),
     MetricSpec(
         "ledgerq_slatedb_object_store_request_seconds", "histogram", ("op",), "seconds", "Store", "writer",
-        "How long requests to the bucket or the file system took.",
+        "How long reads and writes of objects or files took, by op.",
         "Rising with commit flush: the bucket is slow, not ledgerq.",
     ),
 )  # fmt: skip

@@ -112,6 +112,10 @@ class WaitingRoom:
         """All that wait for this queue, in order."""
         return [waiter for waiter in self._waiting.get(queue, ()) if not waiter.future.done()]
 
+    def counts(self) -> dict[str, int]:
+        """How many wait for each queue, as far as can be told without looking at each; from any thread."""
+        return {queue: len(line) for queue, line in self._waiting.copy().items()}
+
     def everyone(self) -> list[Waiter]:
         """All that wait, each once."""
         return list(dict.fromkeys(w for line in self._waiting.values() for w in line if not w.future.done()))

@@ -27,9 +27,8 @@ from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.host import Projection, ProjectionHost
 from ledgerq.projections.job import FINISHED, Job
-from ledgerq.projections.metrics import LedgerCollector
-from ledgerq.projections.stats import QueueStats, Tally
 from ledgerq.projections.view import LedgerView
+from ledgerq.worker.gauges import QueueGauges
 from ledgerq.worker.handout import Handout
 from ledgerq.worker.intake import Intake
 from ledgerq.worker.live import Live
@@ -97,6 +96,7 @@ class Core:
         self.live.on_change = self._changed
         self.live.on_failure = self._failed
         self.live.on_commit = self._committed
+        self.gauges = QueueGauges(self)
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._closed: asyncio.Future[None] | None = None
         self.on_failure: list[Callable[[LedgerError], None]] = []
@@ -127,6 +127,7 @@ class Core:
     async def _close(self) -> None:
         error = QueueClosed(f"the queue on {self.log.store.location} was closed")
         self.handout.fail(error)
+        await self.gauges.looker.close()
         await self.maintenance.close()
         await self.handout.close()
         try:
@@ -140,15 +141,6 @@ class Core:
         self.handout.note(before, after)
         if after is not None and after.state not in ("pending", "claimed"):
             self.maintenance.note(after)
-
-    def durable_stats(self) -> list[QueueStats]:
-        """The counters of all queues as of the last durable commit, without waiting."""
-        counts = sorted(self.live.durable_counts.items())
-        return [Tally.decode(value).view(queue) for queue, value in counts]
-
-    def collector(self) -> LedgerCollector:
-        """A collector of this queue's metrics, for a Prometheus registry."""
-        return LedgerCollector(self.durable_stats, lambda: self.log.durable_head)
 
     async def drained(self, queues: Sequence[str]) -> None:
         """Return when none of these queues holds an unfinished job."""

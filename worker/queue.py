@@ -21,13 +21,14 @@ from ledgerq.eventlog.stores import open_store
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.host import Projection
 from ledgerq.projections.job import Job
-from ledgerq.projections.metrics import LedgerCollector
+from ledgerq.projections.metrics_counters import DEFAULT_LIMIT_QUEUES
 from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import Page
 from ledgerq.worker import decisions, operate, settle
 from ledgerq.worker.claims import Claim, Enqueued
 from ledgerq.worker.core import DEFAULT_OPTIONS, Core
 from ledgerq.worker.enqueue import prepare, prepare_many
+from ledgerq.worker.gauges import QueueCollector
 from ledgerq.worker.handout import WatchCallback
 from ledgerq.worker.opening import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
@@ -333,9 +334,12 @@ class Queue:
         """The names of all queues that ever had an event, in order."""
         return await self._core.durably(self._core.view.queues())
 
-    def collector(self) -> LedgerCollector:
-        """Metrics for Prometheus: `prometheus_client.REGISTRY.register(queue.collector())`."""
-        return self._core.collector()
+    def collector(self, limit: int = DEFAULT_LIMIT_QUEUES) -> QueueCollector:
+        """Metrics for Prometheus: `prometheus_client.REGISTRY.register(queue.collector())`.
+
+        `limit`: how many queues have series of their own (those that came first); the rest is queue="other".
+        """
+        return QueueCollector(self._core.gauges, limit)
 
     async def drained(self, queues: str | Sequence[str]) -> None:
         """Return when none of these queues holds an unfinished job (scheduled, pending or claimed)."""

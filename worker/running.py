@@ -7,12 +7,13 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
-from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.clock import Clock, stopwatch_s
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.handout import WatchCallback
 from ledgerq.worker.outcomes import Dead, Retry, error_text, plain_text
 from ledgerq.worker.reports import Outcome, say_outcome
+from ledgerq.worker.worker_meters import WorkerMeters
 
 __all__ = ["Handler", "JobContext", "Running", "Settler", "StopReason", "Trace", "Tracer"]
 
@@ -127,6 +128,7 @@ class Running:
         clock: Clock,
         threads: concurrent.futures.Executor,
         tracer: Tracer | None = None,
+        meters: WorkerMeters | None = None,
     ) -> None:
         self.claim = claim
         self.stopped: StopReason | None = None
@@ -139,6 +141,8 @@ class Running:
         self._handling: asyncio.Future[Any] | None = None
         self._thread: concurrent.futures.Future[Any] | None = None
         self._tracer = tracer
+        self._meters = meters
+        self.handling = False
         self._trace: Trace | None = None
 
     def stop(self, reason: StopReason) -> None:
@@ -158,6 +162,8 @@ class Running:
             due_ms = self._clock.now_ms() + self._handler.timeout_ms
             timer = self._clock.call_at(due_ms, lambda: self.stop("timeout"))
         error: BaseException | None = None
+        begun_s = stopwatch_s()
+        self.handling = True
         try:
             await self._handle()
         except asyncio.CancelledError as cancelled:
@@ -171,6 +177,8 @@ class Running:
                 timer.cancel()
             if self._trace is not None:
                 self._trace.handled(error)
+            self.handling = False
+        took_s = stopwatch_s() - begun_s
         outcome: Outcome = "unknown"
         try:
             outcome = await self._settle(error)
@@ -178,6 +186,8 @@ class Running:
             outcome = "lost"
         finally:
             self._tell(outcome, error)
+            if self._meters is not None:
+                self._meters.ended(self.claim, outcome, took_s, timed_out=self.stopped == "timeout")
         if self._thread is not None and self.stopped != "released":
             await _ended(self._thread)
 

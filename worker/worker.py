@@ -9,18 +9,19 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from aiostream import stream
-
 from ledgerq.eventlog.clock import Clock, sleep_until
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.logs import Seldom, about, about_job, logger
 from ledgerq.eventlog.threads import DaemonThreads
+from ledgerq.projections.metrics import LedgerCollector
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import QueueOptions, seconds_ms
 from ledgerq.worker.pipeline import ClaimSource, claim_batches
 from ledgerq.worker.running import Handler, HandlerFunction, Running, Settler, StopReason
 from ledgerq.worker.signals import listen
 from ledgerq.worker.telemetry import try_tracer
+from ledgerq.worker.worker_meters import WorkerMeters, WorkerSource
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -99,6 +100,7 @@ class Worker:
         self._tracer = try_tracer(queue, tracer_provider, worker=name, same_trace=same_trace)
         self._handlers: dict[str, Handler] = {}
         self._held: dict[Claim, tuple[Running, asyncio.Task[None]]] = {}
+        self._meters = WorkerMeters()
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._aborting = asyncio.Event()
@@ -125,6 +127,17 @@ class Worker:
             return function
 
         return register
+
+    def collector(self) -> LedgerCollector:
+        """Metrics of this worker for Prometheus, beside those of its queue: what its handlers do, and how long."""
+        source = WorkerSource(
+            self._meters,
+            queues=lambda: [*self._handlers],
+            running=lambda: [running.claim.queue for running, _ in [*self._held.values()] if running.handling],
+            held=lambda: len(self._held),
+            limit=self.concurrency,
+        )
+        return LedgerCollector(source)
 
     def stop(self) -> None:
         """Claim nothing more, let running handlers end within the grace time, then give their jobs back."""
@@ -180,7 +193,13 @@ class Worker:
                         for claim in batch:
                             handler = self._handlers[claim.queue]
                             running = Running(
-                                self.queue, claim, handler, clock=clock, threads=threads, tracer=self._tracer
+                                self.queue,
+                                claim,
+                                handler,
+                                clock=clock,
+                                threads=threads,
+                                tracer=self._tracer,
+                                meters=self._meters,
                             )
                             task = asyncio.create_task(self._live(running, slots), name=f"ledgerq-{claim.queue}")
                             self._held[claim] = (running, task)
@@ -229,6 +248,7 @@ class Worker:
             for claim, (running, _) in list(self._held.items()):
                 try:
                     await self.queue.extend(claim, self.queue.options(claim.queue).lease_s)
+                    self._meters.renewals += 1
                 except ClaimLost:
                     running.stop("lost")
                 except Exception as error:
