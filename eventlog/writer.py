@@ -142,6 +142,11 @@ class EventLog(LogReader):
         return None if commit is None else commit.time_ms
 
     @property
+    def open_since_ms(self) -> int | None:
+        """The time that what is staged next will bear, when a commit is open already; else None."""
+        return None if self._open is None else self._open.time_ms
+
+    @property
     def full(self) -> bool:
         """Whether callers should wait for `room` before they append."""
         commit = self._open

@@ -123,12 +123,6 @@ class Maintenance:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    @property
-    def next_due_ms(self) -> int | None:
-        """When the next scheduled job is due, in ms since the Unix epoch; None when none is, or it is not known now."""
-        due_ms = self._ranges[0].next_ms
-        return due_ms if 0 < due_ms < _NEVER else None
-
     def note(self, after: Job) -> None:
         """A job is scheduled or finished now: it may be due earlier than what is waited for."""
         scheduled, finished = self._ranges
@@ -141,11 +135,11 @@ class Maintenance:
 
     def arm(self) -> None:
         """Make sure to be woken when the next thing is due."""
-        next_ms = min(self._ranges[0].next_ms, self._ranges[1].next_ms)
+        self._arm_for(self._next_ms())
+
+    def _next_ms(self) -> int:
         lease_ms = self._leases.next_ms()
-        if lease_ms is not None and lease_ms < next_ms:
-            next_ms = lease_ms
-        self._arm_for(next_ms)
+        return min(*(timed.next_ms for timed in self._ranges), _NEVER if lease_ms is None else lease_ms)
 
     def _arm_for(self, next_ms: int) -> None:
         if next_ms < self._armed_ms and self._task is not None:
@@ -159,18 +153,18 @@ class Maintenance:
         self._wake.set()
 
     async def _run(self) -> None:
-        while True:
+        while self._live.log.failure is None:
             await self._wake.wait()
             self._wake.clear()
             try:
                 await self._step()
             except LedgerError as error:
-                if self._live.log.failure is not None:
-                    return
-                self._trouble(error)
+                if self._live.log.failure is None:
+                    self._trouble(error)
             except Exception as error:
                 self._trouble(error)
-            self.arm()
+            if self._live.log.failure is None:  # what is due then is due for ever: it must not ring for ever
+                self.arm()
 
     def _trouble(self, error: Exception) -> None:
         """A loop that ends would leave jobs behind silently, so it goes on, whatever happened."""
@@ -193,14 +187,19 @@ class Maintenance:
             if log.full:
                 await log.room()
                 continue
-            now_ms = self._clock.now_ms()
-            expired = self._leases.expired(now_ms, _STEP_ROWS)
-            self._expire(expired, now_ms)
-            due = [timed for timed in self._ranges if timed.next_ms <= now_ms]
+            # The log must not say that something ended before its time: the open commit may be older than the clock.
+            now_ms, since_ms = self._clock.now_ms(), log.open_since_ms
+            by_ms = now_ms if since_ms is None else min(now_ms, since_ms)
+            expired = self._leases.expired(by_ms, _STEP_ROWS)
+            self._expire(expired, by_ms)
+            due = [timed for timed in self._ranges if timed.next_ms <= by_ms]
             if not expired and not due:
-                return
+                if self._next_ms() > now_ms:
+                    return
+                await log.committed()
+                continue
             for timed in due:
-                await timed.step(self._live, now_ms)
+                await timed.step(self._live, by_ms)
             self._serve()
             await asyncio.sleep(0)
 
