@@ -166,10 +166,16 @@ async def test_a_lease_that_ends_is_said_once_it_is_durable(records: list[loggin
         last = await rig.queue.enqueue("q", SECRET, max_attempts=1)
         claims = await rig.queue.claim("q", limit=2)
         rig.faults.hold("sync:before")
+        earlier = asyncio.create_task(rig.queue.enqueue("other", SECRET))
+        await settle()
         await rig.advance(31)
         assert rig.queue._core.live.claimed == {}
         assert records == []
+        rig.faults.hold("write:before")
         rig.faults.let_go("sync:before")
+        await earlier
+        assert records == []
+        rig.faults.let_go("write:before")
         await settle()
         assert said(records) == [
             ("ledgerq.queue", "WARNING", "lease_expired"),

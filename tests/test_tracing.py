@@ -178,6 +178,18 @@ async def test_a_context_of_the_callers_own_is_kept_and_linked_to(spans: Spans) 
         assert links(spans.one("process q")) == [own]
 
 
+async def test_nothing_is_added_to_a_context_of_the_callers_own(spans: Spans) -> None:
+    async with Rig(tracer_provider=spans.provider) as rig:
+        token = otel_context.attach(baggage.set_baggage("tenant", "blue"))
+        try:
+            added = await rig.queue.enqueue_many("q", [NewJob(b"", headers={"traceparent": OWN}), b""])
+        finally:
+            otel_context.detach(token)
+        kept = [(await rig.queue.payload(job.job_id)).headers for job in added]
+        mine = {"traceparent": traceparent(spans.one("enqueue_many q")), "baggage": "tenant=blue"}
+        assert kept == [{"traceparent": OWN}, mine]
+
+
 async def test_a_header_that_is_no_context_is_kept_and_stops_nothing(spans: Spans) -> None:
     async with Rig(tracer_provider=spans.provider) as rig:
         added = await rig.queue.enqueue("q", b"", headers={"traceparent": "nonsense", "baggage": "a=1"})
@@ -318,8 +330,10 @@ async def test_in_the_same_trace_a_try_is_a_child_too(spans: Spans) -> None:
 async def test_a_worker_traces_a_queue_that_is_not_traced(spans: Spans) -> None:
     async with Rig() as rig:
         await rig.queue.enqueue("q", b"")
-        await run_all(rig, well, tracer_provider=spans.provider)
-        assert spans.names() == ["process q"]
+        with spans.tracer.start_as_current_span("the program"):
+            await run_all(rig, well, tracer_provider=spans.provider)
+        assert spans.names() == ["process q", "the program"]
+        assert spans.one("process q").parent is None
         assert links(spans.one("process q")) == []
 
 
