@@ -4,11 +4,14 @@
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
+from slatedb.uniffi import CloseOptions, Db, DbBuilder, FlushOptions, FlushType, ObjectStore
+
 from ledgerq.eventlog.anchor import ObjectAnchor
+from ledgerq.eventlog.causes import CAUSE_LIMIT_S, with_cause
 from ledgerq.eventlog.clock import Clock, stopwatch_s
 from ledgerq.eventlog.errors import (
     ClockWentBack,
@@ -35,7 +38,6 @@ from ledgerq.eventlog.slate_reads import SlateReads
 from ledgerq.eventlog.store import Anchor, Batch
 from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.eventlog.upkeep import first_needed_wal_id, run_upkeep
-from slatedb.uniffi import CloseOptions, Db, DbBuilder, FlushOptions, FlushType, ObjectStore
 
 __all__ = ["SlateStore", "open_slate"]
 
@@ -59,7 +61,9 @@ class SlateStore(SlateReads):
         self._threads = DaemonThreads("ledgerq-sync")
         self._files = FileSync(location.folder, fsync=options.fsync) if location.is_file else None
         self._anchor: ObjectAnchor | None = None
+        self._objects: Objects | None = None
         if not location.is_file:
+            self._objects = Objects(location, limit_s=min(CAUSE_LIMIT_S, options.commit_timeout_s))
             self._anchor = ObjectAnchor(Objects(location, limit_s=_ANCHOR_LIMIT_S), clock)
         self._broken: LedgerError | None = None
         self._refused: ClockWentBack | None = None
@@ -93,7 +97,7 @@ class SlateStore(SlateReads):
             raise InvalidArgument(f"a batch of this store is needed, not {type(batch).__name__}")
         if batch.is_empty:
             return
-        with self._failures("a write"):
+        async with self._failures("a write"):
             async with asyncio.timeout(self._options.commit_timeout_s):
                 await self._lane.write(self._db, batch)
 
@@ -103,7 +107,7 @@ class SlateStore(SlateReads):
         Raises like `write`; after an error it is unknown which of those batches are durable.
         """
         self._check_writable()
-        with self._failures("a commit"):
+        async with self._failures("a commit"):
             async with asyncio.timeout(self._options.commit_timeout_s):
                 await self._lane.flush_wal(self._db)
                 if self._files is not None:
@@ -133,21 +137,21 @@ class SlateStore(SlateReads):
             self._files.commit(anchor)
             return CommitTimes(write_s, flush_s, stopwatch_s() - flushed_s)
 
-        with self._failures("a commit"):
+        async with self._failures("a commit"):
             async with asyncio.timeout(self._options.commit_timeout_s):
                 times = await self._in_thread(work)
         self._note(anchor)
         return times
 
-    @contextmanager
-    def _failures(self, what: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def _failures(self, what: str) -> AsyncIterator[None]:
         """Turn what the store and the disk raise into our errors, and remember those after which nothing is known."""
         try:
             yield
         except TimeoutError as error:
-            raise self._broke(late_error(self.location, what, self._options.commit_timeout_s)) from error
+            raise await self._explained(late_error(self.location, what, self._options.commit_timeout_s)) from error
         except SLATE_ERRORS as error:
-            raise self._broke(translate(error, self.location)) from error
+            raise await self._explained(translate(error, self.location)) from error
         except OSError as error:
             # After a failed fsync the kernel may have dropped the data, so another fsync would prove nothing.
             unknown = OutcomeUnknown(
@@ -155,6 +159,10 @@ class SlateStore(SlateReads):
                 "log; check the disk, then open it again to learn which"
             )
             raise self._broke(unknown) from error
+
+    async def _explained(self, error: LedgerError) -> LedgerError:
+        self._broke(error)
+        return error if self._objects is None else await with_cause(error, self._objects)
 
     def _note(self, anchor: Anchor) -> None:
         self._refused = None
