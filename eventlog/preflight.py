@@ -25,14 +25,17 @@ PREFLIGHT_LIMIT_S: Final = 10.0
 # SlateDB hangs on a full disk, and this little is full within seconds.
 _MIN_FREE_BYTES: Final = 16 * 1024 * 1024
 _PROBE: Final = "preflight"
+_FOLDERS: Final = ("manifest", "wal", "compacted", "compactions", "gc")
+_ANCHOR: Final = "anchor"
 _PROBE_BYTES: Final = 4096
 _REMEDIES: Final = {
-    errno.EACCES: "this user may not write there; change its owner or mode, or choose another folder",
-    errno.EPERM: "this user may not write there; change its owner or mode, or choose another folder",
+    errno.EACCES: "this user may not read or may not write there; change its owner or mode, or choose another folder",
+    errno.EPERM: "this user may not read or may not write there; change its owner or mode, or choose another folder",
     errno.EROFS: "the file system is read-only; mount it for writing, or choose another folder",
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.ENOTDIR: "it is not a folder; choose another place",
+    errno.EISDIR: "it is a folder; remove it, or choose another place",
     errno.EEXIST: "it is not a folder; choose another place",
     errno.ENOENT: "the folder that should hold it does not exist; create it, or check the path",
     errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
@@ -114,12 +117,36 @@ def _check_folder(location: Location, *, writing: bool, create: bool) -> None:
     try:
         if create and not folder.is_dir():
             folder.mkdir()
-        if not create and not any(folder.glob("manifest/*.manifest")):
+        if not create and not _has_manifest(folder):
             raise _not_found(location)
         if writing:
             _probe(location, folder)
+        _check_parts(folder, writing=writing)
     except OSError as error:
         raise _explain(location, error) from error
+
+
+def _has_manifest(folder: Path) -> bool:
+    try:
+        with os.scandir(folder / "manifest") as found:
+            return any(entry.name.endswith(".manifest") for entry in found)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _check_parts(folder: Path, *, writing: bool) -> None:
+    """Raise OSError for a part of the store that can't be used: somebody else's, say, who opened it as root once."""
+    wanted = os.R_OK | (os.W_OK if writing else 0)
+    for name in _FOLDERS:
+        if (folder / name).exists():
+            if not (folder / name).is_dir():
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder / name))
+            if not os.access(folder / name, wanted | os.X_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(folder / name))
+    if (folder / _ANCHOR).is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / _ANCHOR))
+    if (folder / _ANCHOR).exists() and not os.access(folder / _ANCHOR, wanted):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(folder / _ANCHOR))
 
 
 def _probe(location: Location, folder: Path) -> None:
@@ -140,7 +167,9 @@ def _probe(location: Location, folder: Path) -> None:
 
 def _explain(location: Location, error: OSError) -> StoreUnavailable:
     remedy = _REMEDIES.get(error.errno or 0, "check the disk")
-    return StoreUnavailable(f"{location.original} can't be used: {error.strerror or error}; {remedy}")
+    name = Path(error.filename or "").name
+    where = f" ({error.filename})" if name in (*_FOLDERS, _ANCHOR) else ""
+    return StoreUnavailable(f"{location.original} can't be used: {error.strerror or error}{where}; {remedy}")
 
 
 def _not_found(location: Location) -> StoreNotFound:

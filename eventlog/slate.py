@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
@@ -44,6 +45,8 @@ __all__ = ["SlateStore", "open_slate"]
 _log = logger("store")
 _T = TypeVar("_T")
 _ANCHOR_LIMIT_S: Final = 10.0
+_LOOK_LIMIT_S: Final = 1.0
+_FULL_BYTES: Final = 16 * 1024 * 1024
 
 
 class SlateStore(SlateReads):
@@ -149,7 +152,8 @@ class SlateStore(SlateReads):
         try:
             yield
         except TimeoutError as error:
-            raise await self._explained(late_error(self.location, what, self._options.commit_timeout_s)) from error
+            late = late_error(self.location, what, self._options.commit_timeout_s, await self._full_disk())
+            raise await self._explained(late) from error
         except SLATE_ERRORS as error:
             raise await self._explained(translate(error, self.location)) from error
         except OSError as error:
@@ -163,6 +167,18 @@ class SlateStore(SlateReads):
     async def _explained(self, error: LedgerError) -> LedgerError:
         self._broke(error)
         return error if self._objects is None else await with_cause(error, self._objects)
+
+    async def _full_disk(self) -> str:
+        """What to do about a full disk, if it is that: SlateDB only tries again and again."""
+        if self._files is None:
+            return ""
+        try:
+            async with asyncio.timeout(_LOOK_LIMIT_S):
+                disk = await self._in_thread(os.statvfs, self._place.folder)
+        except (OSError, TimeoutError):
+            return ""
+        free_bytes = disk.f_bavail * disk.f_frsize
+        return f"only {free_bytes // 1024} KiB are free on its disk: free some space" * (free_bytes < _FULL_BYTES)
 
     def _note(self, anchor: Anchor) -> None:
         self._refused = None

@@ -62,11 +62,11 @@ def closed_error(reason: CloseReason, url: str, message: str = "") -> LedgerErro
     return LogPoisoned(f"{url}: SlateDB stopped ({reason.name} {message}); open it again to learn what it holds")
 
 
-def late_error(url: str, what: str, limit_s: float) -> OutcomeUnknown:
-    """A write was not confirmed within `limit_s` seconds."""
+def late_error(url: str, what: str, limit_s: float, remedy: str = "") -> OutcomeUnknown:
+    """A write was not confirmed within `limit_s` seconds; `remedy`: what to do, where it is known why."""
     return OutcomeUnknown(
         f"{url}: {what} was not confirmed within {limit_s:g} s, so it may or may not be in the log; "
-        "check that the store can be reached, then open it again to learn which"
+        f"{remedy or 'check that the store can be reached'}, then open it again to learn which"
     )
 
 
