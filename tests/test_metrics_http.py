@@ -317,7 +317,13 @@ async def test_queues_that_can_not_be_told_apart_are_refused() -> None:
             Metrics(rig.queue, other)
         with pytest.raises(InvalidArgument, match="tell 2 queues apart"):
             Metrics(rig.queue, other, names=["a"])
-        with pytest.raises(InvalidArgument, match="at least one queue"):
+        with pytest.raises(InvalidArgument, match="at least one"):
             Metrics()
+        with pytest.raises(InvalidArgument, match="at least one"):
+            Metrics("jobs")  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="worker is a Worker"):
+            Metrics(rig.queue, worker=["mail"])  # type: ignore[list-item]
+        with pytest.raises(InvalidArgument, match="limit"):
+            Metrics(rig.queue, limit=0)
         with pytest.raises(InvalidArgument, match="another queue object"):
             Metrics(rig.queue, worker=Worker(other))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-__all__ = ["Answer", "ask", "ask_app", "exchange", "samples"]
+__all__ = ["Answer", "ask", "ask_app", "exchange", "samples", "series"]
 
 LIMIT_S = 20.0
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -32,14 +32,19 @@ class Answer(NamedTuple):
         return (gzip.decompress(self.body) if self.fields.get("content-encoding") == "gzip" else self.body).decode()
 
 
+def series(name: str, **labels: str) -> str:
+    """A sample's name as `samples` has it: `name{label="value",...}`, the labels in order."""
+    inner = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{inner}}}" if inner else name
+
+
 def samples(answer: Answer) -> dict[str, float]:
-    """The samples of a page of metrics, in either format, by `name{label="value",...}` with the labels in order."""
+    """The samples of a page of metrics, in either format, by their series."""
     parse = parse_openmetrics if answer.fields["content-type"].startswith("application/openmetrics") else parse_text
     found: dict[str, float] = {}
     for family in parse(answer.text):
         for sample in family.samples:
-            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
-            key = f"{sample.name}{{{labels}}}" if labels else sample.name
+            key = series(sample.name, **sample.labels)
             assert key not in found, f"{key} is there twice"
             found[key] = sample.value
     return found

@@ -17,6 +17,7 @@ __all__ = [
     "AsJson",
     "AsOf",
     "JobId",
+    "MetricsHost",
     "QueueName",
     "Reason",
     "TakeOver",
@@ -57,6 +58,12 @@ Actor = Annotated[
 ]
 Reason = Annotated[str, typer.Option(help="Why, for the log.")]
 TakeOver = Annotated[bool, typer.Option("--take-over", help=_TAKE_OVER)]
+MetricsHost = Annotated[
+    str,
+    typer.Option(
+        metavar="H", help="Where to listen; nobody is asked who they are, so think before you open it to others."
+    ),
+]
 AcceptRollback = Annotated[
     bool, typer.Option("--accept-rollback", help="Go on although the store lost commits that were durable.")
 ]

@@ -6,6 +6,7 @@ refused without `--take-over`. A service that owns the store does the same throu
 
 import inspect
 import sys
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from ledgerq.tools.arguments import (
     Actor,
     AsJson,
     JobId,
+    MetricsHost,
     QueueName,
     Reason,
     TakeOver,
@@ -252,6 +254,11 @@ def worker(
     until_empty: Annotated[
         bool, typer.Option("--until-empty", help="Stop when there is nothing left to do, instead of waiting for jobs.")
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Serve /metrics, /healthz and /readyz on this port (0: any free one)."),
+    ] = None,
+    metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
     """Run a worker until SIGTERM or SIGINT.
 
@@ -260,10 +267,10 @@ def worker(
     Modules are looked for in the current folder first. A queue belongs to the event loop that it was opened on, so
     MODULE:WORKER is best an async function that opens the queue, registers the handlers and returns the worker.
     """
-    execute(_worker(target, until_empty))
+    execute(_worker(target, until_empty, metrics_host, metrics_port))
 
 
-async def _worker(target: str, until_empty: bool) -> None:
+async def _worker(target: str, until_empty: bool, metrics_host: str, metrics_port: int | None) -> None:
     found = import_object(target)
     try:
         if callable(found) and not hasattr(found, "run"):
@@ -278,6 +285,14 @@ async def _worker(target: str, until_empty: bool) -> None:
     if not callable(getattr(found, "run", None)) or not hasattr(found, "queue"):
         raise InvalidArgument(f"{target} is no Worker and returns none, but {type(found).__name__}")
     try:
-        await found.run(until_empty=until_empty)
+        async with AsyncExitStack() as serving:
+            if metrics_port is not None:
+                from ledgerq.worker.metrics import Metrics
+
+                metrics = Metrics(found.queue, worker=found)
+                serving.callback(metrics.close)
+                server = await serving.enter_async_context(metrics.serve(metrics_host, metrics_port))
+                Output().note(f"metrics at {server.url}/metrics")
+            await found.run(until_empty=until_empty)
     finally:
         await found.queue.close()

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.projections.metrics_counters import DEFAULT_LIMIT_QUEUES
 from ledgerq.worker.metrics_http import MetricsApp
 from ledgerq.worker.opening import Opening
 from ledgerq.worker.queue import Queue
@@ -34,7 +35,7 @@ class Metrics:
     `worker`: one worker of these queues, or several. `registry`: a Prometheus registry to serve, to which these metrics
     are added (None: one of its own, with nothing else in it). With several queues each sample says in the label `store`
     whose it is: the queue's location, or what `names` gives for each queue in turn; with several workers the label
-    `worker` holds the worker's name.
+    `worker` holds the worker's number, from 1 on. `limit`: see `Queue.collector`.
 
     Make it on the event loop that the queues are open on. Raises `InvalidArgument`.
     """
@@ -45,21 +46,29 @@ class Metrics:
         worker: Worker | Sequence[Worker] | None = None,
         registry: CollectorRegistry | None = None,
         names: Sequence[str] | None = None,
+        limit: int = DEFAULT_LIMIT_QUEUES,
     ) -> None:
-        workers = [] if worker is None else [worker] if isinstance(worker, Worker) else [*worker]
+        workers = [] if worker is None else [*worker] if isinstance(worker, Sequence) else [worker]
         stores = _stores(queues, names)
+        self._queues = [queue.collector(limit) for queue in queues]
         self._readiness = [QueueReadiness(queue) for queue in queues]
         self._registry = CollectorRegistry(auto_describe=False) if registry is None else registry
-        self._collector = Merged([*_of_queues(queues, stores), *_of_workers(workers, queues, stores)])
+        several = len(queues) > 1
+        labels = [{"store": store} if several else {} for store in stores]
+        parts: list[tuple[dict[str, str], Collector]] = [*zip(labels, self._queues, strict=True)]
+        self._collector = Merged([*parts, *_of_workers(workers, queues, labels)])
         self._registry.register(self._collector)
         self._is_registered = True
-        self.asgi = MetricsApp(self._registry, self.reasons)
+        self.asgi = MetricsApp(self._registry, self.reasons, self._refresh)
         """The pages as an ASGI application, to be mounted in another one."""
 
     async def reasons(self) -> list[str]:
         """Why this process is not ready, one line each: `/readyz` says the same."""
         found = await asyncio.gather(*(readiness.reasons() for readiness in self._readiness))
         return [reason for reasons in found for reason in reasons]
+
+    async def _refresh(self) -> None:
+        await asyncio.gather(*(collector.refresh() for collector in self._queues))
 
     def serve(self, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> "Opening[MetricsServer]":
         """Serve `/metrics`, `/healthz` and `/readyz` on this event loop: `await` it, or use `async with`.
@@ -120,33 +129,25 @@ def _merge(parts: Iterable[tuple[dict[str, str], Iterable[Metric]]]) -> list[Met
 
 
 def _stores(queues: Sequence[Queue], names: Sequence[str] | None) -> list[str]:
-    if not queues:
-        raise InvalidArgument("metrics of what? Give at least one queue")
+    if not queues or not all(isinstance(queue, Queue) for queue in queues):
+        raise InvalidArgument(f"metrics are of queues, at least one, not of {queues!r}")
     stores = [queue.location for queue in queues] if names is None else [*names]
     if len(stores) != len(queues) or len(set(stores)) != len(stores):
         raise InvalidArgument(f"names must tell {len(queues)} queues apart, which these don't: {', '.join(stores)}")
     return stores
 
 
-def _of_queues(queues: Sequence[Queue], stores: list[str]) -> list[tuple[dict[str, str], Collector]]:
-    several = len(queues) > 1
-    return [
-        ({"store": store} if several else {}, queue.collector()) for queue, store in zip(queues, stores, strict=True)
-    ]
-
-
 def _of_workers(
-    workers: Sequence[Worker], queues: Sequence[Queue], stores: list[str]
+    workers: Sequence[Worker], queues: Sequence[Queue], labels: list[dict[str, str]]
 ) -> list[tuple[dict[str, str], Collector]]:
+    """Each worker's collector, with the labels of its queue object and, of several workers, its number."""
     parts: list[tuple[dict[str, str], Collector]] = []
     for number, worker in enumerate(workers, 1):
-        store = next((store for store, queue in zip(stores, queues, strict=True) if queue is worker.queue), None)
-        if store is None:
+        if not isinstance(worker, Worker):
+            raise InvalidArgument(f"worker is a Worker or several, not {worker!r}")
+        found = [own for own, queue in zip(labels, queues, strict=True) if queue is worker.queue]
+        if not found:
             raise InvalidArgument("the worker works on another queue object than those given")
-        labels = {"store": store} if len(queues) > 1 else {}
-        if len(workers) > 1:
-            labels["worker"] = str(number)
-        collector = getattr(worker, "collector", None)
-        if collector is not None:
-            parts.append((labels, collector()))
+        own = {"worker": str(number)} if len(workers) > 1 else {}
+        parts.append((found[0] | own, worker.collector()))
     return parts

@@ -7,8 +7,8 @@ this on a port of its own.
 import asyncio
 import gzip
 import json
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
@@ -16,9 +16,11 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from ledgerq.eventlog.logs import Seldom, about, logger
+
 __all__ = ["MetricsApp", "Response", "gzip_wanted", "render"]
 
-_log = logging.getLogger("ledgerq")
+_log = logger("worker")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -39,6 +41,7 @@ _INLINE_GZIP_BYTES: Final = 64 * 1024
 _GZIP_LEVEL: Final = 1
 _MAX_QUERY_BYTES: Final = 8 * 1024
 _OTHER_LOOP_LIMIT_S: Final = 5.0
+_REFRESH_LIMIT_S: Final = 1.0
 _TEXT: Final = "text/plain; charset=utf-8"
 _OWN_SUFFIXES: Final = ("_created", "_gsum", "_gcount")
 _EOF: Final = b"# EOF\n"
@@ -61,14 +64,19 @@ class Response(NamedTuple):
 class MetricsApp:
     """The application. `readiness` gives the reasons why the service is not ready, one line each.
 
-    It works on the loop that made it, whichever loop the server that it is mounted in runs on.
+    `refresh` brings up to date what a scrape can't find out by itself; it is waited for a second at most. All work is
+    done on the loop that made this, whichever loop the server that it is mounted in runs on.
     """
 
-    def __init__(self, registry: CollectorRegistry, readiness: Readiness) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, readiness: Readiness, refresh: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._registry = registry
         self._readiness = readiness
+        self._refresh = refresh
         self._loop = asyncio.get_running_loop()
         self._rendering = asyncio.Lock()
+        self._seldom = Seldom()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3: http, lifespan, and a refusal of websockets."""
@@ -110,7 +118,9 @@ class MetricsApp:
             if path == READY:
                 return _ready(await self._readiness())
         except Exception as error:
-            _log.exception("%s can't be answered", path)
+            if self._seldom.may(round(self._loop.time() * 1000)):
+                left_out = self._seldom.take_left_out()
+                _log.exception("%s can't be answered%s", path, left_out, extra=about("metrics_failed"))
             text = " ".join(f"{type(error).__name__}: {error}".split())
             return Response(500, f"{path} can't be answered: {text}\n".encode())
         return Response(200, b"ok\n", headers=[(b"cache-control", b"no-store")])
@@ -124,6 +134,10 @@ class MetricsApp:
         source: Any = self._registry if names is None else self._registry.restricted_registry(names)
         # One at a time: many readers at once share the loop fairly with everybody else.
         async with self._rendering:
+            if self._refresh is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_REFRESH_LIMIT_S):
+                        await self._refresh()
             body = await render(source, encoder)
         fields: Headers = [(b"cache-control", b"no-store"), (b"vary", b"accept, accept-encoding")]
         if gzip_wanted(headers.get(b"accept-encoding", "")):

@@ -6,7 +6,6 @@ There is no authentication.
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,10 +15,11 @@ from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.logs import about, logger
 
 __all__ = ["MetricsServer", "start_server"]
 
-_log = logging.getLogger("ledgerq")
+_log = logger("worker")
 
 _MAX_CONNECTIONS: Final = 100
 _MAX_HEAD_BYTES: Final = 16 * 1024
@@ -121,7 +121,7 @@ class MetricsServer:
         try:
             await self._server.serve(sockets=self._sockets)
         except Exception:
-            _log.exception("the metrics at %s are not served any more", self.url)
+            _log.exception("the metrics at %s are not served any more", self.url, extra=about("metrics_failed"))
         finally:
             self._server.cut()
             for listening in self._sockets:
