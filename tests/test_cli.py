@@ -20,7 +20,7 @@ from tests.cli_rig import BASE_MS, Cli, Ledger, live_queue, make_ledger
 
 COMMANDS = (
     *("demo", "stats", "jobs", "enqueue", "show", "worker", "history", "log", "audit", "requeue", "cancel", "pause"),
-    *("resume", "doctor", "bench", "rebuild-projections"),
+    *("resume", "exporter", "doctor", "bench", "rebuild-projections"),
 )
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ledgerq.eventlog import errors
-from ledgerq.tools import cli_operate, cli_read, cli_repair, doctor
+from ledgerq.tools import cli_operate, cli_read, cli_repair, doctor, exporter
 from ledgerq.tools.opening import ClosedPipe, execute
 from ledgerq.tools.render import printable, rich_console
 
@@ -140,6 +140,7 @@ def _full_app() -> typer.Typer:
     app.command()(cli_operate.cancel)
     app.command()(cli_operate.pause)
     app.command()(cli_operate.resume)
+    app.command()(exporter.exporter)
     app.command("doctor")(doctor.doctor)
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command(context_settings=passed_on)(bench)
