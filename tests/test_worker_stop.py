@@ -1,12 +1,16 @@
 """How a worker ends: asked to, told to hurry, or done; what it gives back, and that nothing of it is left."""
 
 import asyncio
+import gc
+import warnings
 
 import pytest
 
 from ledgerq.eventlog.events import Nacked
+from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.worker import worker as worker_module
-from ledgerq.worker.running import JobContext
+from ledgerq.worker.claims import Claim
+from ledgerq.worker.running import Handler, JobContext, Running
 from ledgerq.worker.worker import Worker
 from tests.loops import settle, until
 from tests.rig import Rig
@@ -199,3 +203,29 @@ async def test_a_worker_ends_when_its_last_job_does_and_not_before() -> None:
         stage.cue.set()
         await until(task.done)
         await task
+
+
+async def test_a_handler_that_is_stopped_before_its_first_step_leaves_no_coroutine_that_nobody_awaited() -> None:
+    begun: list[bytes] = []
+
+    async def handle(job: JobContext) -> None:
+        begun.append(job.payload)
+
+    class Stopper:
+        """A tracer, since it is called just before the handler's task is made."""
+
+        def begin(self, claim: Claim) -> None:
+            asyncio.get_running_loop().call_soon(running.stop, "released")
+
+    threads = DaemonThreads("ledgerq-handler")
+    async with Rig() as rig:
+        added = await rig.queue.enqueue("q", b"x")
+        (claim,) = await rig.queue.claim("q")
+        handler = Handler.of("q", handle, None)
+        running = Running(rig.queue, claim, handler, clock=rig.clock, threads=threads, tracer=Stopper())
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            await running.live()
+            gc.collect()
+        assert ([str(one.message) for one in warned], begun) == ([], [])
+        assert (await rig.queue.get(added.job_id)).state == "pending"

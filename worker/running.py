@@ -213,7 +213,8 @@ class Running:
             self._trace = self._tracer.begin(self.claim)
         traced = None if self._trace is None else self._trace.context
         if self._handler.is_async:
-            handling = _without_exit(self._handler.function(self._job))
+            # Called in the task: one that is cancelled before it begins must not leave a coroutine that nobody awaits.
+            handling = _without_exit(lambda: self._handler.function(self._job))
             self._handling = asyncio.create_task(handling, context=traced)
         else:
             context = contextvars.copy_context() if traced is None else traced.copy()
@@ -221,7 +222,7 @@ class Running:
             self._handling = asyncio.wrap_future(self._thread)
         result = await self._handling
         if not self._handler.is_async and inspect.isawaitable(result):
-            self._handling = asyncio.create_task(_without_exit(result), context=traced)
+            self._handling = asyncio.create_task(_without_exit(lambda: result), context=traced)
             if self.stopped is not None:
                 self._handling.cancel()
             await self._handling
@@ -250,10 +251,10 @@ class Running:
         return "dead" if isinstance(error, Dead) or claim.attempt >= claim.max_attempts else "retry"
 
 
-async def _without_exit(handling: Awaitable[Any]) -> Any:
+async def _without_exit(begin: Callable[[], Awaitable[Any]]) -> Any:
     """A handler that calls `sys.exit` fails its own try; it doesn't end the event loop with all other handlers."""
     try:
-        return await handling
+        return await begin()
     except SystemExit as error:
         raise RuntimeError(f"the handler raised {error!r}") from error
 
