@@ -14,6 +14,7 @@ from ledgerq.eventlog.audit_note import AuditNote, read_note
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import LedgerError
 from ledgerq.eventlog.events import STATES
+from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.look import Place, hints, next_due_ms, oldest_pending_ms, projection_offsets
 from ledgerq.projections.metrics import Families
@@ -70,7 +71,9 @@ class StoreLook:
                     self.oldest_ms[queue] = found
 
     async def last_audit(self, location: str) -> None:
-        """Look for the note of the last audit, at most once in half a minute."""
+        """Look for the note of the last audit, at most once in half a minute; a store in memory can have none."""
+        if parse_location(location).is_memory:
+            return
         now_ms = self._clock.now_ms()
         if self.audit_ms is None or not self.audit_ms <= now_ms < self.audit_ms + _AUDIT_EVERY_MS:
             self.audit = await read_note(location)

@@ -1,0 +1,60 @@
+"""The note of the last audit: beside the anchor, replaced in one step, and never mistaken for another."""
+
+from pathlib import Path
+
+import pytest
+
+from ledgerq import StoreUnavailable
+from ledgerq.eventlog.audit_note import AuditNote, decode_note, encode_note, read_note, write_note
+
+NOTE = AuditNote(time_ms=1_700_000_000_000, offset=12, differences=0, log_intact=True, deep=False)
+
+
+def test_a_note_is_read_back_as_it_was() -> None:
+    assert decode_note(encode_note(NOTE)) == NOTE
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"null",
+        encode_note(NOTE)[:-5],
+        encode_note(NOTE._replace(offset=-1)),
+        encode_note(NOTE).replace(b"12", b'"12"'),
+        encode_note(NOTE).replace(b"12", b"1e400"),
+        encode_note(NOTE).replace(b"true", b"1"),
+        b"[" * 5000,
+    ],
+)
+def test_what_is_no_note_counts_as_none(value: bytes) -> None:
+    assert decode_note(value) is None
+
+
+def test_a_field_of_a_later_version_is_passed_over() -> None:
+    assert decode_note(encode_note(NOTE).replace(b"{", b'{"more": [1],', 1)) == NOTE
+
+
+async def test_a_file_store_keeps_the_last_one(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    assert await read_note(url) is None
+    await write_note(url, NOTE)
+    await write_note(url, NOTE._replace(differences=4))
+    assert await read_note(url) == NOTE._replace(differences=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["audit"]
+
+
+async def test_a_store_in_memory_has_none() -> None:
+    await write_note("memory:///", NOTE)
+    assert await read_note("memory:///") is None
+
+
+async def test_where_it_can_not_be_written_or_read_that_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="could not be noted"):
+        await write_note(str(tmp_path / "nowhere"), NOTE)
+    (tmp_path / "audit").mkdir()
+    with pytest.raises(StoreUnavailable, match="can't be read"):
+        await read_note(str(tmp_path))
