@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import Counter as Counting
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,13 +14,14 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 
 from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.projections.metrics_counters import CountersSource
 from ledgerq.worker import metrics_http
 from ledgerq.worker.metrics import Metrics
 from ledgerq.worker.metrics_http import MetricsApp, gzip_wanted, render
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.worker import Worker
 from tests.rig import Rig
-from tests.web import OPENMETRICS, ask_app, samples
+from tests.web import OPENMETRICS, ask_app, samples, series
 
 
 async def never_ready() -> list[str]:
@@ -84,6 +86,37 @@ async def test_slices_make_the_same_page(encode: metrics_http.Encoder, monkeypat
     assert page == encode(registry)
     # 2 x 131 transitions, 4 x 131 of the histogram: 6 and 11 slices of 50, and two families in one piece.
     assert turns >= 16
+
+
+async def test_no_turn_of_the_loop_takes_in_many_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, updates = 0, Counting[int]()
+    update = CountersSource._update
+
+    def counted(self: CountersSource, queue: str, row: bytes) -> None:
+        updates[turn] += 1
+        update(self, queue, row)
+
+    async def others() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    monkeypatch.setattr(CountersSource, "_update", counted)
+    async with Rig() as rig:
+        metrics = Metrics(rig.queue, limit=20)
+        task = asyncio.create_task(others())
+        for rounds in (1, 2):
+            for number in range(30):
+                await rig.queue.enqueue(f"queue {number}", b"a")
+            found = samples(await ask_app(metrics.asgi))
+            assert found[series("ledgerq_transitions_total", kind="enqueued", queue="queue 19")] == rounds
+            assert found[series("ledgerq_transitions_total", kind="enqueued", queue="other")] == 10 * rounds
+            assert updates.total() == 30 * rounds
+        assert max(updates.values()) <= 4
+        task.cancel()
+        metrics.close()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_an_empty_page_is_one_too() -> None:

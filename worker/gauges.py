@@ -1,5 +1,6 @@
 """The metrics of a queue that this process writes: its durable counters, looks at its store, and what only it knows."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +28,7 @@ class QueueCollector(LedgerCollector):
 
     def __init__(self, gauges: "QueueGauges", limit: int) -> None:
         self._gauges = gauges
-        counters = gauges.counters(limit)
+        self._counters = counters = gauges.counters(limit)
         super().__init__(
             counters,
             gauges.looks(counters.label_of),
@@ -40,9 +41,11 @@ class QueueCollector(LedgerCollector):
         """Bring up to date what has to be read from the store (ages, the last audit); await it before a scrape.
 
         It is bounded in time, and what can't be read keeps its last answer. A scrape from another thread than the
-        loop's does this by itself.
+        loop's does this by itself. Counters that changed are taken in as well, in steps that leave the loop to others.
         """
         await self._gauges.looker.refresh()
+        for _ in self._counters.take_in():
+            await asyncio.sleep(0)
 
 
 class QueueGauges:
