@@ -5,7 +5,7 @@ same call again can ever help: False means "later, perhaps", True means "not wit
 """
 
 from datetime import timedelta
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from ledgerq.eventlog.clock import time_text
 
@@ -36,6 +36,9 @@ __all__ = [
     "WrongLoop",
     "WrongProcess",
 ]
+
+
+_MAX_SPAN_MS: Final = 10_000 * 365 * 24 * 3_600_000
 
 
 class LedgerError(Exception):
@@ -129,6 +132,11 @@ class LogPoisoned(LedgerError):
     """A write failed earlier, so this writer no longer knows what the store holds; open the queue again."""
 
 
+def _span(span_ms: int) -> str:
+    # A damaged manifest can name any time at all.
+    return str(timedelta(milliseconds=span_ms)) if abs(span_ms) < _MAX_SPAN_MS else f"{span_ms} ms"
+
+
 class ClockWentBack(LedgerError):
     """The system clock is behind the time at which the store was last written; set it right, or copy the store.
 
@@ -140,7 +148,7 @@ class ClockWentBack(LedgerError):
     def __init__(self, now_ms: int, last_ms: int) -> None:
         super().__init__(
             f"the clock says {time_text(now_ms)}, but the store was last written at {time_text(last_ms)}, "
-            f"{timedelta(milliseconds=last_ms - now_ms)} later. Set the clock right, or wait until it has caught up; "
+            f"{_span(last_ms - now_ms)} later. Set the clock right, or wait until it has caught up; "
             "if it is right now and was wrong then, copy the store: rebuild-projections URL --into NEW"
         )
         self.now_ms = now_ms

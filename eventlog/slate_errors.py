@@ -17,7 +17,7 @@ from ledgerq.eventlog.errors import (
     StoreUnavailable,
 )
 
-__all__ = ["SLATE_ERRORS", "closed_error", "late_error", "translate"]
+__all__ = ["NO_COMPACTIONS", "SLATE_ERRORS", "closed_error", "late_error", "translate"]
 
 # A Rust panic comes as InternalError, which is no subclass of Error.
 SLATE_ERRORS: Final = (Error, InternalError)
@@ -25,7 +25,12 @@ SLATE_ERRORS: Final = (Error, InternalError)
 _CLOCK: Final = re.compile(r"invalid clock tick.*last_tick=`(-?\d+)`, next_tick=`(-?\d+)`")
 # Two processes that make one store at the same moment: the slower one finds the manifest that it was about to write.
 _OUTRUN: Final = "version already exists"
+_COMPACTIONS: Final = "invalid compaction"
 _NOT_FOUND: Final = ("failed to find latest transactional object", "failed to find manifest")
+
+NO_COMPACTIONS: Final = (
+    "remove the folder compactions/ and gc/compactions.boundary: they hold what is to be done, nothing that was written"
+)
 
 
 def translate(error: BaseException, url: str) -> LedgerError:
@@ -42,6 +47,11 @@ def translate(error: BaseException, url: str) -> LedgerError:
         return StoreNotFound(f"there is no store at {url}; check the URL, or open it for writing to create one")
     if _OUTRUN in message:
         return _fenced(url)
+    if _COMPACTIONS in message:
+        return LogPoisoned(
+            f"{url}: the newest file in compactions/ does not go with the manifest ({message}); restore both from a "
+            f"copy, or {NO_COMPACTIONS}"
+        )
     if isinstance(error, Error.Invalid):
         return InvalidArgument(f"{url}: {message}")
     if isinstance(error, Error.Unavailable):

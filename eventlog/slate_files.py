@@ -21,7 +21,7 @@ from slatedb.uniffi import Admin, AdminBuilder, ObjectStore, SsTableInfo, Versio
 
 from ledgerq.eventlog.errors import LogPoisoned
 from ledgerq.eventlog.locations import Location
-from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
+from ledgerq.eventlog.slate_errors import NO_COMPACTIONS, SLATE_ERRORS, translate
 
 __all__ = ["check_files"]
 
@@ -34,9 +34,6 @@ _OLDER_MANIFEST: Final = (
     "move it away: the one before it may hold everything too, and what would be missing is noticed (the first opening "
     "may say that it was fenced: then open it again)"
 )
-_NO_COMPACTIONS: Final = (
-    "remove the folder compactions/ and gc/compactions.boundary: they hold what is to be done, nothing that was written"
-)
 
 
 async def check_files(location: Location, *, writing: bool) -> None:
@@ -47,7 +44,7 @@ async def check_files(location: Location, *, writing: bool) -> None:
     admin = AdminBuilder(location.database, ObjectStore.resolve(location.root)).build()
     manifest = await _newest(location, "manifest", _OLDER_MANIFEST, admin.read_manifest)
     if writing:
-        await _newest(location, "compactions", _NO_COMPACTIONS, admin.read_compactions)
+        await _newest(location, "compactions", NO_COMPACTIONS, admin.read_compactions)
     if manifest is not None:
         if writing:
             await _check_sequence(location, admin, manifest)

@@ -202,3 +202,7 @@ def test_a_clock_that_went_back_is_told_with_both_times_and_the_ways_out() -> No
     )
     assert (error.now_ms, error.last_ms) == (START_MS, START_MS + 3 * DAY_S * 1000 + 500)
     assert not error.permanent
+
+
+def test_a_time_that_no_calendar_has_is_told_in_milliseconds() -> None:
+    assert f"{2**63 - 1 - START_MS} ms later" in str(ClockWentBack(START_MS, 2**63 - 1))

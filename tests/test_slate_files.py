@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from slatedb.uniffi import Error
 
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import Fenced, LogPoisoned
+from ledgerq.eventlog.slate_errors import translate
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.worker.queue import Queue
 from tests.ledger_checks import check_ledger
@@ -143,3 +145,9 @@ async def test_damaged_compactions_are_named_and_may_be_removed(folder: Path) ->
     assert "remove the folder compactions/" in said
     shutil.rmtree(folder / "compactions")
     await opens(folder)
+
+
+def test_compactions_that_dont_go_with_the_manifest_are_damage_and_no_wrong_argument() -> None:
+    error = translate(Error.Invalid(message="Invalid error: invalid compaction"), "file:///store")
+    assert type(error) is LogPoisoned
+    assert "compactions/" in str(error)
