@@ -1,8 +1,8 @@
 """What the last audit found, kept beside the anchor where monitors can see it: "no audit in a day" must be noticed.
 
-An audit reads a pinned view and writes nothing into the store. Its result is noted outside of SlateDB's files, as
-`audit`, a small JSON document: a file in the store's folder, or an object under its prefix. Whoever may write there can
-forge it: it is for operators, no proof.
+An audit reads a pinned view and writes nothing into the store. On request its result is noted outside of SlateDB's
+files, as `audit`, a small JSON document: a file in the store's folder, or an object under its prefix. Whoever may write
+there can forge it: it is for operators, no proof.
 """
 
 import asyncio

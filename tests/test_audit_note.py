@@ -1,11 +1,16 @@
 """The note of the last audit: beside the anchor, replaced in one step, and never mistaken for another."""
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
 from ledgerq import StoreUnavailable
+from ledgerq.eventlog import keys
 from ledgerq.eventlog.audit_note import AuditNote, decode_note, encode_note, read_note, write_note
+from ledgerq.projections.indexes import stats_key
+from tests.cli_rig import Cli, change_rows, make_ledger
 
 NOTE = AuditNote(time_ms=1_700_000_000_000, offset=12, differences=0, log_intact=True, deep=False)
 
@@ -58,3 +63,49 @@ async def test_where_it_can_not_be_written_or_read_that_is_said(tmp_path: Path) 
     (tmp_path / "audit").mkdir()
     with pytest.raises(StoreUnavailable, match="can't be read"):
         await read_note(str(tmp_path))
+
+
+# The command line
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(capsys, monkeypatch)
+
+
+def noted(url: str) -> AuditNote:
+    """The note, which must be there, and of just now."""
+    note = asyncio.run(read_note(url))
+    assert note is not None
+    assert 0 <= time.time() * 1000 - note.time_ms < 60_000
+    return note
+
+
+def test_an_audit_is_noted_when_that_is_asked_for(cli: Cli, tmp_path: Path) -> None:
+    url = asyncio.run(make_ledger(tmp_path / "store")).url
+    cli.ok("audit", url)
+    assert asyncio.run(read_note(url)) is None
+    cli.ok("audit", url, "--record", "--deep")
+    note = noted(url)
+    assert note == (note.time_ms, 11, 0, True, True)
+    asyncio.run(change_rows(url, {stats_key("mail"): None}))
+    assert cli("audit", url, "--record").code == 1
+    note = noted(url)
+    assert note == (note.time_ms, 11, 1, True, False)
+
+
+def test_an_audit_of_a_damaged_log_is_noted_as_such(cli: Cli, tmp_path: Path) -> None:
+    url = asyncio.run(make_ledger(tmp_path / "store")).url
+    asyncio.run(change_rows(url, {keys.log_key(1): b"?"}))
+    assert "corrupt at offset 1" in cli.fails(1, "audit", url, "--record")
+    note = noted(url)
+    assert note == (note.time_ms, 1, 0, False, False)
+
+
+def test_where_a_note_can_not_be_written_the_report_is_given_all_the_same(cli: Cli, tmp_path: Path) -> None:
+    url = asyncio.run(make_ledger(tmp_path / "store")).url
+    (tmp_path / "store" / "audit").mkdir()
+    ran = cli("audit", url, "--record")
+    assert ran.code == 3
+    assert ran.out.endswith("result  clean: the indexes are what follows from the log\n")
+    assert "could not be noted" in ran.message

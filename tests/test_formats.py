@@ -157,6 +157,8 @@ def test_a_store_of_format_1_on_files_is_upgraded_by_the_command_line(tmp_path: 
     assert "run `rebuild-projections" in cli.fails(3, "enqueue", url, "mail", "hello")
     assert cli.ok("stats", url, "--json").json
     assert "rebuild-projections brings it to format 2" in cli.ok("audit", url, "--deep").out
+    checks = {check["name"]: check for check in cli("doctor", url, "--json").json["checks"]}
+    assert "brings it to format 2" in checks["ledgerq store"]["advice"]
     assert cli("rebuild-projections", url, "--check").code == 1
     cli.ok("rebuild-projections", url)
     cli.ok("rebuild-projections", url, "--check")

@@ -37,6 +37,9 @@ def audit(
         typer.Option(metavar="FILE", help="A copy of the store's `anchor` file kept elsewhere, to be held against it."),
     ] = None,
     projection: Projections = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Note the result beside the store's anchor, for metrics and alerts.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prove that log, indexes and counters are right.
@@ -44,7 +47,8 @@ def audit(
     The log was not changed since it was written, and each index row and counter is what follows from it. This reads
     one commit of the store, beside its writer. Exit code 1: something differs, or the log is not what it was.
     """
-    execute(_audit(url, deep, anchor, projection or [], None, Output(as_json=as_json), may_be_old=True))
+    work = _audit(url, deep, anchor, projection or [], None, Output(as_json=as_json), may_be_old=True, record=record)
+    execute(work)
 
 
 async def _audit(
@@ -56,9 +60,12 @@ async def _audit(
     output: Output,
     *,
     may_be_old: bool,
+    record: bool = False,
 ) -> int:
+    from ledgerq.eventlog.errors import LogCorrupt, LogRolledBack
     from ledgerq.eventlog.keys import FORMAT_VERSION
     from ledgerq.projections.audit import audit as run_audit
+    from ledgerq.projections.audit_record import record_failure, record_report
 
     anchor = None if anchor_file is None else _read_anchor(anchor_file)
     given = _projections(projections)
@@ -66,9 +73,14 @@ async def _audit(
         _check_name(only, given)
     async with reading(url) as reader:
         with progress("auditing") as report:
-            found = await run_audit(
-                reader.store, clock=reader.clock, deep=deep, anchor=anchor, projections=given, progress=report
-            )
+            try:
+                found = await run_audit(
+                    reader.store, clock=reader.clock, deep=deep, anchor=anchor, projections=given, progress=report
+                )
+            except (LogCorrupt, LogRolledBack) as error:
+                if record:
+                    await record_failure(url, reader.clock, error, deep=deep)
+                raise
     differences = [row for row in found.differences if only is None or _belongs(row.range_name, only)]
     # Of those beyond the report's bound nobody knows where they belong: they count, since something is wrong.
     count = len(differences) + found.difference_count - len(found.differences)
@@ -79,6 +91,8 @@ async def _audit(
             _audit_text(found, differences, count, deep, output)
     except BrokenPipeError:
         pass  # whoever reads has seen enough, and the exit code still counts
+    if record:
+        await record_report(url, reader.clock, found, deep=deep)
     return 1 if count or (found.format_version < FORMAT_VERSION and not may_be_old) else 0
 
 

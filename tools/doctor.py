@@ -100,6 +100,9 @@ async def _check_head(log: "LogReader") -> "Check":
     if await log.store.get(keys.REBUILD_KEY) is not None:
         error = NotRebuilt("a rebuild is under way or was interrupted")
         return Check("ledgerq store", "fail", f"{measured}; {error}", "wait for it, or run rebuild-projections again")
+    if (version or b"").isdigit() and int(version or b"0") < keys.FORMAT_VERSION:
+        advice = f"run rebuild-projections once: it brings it to format {keys.FORMAT_VERSION}, and nobody writes it before"
+        return Check("ledgerq store", "warn", measured, advice)
     ahead_ms = head.time_ms - log.clock.now_ms()
     if ahead_ms > _CLOCK_SLACK_MS:
         measured = f"{measured}, which is {timedelta(seconds=ahead_ms // 1000)} after this machine's clock"
