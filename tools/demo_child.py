@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ledgerq.tools.render import shorten
 
-__all__ = ["Child", "DemoFailed", "started"]
+__all__ = ["Child", "DemoFailed", "environment", "started"]
 
 _LIMIT_S: Final = 120.0
 _ERROR_CHARS: Final = 300
@@ -83,7 +83,7 @@ async def started(place: Path, arguments: Sequence[str]) -> AsyncIterator[Child]
             *arguments,
             # In a folder without Python files, so that none of the user's own shadows a module.
             cwd=place,
-            env=_environment(),
+            env=environment(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
@@ -98,8 +98,8 @@ async def started(place: Path, arguments: Sequence[str]) -> AsyncIterator[Child]
             await process.wait()
 
 
-def _environment() -> dict[str, str]:
-    """This process's own, by which the child finds the same ledgerq, also from a clone that is not installed."""
+def environment() -> dict[str, str]:
+    """This process's own, by which a child finds the same ledgerq, also from a clone that is not installed."""
     home = Path(str(sys.modules["ledgerq"].__file__)).absolute().parents[1]
     before = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     if home.name not in ("site-packages", "dist-packages"):
