@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.projections.metrics_counters import CountersSource
@@ -39,10 +40,10 @@ class Sampled(Collector):
         waiting = HistogramMetricFamily("x_waiting_seconds", "Waiting.", labels=["queue"], unit="seconds")
         created = CounterMetricFamily("x_created", "With times.", labels=["queue"])
         for number in range(self.queues):
-            name = f'queue "{number}"'
+            name, last = f'queue "{number}"', Exemplar({"job_id": str(number)}, 0.05, 1.5)
             for kind in ("enqueued", "acked"):
                 transitions.add_metric([name, kind], number)
-            waiting.add_metric([name], [("0.1", number), ("+Inf", number + 1)], sum_value=number / 3)
+            waiting.add_metric([name], [("0.1", number, last), ("+Inf", number + 1)], sum_value=number / 3)
             created.add_metric([name], number, created=1.5)
         yield from (transitions, waiting, created, GaugeMetricFamily("x_none", "None at all.", labels=["queue"]))
 
@@ -84,6 +85,7 @@ async def test_slices_make_the_same_page(encode: metrics_http.Encoder, monkeypat
     page = await render(registry, encode)
     task.cancel()
     assert page == encode(registry)
+    assert (b" # {" in page) == (encode is generate_openmetrics)
     # 2 x 131 transitions, 4 x 131 of the histogram: 6 and 11 slices of 50, and two families in one piece.
     assert turns >= 16
 

@@ -90,7 +90,9 @@ class StoreProbe:
         if location.is_file:
             # In threads of its own: a disk that hangs must not keep the process from ending.
             return lambda: asyncio.get_running_loop().run_in_executor(self._threads, _see_folder, location)
-        return lambda: _see_objects(location, self._limit_s)
+        # Making a client takes some milliseconds, so one serves for all looks.
+        objects = Objects(location, limit_s=self._limit_s)
+        return lambda: _see_objects(location, objects)
 
 
 def _see_folder(location: Location) -> None:
@@ -102,8 +104,8 @@ def _see_folder(location: Location) -> None:
         raise StoreNotFound(f"the files of {location.original} are gone")
 
 
-async def _see_objects(location: Location, limit_s: float) -> None:
-    if not await Objects(location, limit_s=limit_s).has_any("manifest/"):
+async def _see_objects(location: Location, objects: Objects) -> None:
+    if not await objects.has_any("manifest/"):
         raise StoreNotFound(f"the objects of {location.original} are gone")
 
 
