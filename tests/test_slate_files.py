@@ -2,15 +2,19 @@
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from slatedb.uniffi import Error
+from slatedb.uniffi import Error, InternalError
 
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import Fenced, LogPoisoned
+from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.slate_errors import translate
+from ledgerq.eventlog.slate_files import check_files
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.worker.queue import Queue
 from tests.ledger_checks import check_ledger
@@ -145,6 +149,27 @@ async def test_damaged_compactions_are_named_and_may_be_removed(folder: Path) ->
     assert "remove the folder compactions/" in said
     shutil.rmtree(folder / "compactions")
     await opens(folder)
+
+
+async def test_what_slatedb_panics_of_is_one_line_at_the_command_line(folder: Path) -> None:
+    manifest = newest(folder, "manifest")
+    content = manifest.read_bytes()
+    for at in reversed(range(len(content))):
+        # The end holds what SlateDB reads without checking it first.
+        manifest.write_bytes(content[:at] + bytes((content[at] ^ 0xFF,)) + content[at + 1 :])
+        try:
+            await check_files(parse_location(str(folder)), writing=True)
+        except LogPoisoned as error:
+            if isinstance(error.__cause__, InternalError):
+                break
+    else:
+        pytest.fail("SlateDB panics of nothing any more")
+    for command in (["audit"], ["rebuild-projections", "--take-over", "--actor", "ann"], ["stats"]):
+        argv = [sys.executable, "-m", "ledgerq.tools.cli", command[0], str(folder), *command[1:]]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (3, "")
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert manifest.name in done.stderr
 
 
 def test_compactions_that_dont_go_with_the_manifest_are_damage_and_no_wrong_argument() -> None:

@@ -7,8 +7,8 @@ commands look first whether the last writer closed.
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
@@ -60,6 +60,33 @@ def refuse_memory(url: str) -> None:
         )
 
 
+async def _check_quietly(url: str, *, writing: bool) -> None:
+    """Meet a damaged manifest before the store is opened: SlateDB prints a panic on stderr, then comes our own line."""
+    from ledgerq.eventlog.locations import parse_location
+    from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S
+    from ledgerq.eventlog.slate_files import check_files
+
+    location = parse_location(url)
+    if location.is_file:
+        # What can't be looked at is told by the opening itself.
+        with suppress(OSError), _without_stderr():
+            async with asyncio.timeout(PREFLIGHT_LIMIT_S):
+                await check_files(location, writing=writing)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Nothing reaches the terminal, whoever writes: for a moment in which only this coroutine runs."""
+    kept_fd, null_fd = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null_fd, 2)
+        yield
+    finally:
+        os.dup2(kept_fd, 2)
+        os.close(kept_fd)
+        os.close(null_fd)
+
+
 @asynccontextmanager
 async def reading(url: str, *, pinned: bool = True) -> AsyncIterator["LogReader"]:
     """The log of the store at `url`, opened read-only: at one commit when `pinned`, else following its writer."""
@@ -69,6 +96,7 @@ async def reading(url: str, *, pinned: bool = True) -> AsyncIterator["LogReader"
     from ledgerq.eventlog.stores import open_reader
 
     refuse_memory(url)
+    await _check_quietly(url, writing=False)
     for left in reversed(range(_PIN_TRIES)):
         store = await open_reader(url, pinned=pinned, poll_interval_ms=500)
         log = LogReader(store, clock=SystemClock())
@@ -184,6 +212,7 @@ async def opened_store(
     refuse_memory(url)
     if not take_over:
         await refuse_live_writer(url, create=create, rebuilding=rebuilding)
+    await _check_quietly(url, writing=True)
     store = await open_store(url, clock=SystemClock(), create=create)
     try:
         yield store
