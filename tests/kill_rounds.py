@@ -223,6 +223,19 @@ async def fenced(series: Series) -> None:
     await second.is_killed()
 
 
+async def stopped(series: Series) -> None:
+    """Not at all: it is stopped under load, taken over, and continued; it must end by itself, having told no lie."""
+    first = await series.fork("fenced", busy_files=False)
+    await series.reported(first)
+    first.signal(signal.SIGSTOP)
+    second = await series.fork("load", busy_files=False)
+    await series.reported(second)
+    first.signal(signal.SIGCONT)
+    code = await first.end()
+    assert code == 0, first.says()
+    await second.is_killed()
+
+
 async def in_rebuild(series: Series) -> None:
     """While damaged indexes are rebuilt, and in the rebuild of the rebuild; at last it comes to its end."""
     for damage in (True, False):
@@ -244,6 +257,7 @@ MOMENTS: Final[dict[str, Callable[[Series], Any]]] = {
     "closing": in_closing,
     "takeover": in_takeover,
     "fenced": fenced,
+    "stopped": stopped,
     "rebuild": in_rebuild,
 }
 
