@@ -9,6 +9,7 @@ tells what is true.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Final, Protocol
@@ -16,7 +17,7 @@ from typing import Final, Protocol
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
 from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_head
-from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed, WrongLoop
+from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed, WrongLoop, WrongProcess
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.meters import CommitMeters, CommitTimes
@@ -93,6 +94,7 @@ class EventLog(LogReader):
         self._timer: Timer | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
 
     async def start(self, *, accept_rollback: bool = False) -> int | None:
         """Read and check the head, take the next epoch, and begin to commit.
@@ -158,14 +160,25 @@ class EventLog(LogReader):
             await self.committed()
 
     def check(self) -> None:
-        """Raise what keeps this log from appending: its failure, `QueueClosed`, or `WrongLoop`."""
+        """Raise what keeps this log from appending: its failure, `QueueClosed`, `WrongProcess`, or `WrongLoop`."""
+        if os.getpid() != self._pid:
+            self.check_owner()
         if self.failure is not None:
             # One error is raised for every call: it must not gather the frames, and what is in them, of all of them.
             raise self.failure.with_traceback(None)
         if self._closing:
             raise QueueClosed(f"the queue on {self.store.location} is closed; open it again")
+        self.check_owner()
+
+    def check_owner(self) -> None:
+        """Raise `WrongProcess` in a forked child, and `WrongLoop` on another event loop than the one that opened it."""
+        if os.getpid() != self._pid:
+            raise WrongProcess(
+                f"the queue on {self.store.location} was opened in process {self._pid} and used in its forked child "
+                f"{os.getpid()}: open it in the child, or start children with multiprocessing's spawn method"
+            )
         if asyncio.get_running_loop() is not self._loop:
-            raise WrongLoop("this queue belongs to another event loop; use it from the loop that opened it")
+            raise WrongLoop("this queue belongs to another event loop: use it there, or open it anew if that has ended")
 
     def commit(self) -> Commit:
         """The open commit; a new one opens when there is none."""
@@ -305,6 +318,7 @@ class EventLog(LogReader):
             yield batch
 
     async def _news(self, offset: int) -> None:
+        self.check_owner()
         while self._durable.next_offset <= offset:
             if self.failure is not None:
                 raise self.failure

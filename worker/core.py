@@ -120,6 +120,8 @@ class Core:
 
     async def close(self) -> None:
         """Commit what is staged, end all tasks and close the store; a second call waits for the first."""
+        if self._closed is None or not self._closed.done():
+            self.log.check_owner()
         if self._closed is None:
             self._closed = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closed)
