@@ -46,7 +46,7 @@ class ProjectionHost:
     def __init__(self, projections: Iterable[Projection] = ()) -> None:
         self.projections: dict[str, Projection] = {}
         self.offsets: dict[str, int] = {}
-        self.failures: dict[str, Exception] = {}
+        self.failures: dict[str, BaseException] = {}
         for projection in projections:
             name = projection.name
             if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED or name in self.projections:
@@ -73,14 +73,16 @@ class ProjectionHost:
                     for key, value in projection.apply(transition).items():
                         _check_row(prefix + key, value)
                         rows[prefix + key] = value
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # also sys.exit(), which would end the event loop with everybody in it
                 self._leave_behind(name, error)
                 continue
             changes.update(rows)
             changes[keys.projection_key(name)] = next_offset.to_bytes(8)
             self.offsets[name] = next_offset
 
-    def _leave_behind(self, name: str, error: Exception) -> None:
+    def _leave_behind(self, name: str, error: BaseException) -> None:
         """It is the user's code: whatever it raises must not take the queue with it."""
         self.failures[name] = error
         _log.error(
@@ -112,7 +114,9 @@ class ProjectionHost:
                 rows.update((key[len(prefix) :], value) for key, value in page)
             try:
                 projection.restore(rows)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 self._leave_behind(name, error)
 
     async def catch_up(self, log: LogReader, store: Store, anchor: Anchor) -> None:
