@@ -33,6 +33,7 @@ class Fault(StrEnum):
     ERROR_500_AFTER = "the server does it, and the answer is 500 InternalError"
     ERROR_503 = "503 ServiceUnavailable"
     SLOW_DOWN = "503 SlowDown"
+    CONFLICT = "409 ConditionalRequestConflict, as AWS answers while an equal request is still being served"
     DENY = "403 InvalidAccessKeyId"
     DENY_ROLE = "403 AccessDenied"
     HTML = "a page of HTML with status 200"
@@ -58,6 +59,7 @@ _ANSWERS = {
     Fault.ERROR_500_AFTER: (500, "Internal Server Error", "InternalError"),
     Fault.ERROR_503: (503, "Service Unavailable", "ServiceUnavailable"),
     Fault.SLOW_DOWN: (503, "Slow Down", "SlowDown"),
+    Fault.CONFLICT: (409, "Conflict", "ConditionalRequestConflict"),
     Fault.DENY: (403, "Forbidden", "InvalidAccessKeyId"),
     Fault.DENY_ROLE: (403, "Forbidden", "AccessDenied"),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ledgerq.eventlog.errors import StoreUnavailable
+from ledgerq.eventlog.errors import Fenced, StoreUnavailable
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.worker.queue import Queue
 from tests.kill_child import OPTIONS
@@ -55,7 +55,7 @@ async def run_through(
     return proxy
 
 
-@pytest.mark.parametrize("fault", NETWORK_FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*NETWORK_FAULTS, Fault.GARBAGE, Fault.DENY_ROLE], ids=lambda fault: fault.name)
 @on_seaweed
 async def test_each_fault_alone(
     fault: Fault, s3_server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -86,6 +86,24 @@ async def test_a_write_that_was_done_and_not_answered_is_known_again(
     proxy = await run_through(in_turn(puts, looks), s3_server, f"s3://{bucket}/jobs", tmp_path, monkeypatch)
     assert proxy.met[Fault.LOSE_ANSWER] >= 2, proxy.seen
     assert proxy.seen[kind, "HEAD"] >= 2, "nobody looked whose write it was"
+
+
+@on_seaweed
+async def test_a_conflict_that_nobody_caused_ends_the_writer_and_loses_nothing(
+    s3_server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AWS answers 409 while an equal request is still being served; SlateDB then takes itself for fenced."""
+    url = f"s3://{bucket}/jobs"
+    facts = Facts(tmp_path)
+    async with fault_proxy(s3_server.port) as proxy:
+        queue = await opened_through(proxy, url, monkeypatch)
+        load = MixedLoad(queue, facts, tmp_path, 1)
+        await load.report(1_000, LIMIT_S)
+        proxy.plan = chosen(Fault.CONFLICT, "wal", "PUT", times=1)
+        assert {type(end) for end in await load.ends(LIMIT_S)} == {Fenced}
+        async with asyncio.timeout(LIMIT_S):
+            await queue.close()
+    await check_everything(url, facts)
 
 
 def in_turn(*plans: Plan) -> Plan:
