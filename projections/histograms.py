@@ -59,11 +59,12 @@ class Histogram:
 
     def add(self, value: int, job_id: bytes, time_ms: int) -> None:
         """Count one number; one below 0 (a commit opened before the job was due) counts as 0."""
-        if value < 0:
-            value = 0
-        at = bisect_left(self.bounds, value)
+        if value > 0:
+            at = bisect_left(self.bounds, value)
+            self.sum += value
+        else:
+            at = value = 0
         self.counts[at] += 1
-        self.sum += value
         self.last[at] = (job_id, value, time_ms)
 
     def encode(self) -> list[int]:

@@ -58,8 +58,13 @@ _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Requeued: 8,
     Swept: 9,
 }
+_CLAIMED_TOTAL: Final = 2
+_ACKED_TOTAL: Final = 3
 _DEAD: Final = 10
 _RELEASED: Final = 11
+_PENDING: Final = STATES.index("pending")
+_CLAIMED: Final = STATES.index("claimed")
+_DONE: Final = STATES.index("done")
 _STATE_AT: Final[dict[State | None, int]] = {state: i for i, state in enumerate(STATES)}
 
 
@@ -116,18 +121,28 @@ class Tally:
         Waiting ends with each claim. Running ends when the worker itself says so: what is given back unused, and what
         an expired lease ends (it may have been found days later), tells nothing of the work. Life ends with the ack.
         """
-        self.add(stats_delta(before, event, after))
+        kind = type(event)
         if before is None or after is None:
-            return
-        kind, job_id, time_ms = type(event), after.spec.job_id, after.changed_ms
-        if kind is Claimed:
-            self.waiting.add(time_ms - before.since_ms, job_id, time_ms)
+            self.add(stats_delta(before, event, after))
+        elif kind is Claimed:
+            # What happens to every job is counted here in place: the same as `add`, which a test holds it against.
+            self.now[_PENDING] -= 1
+            self.now[_CLAIMED] += 1
+            self.totals[_CLAIMED_TOTAL] += 1
+            time_ms = after.changed_ms
+            self.waiting.add(time_ms - before.since_ms, after.spec.job_id, time_ms)
         elif kind is Acked:
+            self.now[_CLAIMED] -= 1
+            self.now[_DONE] += 1
+            self.totals[_ACKED_TOTAL] += 1
+            job_id, time_ms = after.spec.job_id, after.changed_ms
             self.running.add(time_ms - before.since_ms, job_id, time_ms)
             self.life.add(time_ms - before.enqueued_ms, job_id, time_ms)
             self.attempts.add(before.attempt, job_id, time_ms)
-        elif type(event) is Nacked and not event.released:
-            self.running.add(time_ms - before.since_ms, job_id, time_ms)
+        else:
+            self.add(stats_delta(before, event, after))
+            if type(event) is Nacked and not event.released:
+                self.running.add(after.changed_ms - before.since_ms, after.spec.job_id, after.changed_ms)
 
     def add(self, delta: StatsDelta) -> None:
         """Count what an event changes."""

@@ -81,6 +81,18 @@ def test_a_row_is_read_back_as_it_was(history: list[Transition]) -> None:
         assert (again.first_offset, again.measures()) == (tally.first_offset, tally.measures())
 
 
+@some
+@given(histories())
+def test_what_is_counted_in_place_is_what_the_delta_says(history: list[Transition]) -> None:
+    tally, plain = Tally(), Tally()
+    for _, _, event, before, after in history:
+        if before is not None or after is not None:
+            assert not isinstance(event, QueuePaused | QueueResumed)
+            tally.apply(before, event, after)  # type: ignore[arg-type]
+            plain.add(stats_delta(before, event, after))  # type: ignore[arg-type]
+    assert (tally.now, tally.totals) == (plain.now, plain.totals)
+
+
 def test_every_job_event_has_a_total() -> None:
     assert set(TOTAL_OF) == set(TRANSITIONS)
     assert set(TOTALS) == {*TOTAL_OF.values(), "dead", "released"}
