@@ -291,6 +291,17 @@ async def test_a_payload_that_was_changed_on_its_way_is_noticed(tmp_path: Path) 
     ]
 
 
+async def test_a_probe_that_ended_in_its_midst_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with Queue.open() as queue:
+        watched = WatchedQueue(queue, Facts(tmp_path / "facts"), Meter())
+        load = Load(watched, rate=50, seed=1)
+        load.begin()
+        left = await queue.enqueue("probe", sealed(b""), delay=0.2)
+        assert await load.drain(10.0)
+        assert (await queue.get(left.job_id)).state == "done"
+        await load.stop()
+
+
 # ---------------------------------------------------------------------- the whole of it
 
 

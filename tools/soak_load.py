@@ -102,6 +102,8 @@ class Load:
     async def drain(self, limit_s: float) -> bool:
         """Add nothing more; whether all jobs came to an end within `limit_s` seconds."""
         await _end(self._adding)
+        # The probe ended in its midst: what it left must be worked on as well.
+        self._working.append(asyncio.create_task(self._guard(self._clear_probe())))
         for name in QUEUES:
             await self._queue.queue.resume(name, actor="soak", reason="the end")
         try:
@@ -160,6 +162,11 @@ class Load:
             await self._turn(1)
             await self._queue.enqueue("probe", sealed(b"probe"))
             for claim in await self._queue.claim("probe", 10, timed=True):
+                await _unless_lost(self._queue.ack(claim))
+
+    async def _clear_probe(self) -> None:
+        while True:
+            for claim in await self._queue.claim("probe", 10, wait=1.0):
                 await _unless_lost(self._queue.ack(claim))
 
     def _name(self) -> str:
