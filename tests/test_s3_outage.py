@@ -1,5 +1,7 @@
 """The bucket is away for half a minute, in several ways at once, and comes back: who waits, who is told, what goes on.
 
+And its server itself is killed under load and started again.
+
 S3_OUTAGE_S in the environment makes it another time. An outage above `commit_timeout_s` is in test_s3_network.py.
 """
 
@@ -7,6 +9,7 @@ import asyncio
 import os
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
@@ -15,9 +18,12 @@ from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.running import JobContext
 from ledgerq.worker.worker import Worker
-from tests.s3_ledgers import audit_deeply
+from tests.kill_child import OPTIONS
+from tests.kills import Facts
+from tests.s3_ledgers import MixedLoad, audit_deeply, check_everything
 from tests.s3_proxy import Fault, FaultProxy, fault_proxy
-from tests.s3_server import S3Server, bucket, on_seaweed, s3_server
+from tests.s3_server import S3Server, bucket, on_seaweed, s3_server, weed_or_skip
+from tests.seaweed import running_weed
 
 __all__ = ["bucket", "s3_server"]
 
@@ -29,6 +35,7 @@ LEASE_S = 3.0
 BACK_S = 20.0
 OPENING_LIMIT_S = 12.0
 STEP_JOBS = 10
+RESTARTS = 2
 
 
 class Site:
@@ -145,3 +152,25 @@ async def test_the_bucket_is_away_for_half_a_minute(
                 group.create_task(live_through(site, way, monkeypatch, lock))
     for site in sites:
         await site.check()
+
+
+async def test_the_server_is_killed_and_started_again(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = Facts(tmp_path)
+    with running_weed(weed_or_skip()) as weed:
+        server = S3Server(weed.port)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        url = f"s3://{server.new_bucket()}/jobs"
+        queue = await Queue.open(url, default=OPTIONS, ready_window=50)
+        load = MixedLoad(queue, facts, tmp_path, 1)
+        for _ in range(RESTARTS):
+            await load.report(1_000, LIMIT_S)
+            weed.kill()
+            await asyncio.to_thread(weed.start)
+            await load.report(500, LIMIT_S)
+        await load.stop()
+        assert queue.failure is None
+        assert queue.log.epoch == 1
+        await queue.close()
+        await check_everything(url, facts)
