@@ -14,6 +14,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import sys
 import tempfile
@@ -328,7 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.kill_rounds", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--url", help="where the stores are made, a new folder by default")
+    parser.add_argument(
+        "--url", help="a folder or a bucket's prefix that is there, for the stores; a new folder by default"
+    )
     parser.add_argument("--lanes", type=int, default=2)
     options = parser.parse_args(arguments)
     folder, began_s = Path(tempfile.mkdtemp(prefix="ledgerq-kills-")), time.monotonic()
@@ -340,6 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     outcome = asyncio.run(
         run_rounds(folder, options.rounds, seed=options.seed, url=options.url, lanes=options.lanes, told=told)
     )
+    shutil.rmtree(folder)
     print("rounds:", dict(outcome.rounds))
     print("seen:", dict(outcome.seen))
 
