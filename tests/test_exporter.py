@@ -243,6 +243,11 @@ async def test_a_damaged_row_and_a_rebuild_are_waited_out(tmp_path: Path, url: s
         assert "run rebuild-projections" in reason
         assert samples(await exporter.ask()).keys() == before.keys()
         await change_rows(url, {b"m/rebuild": b"\x91\xc0"})
+
+        async def told() -> bool:
+            return "is under way or was interrupted" in str((await exporter.ask("/readyz")).json)
+
+        await until(told)
         rebuilding = await asyncio.to_thread(run_command, "rebuild-projections", url)
         assert rebuilding.returncode == 0, rebuilding.stderr
         await readiness(exporter, 200)

@@ -188,27 +188,40 @@ async def test_clients_that_say_no_more_are_cut_off(sent: bytes, monkeypatch: py
         await closed_by_the_server(reader)
 
 
-async def test_clients_that_take_no_answers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_server, "_EXCHANGE_LIMIT_S", 0.2)
+def long_page() -> CollectorRegistry:
+    """Ten megabytes, which no connection holds in its buffers."""
     registry = CollectorRegistry()
     gauge = Gauge("x", "Many.", ["label"], registry=registry)
     for number in range(20):
         gauge.labels("y" * 500_000 + str(number))
-    async with served(registry=registry) as server:
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect((server.host, server.port))
-            client.sendall(b"GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n")
-            connections = server._server.server_state.connections
-            async with asyncio.timeout(LIMIT_S):
-                while not connections:
-                    await asyncio.sleep(0.001)
-                while connections:
-                    await asyncio.sleep(0.001)
+    return registry
+
+
+@asynccontextmanager
+async def unread(server: MetricsServer) -> AsyncIterator[None]:
+    """A client that asked for a page and takes no answer, though there is one."""
+    connections = server._server.server_state.connections
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((server.host, server.port))
+        client.sendall(b"GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n")
+        async with asyncio.timeout(LIMIT_S):
+            while not any(one.cycle is not None and one.cycle.response_complete for one in connections):
+                await asyncio.sleep(0.001)
+        yield
+
+
+async def test_clients_that_take_no_answers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "_EXCHANGE_LIMIT_S", 1.0)
+    async with served(registry=long_page()) as server, unread(server):
+        async with asyncio.timeout(LIMIT_S):
+            while server._server.server_state.connections:
+                await asyncio.sleep(0.001)
 
 
 async def test_too_many_connections_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_server, "_MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(metrics_server, "_EXCHANGE_LIMIT_S", 10 * LIMIT_S)
     async with served() as server:
         async with connected(server), connected(server), connected(server) as (_, last):
             async with connected(server) as (reader, _):
@@ -219,17 +232,19 @@ async def test_too_many_connections_are_dropped(monkeypatch: pytest.MonkeyPatch)
 
 async def test_closing_waits_a_moment_for_clients_that_hang_and_not_longer() -> None:
     loop = asyncio.get_running_loop()
-    registry = CollectorRegistry()
     async with (
-        served(registry=registry) as server,
+        served(registry=long_page()) as server,
         connected(server) as (silent, _),
         connected(server) as (half, sender),
     ):
         sender.write(HEAD + b"content-length: 5\r\n\r\n1")
         await half.readuntil(b"\r\n")
-        began_s = loop.time()
-        await server.close()
-        assert loop.time() - began_s < 10
+        async with unread(server):
+            began_s = loop.time()
+            await server.close()
+            assert loop.time() - began_s < 10
+            await settle()
+            assert not server._server.server_state.connections
         assert await closed_by_the_server(silent) == b""
         await closed_by_the_server(half)
 

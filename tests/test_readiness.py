@@ -7,7 +7,7 @@ from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.worker.metrics import Metrics
 from ledgerq.worker.queue import Queue
-from ledgerq.worker.readiness import StoreProbe
+from ledgerq.worker.readiness import QueueReadiness, StoreProbe
 from tests.loops import settle, until
 from tests.rig import Rig
 from tests.s3_server import Proxy, bucket, proxy, s3_server
@@ -65,21 +65,20 @@ async def test_a_commit_that_hangs_makes_it_unready_until_it_is_durable() -> Non
         metrics.close()
 
 
-async def test_a_fenced_and_a_closed_queue_are_not_ready() -> None:
+async def test_a_fenced_and_a_closed_queue_are_not_ready_though_their_store_is_there() -> None:
     async with Rig() as rig:
-        metrics = Metrics(rig.queue)
         old = rig.queue
+        readiness = QueueReadiness(old, StoreProbe(rig.store, look=Looks()))
+        assert await readiness.reasons() == []
         await rig.open()
         await rig.advance(2)
-        (reason,) = await metrics.reasons()
+        (reason,) = await readiness.reasons()
         assert "another writer opened the store" in reason
-        metrics.close()
         await old.close()
-        metrics = Metrics(rig.queue)
+        readiness = QueueReadiness(rig.queue, StoreProbe(rig.store, look=Looks()))
         await rig.queue.close()
-        (reason,) = await metrics.reasons()
+        (reason,) = await readiness.reasons()
         assert "closed" in reason
-        metrics.close()
 
 
 async def test_the_store_is_looked_at_once_for_many_and_again_when_the_answer_is_old() -> None:
