@@ -12,9 +12,10 @@ from typing import Final
 
 from ledgerq.eventlog.audit_note import AuditNote, read_note
 from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.errors import LedgerError
+from ledgerq.eventlog.errors import LedgerError, StoreUnavailable
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.logs import Seldom, about, logger
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.look import Place, hints, next_due_ms, oldest_pending_ms, projection_offsets
 from ledgerq.projections.metrics import Families
@@ -22,6 +23,7 @@ from ledgerq.projections.stats import Tally
 
 __all__ = ["LookSource", "Looker", "StoreLook"]
 
+_log = logger("projections")
 _LOOK_LIMIT_S: Final = 0.5
 _AUDIT_EVERY_MS: Final = 30_000
 _SCRAPE_WAIT_S: Final = 1.0
@@ -40,6 +42,7 @@ class StoreLook:
         self.audit: AuditNote | None = None
         self.audit_ms: int | None = None
         self._clock = clock
+        self._audit_due_ms = 0
 
     async def read(self, store: ReadStore, rows: Mapping[str, bytes]) -> None:
         """Look at everything, for one who only reads; `rows` are the stats rows of all queues.
@@ -75,8 +78,13 @@ class StoreLook:
         if parse_location(location).is_memory:
             return
         now_ms = self._clock.now_ms()
-        if self.audit_ms is None or not self.audit_ms <= now_ms < self.audit_ms + _AUDIT_EVERY_MS:
-            self.audit = await read_note(location)
+        if self._audit_due_ms - _AUDIT_EVERY_MS <= now_ms < self._audit_due_ms:
+            return
+        self._audit_due_ms = now_ms + _AUDIT_EVERY_MS
+        # The counters are worth more than the note: where it can't be read the last answer stands.
+        with suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(_LOOK_LIMIT_S):
+                self.audit = await read_note(location)
             self.audit_ms = now_ms
 
     def done(self) -> None:
@@ -159,19 +167,26 @@ class Looker:
         self._thread = threading.get_ident()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._seldom = Seldom()
 
     async def refresh(self) -> None:
-        """Look now, or wait for the look that is under way. What can't be read keeps its last answer."""
+        """Look now, or wait for the look under way, for a second at most; what can't be read stays as it was."""
         if self._closed:
             return
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="ledgerq-look")
-        await asyncio.wait({self._task})
+        await asyncio.wait({self._task}, timeout=_SCRAPE_WAIT_S)
 
     async def _run(self) -> None:
-        # A store that does not answer is seen by the age of the last look.
-        with suppress(LedgerError, TimeoutError):
+        try:
             await self._look()
+        except LedgerError as error:
+            # That a store does not answer is seen by the age of the last look.
+            _log.debug("a look at the store for metrics failed: %s", error, extra=about("look_failed"))
+        except Exception:
+            if self._seldom.may(round(self._loop.time() * 1000)):
+                left_out = self._seldom.take_left_out()
+                _log.exception("a look at the store for metrics failed%s", left_out, extra=about("look_failed"))
 
     def before_scrape(self) -> None:
         """Look, if that can be waited for: in another thread for a second at most, on the loop itself not at all.

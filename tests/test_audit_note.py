@@ -11,6 +11,9 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.audit_note import AuditNote, decode_note, encode_note, read_note, write_note
 from ledgerq.projections.indexes import stats_key
 from tests.cli_rig import Cli, change_rows, make_ledger
+from tests.s3_server import both_servers, bucket, s3_server
+
+__all__ = ["bucket", "s3_server"]
 
 NOTE = AuditNote(time_ms=1_700_000_000_000, offset=12, differences=0, log_intact=True, deep=False)
 
@@ -50,6 +53,15 @@ async def test_a_file_store_keeps_the_last_one(tmp_path: Path) -> None:
     await write_note(url, NOTE._replace(differences=4))
     assert await read_note(url) == NOTE._replace(differences=4)
     assert [path.name for path in tmp_path.iterdir()] == ["audit"]
+
+
+@both_servers
+async def test_a_bucket_keeps_it_beside_the_anchor(bucket: str) -> None:
+    url = f"s3://{bucket}/jobs"
+    assert await read_note(url) is None
+    await write_note(url, NOTE)
+    assert await read_note(url) == NOTE
+    assert await read_note(f"s3://{bucket}/others") is None
 
 
 async def test_a_store_in_memory_has_none() -> None:

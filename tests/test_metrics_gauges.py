@@ -199,6 +199,30 @@ async def test_a_store_that_does_not_answer_leaves_the_last_answer() -> None:
         assert found["ledgerq_read_timestamp_seconds"] == before["ledgerq_read_timestamp_seconds"]
 
 
+async def test_a_note_of_the_audit_that_can_not_be_read_hides_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "audit").mkdir(parents=True)
+    async with Queue.open(str(tmp_path / "jobs")) as queue:
+        await queue.enqueue("mail", b"a")
+        found = await refreshed(queue)
+        assert AGE in found
+        assert found["ledgerq_read_timestamp_seconds"] > 0
+        assert "ledgerq_audit_timestamp_seconds" not in found
+
+
+async def test_a_look_that_fails_in_an_unforeseen_way_is_logged_and_harms_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def look() -> None:
+        raise RuntimeError("boom")
+
+    looker = Looker(look)
+    for _ in range(20):
+        await looker.refresh()
+    await looker.close()
+    assert 1 <= caplog.text.count("a look at the store for metrics failed") <= 6
+    assert "RuntimeError: boom" in caplog.text
+
+
 async def test_a_scrape_after_the_end_shows_what_was() -> None:
     queue = await Queue.open(store=MemoryStore(), clock=ManualClock())
     await queue.enqueue("mail", b"a")
