@@ -349,7 +349,8 @@ async def test_a_short_run_restarts_in_every_way_and_finds_nothing(tmp_path: Pat
         r"resident  enqueued \d+/s settled \d+/s  backlog \d+  enqueue p50 ",
         r"guest-1  enqueued \d+/s",
         r"promises, 0 broken",
-        r"memory \(RSS\): steady, ",
+        r"memory \(RSS\): 0 samples after the warm-up are too few to judge",
+        r"blocks allocated by Python: ",
         r"passed: ",
     ):
         assert re.search(what, text), f"{what} is not in:\n{text}"
