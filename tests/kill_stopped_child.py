@@ -49,11 +49,13 @@ async def work(queue: Queue, what: str, cue: Path) -> None:
 
 
 async def hold(queue: Queue, cue: Path) -> None:
-    """Hold a claim, while somebody else waits for one."""
+    """Hold a claim, while somebody else waits for one, and holds that until the first was tried."""
+    tried = asyncio.Event()
 
     async def wait() -> None:
         (second,) = await queue.claim("q", wait=None)
         say("claimed", second.attempt)
+        await tried.wait()
         await settle(second.attempt, queue.ack(second))
 
     async def settle(attempt: int, ack: Awaitable[None]) -> None:
@@ -69,7 +71,8 @@ async def hold(queue: Queue, cue: Path) -> None:
     while not cue.exists():
         await asyncio.sleep(POLL_S)
     await settle(first.attempt, queue.ack(first))
-    if (await queue.get(first.job_id)).state == "done":
+    tried.set()
+    if not (await queue.stats("q")).totals["lease_expired"]:
         waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
 
