@@ -96,6 +96,8 @@ def _spawn(weed: Path, folder: Path, ports: list[int]) -> "subprocess.Popen[byte
         *listening,
         *("-admin.ui=false", "-webdav=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
         *(f"-filer.localSocket={folder / 'filer'}", f"-s3.localSocket={folder / 's3'}"),
+        # Each bucket has volumes of its own, and by itself it makes as many as the disk's free space holds in full.
+        "-volume.max=5000",
         # A misspelt bucket must stay missing, as it does in the cloud.
         "-s3.autoCreateBucket=false",
     ]
