@@ -101,7 +101,7 @@ async def test_before_it_opens(tmp_path: Path, number: signal.Signals) -> None:
         if number == signal.SIGINT:
             child.go_on()  # asyncio keeps Ctrl-C until the loop has its turn
         assert await child.end() == (INTERRUPTED if number == signal.SIGINT else KILLED, "")
-    assert not (tmp_path / "store").exists()
+    assert await jobs_after(tmp_path, child.said) == []
 
 
 @each_signal
