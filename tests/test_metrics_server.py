@@ -230,7 +230,7 @@ async def test_too_many_connections_are_dropped(monkeypatch: pytest.MonkeyPatch)
         assert (await ask(server.port, "/healthz")).status == 200
 
 
-async def test_closing_waits_a_moment_for_clients_that_hang_and_not_longer() -> None:
+async def test_closing_waits_a_moment_for_clients_that_hang_and_not_longer(caplog: pytest.LogCaptureFixture) -> None:
     loop = asyncio.get_running_loop()
     async with (
         served(registry=long_page()) as server,
@@ -245,6 +245,7 @@ async def test_closing_waits_a_moment_for_clients_that_hang_and_not_longer() -> 
             assert loop.time() - began_s < 10
             await settle()
             assert not server._server.server_state.connections
+        assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
         assert await closed_by_the_server(silent) == b""
         await closed_by_the_server(half)
 
