@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from ledgerq.tools import monitoring_files
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("eventlog", "projections", "worker", "tools")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -70,7 +72,8 @@ def test_wheel_holds_the_four_rooms_and_no_tests(tmp_path: Path) -> None:
         [scripts] = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
         entry_points = archive.read(scripts).decode()
     modules = {f"ledgerq/{file.relative_to(ROOT)}" for room in ROOMS for file in (ROOT / room).rglob("*.py")}
-    assert set(names) == modules | {"ledgerq/__init__.py", "ledgerq/py.typed"}
+    data = {f"ledgerq/tools/monitoring/{name}" for name in monitoring_files.NAMES}
+    assert set(names) == modules | data | {"ledgerq/__init__.py", "ledgerq/py.typed"}
     assert len(names) == len(set(names)), "a file is in the wheel twice"
     for script, target in PROJECT["scripts"].items():
         assert f"{script} = {target}" in entry_points

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ledgerq.eventlog import errors
-from ledgerq.tools import cli_operate, cli_read, cli_repair, doctor, exporter
+from ledgerq.tools import cli_operate, cli_read, cli_repair, doctor, exporter, monitoring_cli
 from ledgerq.tools.opening import ClosedPipe, execute
 from ledgerq.tools.render import printable, rich_console
 
@@ -141,10 +141,19 @@ def _full_app() -> typer.Typer:
     app.command()(cli_operate.pause)
     app.command()(cli_operate.resume)
     app.command()(exporter.exporter)
+    app.add_typer(_monitoring_app(), name="monitoring")
     app.command("doctor")(doctor.doctor)
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command(context_settings=passed_on)(bench)
     app.command("rebuild-projections")(cli_repair.rebuild_projections)
+    return app
+
+
+def _monitoring_app() -> typer.Typer:
+    app = _new_app()
+    app.callback()(monitoring_cli.monitoring)
+    app.command()(monitoring_cli.export)
+    app.command()(monitoring_cli.table)
     return app
 
 
