@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from aiostream import stream
+
 from ledgerq.eventlog.clock import Clock, sleep_until
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
 from ledgerq.eventlog.keys import queue_name_bytes
