@@ -134,6 +134,8 @@ async def test_a_writer_fenced_while_its_commit_is_on_its_way_reports_nothing() 
     await settle()
     second = await start_log(disk, ManualClock())
     clock.advance(1000)
+    await settle()
+    clock.advance(1000)  # the commit on its way had until then to say so itself
     with pytest.raises(Fenced):
         await task
     faults.let_go("sync:before")

@@ -62,14 +62,15 @@ class Core:
         clock: Clock | None = None,
         entropy: Entropy | None = None,
         projections: Iterable[Projection] = (),
+        writer: str | None = None,
     ) -> None:
-        """Put the parts together; `take_over` begins."""
+        """Put the parts together; `take_over` begins. `writer`: who opened, for the log (None: host and process)."""
         self._default, self._options = _checked_options(default, queues)
         if type(ready_window) is not int or ready_window < 1:
             raise InvalidArgument(f"ready_window is a number of jobs from 1 on, not {ready_window!r}")
         self.clock = clock or SystemClock()
         self.entropy = entropy or SystemEntropy()
-        self._writer = f"{socket.gethostname()}:{os.getpid()}"
+        self._writer = writer or f"{socket.gethostname()}:{os.getpid()}"
         if commit_interval_ms is None:
             commit_interval_ms = _default_interval_ms(store.location)
         number = isinstance(commit_interval_ms, int | float) and not isinstance(commit_interval_ms, bool)

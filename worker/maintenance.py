@@ -123,6 +123,12 @@ class Maintenance:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    @property
+    def next_due_ms(self) -> int | None:
+        """When the next scheduled job is due, in ms since the Unix epoch; None when none is, or it is not known now."""
+        due_ms = self._ranges[0].next_ms
+        return due_ms if 0 < due_ms < _NEVER else None
+
     def note(self, after: Job) -> None:
         """A job is scheduled or finished now: it may be due earlier than what is waited for."""
         scheduled, finished = self._ranges

@@ -1,6 +1,7 @@
 """Opening a queue: read what is there, take over from the writer before, and end the claims it left behind."""
 
 from collections.abc import Awaitable, Callable, Generator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
@@ -84,6 +85,7 @@ async def _claimed(live: Live) -> list[Job]:
     return found
 
 
+@cache
 def package_version() -> str:
     """The version of the installed distribution, for the log."""
     try:

@@ -278,7 +278,9 @@ class Queue:
     async def extend(self, claim: Claim, lease: float) -> Claim:
         """Renew the lease to `lease` seconds from now; returns the claim with its new end. Raises `ClaimLost`."""
         self._log.check()
-        return self._handout.extend(claim, seconds_ms("lease", lease, least_ms=1))
+        lease_ms = seconds_ms("lease", lease, least_ms=1)
+        async with self._core.refusing():
+            return self._handout.extend(claim, lease_ms)
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
         """Call `callback("cancel")` when the job is to stop, `callback("lost")` when another hand ended the claim."""

@@ -1,0 +1,99 @@
+"""The outside book of a simulation: what was asked, what was promised to whom, and whether the ledger keeps it.
+
+Everything here is about answers that a caller received. Each is compared at that very moment with what is durable:
+what the ledger does not hold when the caller hears of it was promised too early.
+"""
+
+from ledgerq.eventlog.events import Enqueued as EnqueuedEvent
+from ledgerq.tools.sim_model import UNFINISHED, Model, Violation
+from ledgerq.worker.claims import Claim, Enqueued
+
+__all__ = ["Book"]
+
+
+class Book:
+    """See the module's text. A token is the number that the payload of each job begins with, never the same twice."""
+
+    def __init__(self) -> None:
+        self.model: Model
+        self.tried: set[int] = set()
+        self.refused: set[int] = set()
+        self.promised: dict[int, bytes] = {}
+        self.durable: dict[int, bytes] = {}
+        self.payloads: dict[bytes, bytes] = {}
+        self.handed: set[tuple[bytes, int]] = set()
+        self.acked: set[bytes] = set()
+        self.created: list[bytes] = []
+
+    def enqueued_event(self, event: EnqueuedEvent, payload: bytes) -> None:
+        """A job became durable; raises `Violation`."""
+        token = int(payload.split(b" ", 1)[0])
+        if token not in self.tried:
+            raise Violation("invented", f"a job with the payload {payload[:20]!r} was never asked for")
+        if token in self.durable:
+            raise Violation("repeated", f"the job asked for once as {token} is in the log twice")
+        if token in self.refused:
+            raise Violation("repeated", f"the job {token} is in the log although its caller was refused")
+        self.durable[token] = event.job_id
+        self.acked.discard(event.job_id)  # the id of a job that was swept may be used again
+        self.payloads[event.job_id] = payload
+        self.created.append(event.job_id)
+
+    def answered(self, token: int, queue: str, unique: bytes | None, answer: Enqueued) -> None:
+        """An enqueue call returned; raises `Violation`."""
+        if answer.created:
+            if self.durable.get(token) != answer.id:
+                raise Violation("too early", f"enqueue of {token} returned before its event was durable")
+            self.promised[token] = answer.id
+            return
+        self.refused.add(token)
+        holder = self.model.jobs.get(answer.id)
+        if unique is None or holder is None or (holder.queue, holder.unique_key) != (queue, unique):
+            raise Violation("unique", f"enqueue of {token} was answered with {answer.id.hex()}, which has not its key")
+        if token in self.durable:
+            raise Violation("unique", f"enqueue of {token} said that nothing was added, and added a job")
+
+    def hand(self, claim: Claim) -> None:
+        """Somebody received a claim and begins to work on it; raises `Violation`."""
+        key = (claim.id, claim.offset)
+        if key not in self.model.claims:
+            raise Violation("too early", f"the claim at {claim.offset} was handed over before it was durable")
+        if key in self.handed:
+            raise Violation("two claims", f"the claim at {claim.offset} was handed over twice")
+        if claim.id in self.acked:
+            raise Violation("again", f"{claim.id.hex()} was handed over at {claim.offset} although it was acked")
+        if claim.payload != self.payloads[claim.id]:
+            raise Violation("payload", f"the claim at {claim.offset} has another payload than its job")
+        self.handed.add(key)
+
+    def settled(self, claim: Claim, how: str) -> None:
+        """A settlement was accepted: `how` is acked, nacked or released; raises `Violation`."""
+        found = self.model.claims.get((claim.id, claim.offset))
+        if found != how:
+            raise Violation("settled", f"the claim at {claim.offset} was {how}, says the call; the log says {found!r}")
+        if how == "acked":
+            self.acked.add(claim.id)
+
+    def lost(self, claim: Claim) -> None:
+        """A settlement was refused with `ClaimLost`; raises `Violation`."""
+        if self.model.claims.get((claim.id, claim.offset)) == "":
+            raise Violation("settled", f"the claim at {claim.offset} is current, and was refused as lost")
+
+    def renewed(self, claim: Claim) -> None:
+        """A lease was renewed."""
+        key = (claim.id, claim.offset)
+        self.model.leases[key] = claim.lease_expires_ms
+
+    def finished(self, *, swept: bool) -> None:
+        """After everything was worked off: each job that was promised ended, exactly once; raises `Violation`."""
+        lost = [token for token, job_id in self.promised.items() if job_id not in self.model.jobs]
+        if lost:
+            raise Violation("lost", f"jobs that were promised are nowhere: {lost[:5]}")
+        for job in self.model.jobs.values():
+            if job.state in UNFINISHED or (swept and job.state != "gone"):
+                raise Violation("lost", f"{job.id.hex()} enqueued at {job.offset} ends as {job.state}")
+            if job.ends != job.requeues + 1:
+                raise Violation("repeated", f"{job.id.hex()} ended {job.ends} times, requeued {job.requeues} times")
+        current = [key for key, how in self.model.claims.items() if not how]
+        if current:
+            raise Violation("lost", f"claims are current for ever: {current[:5]}")
