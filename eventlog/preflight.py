@@ -17,7 +17,7 @@ from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.slate_files import check_files
 
-__all__ = ["PREFLIGHT_LIMIT_S", "check_readable", "check_writable"]
+__all__ = ["PREFLIGHT_LIMIT_S", "check_clock", "check_readable", "check_writable"]
 
 _log = logger("store")
 
@@ -56,7 +56,7 @@ async def check_readable(location: Location, *, limit_s: float = PREFLIGHT_LIMIT
 
 
 async def _bounded(location: Location, limit_s: float, *, writing: bool, create: bool) -> None:
-    _check_clock(location, writing=writing)
+    check_clock(location, writing=writing)
     try:
         async with asyncio.timeout(limit_s):
             if location.is_file:
@@ -71,8 +71,11 @@ async def _bounded(location: Location, limit_s: float, *, writing: bool, create:
         ) from error
 
 
-def _check_clock(location: Location, *, writing: bool) -> None:
-    """SlateDB goes by the system's clock, whichever one the queue was given, and panics before 1970."""
+def check_clock(location: Location, *, writing: bool) -> None:
+    """SlateDB goes by the system's clock, whichever one the queue was given, and panics before 1970.
+
+    Raises `StoreUnavailable` then; warns of a clock that was never set when the store is to be written.
+    """
     now_ms = SystemClock().now_ms()
     if now_ms == 0:
         raise StoreUnavailable(

@@ -63,11 +63,12 @@ def refuse_memory(url: str) -> None:
 async def _check_quietly(url: str, *, writing: bool) -> None:
     """Meet a damaged manifest before the store is opened: SlateDB prints a panic on stderr, then comes our own line."""
     from ledgerq.eventlog.locations import parse_location
-    from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S
+    from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_clock
     from ledgerq.eventlog.slate_files import check_files
 
     location = parse_location(url)
     if location.is_file:
+        check_clock(location, writing=False)
         # What can't be looked at is told by the opening itself.
         with suppress(OSError), _without_stderr():
             async with asyncio.timeout(PREFLIGHT_LIMIT_S):
