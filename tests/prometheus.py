@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from tests.seaweed import free_ports
 
 __all__ = ["MISSING", "PROMETHEUS", "PROMTOOL", "Prometheus", "Series", "promtool", "running_prometheus"]
+__all__ += ["scrape_config"]
 
 MISSING = "these tests need Prometheus: apt-get install --no-install-recommends prometheus"
 PROMETHEUS = shutil.which("prometheus")

@@ -162,11 +162,11 @@ CASES = [
     Case("LedgerqProjectionBehind", 15, {at("projection_lag_events", projection="senders"): "5x20"},
          HERE | {"projection": "senders"}, "Projection senders is 5 events behind the log"),
     Case("LedgerqProjectionBehind", 15, {at("projection_lag_events", projection="senders"): "5x8 0 5x10"}),
-    # The test's clock begins at 0, which is when an audit is said to have been that never was.
-    Case("LedgerqNoAudit", 26 * 60, {AUDIT: "0x1600"},
+    # The test's clock begins at 0: this is a day before it.
+    Case("LedgerqNoAudit", 62, {AUDIT: "-86400x90"},
          HERE, "No audit of the store of host:9464 was recorded for more than a day"),
-    Case("LedgerqNoAudit", 24 * 60 + 50, {AUDIT: "0x1600"}),
-    Case("LedgerqNoAudit", 26 * 60, {AUDIT: "36000x1600"}),
+    Case("LedgerqNoAudit", 58, {AUDIT: "-86400x90"}),
+    Case("LedgerqNoAudit", 90, {AUDIT: "-80000x90"}),
     Case("LedgerqExporterStale", 10, {READ: "0x20"}, HERE, "What host:9464 tells of its store is old"),
     Case("LedgerqExporterStale", 12, {READ: "0+60x5 stale", UP: "1x5 0x20"},
          HERE, "What host:9464 tells of its store is old"),
