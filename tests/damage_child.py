@@ -319,10 +319,10 @@ def difference(found: Rows, wanted: Rows) -> str:
 
 
 class Loud(logging.Handler):
-    """What a program whose errors are one line must not say besides: tracebacks, and what asyncio complains of."""
+    """What asyncio complains of: tasks and callbacks whose errors nobody took. What ledgerq logs is no error of its."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "asyncio" or record.exc_info:
+        if record.name == "asyncio":
             print(self.format(record), file=sys.stderr, flush=True)
 
 
