@@ -41,6 +41,18 @@ async def test_a_lease_that_ends_while_the_disk_stalls_does_not_end_before_its_t
         assert ended_ms >= claimed_ms + 10_000
 
 
+async def test_a_lease_that_was_renewed_while_the_disk_stalls_holds_as_long_as_it_was_renewed_for() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue("q", b"")
+        (claim,) = await rig.queue.claim("q", lease=10)
+        calls = await stalled(rig)
+        await rig.advance(9)
+        claim = await rig.queue.extend(claim, 10)
+        await rig.advance(5)
+        await let_go(rig, calls)
+        await rig.queue.ack(claim)
+
+
 @pytest.mark.parametrize("what", [Promoted, Swept])
 async def test_nothing_is_promoted_or_swept_before_its_time_in_the_log(what: type[Promoted | Swept]) -> None:
     async with Rig(default=QueueOptions(keep_done_s=10)) as rig:

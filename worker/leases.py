@@ -56,11 +56,14 @@ class LeaseBook:
             heapq.heappop(self._heap)
         return self._heap[0].expires_ms if self._heap else None
 
-    def expired(self, now_ms: int, limit: int) -> list[Lease]:
-        """At most `limit` leases that have ended, soonest first; they stay until they are dropped."""
-        self._was_set_back(now_ms)
+    def expired(self, by_ms: int, limit: int, now_ms: int | None = None) -> list[Lease]:
+        """At most `limit` leases that have ended by then, soonest first; they stay until they are dropped.
+
+        `now_ms`: what the clock says, when that is later than `by_ms` (None: it is not).
+        """
+        self._was_set_back(by_ms if now_ms is None else now_ms)
         found: list[Lease] = []
-        while len(found) < limit and (due_ms := self.next_ms()) is not None and due_ms <= now_ms:
+        while len(found) < limit and (due_ms := self.next_ms()) is not None and due_ms <= by_ms:
             found.append(heapq.heappop(self._heap))
         for lease in found:
             heapq.heappush(self._heap, lease)

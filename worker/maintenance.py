@@ -196,7 +196,7 @@ class Maintenance:
             # The log must not say that something ended before its time: the open commit may be older than the clock.
             now_ms, since_ms = self._clock.now_ms(), log.open_since_ms
             by_ms = now_ms if since_ms is None else min(now_ms, since_ms)
-            expired = self._leases.expired(by_ms, _STEP_ROWS)
+            expired = self._leases.expired(by_ms, _STEP_ROWS, now_ms)
             self._expire(expired, by_ms)
             due = [timed for timed in self._ranges if timed.next_ms <= by_ms]
             if not expired and not due:
