@@ -148,6 +148,29 @@ async def test_a_renewal_that_finds_the_claim_lost_stops_the_handler(monkeypatch
             assert (await rig.queue.get(job.job_id)).state == "claimed"
 
 
+async def test_leases_are_renewed_though_the_end_of_another_job_is_not_durable_for_long() -> None:
+    cues = {b"ends": asyncio.Event(), b"runs": asyncio.Event()}
+    async with Rig(default=QueueOptions(lease_s=30.0)) as rig:
+        await rig.queue.enqueue_many("q", list(cues))
+        worker = Worker(rig.queue, concurrency=2)
+
+        @worker.handler("q")
+        async def handle(job: JobContext) -> None:
+            await cues[job.payload].wait()
+
+        async with working(worker, until_empty=True):
+            rig.faults.hold("sync:before")
+            cues[b"ends"].set()
+            await settle()
+            for _ in range(5):
+                await rig.advance(10)
+            rig.faults.let_go("sync:before")
+            await settle()
+            cues[b"runs"].set()
+        stats = await rig.queue.stats("q")
+        assert (stats.done, stats.totals["claimed"], stats.totals["lease_expired"]) == (2, 2, 0)
+
+
 async def test_a_renewal_that_fails_ends_the_worker_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
 

@@ -241,20 +241,29 @@ class Worker:
             self._changed.set()
 
     async def _renew(self) -> None:
-        """Renew all leases when a third of the shortest one has passed."""
+        """Renew all leases when a third of the shortest one has passed.
+
+        Each by itself: that a claim is lost is said once it is durable, and no other lease may end meanwhile.
+        """
         lease_s = min(self.queue.options(queue).lease_s for queue in self._handlers)
         clock = self.queue.clock
-        while True:
-            await sleep_until(clock, clock.now_ms() + max(1, round(lease_s * 1000 / 3)))
-            for claim, (running, _) in list(self._held.items()):
-                try:
-                    await self.queue.extend(claim, self.queue.options(claim.queue).lease_s)
-                    self._meters.renewals += 1
-                except ClaimLost:
-                    running.stop("lost")
-                except Exception as error:
-                    self._failed(error)
-                    return
+        renewing: dict[Claim, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+            while self._failure is None:
+                await sleep_until(clock, clock.now_ms() + max(1, round(lease_s * 1000 / 3)))
+                renewing = {claim: task for claim, task in renewing.items() if not task.done()}
+                for claim, (running, _) in self._held.items():
+                    if claim not in renewing:
+                        renewing[claim] = group.create_task(self._extend(claim, running))
+
+    async def _extend(self, claim: Claim, running: Running) -> None:
+        try:
+            await self.queue.extend(claim, self.queue.options(claim.queue).lease_s)
+            self._meters.renewals += 1
+        except ClaimLost:
+            running.stop("lost")
+        except Exception as error:
+            self._failed(error)
 
     async def _until_drained(self) -> None:
         try:
