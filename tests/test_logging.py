@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ledgerq.eventlog.entropy import job_id_text
-from ledgerq.eventlog.errors import StoreUnavailable
+from ledgerq.eventlog.errors import ClaimLost, StoreUnavailable
 from ledgerq.eventlog.logs import Seldom, about, about_job
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.outcomes import Dead, Retry
@@ -231,6 +231,38 @@ async def test_a_maintenance_step_that_goes_on_failing_is_said_five_times_in_a_m
         assert "more like this were not logged)" in minute[5].getMessage()
         for _ in range(10):
             await rig.advance(1)
+
+
+class Broken(logging.Filter):
+    """What a program may do to its own logging."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Raise."""
+        raise RuntimeError("no logging today")
+
+
+async def test_logging_that_raises_ends_neither_commits_nor_maintenance() -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(str(context["exception"])))
+    broken, log = Broken(), logging.getLogger("ledgerq.queue")
+    log.addFilter(broken)
+    try:
+        async with Rig() as rig:
+            await rig.queue.enqueue("q", b"x")
+            for _ in range(2):
+                (claim,) = await rig.queue.claim("q", lease=10)
+                rig.faults.spoil("scan", StoreUnavailable("gone fishing"))
+                await rig.queue.enqueue("later", b"x", delay=10)
+                await rig.advance(11)
+                await rig.advance(2)
+                async with asyncio.timeout(10):
+                    await rig.queue.enqueue("other", b"x")
+                with pytest.raises(ClaimLost):
+                    await rig.queue.ack(claim)
+            assert rig.queue._core.maintenance.failures == 2
+    finally:
+        log.removeFilter(broken)
+    assert told == ["no logging today"] * 4
 
 
 async def test_claiming_that_goes_on_failing_is_said_five_times_in_a_minute(

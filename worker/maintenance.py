@@ -6,6 +6,7 @@ changes, no more. A step that fails with a passing error is logged, counted and 
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from ledgerq.eventlog.clock import Clock, Timer
@@ -177,13 +178,11 @@ class Maintenance:
         self.failures += 1
         now_ms = self._clock.now_ms()
         if self._seldom.may(now_ms):
-            _log.warning(
-                "a maintenance step failed and will be tried again: %s%s",
-                error,
-                self._seldom.take_left_out(),
-                exc_info=error,
-                extra=about("maintenance_failed", failures=self.failures),
-            )
+            what, left_out = "a maintenance step failed and will be tried again: %s%s", self._seldom.take_left_out()
+            extra = about("maintenance_failed", failures=self.failures)
+            # On a later turn: a handler of the program's that raises must not end the loop either.
+            say = partial(_log.warning, what, error, left_out, exc_info=error, extra=extra)
+            asyncio.get_running_loop().call_soon(say)
         self._clock.call_at(now_ms + _RETRY_AFTER_MS, self._wake.set)
 
     async def _step(self) -> None:

@@ -82,7 +82,11 @@ class EndedClaims:
             self._staged.append((self._log.next_offset, job, why))
 
     def say(self) -> None:
-        """Write about what became durable."""
+        """Write about what became durable: on the loop's next turn, so that a handler that raises harms no commit."""
+        if self._staged:
+            asyncio.get_running_loop().call_soon(self._say)
+
+    def _say(self) -> None:
         while self._staged and self._staged[0][0] <= self._log.durable_head.next_offset:
             _, job, why = self._staged.popleft()
             if self._seldom.may(self._log.clock.now_ms()):
