@@ -9,14 +9,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.seaweed import free_ports
 
 __all__ = ["MISSING", "PROMETHEUS", "PROMTOOL", "Prometheus", "Series", "promtool", "running_prometheus"]
-__all__ += ["scrape_config"]
 
 MISSING = "these tests need Prometheus: apt-get install --no-install-recommends prometheus"
 PROMETHEUS = shutil.which("prometheus")
@@ -52,9 +51,9 @@ class Prometheus:
 
     def api(self, path: str, **parameters: str) -> Any:
         """What the API answers, without its envelope; an error fails the test with what Prometheus says of it."""
-        body = urllib.parse.urlencode(parameters).encode() if parameters else None
+        asked = urllib.parse.urlencode({name.replace("match", "match[]"): text for name, text in parameters.items()})
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{path}", body, timeout=LIMIT_S) as answer:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{asked}", timeout=LIMIT_S) as answer:
                 found = json.load(answer)
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{path} {parameters}: {error.read().decode()}") from None
@@ -136,12 +135,3 @@ def _answers(process: "subprocess.Popen[bytes]", port: int) -> bool:
                 return True
         time.sleep(POLL_S)
     return False
-
-
-def scrape_config(targets: Mapping[str, str], interval: str) -> str:
-    """The scrape jobs of a configuration, each of one target."""
-    lines = ["global:", f"  scrape_interval: {interval}", f"  evaluation_interval: {interval}"]
-    lines += ["rule_files: [rules/*.yml]", "scrape_configs:"]
-    for job, target in targets.items():
-        lines += [f"  - job_name: {job}", f'    static_configs: [{{targets: ["{target}"]}}]']
-    return "\n".join(lines) + "\n"

@@ -67,10 +67,11 @@ class Case(NamedTuple):
 CASES = [
     # Backlog
     Case("LedgerqBacklogStuck", 20, {PENDING: "5x30", kind("claimed"): "100x30", PAUSED: "0x30"},
-         MAIL | {"state": "pending"}, "Nothing is claimed from queue mail while jobs are pending"),
+         MAIL | {"state": "pending"}, "Nothing is claimed from queue mail while 5 jobs are pending"),
     Case("LedgerqBacklogStuck", 20, {PENDING: "5x30", kind("claimed"): "0+1x30", PAUSED: "0x30"}),
     Case("LedgerqBacklogStuck", 20, {PENDING: "5x30", kind("claimed"): "100x30", PAUSED: "1x30"}),
     Case("LedgerqBacklogStuck", 20, {PENDING: "5x15 0 5x30", kind("claimed"): "100x50", PAUSED: "0x50"}),
+    Case("LedgerqBacklogStuck", 18, {PENDING: "5x15 stale", kind("claimed"): "100x15 stale", PAUSED: "1x15 stale"}),
     Case("LedgerqBacklogGrowing", 60, {PENDING: "0+20x60", kind("claimed"): "0+1x60", PAUSED: "0x60"},
          MAIL | {"state": "pending"}, "The backlog of queue mail grows and does not drain: 1200 jobs"),
     Case("LedgerqBacklogGrowing", 60, {PENDING: "1200x60", kind("claimed"): "0+1x60", PAUSED: "0x60"}),

@@ -83,6 +83,11 @@ def _one(expr: str, legend: str = "") -> tuple[Target, ...]:
     return (Target(expr, legend),)
 
 
+def _ago(metric: str) -> str:
+    # A sample has the time at which its scrape began, so what happened during it would be ahead of that.
+    return f"clamp_min(time() - min({metric}{{{_AT}}}), 0)"
+
+
 _BY_QUEUE: Final = "{{queue}}"
 _TRIES: Final = "ledgerq_attempts_total"
 _NOT_ACKED: Final = f'{_Q},outcome!="acked"'
@@ -101,9 +106,9 @@ _NOW: Final = Row("Now", 4, (
     Panel("Writer", "stat", "bool_on_off", 3, "On while every chosen process can commit.",
           _one(f"min(ledgerq_writer_up{{{_AT}}})"), ((0, "red"), (1, "green"))),
     Panel("Last commit", "stat", "s", 3, "How long ago; of several stores, of the one that rests longest.",
-          _one(f"time() - min(ledgerq_log_last_commit_timestamp_seconds{{{_AT}}})")),
+          _one(_ago("ledgerq_log_last_commit_timestamp_seconds"))),
     Panel("Last audit", "stat", "s", 3, "How long ago it was recorded; of several stores, the oldest.",
-          _one(f"time() - min(ledgerq_audit_timestamp_seconds{{{_AT}}})"),
+          _one(_ago("ledgerq_audit_timestamp_seconds")),
           ((0, "green"), (MAX_AUDIT_AGE_S, "red"))),
 ))  # fmt: skip
 

@@ -83,10 +83,12 @@ RECORDS: Final = (
 _BACKLOG: Final = (
     Alert(
         "LedgerqBacklogStuck", "critical", "5m",
-        f"min_over_time({_PENDING}[10m]) > 0\n"
+        # Where a writer is gone, ranges still have what it said: the first line leaves that to another alert.
+        f"{_PENDING}\n"
+        f"and min_over_time({_PENDING}[10m]) > 0\n"
         f"and ignoring (state, kind) {_kind('claimed', '10m', 'increase')} == 0\n"
         f"unless ignoring (state) {_PAUSED}",
-        "Nothing is claimed from queue {{ $labels.queue }} while jobs are pending",
+        "Nothing is claimed from queue {{ $labels.queue }} while {{ $value }} jobs are pending",
         "Jobs have been pending for more than 10 minutes, the queue is not paused, and not one was claimed.",
     ),
     Alert(
