@@ -152,3 +152,17 @@ async def test_async_with_opens_and_closes() -> None:
         await queue.enqueue("q", b"")
     await settle()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_claim_that_is_handed_out_by_the_last_commit_leaves_no_timer_behind() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue("q", b"x")
+        rig.faults.hold("sync:before")
+        claiming = asyncio.create_task(rig.queue.claim("q", lease=86_400))
+        await settle()
+        closing = asyncio.create_task(rig.queue.close())
+        await settle()
+        rig.faults.let_go("sync:before")
+        assert len(await claiming) == 1
+        await closing
+        assert rig.clock.next_due_ms() is None

@@ -120,9 +120,10 @@ class Maintenance:
         """End the task."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        task, self._task = self._task, None  # a claim that is handed out from now on sets no timer
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     @property
     def next_due_ms(self) -> int | None:
