@@ -32,6 +32,15 @@ async def test_the_oldest_job_is_found_behind_those_that_are_more_urgent() -> No
         assert await oldest(rig) == start_ms
 
 
+async def test_the_next_priority_is_not_passed_over() -> None:
+    async with Rig() as rig:
+        start_ms = rig.clock.now_ms()
+        await rig.queue.enqueue("q", b"slow", priority=2)
+        rig.clock.advance(1000)
+        await rig.queue.enqueue_many("q", [NewJob(b"x", priority=1) for _ in range(2 * look._ROWS)])
+        assert await oldest(rig) == start_ms
+
+
 async def test_a_job_that_was_scheduled_waits_since_it_was_due() -> None:
     async with Rig() as rig:
         due_ms = rig.clock.now_ms() + 60_000
