@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Final
 
-from ledgerq import Claim, Dead, JobContext, Queue, QueueClosed, QueueOptions, StoreOptions, Worker
+from ledgerq import Claim, Dead, InvalidState, JobContext, Queue, QueueClosed, QueueOptions, StoreOptions, Worker
 
 __all__ = ["QUEUES", "URL_VARIABLE", "make", "options"]
 
@@ -180,4 +180,5 @@ class Load:
         if beat % 20 == 0:
             running = await queue.jobs("backups", state="claimed", limit=1)
             for job in running.jobs:
-                await queue.cancel(job.job_id, **OPERATOR)
+                with contextlib.suppress(InvalidState):  # it may have ended meanwhile
+                    await queue.cancel(job.job_id, **OPERATOR)

@@ -1,4 +1,4 @@
-"""Prometheus on the loopback interface, from Debian's package `prometheus`, which brings `promtool` with it."""
+"""Prometheus and Alertmanager on the loopback interface, from Debian's packages; `promtool` comes with the first."""
 
 import contextlib
 import json
@@ -9,18 +9,21 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.seaweed import free_ports
 
-__all__ = ["MISSING", "PROMETHEUS", "PROMTOOL", "Prometheus", "Series", "promtool", "running_prometheus"]
+__all__ = ["ALERTMANAGER", "MISSING", "MISSING_ALERTMANAGER", "PROMETHEUS", "PROMTOOL", "Prometheus", "Series"]
+__all__ += ["promtool", "running_alertmanager", "running_prometheus"]
 
 MISSING = "these tests need Prometheus: apt-get install --no-install-recommends prometheus"
+MISSING_ALERTMANAGER = f"{MISSING}-alertmanager"
 PROMETHEUS = shutil.which("prometheus")
+ALERTMANAGER = shutil.which("prometheus-alertmanager")
 PROMTOOL = shutil.which("promtool")
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 POLL_S = 0.02
 # Between finding a port free and listening on it another process may take it.
 _STARTS = 3
@@ -79,19 +82,18 @@ class Prometheus:
         data = self.api("query_range", query=expr, start=str(start), end=str(end), step=str(step))
         return [(one["metric"], [float(value) for _, value in one["values"]]) for one in data["result"]]
 
-    def alerts(self) -> dict[str, list[dict[str, Any]]]:
-        """The alerts that fire, by name."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for alert in self.api("alerts")["alerts"]:
-            if alert["state"] == "firing":
-                found.setdefault(alert["labels"]["alertname"], []).append(alert)
-        return found
+    def delivered(self) -> list[dict[str, Any]]:
+        """The alerts that Alertmanager has, asked at the place where Prometheus sends them."""
+        (to,) = self.api("alertmanagers")["activeAlertmanagers"]
+        with urllib.request.urlopen(to["url"], timeout=LIMIT_S) as answer:
+            alerts: list[dict[str, Any]] = json.load(answer)
+        return alerts
 
-    def until(self, holds: Callable[[], bool], what: str) -> None:
+    def until(self, holds: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
         """Ask again and again until it holds."""
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + limit_s
         while not holds():
-            assert time.monotonic() < deadline, f"{what}: not within {LIMIT_S:g} s\n{self._log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"{what}: not within {limit_s:g} s\n{self._log.read_text()[-3000:]}"
             time.sleep(POLL_S)
 
 
@@ -99,24 +101,41 @@ class Prometheus:
 def running_prometheus(config: Path, folder: Path) -> Iterator[Prometheus]:
     """A server for the block, with its data and log in `folder`; it is killed in the end."""
     assert PROMETHEUS is not None, MISSING
-    log = folder / "prometheus.log"
+    options = {
+        "config.file": config,
+        "storage.tsdb.path": folder / "data",
+        "storage.tsdb.retention.time": "1h",
+        "log.level": "warn",
+    }
+    with _running(PROMETHEUS, options, folder) as (port, log):
+        yield Prometheus(port, log)
+
+
+@contextlib.contextmanager
+def running_alertmanager(folder: Path) -> Iterator[int]:
+    """An Alertmanager that tells nobody, for the block; gives its port."""
+    assert ALERTMANAGER is not None, MISSING_ALERTMANAGER
+    config = folder / "alertmanager.yml"
+    config.write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n")
+    options = {"config.file": config, "storage.path": folder / "alertmanager", "cluster.listen-address": ""}
+    with _running(ALERTMANAGER, options, folder) as (port, _):
+        yield port
+
+
+@contextlib.contextmanager
+def _running(program: str, options: Mapping[str, object], folder: Path) -> Iterator[tuple[int, Path]]:
+    log = folder / f"{Path(program).name}.log"
     for left in reversed(range(_STARTS)):
         (port,) = free_ports(1)
-        options = {
-            "config.file": config,
-            "storage.tsdb.path": folder / "data",
-            "web.listen-address": f"127.0.0.1:{port}",
-            "storage.tsdb.retention.time": "1h",
-            "log.level": "warn",
-        }
-        command = [PROMETHEUS, *(f"--{name}={value}" for name, value in options.items())]
+        given = {**options, "web.listen-address": f"127.0.0.1:{port}"}
+        command = [program, *(f"--{name}={value}" for name, value in given.items())]
         with log.open("wb") as said:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=folder)
         try:
             if not _answers(process, port):
-                assert left, f"Prometheus does not start:\n{log.read_text()}"
+                assert left, f"{program} does not start:\n{log.read_text()}"
                 continue
-            yield Prometheus(port, log)
+            yield port, log
             return
         finally:
             process.kill()

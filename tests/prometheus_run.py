@@ -2,7 +2,7 @@
 
 Three processes are watched, with the configuration and rules that `ledgerq monitoring export` writes: a worker, which
 is killed and started again, an exporter beside it, and a writer that was fenced. A minute of the rules is a second
-here, so that alerts that want to wait fire within the run.
+here, so that alerts that want to wait fire within the run. They go to an Alertmanager, where there is one.
 """
 
 import asyncio
@@ -18,24 +18,33 @@ from typing import NamedTuple
 import pytest
 
 from ledgerq.tools import monitoring_files
+from ledgerq.tools.monitoring_dashboard import filled_in
 from ledgerq.worker.metrics import Metrics
 from ledgerq.worker.queue import Queue
 from tests.monitoring_load import URL_VARIABLE
 from tests.programs import ROOT, program
-from tests.prometheus import Prometheus, running_prometheus
+from tests.prometheus import ALERTMANAGER, LIMIT_S, Prometheus, running_alertmanager, running_prometheus
 from tests.seaweed import free_ports
 
 __all__ = ["WORKER", "Run", "as_grafana", "observed"]
 
 WORKER = "ledgerq"
-SCRAPE_INTERVAL = "500ms"
+SCRAPE_INTERVAL = "1s"
 # What Grafana would make of a scrape interval of 2.5 s: four of them. Shorter ones would be holes on a busy machine.
 RATE_INTERVAL = "10s"
-# Everything that the load does has been seen by then, and alerts that wait for 15 s fire.
-BEFORE_KILL_S = 22.0
+BEFORE_KILL_S = 15.0
 AFTER_RESTART_S = 6.0
 KINDS = ("enqueued", "promoted", "claimed", "acked", "nacked", "lease_expired", "cancel_requested", "cancelled")
 KINDS += ("requeued", "swept", "dead", "released")
+
+# What the load makes fire, and for what.
+FIRING = {
+    "LedgerqDeadLetters": 'queue="invoices"',
+    "LedgerqLeasesExpiring": 'queue="orders"',
+    "LedgerqHandlersFailing": 'queue="invoices"',
+    "LedgerqClaimsLost": f'job="{WORKER}"',
+    "LedgerqWriterFenced": 'job="fenced"',
+}
 
 
 class Run(NamedTuple):
@@ -58,7 +67,7 @@ def as_grafana(expr: str, queue: str = ".*", rate_interval: str = RATE_INTERVAL)
     `$job` is one value, and `All` of the others is their allValue; several chosen ones would be `(mail|images)`.
     """
     values = {"job": WORKER, "instance": ".*", "queue": queue, "__rate_interval": rate_interval}
-    return re.sub(r"\$(\w+)", lambda found: values[found[1]], expr)
+    return filled_in(expr, values)
 
 
 def hurried(rules: str) -> str:
@@ -75,7 +84,8 @@ def configure(folder: Path, ports: dict[str, int]) -> Path:
         path.write_text(hurried(text) if name.startswith("rules/") else text)
     config = folder / "prometheus.yml"
     text = config.read_text().replace("15s", SCRAPE_INTERVAL)
-    for example, job in (("localhost:9464", WORKER), ("localhost:9465", "ledgerq-exporter")):
+    places = {"localhost:9464": WORKER, "localhost:9465": "ledgerq-exporter", "localhost:9093": "alertmanager"}
+    for example, job in places.items():
         assert example in text
         text = text.replace(example, f"127.0.0.1:{ports[job]}")
     text += f'  - job_name: fenced\n    static_configs: [{{targets: ["127.0.0.1:{ports["fenced"]}"]}}]\n'
@@ -111,10 +121,15 @@ class Watch:
     def __init__(self, prometheus: Prometheus) -> None:
         self._prometheus = prometheus
 
-    async def until(self, expr: str, what: str) -> None:
+    async def until(self, expr: str, what: str, limit_s: float = LIMIT_S) -> None:
         """Until the expression has a value that is not 0."""
         holds = lambda: any(series.value for series in self._prometheus.query(expr))  # noqa: E731
-        await asyncio.to_thread(self._prometheus.until, holds, what)
+        await asyncio.to_thread(self._prometheus.until, holds, what, limit_s)
+
+    async def scraped_for(self, seconds: float, since: float) -> None:
+        """Until the worker was scraped that long after."""
+        scraped = f'timestamp(up{{job="{WORKER}"}}) > {since + seconds}'
+        await self.until(scraped, f"scrapes for {seconds:g} s", LIMIT_S + seconds)
 
     async def last_scrape(self) -> float:
         """When the worker was scraped last."""
@@ -126,7 +141,9 @@ class Watch:
         return await self.last_scrape()
 
 
-async def drive(prometheus: Prometheus, folder: Path, ports: dict[str, int]) -> Run:
+async def drive(
+    prometheus: Prometheus, folder: Path, ports: dict[str, int], before_kill_s: float, after_restart_s: float
+) -> Run:
     """The whole run."""
     url, watch, pages = str(folder / "store"), Watch(prometheus), {}
     acked = f'sum(ledgerq_transitions_total{{job="{WORKER}",kind="acked"}})'
@@ -141,14 +158,17 @@ async def drive(prometheus: Prometheus, folder: Path, ports: dict[str, int]) -> 
             began = await watch.last_scrape()
             seen = " and ".join(f'sum(ledgerq_transitions_total{{job="{WORKER}",kind="{kind}"}}) > 0' for kind in KINDS)
             await watch.until(f"{seen} and sum(ledgerq_worker_claims_lost_total) > 1", "everything happens")
-            await watch.until(f'timestamp(up{{job="{WORKER}"}}) > {began + BEFORE_KILL_S}', "time passes")
+            for alert, matcher in FIRING.items():
+                firing = f'ALERTS{{alertname="{alert}",alertstate="firing",{matcher}}}'
+                await watch.until(firing, f"{alert} fires")
+            await watch.scraped_for(before_kill_s, began)
             pages = {"worker": (await worker.ask()).text, "exporter": (await exporter.ask()).text}
             await worker.end(signal.SIGKILL)
             killed = await watch.last_scrape_before_down()
         async with program(*serve, folder=folder / "worker") as worker:
             await watch.until(f'up{{job="{WORKER}"}} == 1', "the worker is back")
             restarted = await watch.last_scrape()
-            await watch.until(f'timestamp(up{{job="{WORKER}"}}) > {restarted + AFTER_RESTART_S}', "time passes")
+            await watch.scraped_for(after_restart_s, restarted)
             await worker.end()
             ended = await watch.last_scrape_before_down()
         await watch.until('ALERTS{alertname="LedgerqWriterGone",alertstate="firing"}', "the writer is missed")
@@ -156,11 +176,17 @@ async def drive(prometheus: Prometheus, folder: Path, ports: dict[str, int]) -> 
 
 
 @contextlib.contextmanager
-def observed(folder: Path) -> Iterator[Run]:
+def observed(
+    folder: Path, before_kill_s: float = BEFORE_KILL_S, after_restart_s: float = AFTER_RESTART_S
+) -> Iterator[Run]:
     """The run, done; Prometheus goes on so that it can be asked about it."""
-    jobs = (WORKER, "ledgerq-exporter", "fenced")
+    jobs = (WORKER, "ledgerq-exporter", "fenced", "alertmanager")
     ports = dict(zip(jobs, free_ports(len(jobs)), strict=True))
-    config = configure(folder / "monitoring", ports)
-    with running_prometheus(config, folder) as prometheus, pytest.MonkeyPatch.context() as patch:
+    with contextlib.ExitStack() as running:
+        if ALERTMANAGER is not None:
+            ports["alertmanager"] = running.enter_context(running_alertmanager(folder))
+        config = configure(folder / "monitoring", ports)
+        prometheus = running.enter_context(running_prometheus(config, folder))
+        patch = running.enter_context(pytest.MonkeyPatch.context())
         patch.setenv(URL_VARIABLE, str(folder / "store"))
-        yield asyncio.run(drive(prometheus, folder, ports))
+        yield asyncio.run(drive(prometheus, folder, ports, before_kill_s, after_restart_s))

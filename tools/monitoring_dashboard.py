@@ -4,14 +4,14 @@ What the panels are stands in monitoring_panels.py. `monitoring_files.py` writes
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from json import dumps
 from typing import Any, Final
 
 from ledgerq.projections.metrics_catalogue import CATALOGUE
 from ledgerq.tools.monitoring_panels import ROWS, Panel, PanelType, Row
 
-__all__ = ["GRID_COLUMNS", "dashboard", "dashboard_file", "metrics_of"]
+__all__ = ["GRID_COLUMNS", "dashboard", "dashboard_file", "filled_in", "metrics_of"]
 
 GRID_COLUMNS: Final = 24
 # Grafana 10.4 and 11.
@@ -24,6 +24,11 @@ def metrics_of(expr: str) -> list[str]:
     """The metrics that an expression asks for, by their names in the catalogue."""
     found = (re.sub(r"_(bucket|count|sum)$", "", name) for name in _METRIC.findall(expr))
     return list(dict.fromkeys(found))
+
+
+def filled_in(expr: str, values: Mapping[str, str]) -> str:
+    """An expression as Grafana sends it, with these values for its variables, `__rate_interval` being one of them."""
+    return re.sub(r"\$(\w+)", lambda found: values[found[1]], expr)
 
 
 def dashboard_file() -> str:

@@ -1,0 +1,29 @@
+"""Make the README's picture of the dashboard anew, from a run of the scripted load that takes some minutes.
+
+    python -m tests.monitoring_picture [SECONDS]
+
+It needs Prometheus and matplotlib. By hand, after the dashboard changed.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from ledgerq.tools.monitoring_files import FOLDER
+from ledgerq.tools.monitoring_picture import Place, picture
+from tests.prometheus_run import RATE_INTERVAL, WORKER, observed
+
+PICTURE = FOLDER / "dashboard.png"
+
+
+def main(seconds: float) -> None:
+    """Run, and draw."""
+    with tempfile.TemporaryDirectory() as folder, observed(Path(folder), 0.7 * seconds, 0.3 * seconds) as run:
+        # The first moments have no rates yet.
+        place = Place(run.prometheus.url, WORKER, run.began + 5, run.ended, RATE_INTERVAL)
+        empty = picture(place, PICTURE)
+    print(f"{PICTURE}: {PICTURE.stat().st_size} bytes; no data in {empty or 'no panel'}")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 300)
