@@ -30,7 +30,7 @@ __all__ = ["WORKER", "Run", "as_grafana", "observed"]
 
 WORKER = "ledgerq"
 SCRAPE_INTERVAL = "1s"
-# What Grafana would make of a scrape interval of 2.5 s: four of them. Shorter ones would be holes on a busy machine.
+# What Grafana would make of a scrape interval of 2.5 s: four of them. A shorter one would have holes on a busy machine.
 RATE_INTERVAL = "10s"
 BEFORE_KILL_S = 15.0
 AFTER_RESTART_S = 6.0

@@ -236,6 +236,8 @@ def _options(kind: PanelType, unit: str) -> dict[str, Any]:
             "calculate": False,
             "cellGap": 1,
             "color": {"exponent": 0.5, "mode": "scheme", "scale": "exponential", "scheme": "Oranges", "steps": 64},
+            # Nothing is drawn where nothing was.
+            "filterValues": {"le": 1e-9},
             "legend": {"show": True},
             "rowsFrame": {"layout": "auto"},
             "tooltip": {"mode": "single", "yHistogram": False},
