@@ -9,7 +9,6 @@ tells what is true.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Final, Protocol
@@ -21,6 +20,7 @@ from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, Que
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.meters import CommitMeters, CommitTimes
+from ledgerq.eventlog.process import own_pid
 from ledgerq.eventlog.store import Anchor, Batch, Store
 
 __all__ = ["MAX_COMMIT_BYTES", "Commit", "EventLog", "Projector"]
@@ -85,7 +85,7 @@ class EventLog(LogReader):
         self._projector = projector
         self._interval_s = commit_interval_s
         self._durable: Head = Head(0, b"", 0, 0, 0)
-        self._time_ms = 0
+        self.time_ms = 0  # of the newest commit: of the open one, when there is one
         self._open: Commit | None = None
         self._in_flight: Commit | None = None
         self._wake = asyncio.Event()
@@ -94,7 +94,7 @@ class EventLog(LogReader):
         self._timer: Timer | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
+        self._pid = own_pid()
 
     async def start(self, *, accept_rollback: bool = False) -> int | None:
         """Read and check the head, take the next epoch, and begin to commit.
@@ -116,7 +116,7 @@ class EventLog(LogReader):
         self._durable = head
         self.epoch = max(head.epoch, anchor.epoch if anchor is not None else 0) + 1
         self.next_offset = head.next_offset
-        self._time_ms = head.time_ms
+        self.time_ms = head.time_ms
         self._task = asyncio.create_task(self._run(), name="ledgerq-commit")
         self._watch_store()
         return rolled_back_from
@@ -161,21 +161,22 @@ class EventLog(LogReader):
 
     def check(self) -> None:
         """Raise what keeps this log from appending: its failure, `QueueClosed`, `WrongProcess`, or `WrongLoop`."""
-        if os.getpid() != self._pid:
+        if own_pid() != self._pid:
             self.check_owner()
         if self.failure is not None:
             # One error is raised for every call: it must not gather the frames, and what is in them, of all of them.
             raise self.failure.with_traceback(None)
         if self._closing:
             raise QueueClosed(f"the queue on {self.store.location} is closed; open it again")
-        self.check_owner()
+        if asyncio.get_running_loop() is not self._loop:
+            self.check_owner()
 
     def check_owner(self) -> None:
         """Raise `WrongProcess` in a forked child, and `WrongLoop` on another event loop than the one that opened it."""
-        if os.getpid() != self._pid:
+        if own_pid() != self._pid:
             raise WrongProcess(
                 f"the queue on {self.store.location} was opened in process {self._pid} and used in its forked child "
-                f"{os.getpid()}: open it in the child, or start children with multiprocessing's spawn method"
+                f"{own_pid()}: open it in the child, or start children with multiprocessing's spawn method"
             )
         if asyncio.get_running_loop() is not self._loop:
             raise WrongLoop("this queue belongs to another event loop: use it there, or open it anew if that has ended")
@@ -186,8 +187,8 @@ class EventLog(LogReader):
         if commit is None:
             if self.failure is not None:
                 raise self.failure.with_traceback(None)
-            self._time_ms = max(self._time_ms, self.clock.now_ms())
-            commit = self._open = Commit(self.next_offset, self._time_ms)
+            self.time_ms = max(self.time_ms, self.clock.now_ms())
+            commit = self._open = Commit(self.next_offset, self.time_ms)
             self._wake.set()
         return commit
 

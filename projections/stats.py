@@ -58,6 +58,7 @@ _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Requeued: 8,
     Swept: 9,
 }
+_ENQUEUED_TOTAL: Final = 0
 _CLAIMED_TOTAL: Final = 2
 _ACKED_TOTAL: Final = 3
 _DEAD: Final = 10
@@ -122,10 +123,13 @@ class Tally:
         an expired lease ends (it may have been found days later), tells nothing of the work. Life ends with the ack.
         """
         kind = type(event)
-        if before is None or after is None:
+        # What happens to every job is counted here in place: the same as `add`, which a test holds it against.
+        if kind is Enqueued and before is None and after is not None:
+            self.now[_STATE_AT[after.state]] += 1
+            self.totals[_ENQUEUED_TOTAL] += 1
+        elif before is None or after is None:
             self.add(stats_delta(before, event, after))
         elif kind is Claimed:
-            # What happens to every job is counted here in place: the same as `add`, which a test holds it against.
             self.now[_PENDING] -= 1
             self.now[_CLAIMED] += 1
             self.totals[_CLAIMED_TOTAL] += 1

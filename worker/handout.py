@@ -136,7 +136,6 @@ class Handout:
         live, window = self._live, self._live.window(queue)
         if lease_ms is None:
             lease_ms = to_ms(self._options_of(queue).lease_s)
-        expires_ms = self._clock.now_ms() + lease_ms
         claims: list[Claim] = []
         while len(claims) < limit and (ready := window.take()) is not None:
             job = live.apply(ready.job, decisions.claim(ready.job, lease_ms=lease_ms, worker=worker))
@@ -153,7 +152,7 @@ class Handout:
                     spec.priority,
                     job.enqueued_ms,
                     lease_ms,
-                    expires_ms,
+                    0,  # see `_begin_leases`
                     ready.payload,
                 )
             )
@@ -196,8 +195,8 @@ class Handout:
             if (job := current.get(claim.id)) and job.claim_offset == claim.offset:
                 expires_ms = now_ms + claim.lease_ms
                 self.leases.hold(Lease(expires_ms, claim.id, claim.offset, now_ms))
-                late = expires_ms != claim.lease_expires_ms
-                begun.append(replace(claim, lease_expires_ms=expires_ms) if late else claim)
+                claim.lease_expires_ms = expires_ms  # nobody else has it yet
+                begun.append(claim)
         return begun
 
     async def _wait(self, waiter: Waiter, wait_ms: int | None) -> list[Claim]:

@@ -111,7 +111,7 @@ class Live:
         """Stage `event` and return the job after it; `payload` comes along when the job may go to the ready window."""
         log = self.log
         offset = log.append(event)
-        time_ms = log.commit().time_ms
+        time_ms = log.time_ms
         after: Job | None
         if type(event) is Enqueued:
             after = born(event, offset, time_ms)
@@ -123,7 +123,7 @@ class Live:
         window = self.windows.get(queue)
         if window is None:
             window = self.windows[queue] = self.window(queue)
-        self.tally(queue).apply(before, event, after)
+        (self.tallies.get(queue) or self.tally(queue)).apply(before, event, after)
         self._dirty_queues[queue] = None
         touched = self._touched.get(job_id)
         self._touched[job_id] = (before if touched is None else touched[0], after)
