@@ -40,12 +40,12 @@ def checked(record_type: Any, row: Any) -> Any:
         raise ValueError(f"{wrong[0]} can't be {type(wrong[1]).__name__}")
     for place, parts in fields.tuples:
         items = row[place]
-        if items is None:
+        if not items and (items is None or parts[-1] is Ellipsis):
             continue
         found = tuple(map(type, items))
         if set(found) - {parts[0]} if parts[-1] is Ellipsis else found != parts:
             raise ValueError(f"{list(fields.types)[place]} holds what it can't")
-    return record_type._make(row)
+    return tuple.__new__(record_type, row)
 
 
 @cache

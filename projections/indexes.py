@@ -69,6 +69,8 @@ ULID_BYTES: Final = 16
 _priority_offset = struct.Struct(">IQ")
 _due_offset = struct.Struct(">QQ")
 _u64 = struct.Struct(">Q")
+_MAX_U32: Final = 2**32 - 1
+_MAX_U64: Final = 2**64 - 1
 
 
 def job_key(job_id: bytes) -> bytes:
@@ -168,11 +170,13 @@ def decode_job(value: bytes) -> Job:
             rest.append(rest[5] or rest[4])  # a row of format 1: due or changed, which is nearly the same
         job: Job = checked(Job, (checked(Enqueued, spec), *rest))
         # A row that was changed into another job's place would be looked for, claimed and deleted there.
-        if len(job.id) != ULID_BYTES or job.state not in STATES:
+        if len(job.spec.job_id) != ULID_BYTES or job.state not in STATES:
             raise ValueError("wrong id or state")
-        queue_name_bytes(job.queue)
-        index_places(job)
-    except (ValueError, TypeError, struct.error) as error:
+        queue_name_bytes(job.spec.queue)
+        numbers = (job.offset, job.due_ms, job.sweep_at_ms)
+        if not (0 <= job.spec.priority <= _MAX_U32 and min(numbers) >= 0 and max(numbers) <= _MAX_U64):
+            raise ValueError("a number that no key can hold")
+    except (ValueError, TypeError) as error:
         raise ProjectionDrift(f"a job's index row can't be decoded ({error}): run rebuild-projections") from error
     return job
 
