@@ -96,3 +96,23 @@ async def test_a_renewal_is_refused_only_once_the_end_of_the_claim_is_durable() 
         with pytest.raises(ClaimLost):
             await renewing
         assert LeaseExpired in {type(event) for event in await rig.events()}
+
+
+@pytest.mark.parametrize("what", [Promoted, Swept])
+async def test_a_clock_that_is_set_back_while_the_store_is_read_promotes_and_sweeps_nothing_too_early(
+    what: type[Promoted | Swept],
+) -> None:
+    async with Rig(default=QueueOptions(keep_done_s=10)) as rig:
+        due_ms = rig.clock.now_ms() + 10_000
+        await rig.queue.enqueue("q", b"", delay=10 if what is Promoted else None)
+        if what is Swept:
+            await rig.queue.ack((await rig.queue.claim("q"))[0])
+        rig.faults.hold("scan")
+        await rig.advance(10)
+        rig.clock.set(due_ms - 4000)
+        rig.faults.let_go("scan")
+        await settle()
+        assert not [record async for record in rig.queue.log.read() if type(record.event) is what]
+        await rig.advance(4)
+        (found_ms,) = [record.time_ms async for record in rig.queue.log.read() if type(record.event) is what]
+        assert found_ms == due_ms

@@ -67,7 +67,13 @@ class _TimedRange:
             if len(due) >= _STEP_ROWS:
                 next_ms = min(next_ms, now_ms)
             jobs = await live.jobs([_job_id(row) for row in due])
+            # The clock may have been set back meanwhile, and what is staged now must not bear an earlier time than due.
+            since_ms = live.log.open_since_ms
+            by_ms = min(now_ms, live.log.clock.now_ms() if since_ms is None else since_ms)
             for job, (key, _) in zip(jobs, due, strict=True):
+                if (due_ms := leading_ms(key, self.prefix)) > by_ms:
+                    next_ms = due_ms
+                    break
                 before: Job | None = job
                 for event in self.decide(job, now_ms):
                     before = live.apply(before, event)
