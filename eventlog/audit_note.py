@@ -8,14 +8,16 @@ there can forge it: it is for operators, no proof.
 import asyncio
 import json
 import os
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.locations import Location, parse_location
 from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.threads import DaemonThreads
 
-__all__ = ["AuditNote", "decode_note", "encode_note", "read_note", "write_note"]
+__all__ = ["AuditNote", "NoteReader", "decode_note", "encode_note", "read_note", "write_note"]
 
 _NAME: Final = "audit"
 _LIMIT_S: Final = 10.0
@@ -53,22 +55,42 @@ def decode_note(value: bytes) -> AuditNote | None:
     return note if is_right else None
 
 
-async def read_note(url: str) -> AuditNote | None:
-    """The note of the store at `url`; None when there is none, also for a store in memory.
+class NoteReader:
+    """Reads the note of the store at `url`, again and again: of a disk that hangs nothing is asked a second time."""
 
-    Raises `StoreUnavailable` when it can't be read.
-    """
-    location = parse_location(url)
-    if location.is_memory:
-        return None
-    if not location.is_file:
-        value = await Objects(location, limit_s=_LIMIT_S).get(_NAME)
-    else:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._location = location = parse_location(url)
+        stored_alone = location.is_file or location.is_memory
+        self._objects = None if stored_alone else Objects(location, limit_s=_LIMIT_S)
+        self._reading: Future[bytes | None] | None = None
+
+    async def read(self) -> AuditNote | None:
+        """The note; None when there is none, also for a store in memory.
+
+        Raises `StoreUnavailable` when it can't be read.
+        """
+        if self._location.is_memory:
+            return None
+        value = await (self._file() if self._objects is None else self._objects.get(_NAME))
+        return None if value is None else decode_note(value)
+
+    async def _file(self) -> bytes | None:
+        if self._reading is not None and not self._reading.done():
+            raise StoreUnavailable(f"{self._url}: the disk has not given the note of the last audit yet")
+        # Not one of the loop's threads: a disk that hangs must not keep the process from ending.
+        threads = DaemonThreads("ledgerq-note")
+        self._reading = threads.submit(_read, self._location.folder / _NAME)
+        threads.shutdown()
         try:
-            value = await asyncio.to_thread(_read, location.folder / _NAME)
+            return await asyncio.wrap_future(self._reading)
         except OSError as error:
-            raise StoreUnavailable(f"{url}: the note of its last audit can't be read: {error}") from error
-    return None if value is None else decode_note(value)
+            raise StoreUnavailable(f"{self._url}: the note of its last audit can't be read: {error}") from error
+
+
+async def read_note(url: str) -> AuditNote | None:
+    """See `NoteReader.read`."""
+    return await NoteReader(url).read()
 
 
 async def write_note(url: str, note: AuditNote) -> None:

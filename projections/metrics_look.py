@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
-from ledgerq.eventlog.audit_note import AuditNote, read_note
+from ledgerq.eventlog.audit_note import AuditNote, NoteReader
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import LedgerError, StoreUnavailable
 from ledgerq.eventlog.events import STATES
@@ -43,6 +43,7 @@ class StoreLook:
         self.audit_ms: int | None = None
         self._clock = clock
         self._audit_due_ms = 0
+        self._notes: NoteReader | None = None
 
     async def read(self, store: ReadStore, rows: Mapping[str, bytes]) -> None:
         """Look at everything, for one who only reads; `rows` are the stats rows of all queues.
@@ -83,8 +84,10 @@ class StoreLook:
         self._audit_due_ms = now_ms + _AUDIT_EVERY_MS
         # The counters are worth more than the note: where it can't be read the last answer stands.
         with suppress(StoreUnavailable, TimeoutError):
+            if self._notes is None:
+                self._notes = NoteReader(location)
             async with asyncio.timeout(_LOOK_LIMIT_S):
-                self.audit = await read_note(location)
+                self.audit = await self._notes.read()
             self.audit_ms = now_ms
 
     def done(self) -> None:

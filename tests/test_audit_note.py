@@ -1,6 +1,7 @@
 """The note of the last audit: beside the anchor, replaced in one step, and never mistaken for another."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from ledgerq import StoreUnavailable
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.audit_note import AuditNote, decode_note, encode_note, read_note, write_note
+from ledgerq.eventlog.clock import ManualClock
 from ledgerq.projections.indexes import stats_key
+from ledgerq.projections.metrics_look import StoreLook
 from tests.cli_rig import Cli, change_rows, make_ledger
 from tests.s3_server import both_servers, bucket, s3_server
 
@@ -75,6 +78,32 @@ async def test_where_it_can_not_be_written_or_read_that_is_said(tmp_path: Path) 
     (tmp_path / "audit").mkdir()
     with pytest.raises(StoreUnavailable, match="can't be read"):
         await read_note(str(tmp_path))
+
+
+async def test_a_disk_that_hangs_is_asked_once_and_in_no_thread_of_the_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, asked = threading.Event(), list[str]()
+
+    def hang(path: Path) -> bytes:
+        asked.append(threading.current_thread().name)
+        assert goes_on.wait(20)
+        return encode_note(NOTE)
+
+    monkeypatch.setattr("ledgerq.eventlog.audit_note._read", hang)
+    clock = ManualClock()
+    look = StoreLook(clock)
+    for _ in range(3):
+        await look.last_audit(str(tmp_path))
+        clock.advance(60_000)
+    assert [name.partition("-0")[0] for name in asked] == ["ledgerq-note"]
+    assert look.audit_ms is None
+    goes_on.set()
+    for thread in threading.enumerate():
+        if thread.name in asked:
+            thread.join(20)
+    await look.last_audit(str(tmp_path))
+    assert look.audit == NOTE
 
 
 # The command line
