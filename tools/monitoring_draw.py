@@ -31,8 +31,12 @@ _AXIS_PX: Final = 46
 _CLOCK_PX: Final = 16
 _LEGEND_LINE_PX: Final = 13
 _CHAR_PX: Final = 4.9
-# Round in what they are shown in.
-_TICK_STEPS: Final = {"s": (1, 2, 3, 6, 10), "bytes": (1, 1.024, 2.048, 5.12, 10), "Bps": (1, 1.024, 2.048, 5.12, 10)}
+_MOST_TICKS: Final = 5
+_DECADES: Final = tuple(step * 10.0**power for power in range(-6, 9) for step in (1, 2, 5))
+_TICK_STEPS: Final = {
+    "s": (*(step for step in _DECADES if step < 20), 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 21_600.0),
+    "bytes": tuple(step * 1024.0**power for power in range(4) for step in (1, 2, 5, 10, 20, 50, 100, 200, 500)),
+}
 # The areas of many lines together are one grey.
 _FILLED_SERIES: Final = 3
 
@@ -186,7 +190,8 @@ def _lines(area: Area, panel: Mapping[str, Any], series: Sequence[Series], began
         axes.set_ylim(0, 1.08 * top or 1)
     elif stacked:
         axes.set_ylim(bottom=0)
-    axes.locator_params(axis="y", nbins=5, steps=_TICK_STEPS.get(unit, (1, 2, 2.5, 5, 10)))
+    low, high = axes.get_ylim()
+    axes.set_yticks(_ticks(low, high, unit))
     axes.yaxis.set_major_formatter(lambda value, _: in_unit(value, unit))
     for step in defaults["thresholds"]["steps"][1:]:
         if axes.get_ylim()[0] <= step["value"] <= axes.get_ylim()[1]:
@@ -195,6 +200,13 @@ def _lines(area: Area, panel: Mapping[str, Any], series: Sequence[Series], began
     below = {"loc": "upper left", "bbox_to_anchor": (-0.02, -(_CLOCK_PX + 3) / height), "ncols": columns}
     small = {"fontsize": _SMALL_PT, "labelcolor": _TEXT, "frameon": False, "borderpad": 0, "columnspacing": 1.0}
     axes.legend(handles, entries, **below, **small, handlelength=1.1, handletextpad=0.4, labelspacing=0.3)
+
+
+def _ticks(low: float, high: float, unit: str) -> list[float]:
+    """A few values that are round in what they are shown in."""
+    steps = _TICK_STEPS.get("bytes" if unit == "Bps" else unit, _DECADES)
+    step = next((step for step in steps if (high - low) / step <= _MOST_TICKS), steps[-1])
+    return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _holes(values: Values) -> tuple[list[float], list[float]]:
