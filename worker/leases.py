@@ -33,7 +33,9 @@ class LeaseBook:
 
     def hold(self, lease: Lease) -> None:
         """Start or renew a lease."""
-        if self._was_set_back(lease.began_ms) and (next_ms := self.next_ms()) is not None:
+        if lease.began_ms >= self._latest_ms:
+            self._latest_ms = lease.began_ms
+        elif self._was_set_back(lease.began_ms) and (next_ms := self.next_ms()) is not None:
             self.on_hold(next_ms)
         self._leases[lease.job_id] = lease
         heapq.heappush(self._heap, lease)

@@ -129,7 +129,7 @@ class Live:
         self._touched[job_id] = (before if touched is None else touched[0], after)
         for watch in self._watches:
             watch.changes[job_id] = after
-        if self.host.active:
+        if self.host.projections and self.host.active:
             self._transitions.append(Transition(offset, time_ms, event, before, after))
         if after is not None and after.state == "claimed":
             self.claimed[job_id] = after
