@@ -7,6 +7,7 @@ shows what the last one found, with ages as of now.
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Final
 
@@ -203,7 +204,7 @@ class Looker:
                 self._task = self._loop.create_task(self._run(), name="ledgerq-look")
             return
         looking = asyncio.run_coroutine_threadsafe(self.refresh(), self._loop)
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, CancelledError):  # the loop may end meanwhile
             looking.result(_SCRAPE_WAIT_S)
 
     async def close(self) -> None:

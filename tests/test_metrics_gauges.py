@@ -1,6 +1,7 @@
 """What only the process knows that has a queue open: looks at its store, windows, waiters, commits, failures."""
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -283,3 +284,22 @@ async def test_the_last_audit_is_told_and_that_there_was_none(tmp_path: Path) ->
         assert found["ledgerq_audit_log_intact"] == 1
     async with Queue.open(store=MemoryStore()) as queue:  # where there is no place for a note, none is missed
         assert "ledgerq_audit_timestamp_seconds" not in await refreshed(queue)
+
+
+def test_a_scrape_whose_look_is_cut_off_by_the_end_of_the_loop_shows_the_look_before() -> None:
+    looking, scraped = threading.Event(), list[str]()
+
+    async def look() -> None:
+        looking.set()
+        await asyncio.Event().wait()
+
+    async def live() -> threading.Thread:
+        looker = Looker(look)
+        scraper = threading.Thread(target=lambda: scraped.append(str(looker.before_scrape())))
+        scraper.start()
+        while not looking.is_set():
+            await asyncio.sleep(0)
+        return scraper
+
+    asyncio.run(live()).join(20)
+    assert scraped == ["None"]
