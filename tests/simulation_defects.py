@@ -12,10 +12,24 @@ import pytest
 
 from ledgerq.eventlog import log, writer
 from ledgerq.eventlog.errors import OutcomeUnknown
-from ledgerq.eventlog.events import Nacked
-from ledgerq.projections import stats
+from ledgerq.eventlog.events import Claimed, Nacked
+from ledgerq.projections import host, stats
 from ledgerq.projections.indexes import CLAIMED, SCHEDULED
-from ledgerq.worker import core, decisions, handout, intake, leases, live, maintenance, opening, operate, ready, settle
+from ledgerq.worker import (
+    core,
+    decisions,
+    handout,
+    intake,
+    leases,
+    live,
+    maintenance,
+    opening,
+    operate,
+    ready,
+    running,
+    settle,
+)
+from ledgerq.worker.queue import Queue
 
 __all__ = ["DEFECTS"]
 
@@ -282,6 +296,120 @@ def cancel_forgotten(patch: Patch) -> None:
     patch.setattr(operate, "cancel", cancel)
 
 
+def given_up_claims_kept(patch: Patch) -> None:
+    """Claims for somebody who stopped waiting are given back by nobody."""
+    patch.setattr(handout.Handout, "_give_back", lambda self, claims: None)
+
+
+def lease_begins_before_its_holder_knows(patch: Patch) -> None:
+    """A lease is over as if it had begun long before its holder heard of it."""
+    real = handout.Handout._begin_leases
+
+    def begin(self: Any, claims: Any) -> Any:
+        now_ms = self._clock.now_ms()
+        for claim in real(self, claims):
+            self.leases.hold(leases.Lease(now_ms + claim.lease_ms // 2, claim.id, claim.offset, now_ms))
+        return claims
+
+    patch.setattr(handout.Handout, "_begin_leases", begin)
+
+
+def reads_told_before_the_flush(patch: Patch) -> None:
+    """What `jobs`, `stats` and `history` answer may not be durable."""
+
+    async def durably(self: Any, answer: Any) -> Any:
+        return await answer
+
+    patch.setattr(core.Core, "durably", durably)
+
+
+def drained_before_the_flush(patch: Patch) -> None:
+    """`drained` returns while the last settlement is only staged."""
+
+    async def drained(self: Any, queues: Sequence[str]) -> None:
+        while self._unfinished(queues):
+            waiter = asyncio.get_running_loop().create_future()
+            self._drain_waiters.append(waiter)
+            await waiter
+
+    patch.setattr(core.Core, "drained", drained)
+
+
+def stop_forgotten_at_the_end_of_a_lease(patch: Patch) -> None:
+    """A job that was to stop is tried again when its lease ends."""
+    real = decisions.expire
+    patch.setattr(decisions, "expire", lambda job, **more: real(job._replace(cancel_request=None), **more))
+
+
+def backoff_left_out(patch: Patch) -> None:
+    """A failed try is tried again at once."""
+    patch.setattr(decisions, "backoff_ms", lambda attempt, options, fraction: 0)
+
+
+def waiting_counted_from_the_beginning(patch: Patch) -> None:
+    """The histogram of waiting has the time since a job was enqueued, retries and all."""
+    real = stats.Tally.apply
+
+    def apply(self: Any, before: Any, event: Any, after: Any) -> None:
+        if type(event) is Claimed and before is not None:
+            before = before._replace(since_ms=before.enqueued_ms)
+        real(self, before, event, after)
+
+    patch.setattr(stats.Tally, "apply", apply)
+
+
+def promoted_a_minute_late(patch: Patch) -> None:
+    """Who waits for what is due is woken a minute later."""
+    real = maintenance._TimedRange.note
+    patch.setattr(maintenance._TimedRange, "note", lambda self, key, due_ms: real(self, key, due_ms + 60_000))
+
+
+def followers_skip(patch: Patch) -> None:
+    """A follower of the log passes over what came while it read."""
+    real = log.LogReader.read
+
+    async def read(self: Any, start: int = 0, stop: int | None = None) -> Any:
+        async for record in real(self, start + 1 if start else 0, stop):
+            yield record
+
+    patch.setattr(log.LogReader, "read", read)
+
+
+def projections_begin_again(patch: Patch) -> None:
+    """A user's projection is given what it has had already when the queue opens."""
+    real = host.ProjectionHost.restore
+
+    async def restore(self: Any, store: Any) -> None:
+        await real(self, store)
+        self.offsets = dict.fromkeys(self.offsets, 0)
+
+    patch.setattr(host.ProjectionHost, "restore", restore)
+
+
+def worker_runs_too_many(patch: Patch) -> None:
+    """A worker runs as many handlers as it holds claims."""
+
+    class Open:
+        async def acquire(self) -> None: ...
+        def release(self) -> None: ...
+
+    patch.setattr(asyncio, "Semaphore", lambda count: Open())
+
+
+def worker_renews_nothing(patch: Patch) -> None:
+    """A worker lets the leases of what it works on end."""
+
+    async def extend(self: Any, claim: Any, lease: float) -> Any:
+        return claim
+
+    patch.setattr(Queue, "extend", extend)
+
+
+def handlers_run_without_end(patch: Patch) -> None:
+    """A handler may run for longer than its time-out."""
+    patch.setattr(running.Handler, "timeout_ms", None)
+
+
 DEFECTS: dict[str, Callable[[Patch], None]] = {
     one.__name__: one
     for one in (
@@ -310,5 +438,18 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         paused_queues_hand_out,
         failed_queue_rings_for_ever,
         cancel_forgotten,
+        given_up_claims_kept,
+        lease_begins_before_its_holder_knows,
+        reads_told_before_the_flush,
+        drained_before_the_flush,
+        stop_forgotten_at_the_end_of_a_lease,
+        backoff_left_out,
+        waiting_counted_from_the_beginning,
+        promoted_a_minute_late,
+        followers_skip,
+        projections_begin_again,
+        worker_runs_too_many,
+        worker_renews_nothing,
+        handlers_run_without_end,
     )
 } | {"scheduled_rows_left": _rows_left(SCHEDULED), "claimed_rows_left": _rows_left(CLAIMED)}

@@ -1,4 +1,6 @@
-"""Who acts in a simulated world: producers, claimers, workers, operators, fate. Each move of a plan is a method here.
+"""Who acts in a simulated world: producers, claimers, workers, operators, readers, fate.
+
+Each move of a plan is a method here, or in what this is made of.
 
 What a caller hears is told to the book at once. A caller whose call fails for a reason (its store, its process, its
 clock) knows nothing and says nothing; one that fails without a reason breaks the run.
@@ -8,12 +10,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.errors import DuplicateJobId, InvalidState, JobNotFound
+from ledgerq.eventlog.events import QueuePaused, QueueResumed
+from ledgerq.tools.sim_book import Asked
 from ledgerq.tools.sim_claimers import Claimers, Gone
 from ledgerq.tools.sim_model import Violation
 from ledgerq.tools.sim_plan import Move
+from ledgerq.tools.sim_readers import Readers
 from ledgerq.tools.sim_store import Weather
+from ledgerq.tools.sim_workers import Workers
 from ledgerq.worker.options import NewJob
 
 if TYPE_CHECKING:
@@ -24,14 +30,14 @@ __all__ = ["Cast"]
 _OWN_ID_BYTE: Final = 0xEE
 
 
-class Cast(Claimers):
+class Cast(Claimers, Workers, Readers):
     """See the module's text."""
 
     async def play(self, move: Move) -> None:
         """Make one move and wait for its end."""
         act: Callable[..., Awaitable[None]] = getattr(self, f"_{move.what}")
         world = self._world
-        if move.what in ("weather", "kill_at", "second", "jump"):
+        if move.what in ("weather", "kill_at", "second", "jump", "audit"):
             await act(**move.args)
             return
         process = await world.process()
@@ -54,9 +60,12 @@ class Cast(Claimers):
 
     # ------------------------------------------------------------------ producers
 
-    def _arguments(self, job: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-        self._book.tried.add(job["token"])
-        named: dict[str, Any] = {}
+    def _arguments(self, process: "Process", queue: str, job: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        """What an enqueue is called with, now; the book is told."""
+        options, now_ms, token = self._queue(process).options(queue), self._world.clock.now_ms(), job["token"]
+        payload, delay_ms = b"%d " % token + b"x" * job["size"], job.get("delay_ms", 0)
+        headers = {"token": str(token)} if token % 3 == 0 else None
+        named: dict[str, Any] = {"headers": headers}
         if "priority" in job:
             named["priority"] = job["priority"]
         if "max_attempts" in job:
@@ -67,10 +76,21 @@ class Cast(Claimers):
             named |= {"unique_key": b"key-%d" % job["unique"], "unique_until": job["until"]}
         if "own_id" in job:
             named["job_id"] = job_id_text(bytes([0] * 14 + [_OWN_ID_BYTE, job["own_id"]]))
-        return b"%d " % job["token"] + b"x" * job["size"], named
+        self._book.asked[token] = Asked(
+            queue,
+            payload,
+            headers,
+            named.get("priority", options.priority),
+            named.get("max_attempts", options.max_attempts),
+            now_ms + delay_ms if delay_ms else 0,
+            named.get("unique_key"),
+            named.get("unique_until", "finished"),
+            job_id_bytes(named["job_id"]) if "job_id" in named else None,
+        )
+        return payload, named
 
     async def _enqueue(self, process: "Process", queue: str, **job: Any) -> None:
-        payload, named = self._arguments(job)
+        payload, named = self._arguments(process, queue, job)
         what = f"enqueue {queue} {job['token']}"
         try:
             answer = await self.call(process, what, self._queue(process).enqueue(queue, payload, **named))
@@ -81,7 +101,7 @@ class Cast(Claimers):
         self._book.answered(job["token"], queue, named.get("unique_key"), answer)
 
     async def _enqueue_many(self, process: "Process", queue: str, jobs: Sequence[dict[str, Any]]) -> None:
-        made = [self._arguments(job) for job in jobs]
+        made = [self._arguments(process, queue, job) for job in jobs]
         new = [NewJob(payload, **named) for payload, named in made]
         what = f"enqueue_many {queue} {[job['token'] for job in jobs]}"
         try:
@@ -103,10 +123,6 @@ class Cast(Claimers):
                 raise Violation("repeated", f"the job {job['token']} was refused, and added")
 
     # ------------------------------------------------------------------ operators
-
-    def _some_job(self, which: int) -> bytes | None:
-        created = self._book.created
-        return created[which % len(created)] if created else None
 
     async def _cancel(self, process: "Process", which: int) -> None:
         queue = self._queue(process)
@@ -143,28 +159,21 @@ class Cast(Claimers):
             raise Violation("too early", f"{what} of {job_id.hex()} returned before its event was durable")
 
     async def _pause(self, process: "Process", queue: str, for_ms: int) -> None:
+        asked = len(self._world.ledger.records)
         await self.call(process, "pause", self._queue(process).pause(queue, actor="someone", reason="a whim"))
+        self._is_paused(queue, True, asked)
         self._world.say(f"p{process.number} pause {queue}")
         await asyncio.sleep(for_ms / 1000)
+        asked = len(self._world.ledger.records)
         await self.call(process, "resume", self._queue(process).resume(queue, actor="someone", reason="enough"))
+        self._is_paused(queue, False, asked)
 
-    async def _look(self, process: "Process", queue: str, which: int) -> None:
-        opened, job_id = self._queue(process), self._some_job(which)
-        await self.call(process, "stats", opened.stats(queue))
-        page = await self.call(process, "jobs", opened.jobs(queue, limit=5))
-        unknown = [job.job_id for job in page.jobs if job.id not in self._book.model.jobs]
-        if unknown:
-            raise Violation("too early", f"jobs() showed {unknown[:3]}, which are not durable")
-        if job_id is None:
-            return
-        try:
-            history = await self.call(process, "history", opened.history(job_id_text(job_id)))
-        except JobNotFound:
-            if self._book.model.jobs[job_id].state != "gone":
-                raise Violation("lost", f"job {job_id.hex()} has no history") from None
-            return
-        if any(getattr(record.event, "job_id", None) != job_id for record in history):
-            raise Violation("log", f"the history of {job_id.hex()} tells of others")
+    def _is_paused(self, queue: str, wanted: bool, asked: int) -> None:
+        """It is durable that a queue is paused, or not, unless somebody changed that since the offset `asked`."""
+        since = self._world.ledger.records[asked:]
+        changed = any(isinstance(one.event, QueuePaused | QueueResumed) and one.event.queue == queue for one in since)
+        if not changed and self._book.model.counts(queue).paused != wanted:
+            raise Violation("too early", f"{queue} was {'paused' if wanted else 'resumed'}, and that is not durable")
 
     # ------------------------------------------------------------------ fate
 

@@ -1,25 +1,21 @@
-"""Those who claim in a simulated world: callers who settle what they claimed in every way, and real workers.
+"""Those who claim in a simulated world: callers who settle what they claimed in every way.
 
 `Calls` is what every caller shares: patience, and knowing an error that has a reason from one that has none.
 """
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ledgerq.eventlog.errors import ClaimLost, DuplicateJobId, InvalidState, JobNotFound, LedgerError
 from ledgerq.tools.sim_model import Violation
 from ledgerq.worker.claims import Claim
-from ledgerq.worker.outcomes import Dead, Retry
 from ledgerq.worker.queue import Queue
-from ledgerq.worker.running import JobContext
-from ledgerq.worker.worker import Worker
 
 if TYPE_CHECKING:
     from ledgerq.tools.sim_machine import Machine, Process
 
-__all__ = ["Claimers", "Gone"]
+__all__ = ["Calls", "Claimers", "Gone"]
 
 T = TypeVar("T")
 # Longer than any stall, any lease, and the longest time that the clock is set back for.
@@ -85,6 +81,8 @@ class Claimers(Calls):
         if not claims and (wait_ms == 0 or wait_ms > _PATIENCE_MS):  # a short wait may end before anything was read
             await self._nothing_overlooked(process, queues, max(asked_ms if wait_ms == 0 else 0, opened_ms))
         for claim in claims:
+            lease_ms_of = lease_ms or round(queue.options(claim.queue).lease_s * 1000)
+            self._book.receive(claim, lease_ms_of, self._world.clock.now_ms())
             self._book.hand(claim)
         places = [(claim.priority, self._book.model.jobs[claim.id].offset) for claim in claims]
         if places != sorted(places):
@@ -98,11 +96,14 @@ class Claimers(Calls):
     async def _nothing_overlooked(self, process: "Process", queues: Sequence[str], waiting_since_ms: int) -> None:
         """A claim brought nothing: then no job of these queues may have been there for a while without trouble."""
         since_ms = waiting_since_ms or self._world.loop.now_ms()
-        since_ms -= _PATIENCE_MS + 50 * self._world.plan.settings["latency_ms"]
+        since_ms -= self._world.patience_ms
         # A job may have been given to others, and the commit that says so be on its way.
         await self.call(process, "flush", self._queue(process).log.committed())
+        calm_ms = self._world.calm_since_ms(process)
+        if calm_ms is None or calm_ms > self._world.loop.now_ms() - self._world.patience_ms:
+            return  # a read that stalls, say, finds out nothing
         overlooked = [job_id for name in queues for job_id in self._book.model.overlooked(name, since_ms)]
-        if overlooked and process.healthy and not process.causes:
+        if overlooked:
             raise Violation("overlooked", f"a claim of {queues} brought nothing; {overlooked[0].hex()} was pending")
 
     async def _ack_many(self, process: "Process", claims: Sequence[Claim]) -> None:
@@ -151,31 +152,3 @@ class Claimers(Calls):
             raise Gone from error
         self._book.renewed(renewed)
         return renewed
-
-    async def _worker(
-        self, process: "Process", queues: Sequence[str], concurrency: int, prefetch: int, run_ms: int, seed: int
-    ) -> None:
-        rng = random.Random(seed)
-        worker = Worker(self._queue(process), concurrency=concurrency, prefetch=prefetch, grace=5.0, name="worker")
-
-        async def handle(job: JobContext) -> None:
-            # Raised through the handler it would only fail the job.
-            try:
-                self._book.hand(job.claim)
-            except Violation as violation:
-                self._world.break_(violation)
-            await asyncio.sleep(rng.choice((0, 0, 0.003, 0.5, 8)))
-            how = rng.randrange(8)
-            if how == 0:
-                raise Retry(rng.choice((None, 0.01)))
-            if how == 1:
-                raise Dead("hopeless")
-            if how == 2:
-                raise RuntimeError("it failed")
-
-        for queue in queues:
-            worker.handler(queue, timeout=rng.choice((None, 1.0)))(handle)
-        asyncio.get_running_loop().call_later(run_ms / 1000, worker.stop)
-        self._world.say(f"p{process.number} worker on {queues}")
-        await self.call(process, "worker", worker.run(signals=False))
-        self._world.say(f"p{process.number} worker ended")

@@ -35,7 +35,8 @@ async def work_off(world: "World", supervisor: "asyncio.Task[Any]") -> None:
     try:
         async with asyncio.timeout(_LIMIT_S * 3):
             process = await world.process()
-            while any(one.alive and not one.healthy for one in world.processes) or not process.healthy:
+            # One whose store failed may not have noticed yet.
+            while any(one.alive and not _is_sound(one) for one in world.processes) or not _is_sound(process):
                 await asyncio.sleep(_IDLE_S)
                 process = await world.process()
             supervisor.cancel()
@@ -49,16 +50,23 @@ async def work_off(world: "World", supervisor: "asyncio.Task[Any]") -> None:
     await tamper(world)
 
 
+def _is_sound(process: "Process") -> bool:
+    return process.healthy and process.store is not None and process.store.failure() is None
+
+
 async def _drain(world: "World", process: "Process") -> None:
     queue, model = process.queue, world.book.model
     assert queue is not None
-    names = list(model.queues)
+    await queue.log.committed()  # what a caller who gave up had asked for may be on its way
+    names = [name for name, counts in model.queues.items() if counts.first_offset >= 0]
     for name in names:
         if model.queues[name].paused:
             await queue.resume(name, actor="the end", reason="the end")
     while any(job.state in UNFINISHED for job in model.jobs.values()):
         claims = await queue.claim(names, limit=5, wait=3600.0)
         for claim in claims:
+            lease_ms = round(queue.options(claim.queue).lease_s * 1000)
+            world.book.receive(claim, lease_ms, world.clock.now_ms())
             world.book.hand(claim)
         if claims:
             await queue.ack_many(claims)
@@ -67,6 +75,9 @@ async def _drain(world: "World", process: "Process") -> None:
     if names:
         await queue.drained(names)
     world.book.finished(swept=False)
+    # A call that stalled before the end began may stall yet.
+    while process.disturbances:  # noqa: ASYNC110
+        await asyncio.sleep(_IDLE_S)
     keep_s = world.plan.settings["keep_ms"] / 1000
     await asyncio.sleep(keep_s + _IDLE_S)
 

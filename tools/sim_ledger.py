@@ -9,13 +9,14 @@ import hashlib
 from collections.abc import Callable, Mapping
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import decode_batch, decode_head, decode_payload
-from ledgerq.eventlog.events import STATES, Enqueued
+from ledgerq.eventlog.codec import PayloadRecord, decode_batch, decode_head, decode_payload, unpack
+from ledgerq.eventlog.events import STATES, Enqueued, Record
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, stats_key
 from ledgerq.projections.stats import Tally
 from ledgerq.tools.sim_model import Model, Violation
+from ledgerq.tools.sim_projection import NAME, Counts
 
 __all__ = ["SimLedger"]
 
@@ -23,15 +24,14 @@ _STATS: bytes = b"i/stats/"
 
 
 class SimLedger:
-    """See the module's text. `on_enqueued` is told the payload of each job that becomes durable; `now_ms` is the
-    simulation's own time."""
+    """See the module's text. `on_enqueued` is told the payload of each job that becomes durable."""
 
-    def __init__(
-        self, disk: MemoryDisk, on_enqueued: Callable[[Enqueued, bytes], None], now_ms: Callable[[], int]
-    ) -> None:
+    def __init__(self, disk: MemoryDisk, on_enqueued: Callable[[Enqueued, PayloadRecord], None], model: Model) -> None:
         self.disk = disk
-        self.model = Model(now_ms)
+        self.model = model
         self.commits = 0
+        self.records: list[Record] = []
+        self._counts = Counts()
         self._on_enqueued = on_enqueued
         self._fold = Fold()
         self._wanted: dict[bytes, bytes] = {}
@@ -55,6 +55,8 @@ class SimLedger:
             self._check_head()
         for key in sorted(touched):
             self._check_row(key)
+        if keys.projection_key(NAME) in changes:
+            self._check_projection()
         for key in changes:
             if key.startswith(keys.PAYLOAD_PREFIX) and key not in self.disk.rows:
                 self._check_gone(key)
@@ -81,7 +83,9 @@ class SimLedger:
         self._next_offset = offset + len(batch.events)
         touched: set[bytes] = set()
         for at, event in enumerate(batch.events, offset):
+            self.records.append(Record(at, batch.time_ms, batch.epoch, event))
             self.model.apply(at, batch.time_ms, event)
+            self._counts.take(event)
             if isinstance(event, Enqueued):
                 self._owners[keys.payload_key(at)] = event.job_id
                 self._on_enqueued(event, self._payload(at, event, changes))
@@ -93,13 +97,13 @@ class SimLedger:
             self._wanted.update({} if after is None else index_entries(after))
         return touched
 
-    def _payload(self, offset: int, event: Enqueued, changes: Mapping[bytes, bytes | None]) -> bytes:
+    def _payload(self, offset: int, event: Enqueued, changes: Mapping[bytes, bytes | None]) -> PayloadRecord:
         value = changes.get(keys.payload_key(offset))
         if value is None:
             raise Violation("payload", f"the job enqueued at {offset} came without its payload")
         if hashlib.blake2b(value, digest_size=32).digest() != event.payload_digest or len(value) != event.payload_bytes:
             raise Violation("payload", f"the payload of the job enqueued at {offset} is not what its event says")
-        return decode_payload(value).payload
+        return decode_payload(value)
 
     def _check_gone(self, key: bytes) -> None:
         owner = self._owners.get(key)
@@ -139,12 +143,25 @@ class SimLedger:
                 raise Violation("counters", f"{queue!r} counts {count} {name} ever, had {counts.totals.get(name, 0)}")
         if tally.paused != counts.paused:
             raise Violation("counters", f"{queue!r} has the wrong mark for being paused")
+        first_offset, histograms = unpack(value)[3:]
+        if first_offset != counts.first_offset:
+            raise Violation("counters", f"{queue!r} began at {counts.first_offset}, its row says {first_offset}")
+        if histograms != counts.measures.rows():
+            raise Violation("measures", f"{queue!r} has {histograms}, should have {counts.measures.rows()}")
 
     def _check_hint(self, queue: str, value: bytes) -> None:
         hint = (int.from_bytes(value[:4]), int.from_bytes(value[4:]))
         skipped = [place for place in self.model.pending.get(queue, {}).values() if place < hint]
         if skipped:
             raise Violation("hint", f"the hint of {queue!r} is {hint} and leads {min(skipped)}")
+
+    def _check_projection(self) -> None:
+        prefix = keys.projection_rows_prefix(NAME)
+        rows = {key[len(prefix) :]: self.disk.rows[key] for key in self.disk.rows.irange(prefix, prefix + b"\xff")}
+        wrong = self._counts.wrong(rows)
+        offset = int.from_bytes(self.disk.rows[keys.projection_key(NAME)])
+        if wrong is not None or offset != self._next_offset:
+            raise Violation("projection", f"the row {wrong!r} is wrong at offset {self._next_offset}, or {offset}")
 
     def check_everything(self) -> None:
         """Each row of the disk is one that the log asks for, and none is missing; raises `Violation`."""

@@ -16,8 +16,9 @@ from ledgerq.eventlog.errors import Fenced, LedgerError
 from ledgerq.tools.sim_book import Book
 from ledgerq.tools.sim_ledger import SimLedger
 from ledgerq.tools.sim_loop import SimLoop, Stuck
-from ledgerq.tools.sim_model import Violation
+from ledgerq.tools.sim_model import Model, Violation
 from ledgerq.tools.sim_plan import Plan
+from ledgerq.tools.sim_projection import SimProjection
 from ledgerq.tools.sim_store import SimDisk, SimStore, Weather
 from ledgerq.worker.core import Core
 from ledgerq.worker.options import QueueOptions
@@ -30,6 +31,7 @@ KILL_TURNS: Final = 200
 # Longer than any stall, any lease and the longest time that the clock is set back for.
 CALL_LIMIT_S: Final = 6 * 3600.0
 _START_MS: Final = 1_700_000_000_000
+_PATIENCE_MS: Final = 1000
 _OPEN_AGAIN_S: Final = 1.0
 _OPEN_AGAIN_MOST_S: Final = 600.0
 
@@ -45,6 +47,8 @@ class Process:
         self.queue: Queue | None = None
         self.store: SimStore | None = None
         self.opened_ms = 0
+        self.disturbed_ms = 0
+        self.disturbances = 0
         self.causes: set[str] = set()
         """Why its calls may fail: weather, clock, closing."""
 
@@ -70,14 +74,16 @@ class Machine:
         self.loop.set_exception_handler(self._unhandled)
         self.disk = SimDisk()
         self.book = Book()
-        self.ledger = SimLedger(self.disk, self.book.enqueued_event, self.loop.now_ms)
-        self.book.model = self.ledger.model
+        self.book.model = model = Model(self.loop.now_ms, self.clock.now_ms)
+        model.keep_ms, model.backoff_ms = plan.settings["keep_ms"], plan.settings["backoff_ms"]
+        self.ledger = SimLedger(self.disk, self.book.enqueued_event, model)
         self.entropy = SeededEntropy(plan.seed)
         self.weather: list[Weather] = []
         self.processes: list[Process] = []
         self.broken: Violation | None = None
         self.over = False
         self.clock_went_back = False
+        self.jumped_ms = -1
         self.kill_next: dict[str, bool] = {}
         self.second_next: str | None = None
         self.story: list[str] = []
@@ -155,7 +161,20 @@ class Machine:
             self.clock_went_back = self.ledger.model.clock_went_back = True
             for process in self.processes:
                 process.causes.add("clock")
+        self.jumped_ms = self.loop.now_ms()
         self.loop.set_wall_clock(by_ms)
+
+    @property
+    def patience_ms(self) -> int:
+        """Something that is due must have happened after this time, when nothing is in its way."""
+        settings = self.plan.settings
+        return _PATIENCE_MS + 50 * int(settings["latency_ms"]) + 10 * int(settings["commit_interval_ms"])
+
+    def calm_since_ms(self, process: Process) -> int | None:
+        """Since when nothing has been in this process's way, by the simulation's time; None: something is."""
+        if not process.healthy or process.causes or process.disturbances:
+            return None
+        return max(process.opened_ms, process.disturbed_ms, self.jumped_ms)
 
     def weather_now(self) -> list[Weather]:
         """The trouble that is not over yet."""
@@ -189,6 +208,11 @@ class Machine:
 
     async def _open(self, process: Process) -> None:
         settings = self.plan.settings
+        if process.number % 2 == 0:
+            settings = settings | settings["every other"]
+        is_projecting = settings["projection"] == "always" or (
+            settings["projection"] == "every other" and process.number % 2 == 0
+        )
         options = QueueOptions(
             max_attempts=settings["max_attempts"],
             lease_s=settings["lease_ms"] / 1000,
@@ -209,6 +233,7 @@ class Machine:
                     commit_interval_ms=settings["commit_interval_ms"],
                     clock=self.clock,
                     entropy=self.entropy,
+                    projections=[SimProjection()] if is_projecting else [],
                     writer=f"p{process.number}",
                 )
                 async with asyncio.timeout(CALL_LIMIT_S):

@@ -5,7 +5,6 @@ event says that can't be is a `Violation`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ledgerq.eventlog.events import (
@@ -24,10 +23,10 @@ from ledgerq.eventlog.events import (
     Swept,
     WriterOpened,
 )
+from ledgerq.tools.sim_jobs import UNFINISHED, ModelJob, Moment, QueueCounts, Violation
 
-__all__ = ["Model", "ModelJob", "Violation"]
+__all__ = ["UNFINISHED", "Model", "ModelJob", "Violation"]
 
-UNFINISHED: Final = ("scheduled", "pending", "claimed")
 _COUNTED: Final[dict[type[Any], str]] = {
     Enqueued: "enqueued",
     Promoted: "promoted",
@@ -42,61 +41,14 @@ _COUNTED: Final[dict[type[Any], str]] = {
 }
 
 
-class Violation(Exception):
-    """A promise was broken. `kind` is which one, in a word or two; the text says who, where and how."""
-
-    def __init__(self, kind: str, what: str) -> None:
-        super().__init__(f"{kind}: {what}")
-        self.kind = kind
-
-
-@dataclass
-class ModelJob:
-    """A job as its events tell it. Times are ms since the Unix epoch."""
-
-    id: bytes
-    queue: str
-    priority: int
-    offset: int
-    max_attempts: int
-    unique_key: bytes | None
-    until_claimed: bool
-    state: str
-    due_ms: int = 0
-    attempt: int = 0
-    claim_offset: int = -1
-    claim_ms: int = 0
-    lease_ms: int = 0
-    sweep_at_ms: int = 0
-    stop_asked: bool = False
-    key_held: bool = False
-    ends: int = 0
-    requeues: int = 0
-
-
-@dataclass
-class QueueCounts:
-    """What the counters of a queue must say."""
-
-    states: dict[str, int] = field(default_factory=dict)
-    totals: dict[str, int] = field(default_factory=dict)
-    paused: bool = False
-
-    def move(self, left: str, entered: str) -> None:
-        """A job left one state for another."""
-        self.states[left] = self.states.get(left, 0) - 1
-        self.states[entered] = self.states.get(entered, 0) + 1
-
-    def count(self, what: str) -> None:
-        """One more of these."""
-        self.totals[what] = self.totals.get(what, 0) + 1
-
-
 class Model:
     """All jobs, swept ones too, and all claims that ever were."""
 
-    def __init__(self, now_ms: Callable[[], int]) -> None:
+    def __init__(self, now_ms: Callable[[], int], wall_ms: Callable[[], int]) -> None:
         self._now_ms = now_ms
+        self._wall_ms = wall_ms
+        self.keep_ms = 0  # what the options say
+        self.backoff_ms = 0
         self.jobs: dict[bytes, ModelJob] = {}
         self.queues: dict[str, QueueCounts] = {}
         self.pending: dict[str, dict[bytes, tuple[int, int]]] = {}
@@ -121,8 +73,11 @@ class Model:
     def apply(self, offset: int, time_ms: int, event: Event) -> None:
         """Take note of one durable event; raises `Violation`."""
         self.time_ms = time_ms
+        if isinstance(event, QueuePaused | QueueResumed | Enqueued):
+            counts = self.counts(event.queue)
+            counts.first_offset = offset if counts.first_offset < 0 else counts.first_offset
         if isinstance(event, QueuePaused | QueueResumed):
-            self.counts(event.queue).paused = isinstance(event, QueuePaused)
+            counts.paused = isinstance(event, QueuePaused)
         elif isinstance(event, WriterOpened):
             self.opened_at = offset
         elif isinstance(event, Enqueued):
@@ -147,8 +102,12 @@ class Model:
             event.unique_key,
             event.unique_until == "claimed",
             state,
+            self.time_ms,
             due_ms=event.due_ms,
+            since_ms=event.due_ms or self.time_ms,
+            changed_at_ms=self._now_ms(),
         )
+        job.life.append(Moment(offset, self.time_ms, event, state, 0))
         self.jobs[job.id] = job
         counts = self.counts(job.queue)
         counts.count("enqueued")
@@ -177,9 +136,13 @@ class Model:
         counts, before = self.counts(job.queue), job.state
         counts.count(_COUNTED[type(event)])
         after = _HOW[type(event)](self, job, offset, event)
+        job.life.append(Moment(offset, self.time_ms, event, after, job.attempt))
         if after == before:
             return
         job.state = after
+        job.changed_at_ms = self._now_ms()
+        if after == "pending" and before != "scheduled":
+            job.since_ms = self.time_ms
         counts.move(before, after)
         waiting = self.pending.setdefault(job.queue, {})
         waiting.pop(job.id, None)
@@ -205,12 +168,15 @@ class Model:
 
     def _claimed(self, job: ModelJob, offset: int, event: Claimed) -> str:
         self._must_be(job, offset, event, "pending")
+        if job.stop_asked:
+            raise Violation("stop", f"{job.id.hex()} was claimed at {offset}, and somebody had asked that it stops")
         if self.counts(job.queue).paused:
             raise Violation("paused", f"{job.id.hex()} was claimed at {offset} from a paused queue")
         first = min(self.pending[job.queue].values())
         if first != (job.priority, job.offset):
             raise Violation("order", f"{(job.priority, job.offset)} was claimed at {offset} before {first}")
         job.attempt += 1
+        self.counts(job.queue).measures.claimed(self.time_ms - job.since_ms)
         if event.attempt != job.attempt:
             raise Violation("attempts", f"the claim at {offset} is attempt {job.attempt}, it says {event.attempt}")
         if job.attempt > job.max_attempts:
@@ -222,9 +188,18 @@ class Model:
         self.claims[job.id, offset] = ""
         return "claimed"
 
+    def _keep(self, offset: int, sweep_at_ms: int) -> None:
+        """Finished jobs are kept as long as the options say, from the moment of the decision."""
+        latest_ms = self._wall_ms() + self.keep_ms
+        if not self.clock_went_back and not self.time_ms + self.keep_ms <= sweep_at_ms <= latest_ms:
+            raise Violation("kept", f"finished at {offset}, {self.time_ms}, and to be swept at {sweep_at_ms}")
+
     def _acked(self, job: ModelJob, offset: int, event: Acked) -> str:
         self._must_be(job, offset, event, "claimed")
+        self._keep(offset, event.sweep_at_ms)
         self.claims[job.id, job.claim_offset] = "acked"
+        measures = self.counts(job.queue).measures
+        measures.acked(self.time_ms - job.claim_ms, self.time_ms - job.enqueued_ms, job.attempt)
         job.sweep_at_ms = event.sweep_at_ms
         return "done"
 
@@ -234,10 +209,26 @@ class Model:
         if event.released:
             job.attempt -= 1
             self.counts(job.queue).count("released")
-        elif job.attempt >= job.max_attempts and event.to != "dead" and not job.stop_asked:
-            raise Violation("attempts", f"nacked at {offset} with no attempt left, and {event.to}")
-        job.due_ms, job.sweep_at_ms = event.due_ms, event.sweep_at_ms
+        else:
+            self.counts(job.queue).measures.nacked(self.time_ms - job.claim_ms)
+            if job.attempt >= job.max_attempts and event.to != "dead" and not job.stop_asked:
+                raise Violation("attempts", f"nacked at {offset} with no attempt left, and {event.to}")
+            self._check_retry(job, offset, event)
+        job.due_ms, job.sweep_at_ms, job.since_ms = event.due_ms, event.sweep_at_ms, event.due_ms
         return event.to
+
+    def _check_retry(self, job: ModelJob, offset: int, event: Nacked) -> None:
+        if event.to == "dead":
+            self._keep(offset, event.sweep_at_ms)
+            if job.stop_asked or (job.attempt < job.max_attempts and "hopeless" not in event.error):
+                raise Violation("dead", f"{job.id.hex()} is dead at {offset}, with attempts left, or asked to stop")
+        elif event.error == "it failed" and not job.stop_asked:
+            most_ms = min(self.backoff_ms * 2 ** (job.attempt - 1), 300_000)
+            if (event.to == "scheduled") != (most_ms > 0):
+                raise Violation("backoff", f"nacked at {offset}: {event.to}, the backoff is at most {most_ms} ms")
+            earliest_ms, latest_ms = self.time_ms, self._wall_ms() + most_ms
+            if most_ms and not self.clock_went_back and not earliest_ms < event.due_ms <= latest_ms:
+                raise Violation("backoff", f"nacked at {offset}, {earliest_ms}, due {event.due_ms}: most {most_ms} ms")
 
     def _expired(self, job: ModelJob, offset: int, event: LeaseExpired) -> str:
         self._must_be(job, offset, event, "claimed")
@@ -251,16 +242,23 @@ class Model:
             raise Violation("early", f"the lease ended at {offset}, {end_ms - self.time_ms} ms before its end")
         if job.attempt >= job.max_attempts and event.to != "dead" and not job.stop_asked:
             raise Violation("attempts", f"expired at {offset} with no attempt left, and {event.to}")
+        if event.to == "dead":
+            self._keep(offset, event.sweep_at_ms)
+            if job.stop_asked or job.attempt < job.max_attempts:
+                raise Violation("dead", f"{job.id.hex()} is dead at {offset}, with attempts left, or asked to stop")
         job.sweep_at_ms = event.sweep_at_ms
         return event.to
 
     def _stop_asked(self, job: ModelJob, offset: int, event: CancelRequested) -> str:
         self._must_be(job, offset, event, "claimed")
         job.stop_asked = True
+        job.stop_asked_at_ms = self._now_ms()
         return job.state
 
     def _cancelled(self, job: ModelJob, offset: int, event: Cancelled) -> str:
         self._must_be(job, offset, event, "pending", "scheduled")
+        self._keep(offset, event.sweep_at_ms)
+        job.stop_asked = False
         job.sweep_at_ms = event.sweep_at_ms
         return "cancelled"
 

@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 
 __all__ = ["FAULTS", "Move", "Plan", "make_plan"]
 
-FAULTS: Final = ("slow", "stall", "fail", "lost", "doubt", "late", "reads")
+FAULTS: Final = ("slow", "stall", "fail", "lost", "doubt", "late", "reads", "stops")
 """What a store does for a while: it is slow; it stalls; writes fail; syncs fail and nothing was kept; syncs report a
-failure although all was kept; syncs report a failure and land later; reads fail."""
+failure although all was kept; syncs report a failure and land later; reads fail; it stops by itself, for good."""
 
 _QUEUES: Final = ("mail", "scan", "bill")
 _FATES: Final = ("ack", "ack", "ack", "ack", "nack", "nack", "dead", "release", "forget", "late", "twice", "extend")
@@ -56,6 +56,8 @@ def make_plan(seed: int) -> Plan:
         "latency_ms": rng.choice((0, 0, 1, 5, 40)),
         "restart_after_ms": rng.choice((0, 100, 3 * _S)),
         "checks_clock": rng.random() < 0.5,
+        "projection": rng.choice(("never", "never", "always", "every other")),
+        "every other": {"max_attempts": rng.choice((1, 4)), "ready_window": rng.choice((1, 3, 1000))},
     }
     length_ms = rng.choice((2, 10, 30, 120)) * _S
     draw = _Draw(rng, queues, length_ms, settings)
@@ -64,6 +66,7 @@ def make_plan(seed: int) -> Plan:
         makers += [maker] * weight
     for maker, weight in ((draw.cancel, 2), (draw.requeue, 1), (draw.pause, 1), (draw.look, 2)):
         makers += [maker] * rng.randrange(weight + 1)
+    makers += rng.sample([draw.follow, draw.drain, draw.audit], rng.randrange(3))
     trouble = [draw.weather, draw.weather, draw.kill, draw.kill_at, draw.restart, draw.second, draw.jump]
     makers += rng.sample(trouble, rng.randrange(len(trouble) + 1))
     moves: list[Move] = []
@@ -76,7 +79,9 @@ def make_plan(seed: int) -> Plan:
     return Plan(seed, settings, tuple(sorted(moves, key=lambda move: move.at_ms)))
 
 
-_CALLS: Final = frozenset({"enqueue", "enqueue_many", "claim", "cancel", "requeue", "pause", "look", "worker"})
+_CALLS: Final = frozenset(
+    {"enqueue", "enqueue_many", "claim", "cancel", "requeue", "pause", "look", "worker", "follow", "drain"}
+)
 
 
 class _Draw:
@@ -135,6 +140,7 @@ class _Draw:
             "prefetch": rng.choice((0, 3)),
             "run_ms": rng.randrange(1, self._length_ms),
             "seed": rng.randrange(1 << 30),
+            "until_empty": rng.random() < 0.3,
         }
 
     def cancel(self) -> tuple[str, dict[str, Any]]:
@@ -147,7 +153,22 @@ class _Draw:
         return "pause", {"queue": self._rng.choice(self._queues), "for_ms": self._rng.choice((1, 500, 10 * _S))}
 
     def look(self) -> tuple[str, dict[str, Any]]:
-        return "look", {"queue": self._rng.choice(self._queues), "which": self._rng.randrange(1 << 30)}
+        rng = self._rng
+        state = rng.choice((None, "scheduled", "pending", "claimed", "done", "dead", "cancelled"))
+        return "look", {"queue": rng.choice(self._queues), "which": rng.randrange(1 << 30), "state": state}
+
+    def follow(self) -> tuple[str, dict[str, Any]]:
+        rng = self._rng
+        start, for_ms = rng.choice((0, rng.randrange(1 << 30))), rng.choice((1 * _S, 10 * _S, self._length_ms))
+        return "follow", {"start": start, "for_ms": for_ms, "apart": rng.random() < 0.3}
+
+    def drain(self) -> tuple[str, dict[str, Any]]:
+        rng = self._rng
+        queues = rng.sample(self._queues, rng.randrange(1, len(self._queues) + 1))
+        return "drain", {"queues": queues, "for_ms": rng.choice((5, 5 * _S, self._length_ms))}
+
+    def audit(self) -> tuple[str, dict[str, Any]]:
+        return "audit", {"deep": self._rng.random() < 0.5}
 
     def weather(self) -> tuple[str, dict[str, Any]]:
         rng = self._rng

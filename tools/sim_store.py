@@ -1,14 +1,15 @@
 """The store of a simulated world: one in memory that lets its user down in every way that a real one was seen to.
 
 A write can fail, or succeed and report a failure, or land after the failure was reported; calls can be slow or stall
-for a minute; reads can fail; the process can vanish at any call; a clock that was set back is refused, as SlateDB does.
+for a minute; reads can fail; it can stop by itself, for good; the process can vanish at any call; a clock that was set
+back is refused, as SlateDB does.
 """
 
 import asyncio
 import random
 from typing import TYPE_CHECKING, Final
 
-from ledgerq.eventlog.errors import ClockWentBack, LedgerError, OutcomeUnknown, StoreUnavailable
+from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, OutcomeUnknown, StoreUnavailable
 from ledgerq.eventlog.memory import MemoryDisk, MemoryStore
 from ledgerq.eventlog.store import Anchor, Batch
 
@@ -51,6 +52,7 @@ class SimStore(MemoryStore):
         super().__init__(world.disk)
         self._world = world
         self._process = process
+        self._stopped: LedgerError | None = None
 
     @property
     def fenced(self) -> bool:
@@ -65,7 +67,12 @@ class SimStore(MemoryStore):
             await asyncio.sleep(latency_ms / 1000)
         for weather in world.weather_now():
             if weather.strikes():
-                await self._strike(weather, call)
+                process.disturbances += 1
+                try:
+                    await self._strike(weather, call)
+                finally:
+                    process.disturbances -= 1
+                    process.disturbed_ms = world.loop.now_ms()
         if process.killed:
             await asyncio.Event().wait()
         error = self.failure()
@@ -77,6 +84,9 @@ class SimStore(MemoryStore):
             await asyncio.sleep(weather.rng.randrange(_SLOW_MS) / 1000)
         elif weather.kind == "stall":
             await asyncio.sleep(weather.rng.randrange(_STALL_MS) / 1000)
+        elif weather.kind == "stops" and self._stopped is None:
+            # By itself, and silently: whoever calls next hears of it, or who asks.
+            self._stopped = self._trouble(LogPoisoned("the simulated store stopped"))
         elif weather.kind == "fail" and call == "write:before":
             raise self._trouble(StoreUnavailable("the simulated store takes no writes"))
         elif weather.kind == "reads" and call in ("get", "scan"):
@@ -97,6 +107,10 @@ class SimStore(MemoryStore):
         if self.failure() is None and self._unsynced:
             self._world.say(f"p{self._process.number} lands late")
             self.flush()
+
+    def failure(self) -> LedgerError | None:
+        """Like `MemoryStore.failure`, or what stopped it."""
+        return super().failure() or self._stopped
 
     async def write(self, batch: Batch) -> None:
         """Like `MemoryStore.write`; refuses a clock that went back, when the world is one where stores do."""

@@ -18,6 +18,7 @@ from ledgerq.tools.sim_loop import Stuck
 from ledgerq.tools.sim_machine import KILL_TURNS, Machine
 from ledgerq.tools.sim_model import Violation
 from ledgerq.tools.sim_plan import Plan
+from ledgerq.tools.sim_watch import watch
 
 __all__ = ["Outcome", "World", "run_plan"]
 
@@ -48,6 +49,7 @@ class World(Machine):
     async def _play(self) -> None:
         self.start_process()
         supervisor = self.spawn(None, self.supervise)
+        watcher = self.spawn(None, watch, self)
         playing: dict[asyncio.Task[Any], None] = {}
         for move in self.plan.moves:
             wait_ms = move.at_ms - self.loop.now_ms()
@@ -59,6 +61,7 @@ class World(Machine):
         while playing:
             await asyncio.wait([*playing])
         await work_off(self, supervisor)
+        watcher.cancel()
 
     def run(self) -> Outcome:
         """Run it all."""
