@@ -5,8 +5,10 @@ what it needs in memory; what it returns is written atomically with the events i
 behind at its last good offset and reported; the queue goes on, and `rebuild-projections --only NAME` mends it.
 """
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from ledgerq.eventlog import keys
@@ -85,14 +87,11 @@ class ProjectionHost:
     def _leave_behind(self, name: str, error: BaseException) -> None:
         """It is the user's code: whatever it raises must not take the queue with it."""
         self.failures[name] = error
-        _log.error(
-            "projection %r failed and stays at offset %d; mend it and run: rebuild-projections --only %s",
-            name,
-            self.offsets.get(name, 0),
-            name,
-            exc_info=error,
-            extra=about("projection_failed", projection=name),
-        )
+        what = "projection %r failed and stays at offset %d; mend it and run: rebuild-projections --only %s"
+        extra = about("projection_failed", projection=name)
+        # On a later turn: a logging handler of the program's that raises must not end the commit this is a part of.
+        say = partial(_log.error, what, name, self.offsets.get(name, 0), name, exc_info=error, extra=extra)
+        asyncio.get_running_loop().call_soon(say)
 
     def require_sound(self, names: Iterable[str]) -> None:
         """Raise `ProjectionFailed` for the first of these projections that raised: its rows can't be told."""
