@@ -88,6 +88,7 @@ class Claimers(Calls):
         if places != sorted(places):
             raise Violation("order", f"one claim brought jobs in the order {places}")
         if together and claims:
+            await asyncio.sleep(fates[0][1] / 1000)  # long enough, and some are lost
             await self._ack_many(process, claims)
             return
         for claim, (fate, hold_ms) in zip(claims, fates, strict=False):
@@ -110,7 +111,10 @@ class Claimers(Calls):
         try:
             await self.call(process, "ack_many", self._queue(process).ack_many(claims))
         except ClaimLost:
-            return  # which ones, the text says; the model judges the events
+            how = {claim.offset: self._book.model.claims[claim.id, claim.offset] for claim in claims}
+            if not all(how.values()) or set(how.values()) == {"acked"}:
+                raise Violation("settled", f"ack_many lost some claims, and the log says {how}") from None
+            return
         for claim in claims:
             self._book.settled(claim, "acked")
 
