@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ledgerq.eventlog.errors import Fenced
 from ledgerq.eventlog.events import (
     Acked,
     Cancelled,
@@ -26,6 +27,7 @@ from ledgerq.eventlog.events import (
     Swept,
     WriterOpened,
 )
+from ledgerq.eventlog.memory import MemoryDisk, MemoryStore
 from ledgerq.tools import soak_load, soak_report
 from ledgerq.tools.soak_audit import FactFiles
 from ledgerq.tools.soak_book import Book
@@ -300,6 +302,22 @@ async def test_a_probe_that_ended_in_its_midst_leaves_nothing_behind(tmp_path: P
         assert await load.drain(10.0)
         assert (await queue.get(left.job_id)).state == "done"
         await load.stop()
+
+
+async def test_a_read_that_meets_the_fence_before_its_queue_does_is_no_broken_promise(tmp_path: Path) -> None:
+    disk = MemoryDisk()
+    facts = tmp_path / "facts"
+    async with Queue.open(store=MemoryStore(disk)) as queue:
+        load = Load(WatchedQueue(queue, Facts(facts), Meter()), rate=50, seed=1)
+
+        async def read() -> None:
+            MemoryStore(disk)  # another writer
+            raise Fenced("a read knows it first")
+
+        await load._guard(read())
+        assert isinstance(queue.failure, Fenced)
+        assert isinstance(load.failure, Fenced)
+    assert "raised" not in facts.read_text()
 
 
 # ---------------------------------------------------------------------- the whole of it

@@ -10,9 +10,10 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
-from ledgerq.eventlog.errors import ClaimLost, InvalidState, JobNotFound, LedgerError, PayloadMissing
+from ledgerq.eventlog.errors import ClaimLost, Fenced, InvalidState, JobNotFound, LedgerError, PayloadMissing
 from ledgerq.eventlog.events import STATES, Enqueued
 from ledgerq.projections.fold import Transition
 from ledgerq.tools.soak_queue import WatchedQueue, sealed
@@ -34,6 +35,7 @@ OPTIONS: Final = QueueOptions(
     keep_cancelled_s=5,
     keep_dead_s=15,
 )
+_LOOK_OUT_S: Final = 5.0
 QUEUES: Final[Mapping[str, QueueOptions]] = {
     "mail": OPTIONS,
     "files": OPTIONS,
@@ -124,12 +126,23 @@ class Load:
         try:
             await work
         except LedgerError as error:
+            if isinstance(error, Fenced):
+                await self._learn_of_the_fence()
             if self._queue.queue.failure is None:
                 self._queue.facts.report([f"! a call raised {type(error).__name__}: {' '.join(str(error).split())}"])
             self.failure = self.failure or error
         except Exception as error:
             self._queue.facts.report([f"! the load broke: {type(error).__name__}: {' '.join(str(error).split())}"])
             raise
+
+    async def _learn_of_the_fence(self) -> None:
+        """A read of the store may meet the fence before the queue itself does, which looks out once a second."""
+        queue, failed = self._queue.queue, asyncio.Event()
+        queue.on_failure.append(lambda error: failed.set())
+        if queue.failure is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_OUT_S):
+                    await failed.wait()
 
     # ------------------------------------------------------------------ adding
 
