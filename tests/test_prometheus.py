@@ -96,8 +96,8 @@ EXPECTED = {
     "Writes that waited": Size(0, 10, 2),
     "Object store requests": Size(0.5, 3000, 2),
     "Object store requests, p99": SECONDS,
-    "Calls into SlateDB, rows": Size(1, 20_000, 4),
-    "Block cache": Size(0.1, 20_000, 2),
+    "Calls into SlateDB, rows": Size(1, 200_000, 4),
+    "Block cache": Size(0.1, 200_000, 2),
 }
 
 

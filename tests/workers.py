@@ -93,7 +93,7 @@ async def finish(task: "asyncio.Task[None]") -> None:
 
 def handler_threads() -> list[threading.Thread]:
     """The workers' threads that are there, after those that can end had the time to."""
-    mine = [thread for thread in threading.enumerate() if thread.name.startswith("ledgerq")]
+    mine = [thread for thread in threading.enumerate() if thread.name.startswith("ledgerq-handler")]
     for thread in mine:
         thread.join(2)
     return [thread for thread in mine if thread.is_alive()]
