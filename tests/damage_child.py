@@ -327,7 +327,7 @@ class Loud(logging.Handler):
 
 
 def _peak_rss_kib() -> int:
-    """The most memory that this program had; `getrusage` also counts what it was when it was still its parent's fork."""
+    """The most memory that this program had; `getrusage` also counts what it was while still its parent's fork."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1])
 
