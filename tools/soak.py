@@ -6,7 +6,8 @@ It fails, with a line for each reason and exit code 1, when an audit finds anyth
 promised does not hold, when a process under load complains, or when memory, open files, tasks, threads, the objects of
 the store, the backlog or a latency drift upward. The rule by which drift is told from noise is in soak_drift.py, what
 is allowed for each series in soak_report.py. The load is paced well below what the queue can do, or drift would mean
-nothing. What grows on purpose is the log: its share is taken off the store's bytes.
+nothing. What grows on purpose is the log: its share is taken off the store's bytes. Memory is measured with two heaps
+of the C library (MALLOC_ARENA_MAX=2), unless the environment says otherwise.
 
 Next: soak_conductor.py (the run), soak_child.py and soak_load.py (the processes under load), soak_book.py and
 soak_audit.py (what was promised, and whether it holds).
