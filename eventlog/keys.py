@@ -27,6 +27,8 @@ __all__ = [
     "REBUILD_KEY",
     "after_prefix",
     "hint_key",
+    "hint_place",
+    "hint_value",
     "log_key",
     "offset_of",
     "payload_key",
@@ -68,6 +70,16 @@ def offset_of(key: bytes) -> int:
 def hint_key(queue: str) -> bytes:
     """`m/hint/` and the queue's name in UTF-8."""
     return HINT_PREFIX + queue.encode()
+
+
+def hint_value(place: tuple[int, int]) -> bytes:
+    """A hint as bytes: priority u32, offset u64."""
+    return place[0].to_bytes(4) + place[1].to_bytes(8)
+
+
+def hint_place(value: bytes) -> tuple[int, int]:
+    """The (priority, offset) in a hint's value; a damaged hint counts as none: before everything."""
+    return (int.from_bytes(value[:4]), int.from_bytes(value[4:])) if len(value) == 12 else (0, 0)
 
 
 def projection_key(name: str) -> bytes:

@@ -143,10 +143,10 @@ class EventLog(LogReader):
         commit = self._in_flight or self._open
         return None if commit is None else commit.time_ms
 
-    @property
-    def open_since_ms(self) -> int | None:
-        """The time that what is staged next will bear, when a commit is open already; else None."""
-        return None if self._open is None else self._open.time_ms
+    def due_by_ms(self) -> int:
+        """What is due by then may be staged now: it must not bear a time before its own, and its commit may be old."""
+        now_ms = self.clock.now_ms()
+        return now_ms if self._open is None else min(now_ms, self._open.time_ms)
 
     @property
     def full(self) -> bool:

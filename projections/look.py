@@ -73,10 +73,7 @@ async def hints(store: ReadStore, queues: Iterable[str]) -> Mapping[str, Place]:
     """Where the pending scan of each of these queues may start."""
     wanted = list(queues)
     values = await store.get_many([keys.hint_key(queue) for queue in wanted])
-    return {
-        queue: (0, 0) if value is None or len(value) != 12 else (int.from_bytes(value[:4]), int.from_bytes(value[4:]))
-        for queue, value in zip(wanted, values, strict=True)
-    }
+    return {queue: keys.hint_place(value or b"") for queue, value in zip(wanted, values, strict=True)}
 
 
 async def _first_page(store: ReadStore, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:

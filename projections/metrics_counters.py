@@ -197,7 +197,8 @@ def _samples(
     labels = {"queue": queue}
     for (name, les, unit), histogram in zip(_HISTOGRAMS, tally.histograms(), strict=True):
         lasts = exemplars.get(name) or [None] * len(les)
-        # Of what is not durable yet nothing is shown, not even an exemplar in a bucket that is empty still.
+        # A bucket that is empty still, as far as it is durable, shows no exemplar; that of another one may be a job
+        # whose commit is on its way.
         buckets = [
             (le, count, last if count else None) for le, count, last in zip(les, histogram.counts, lasts, strict=True)
         ]

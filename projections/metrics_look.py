@@ -171,6 +171,7 @@ class Looker:
         self._thread = threading.get_ident()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._is_fresh = False
         self._seldom = Seldom()
 
     async def refresh(self) -> None:
@@ -180,6 +181,7 @@ class Looker:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="ledgerq-look")
         await asyncio.wait({self._task}, timeout=_SCRAPE_WAIT_S)
+        self._is_fresh = True
 
     async def _run(self) -> None:
         try:
@@ -195,17 +197,20 @@ class Looker:
     def before_scrape(self) -> None:
         """Look, if that can be waited for: in another thread for a second at most, on the loop itself not at all.
 
-        There the scrape shows the look before, and the next one this.
+        There the scrape shows the look before, and the next one this; after a `refresh` it needs no other.
         """
         if self._closed or not self._loop.is_running():
             return
         if threading.get_ident() == self._thread:
-            if self._task is None or self._task.done():
+            if self._is_fresh:
+                self._is_fresh = False
+            elif self._task is None or self._task.done():
                 self._task = self._loop.create_task(self._run(), name="ledgerq-look")
             return
         looking = asyncio.run_coroutine_threadsafe(self.refresh(), self._loop)
         with suppress(TimeoutError, CancelledError):  # the loop may end meanwhile
             looking.result(_SCRAPE_WAIT_S)
+            self._is_fresh = False
 
     async def close(self) -> None:
         """Look no more."""

@@ -178,6 +178,24 @@ async def test_many_scrapes_at_once_are_one_look() -> None:
     assert looks == 2
 
 
+async def test_a_scrape_after_a_refresh_looks_no_second_time_and_the_next_one_does() -> None:
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+
+    looker = Looker(look)
+    await looker.refresh()
+    looker.before_scrape()
+    await settle()
+    assert looks == 1
+    looker.before_scrape()
+    await settle()
+    assert looks == 2
+    await looker.close()
+
+
 async def test_a_look_that_hangs_keeps_no_scrape_and_ends_with_the_queue() -> None:
     async with Rig() as rig:
         collector = rig.queue.collector()

@@ -3,17 +3,16 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from ledgerq.tools.child_process import start_module
 from ledgerq.tools.render import shorten
 
-__all__ = ["Child", "DemoFailed", "environment", "started"]
+__all__ = ["Child", "DemoFailed", "started"]
 
 _LIMIT_S: Final = 120.0
 _ERROR_CHARS: Final = 300
@@ -75,20 +74,7 @@ class Child:
 async def started(place: Path, arguments: Sequence[str]) -> AsyncIterator[Child]:
     """A worker process with these arguments; it never outlives this, nor the demo."""
     errors = place / "worker.log"
-    with errors.open("ab") as stderr:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "ledgerq.tools.demo_worker",
-            *arguments,
-            # In a folder without Python files, so that none of the user's own shadows a module.
-            cwd=place,
-            env=environment(),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=stderr,
-            start_new_session=True,  # Ctrl-C is for the demo, which ends its children
-        )
+    process = await start_module("tools.demo_worker", arguments, folder=place, errors=errors)
     try:
         yield Child(process, errors)
     finally:
@@ -96,12 +82,3 @@ async def started(place: Path, arguments: Sequence[str]) -> AsyncIterator[Child]
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-
-
-def environment() -> dict[str, str]:
-    """This process's own, by which a child finds the same ledgerq, also from a clone that is not installed."""
-    home = Path(str(sys.modules["ledgerq"].__file__)).absolute().parents[1]
-    before = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if home.name not in ("site-packages", "dist-packages"):
-        before.append(str(home))
-    return os.environ | {"PYTHONPATH": os.pathsep.join(before)}

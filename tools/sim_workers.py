@@ -9,14 +9,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.errors import ClaimLost, LedgerError
+from ledgerq.eventlog.errors import ClaimLost
 from ledgerq.eventlog.events import CancelRequested
+from ledgerq.tools.queue_relay import QueueRelay
 from ledgerq.tools.sim_claimers import Calls
 from ledgerq.tools.sim_model import Violation
 from ledgerq.worker.claims import Claim
-from ledgerq.worker.handout import WatchCallback
-from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.outcomes import Dead, Retry
 from ledgerq.worker.running import JobContext
 from ledgerq.worker.worker import Worker
@@ -33,15 +31,15 @@ _CANCELLED: Final = "its cancellation was requested"
 Key = tuple[bytes, int]
 
 
-class _Between:
+class _Between(QueueRelay):
     """The queue as one worker sees it; see the module's text."""
 
     def __init__(self, world: "Machine", process: "Process", capacity: int) -> None:
         assert process.queue is not None
+        super().__init__(process.queue)
         self._world = world
         self._book = world.book
         self._process = process
-        self._queue = process.queue
         self._capacity = capacity
         self._since_ms: dict[Key, int] = {}
         self.held: dict[Key, None] = {}
@@ -54,32 +52,14 @@ class _Between:
         """A promise was broken: raised through a worker it would be taken for a failing queue."""
         self._world.break_(Violation(kind, f"the worker of p{self._process.number}: {what}"))
 
-    @property
-    def on_failure(self) -> list[Callable[[LedgerError], None]]:
-        """See `Queue.on_failure`."""
-        return self._queue.on_failure
-
-    @property
-    def clock(self) -> Clock:
-        """The queue's."""
-        return self._queue.clock
-
-    def options(self, queue: str) -> QueueOptions:
-        """See `Queue.options`."""
-        return self._queue.options(queue)
-
     async def drained(self, queues: str | Sequence[str]) -> None:
         """See `Queue.drained`."""
-        await self._queue.drained(queues)
+        await self.queue.drained(queues)
         try:
             self._book.drained(queues)
         except Violation as violation:
             self._world.break_(violation)
         self.stopped_ms = self._world.loop.now_ms()
-
-    def watch(self, claim: Claim, callback: WatchCallback) -> None:
-        """See `Queue.watch`."""
-        self._queue.watch(claim, callback)
 
     async def claim(
         self,
@@ -92,10 +72,10 @@ class _Between:
         """See `Queue.claim`."""
         if self.stopped_ms is not None and self._world.loop.now_ms() > self.stopped_ms:
             self.broke("stop", "it claims after it was stopped")
-        claims = await self._queue.claim(queue, limit, lease, wait, worker)
+        claims = await self.queue.claim(queue, limit, lease, wait, worker)
         try:
             for claim in claims:
-                lease_ms = round(self._queue.options(claim.queue).lease_s * 1000)
+                lease_ms = round(self.queue.options(claim.queue).lease_s * 1000)
                 self._book.receive(claim, lease_ms, self._world.clock.now_ms())
                 self.held[claim.id, claim.offset] = None
                 self._since_ms[claim.id, claim.offset] = self._world.loop.now_ms()
@@ -108,7 +88,7 @@ class _Between:
 
     async def extend(self, claim: Claim, lease: float) -> Claim:
         """See `Queue.extend`."""
-        renewed = await self._queue.extend(claim, lease)
+        renewed = await self.queue.extend(claim, lease)
         self._book.renewed(renewed)
         return renewed
 
@@ -117,7 +97,7 @@ class _Between:
         how, _ = self.ended.get((claim.id, claim.offset), ("", None))
         if how != "ack":
             self.broke("settled", f"it acks the claim at {claim.offset}, whose handler ended with {how!r}")
-        await self._settle(claim, "acked", lambda: self._queue.ack(claim))
+        await self._settle(claim, "acked", lambda: self.queue.ack(claim))
 
     async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
         """See `Queue.nack`."""
@@ -132,7 +112,7 @@ class _Between:
             self.broke("settled", f"it nacks {claim.offset} ({error}, {delay}, {dead}), which ended with {how!r}")
         if _TIMED_OUT in error and in_time:
             self.broke("timeout", f"it says of {claim.offset} that {error}, after {now_ms - since_ms} ms")
-        await self._settle(claim, "nacked", lambda: self._queue.nack(claim, error, delay, dead))
+        await self._settle(claim, "nacked", lambda: self.queue.nack(claim, error, delay, dead))
         asked = any(type(one.event) is CancelRequested and one.offset > claim.offset for one in job.life)
         if _CANCELLED in error and not asked:
             self.broke("settled", f"it says of {claim.offset} that {error}, and nobody had asked for it")
@@ -145,7 +125,7 @@ class _Between:
         is_late = how == "ack" and self.ended_ms[claim.id, claim.offset] < self._world.loop.now_ms()
         if is_late or not (is_cancelled or self.stopped_ms is not None or not self._process.healthy):
             self.broke("settled", f"it gives back the claim at {claim.offset}, which ended with {how!r}")
-        await self._settle(claim, "released", lambda: self._queue.release(claim, reason))
+        await self._settle(claim, "released", lambda: self.queue.release(claim, reason))
 
     async def _settle(self, claim: Claim, how: str, call: Callable[[], Any]) -> None:
         key = (claim.id, claim.offset)

@@ -3,12 +3,11 @@
 import asyncio
 import json
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from ledgerq.tools.demo_child import environment
+from ledgerq.tools.child_process import start_module
 from ledgerq.tools.render import shorten
 
 __all__ = ["Process", "SoakFailed"]
@@ -44,19 +43,7 @@ class Process:
     async def start(cls, name: str, folder: Path, arguments: list[str], listen: Listener) -> "Process":
         """Start one; what it writes to stderr goes to a file in `folder`."""
         errors = folder / f"{name}.log"
-        with errors.open("ab") as stderr:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "ledgerq.tools.soak_child",
-                *arguments,
-                cwd=folder,
-                env=_FEW_HEAPS | environment(),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,  # Ctrl-C is for the conductor
-            )
+        process = await start_module("tools.soak_child", arguments, folder=folder, errors=errors, defaults=_FEW_HEAPS)
         return cls(process, name, errors, listen)
 
     async def _read(self) -> None:

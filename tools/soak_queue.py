@@ -1,17 +1,16 @@
 """A queue that is watched: the calls of the soak's load go through it, are timed, and leave a fact when they return."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
-from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.errors import ClaimLost, LedgerError
+from ledgerq.eventlog.errors import ClaimLost
 from ledgerq.projections.job import Job
+from ledgerq.tools.queue_relay import QueueRelay
 from ledgerq.tools.soak_meter import Facts, Meter
 from ledgerq.worker.claims import Claim, Enqueued
-from ledgerq.worker.handout import WatchCallback
-from ledgerq.worker.options import NewJob, QueueOptions
+from ledgerq.worker.options import NewJob
 from ledgerq.worker.queue import Queue
 
 __all__ = ["WatchedQueue", "sealed"]
@@ -24,27 +23,13 @@ def sealed(content: bytes) -> bytes:
     return blake2b(content, digest_size=_SEAL_BYTES).digest() + content
 
 
-class WatchedQueue:
+class WatchedQueue(QueueRelay):
     """Has the methods that a `Worker` uses, and the others that the load uses."""
 
     def __init__(self, queue: Queue, facts: Facts, meter: Meter) -> None:
-        self.queue = queue
+        super().__init__(queue)
         self.facts = facts
         self.meter = meter
-
-    @property
-    def on_failure(self) -> list[Callable[[LedgerError], None]]:
-        """See `Queue.on_failure`."""
-        return self.queue.on_failure
-
-    @property
-    def clock(self) -> Clock:
-        """See `Queue.clock`."""
-        return self.queue.clock
-
-    def options(self, queue: str) -> QueueOptions:
-        """See `Queue.options`."""
-        return self.queue.options(queue)
 
     async def enqueue(self, queue: str, payload: bytes, **options: Any) -> Enqueued:
         """See `Queue.enqueue`."""
@@ -122,10 +107,6 @@ class WatchedQueue:
     async def extend(self, claim: Claim, lease: float) -> Claim:
         """See `Queue.extend`."""
         return await self.queue.extend(claim, lease)
-
-    def watch(self, claim: Claim, callback: WatchCallback) -> None:
-        """See `Queue.watch`."""
-        self.queue.watch(claim, callback)
 
     async def drained(self, queues: str | Sequence[str]) -> None:
         """See `Queue.drained`."""

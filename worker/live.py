@@ -22,7 +22,7 @@ from ledgerq.projections.job import Job, born, evolve
 from ledgerq.projections.stats import Tally
 from ledgerq.worker.ready import FIRST_PLACE, PayloadBudget, Place, ReadyWindow
 
-__all__ = ["Live", "hint_place", "hint_value", "index_changes"]
+__all__ = ["Live", "index_changes"]
 
 _WATCH_LIMIT_ROWS: Final = 1000
 _HINT_EVERY_CLAIMS: Final = 1000
@@ -230,7 +230,7 @@ class Live:
             # A hint must never lead; moving it forward is only worth a write now and then.
             if place < hint or place[0] != hint[0] or place[1] - hint[1] > _HINT_EVERY_CLAIMS:
                 self.hints[queue] = place
-                changes[keys.hint_key(queue)] = hint_value(place)
+                changes[keys.hint_key(queue)] = keys.hint_value(place)
         self._dirty_queues = {}
 
     def committed(self, commit: Commit) -> None:
@@ -266,15 +266,3 @@ def index_changes(touched: Touched) -> Changes:
             # Swept, and its id perhaps in use again already.
             changes[keys.payload_key(before.offset)] = None
     return changes
-
-
-def hint_value(place: Place) -> bytes:
-    """A hint as bytes: priority u32, offset u64."""
-    return place[0].to_bytes(4) + place[1].to_bytes(8)
-
-
-def hint_place(value: bytes) -> Place:
-    """The place in a hint's value; a damaged hint counts as none."""
-    if len(value) != 12:
-        return FIRST_PLACE
-    return int.from_bytes(value[:4]), int.from_bytes(value[4:])

@@ -67,9 +67,7 @@ class _TimedRange:
             if len(due) >= _STEP_ROWS:
                 next_ms = min(next_ms, now_ms)
             jobs = await live.jobs([_job_id(row) for row in due])
-            # The clock may have been set back meanwhile, and what is staged now must not bear an earlier time than due.
-            since_ms = live.log.open_since_ms
-            by_ms = min(now_ms, live.log.clock.now_ms() if since_ms is None else since_ms)
+            by_ms = min(now_ms, live.log.due_by_ms())  # the clock may have been set back meanwhile
             for job, (key, _) in zip(jobs, due, strict=True):
                 if (due_ms := leading_ms(key, self.prefix)) > by_ms:
                     next_ms = due_ms
@@ -199,9 +197,7 @@ class Maintenance:
             if log.full:
                 await log.room()
                 continue
-            # The log must not say that something ended before its time: the open commit may be older than the clock.
-            now_ms, since_ms = self._clock.now_ms(), log.open_since_ms
-            by_ms = now_ms if since_ms is None else min(now_ms, since_ms)
+            by_ms, now_ms = log.due_by_ms(), self._clock.now_ms()
             expired = self._leases.expired(by_ms, _STEP_ROWS, now_ms)
             self._expire(expired, by_ms)
             due = [timed for timed in self._ranges if timed.next_ms <= by_ms]

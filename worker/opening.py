@@ -15,7 +15,7 @@ from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import Job
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker import decisions
-from ledgerq.worker.live import Live, hint_place
+from ledgerq.worker.live import Live
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.reports import say_interrupted
 
@@ -54,7 +54,7 @@ async def take_over(
     async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
         for key, value in rows:
             # A damaged name is no queue's; its hint is found by the audit.
-            live.hints[key[len(keys.HINT_PREFIX) :].decode(errors="replace")] = hint_place(value)
+            live.hints[key[len(keys.HINT_PREFIX) :].decode(errors="replace")] = keys.hint_place(value)
     head = log.durable_head
     await live.host.restore(store)
     anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
