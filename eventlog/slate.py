@@ -38,7 +38,7 @@ from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reads import SlateReads
 from ledgerq.eventlog.store import Anchor, Batch
 from ledgerq.eventlog.threads import DaemonThreads
-from ledgerq.eventlog.upkeep import first_needed_wal_id, run_upkeep
+from ledgerq.eventlog.upkeep import Upkeep
 
 __all__ = ["SlateStore", "open_slate"]
 
@@ -63,6 +63,7 @@ class SlateStore(SlateReads):
         self._options = options
         self._threads = DaemonThreads("ledgerq-sync")
         self._files = FileSync(location.folder, fsync=options.fsync) if location.is_file else None
+        self._upkeep: Upkeep | None = None
         self._anchor: ObjectAnchor | None = None
         self._objects: Objects | None = None
         if not location.is_file:
@@ -82,8 +83,10 @@ class SlateStore(SlateReads):
         if not self._options.fsync:
             await self._in_thread(self._files.opened)
             return
-        await self._in_thread(self._files.opened, await first_needed_wal_id(self._place))
-        self._spawn(run_upkeep(self._place, self._options, self._clock, self._sync_behind))
+        options = self._options
+        self._upkeep = Upkeep(self._place, self._files, self._in_thread)
+        await self._upkeep.opened()
+        self._spawn(self._upkeep.keep_up(self._clock, gc_interval_s=options.gc_interval_s, gc_age_s=options.gc_age_s))
 
     def batch(self) -> Batch:
         """A new, empty batch; it can be written once."""
@@ -226,7 +229,8 @@ class SlateStore(SlateReads):
                 # What is in sorted files need not be replayed by the next opener.
                 flush = None if self._broken is not None else FlushType.MEM_TABLE
                 await self._db.shutdown_with_options(CloseOptions(flush_type=flush))
-                await self._sync_behind()
+                if self._upkeep is not None:
+                    await self._upkeep.sync()
                 if self._anchor is not None:
                     await self._anchor.close(write_last=self._broken is None)
         except (TimeoutError, OSError, *SLATE_ERRORS) as error:
@@ -264,10 +268,6 @@ class SlateStore(SlateReads):
             _log.info(what, self.location, error, extra=about("flush_failed"))
         finally:
             self._is_flushing_memtable = False
-
-    async def _sync_behind(self) -> None:
-        if self._files is not None:
-            await self._in_thread(self._files.sync_behind)
 
     def _in_thread(self, function: Callable[..., _T], *arguments: object) -> asyncio.Future[_T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

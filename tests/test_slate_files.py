@@ -124,7 +124,7 @@ async def test_a_damaged_manifest_may_be_moved_away(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["manifest", "compactions"])
 async def test_a_newest_file_that_is_missing_is_not_waited_for(folder: Path, kind: str) -> None:
     number = int(newest(folder, kind).stem)
-    (folder / "gc").mkdir()
+    (folder / "gc").mkdir(exist_ok=True)
     (folder / "gc" / f"{kind}.boundary").write_text(str(number - 1))
     await opens(Path(shutil.copytree(folder, folder.parent / "copy")))
     newest(folder, kind).unlink()
@@ -134,7 +134,7 @@ async def test_a_newest_file_that_is_missing_is_not_waited_for(folder: Path, kin
 @pytest.mark.parametrize("content", [b"", b"\0\0", b"-3", b"9" * 30])
 async def test_a_boundary_that_cant_be_read_is_named_and_may_be_removed(folder: Path, content: bytes) -> None:
     boundary = folder / "gc" / "manifest.boundary"
-    boundary.parent.mkdir()
+    boundary.parent.mkdir(exist_ok=True)
     boundary.write_bytes(content)
     assert "remove it" in await refused(folder, "gc/manifest.boundary")
     boundary.unlink()
