@@ -20,6 +20,7 @@ from ledgerq.eventlog.events import (
     Claimed,
     Enqueued,
     Event,
+    FilesSetAside,
     LeaseExpired,
     Nacked,
     Promoted,
@@ -71,6 +72,7 @@ EVENT_TYPES: Final[dict[int, type[Any]]] = {
     48: WriterOpened,
     49: WriterClosed,
     50: Rebuilt,
+    51: FilesSetAside,
 }
 KIND_OF: Final[dict[type[Any], int]] = {event_type: kind for kind, event_type in EVENT_TYPES.items()}
 

@@ -14,6 +14,7 @@ __all__ = [
     "Claimed",
     "Enqueued",
     "Event",
+    "FilesSetAside",
     "JobEvent",
     "LeaseExpired",
     "LogEvent",
@@ -173,11 +174,22 @@ class Rebuilt(NamedTuple):
     rows_deleted: int
 
 
+class FilesSetAside(NamedTuple):
+    """Files that kept the store from being opened, and that no promised commit needs, were moved out of its way.
+
+    `folder` is where they are, below the store's. `total`: how many; `names`: the first hundred ("wal/000...1.sst").
+    """
+
+    folder: str
+    total: int
+    names: tuple[str, ...]
+
+
 JobEvent = (
     Enqueued | Promoted | Claimed | Acked | Nacked | LeaseExpired | CancelRequested | Cancelled | Requeued | Swept
 )
 QueueEvent = QueuePaused | QueueResumed
-LogEvent = WriterOpened | WriterClosed | Rebuilt
+LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside
 Event = JobEvent | QueueEvent | LogEvent
 
 

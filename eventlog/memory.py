@@ -22,12 +22,13 @@ _FIRST_PAGE_ROWS: Final = 64
 
 
 class MemoryDisk:
-    """What is durable: rows, the anchor, and which writer opened last."""
+    """What is durable: rows, the anchor, which writer opened last, and the files set aside that no event tells of."""
 
     def __init__(self) -> None:
         self.rows: SortedDict[bytes, bytes] = SortedDict()
         self.anchor: Anchor | None = None
         self.writer_number = 0
+        self.set_aside: dict[str, list[str]] = {}
 
 
 class MemoryBatch:
@@ -163,6 +164,14 @@ class MemoryStore(MemoryReader):
         self._unsynced = {}
         if anchor is not None:
             self._disk.anchor = anchor
+
+    async def set_aside(self) -> list[tuple[str, list[str]]]:
+        """What the disk has of it, as if there were files."""
+        return list(self._disk.set_aside.items())
+
+    async def set_aside_recorded(self, folder: str) -> None:
+        """The log tells durably of the files in `folder`."""
+        self._disk.set_aside.pop(folder, None)
 
     def failure(self) -> LedgerError | None:
         """`Fenced` when a later writer opened the same disk, `QueueClosed` after `close`."""

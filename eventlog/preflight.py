@@ -62,7 +62,8 @@ async def _bounded(location: Location, limit_s: float, *, writing: bool, create:
             if location.is_file:
                 # In a thread: a network file system can hang.
                 await asyncio.to_thread(_check_folder, location, writing=writing, create=create)
-                await _check_files(location, writing=writing)
+                if not writing:
+                    await _check_files(location)
             else:
                 await _check_objects(location, limit_s, writing=writing, create=create)
     except TimeoutError as error:
@@ -108,9 +109,9 @@ async def _check_objects(location: Location, limit_s: float, *, writing: bool, c
         await objects.delete(_PROBE)
 
 
-async def _check_files(location: Location, *, writing: bool) -> None:
+async def _check_files(location: Location) -> None:
     try:
-        await check_files(location, writing=writing)
+        await check_files(location, writing=False)
     except OSError as error:
         raise _explain(location, error) from error
 

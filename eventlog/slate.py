@@ -1,6 +1,6 @@
 """The store on SlateDB, opened for writing: batches, explicit flushes, and what a file system needs besides.
 
-`open_slate` is the way in. Reading is in `slate_reads.py`, a reader for other processes in `slate_reader.py`.
+slate_open.py is the way in. Reading is in `slate_reads.py`, a reader for other processes in `slate_reader.py`.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
-from slatedb.uniffi import CloseOptions, Db, DbBuilder, FlushOptions, FlushType, ObjectStore
+from slatedb.uniffi import CloseOptions, Db, FlushOptions, FlushType
 
 from ledgerq.eventlog.anchor import ObjectAnchor
 from ledgerq.eventlog.causes import CAUSE_LIMIT_S, with_cause
@@ -24,14 +24,13 @@ from ledgerq.eventlog.errors import (
     QueueClosed,
     StoreUnavailable,
 )
-from ledgerq.eventlog.fastlane import best_lane
 from ledgerq.eventlog.filesync import FileSync
 from ledgerq.eventlog.lane import Lane, SlateBatch
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.meters import CommitTimes
 from ledgerq.eventlog.objects import Objects
-from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_writable
+from ledgerq.eventlog.set_aside import mark_recorded, read_set_aside
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, closed_error, late_error, translate
 from ledgerq.eventlog.slate_metrics import SlateMetrics
 from ledgerq.eventlog.slate_options import StoreOptions
@@ -40,7 +39,7 @@ from ledgerq.eventlog.store import Anchor, Batch
 from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.eventlog.upkeep import Upkeep
 
-__all__ = ["SlateStore", "open_slate"]
+__all__ = ["SlateStore"]
 
 _log = logger("store")
 _T = TypeVar("_T")
@@ -211,6 +210,18 @@ class SlateStore(SlateReads):
         except OSError as error:
             raise StoreUnavailable(f"{self.location}: its anchor can't be read: {error}") from error
 
+    async def set_aside(self) -> list[tuple[str, list[str]]]:
+        """Files moved out of the store's way that no event tells of yet: each time the folder, and their names."""
+        if self._files is None:
+            return []
+        found = await self._in_thread(read_set_aside, self._place.folder)
+        return [(moved.folder, list(moved.files)) for moved in found if not moved.is_recorded and moved.files]
+
+    async def set_aside_recorded(self, folder: str) -> None:
+        """The log tells durably of the files in `folder`."""
+        if self._files is not None:
+            await self._in_thread(mark_recorded, self._place.folder, folder)
+
     async def close(self) -> None:
         """Flush, give back what is held; a second call does nothing. Takes at most `commit_timeout_s` per step."""
         if self._closing is None:
@@ -291,42 +302,3 @@ class SlateStore(SlateReads):
         elif not isinstance(error, InvalidArgument) and self._broken is None:
             self._broken = error
         return error
-
-
-async def open_slate(
-    location: Location,
-    *,
-    clock: Clock,
-    options: StoreOptions | None = None,
-    create: bool = True,
-    lane: Lane | None = None,
-) -> SlateStore:
-    """Open the store at `location` for writing, which fences every earlier writer of it.
-
-    Raises `StoreUnavailable` with the cause, `StoreNotFound` when there is none and `create` is False.
-    """
-    options = options or StoreOptions()
-    await check_writable(location, create=create, limit_s=min(PREFLIGHT_LIMIT_S, options.open_timeout_s))
-    try:
-        async with asyncio.timeout(options.open_timeout_s):
-            builder = DbBuilder(location.database, ObjectStore.resolve(location.root))
-            builder.with_settings(options.slate_settings(embedded_gc=not (location.is_file and options.fsync)))
-            builder.with_db_cache(options.new_cache(), 0)
-            metrics = SlateMetrics()
-            builder.with_metrics_recorder(metrics)
-            store = SlateStore(await builder.build(), lane or best_lane(), location, clock, options, metrics)
-            try:
-                await store.started()
-            except BaseException:
-                await store.close()
-                raise
-            return store
-    except TimeoutError as error:
-        raise StoreUnavailable(
-            f"{location.original} could not be opened within {options.open_timeout_s:g} s: check that it can be "
-            "reached, or raise open_timeout_s"
-        ) from error
-    except OSError as error:
-        raise StoreUnavailable(f"{location.original} could not be opened: {error}") from error
-    except SLATE_ERRORS as error:
-        raise translate(error, location.original) from error

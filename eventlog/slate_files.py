@@ -14,6 +14,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,7 +24,7 @@ from ledgerq.eventlog.errors import LogPoisoned
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.slate_errors import NO_COMPACTIONS, SLATE_ERRORS, translate
 
-__all__ = ["check_files"]
+__all__ = ["check_files", "ends_well", "numbers_of", "wrong_sorted_file"]
 
 _T = TypeVar("_T")
 _FOOTER: Final = struct.Struct(">QH")
@@ -36,19 +37,24 @@ _OLDER_MANIFEST: Final = (
 )
 
 
-async def check_files(location: Location, *, writing: bool) -> None:
+async def check_files(location: Location, *, writing: bool) -> VersionedManifest | None:
     """Raise `LogPoisoned` with the name of the file when SlateDB could not open what is there, or would wait for ever.
 
-    A sorted file that is not there is not looked for: only who reads from it misses it. Raises OSError.
+    A reader alone misses a sorted file that is not there when it reads from it. Returns the newest manifest; None in a
+    new store. Raises OSError.
     """
     admin = AdminBuilder(location.database, ObjectStore.resolve(location.root)).build()
     manifest = await _newest(location, "manifest", _OLDER_MANIFEST, admin.read_manifest)
     if writing:
         await _newest(location, "compactions", NO_COMPACTIONS, admin.read_compactions)
-    if manifest is not None:
+    if manifest is None:
         if writing:
-            await _check_sequence(location, admin, manifest)
-        await asyncio.to_thread(_check_ends, location, manifest)
+            await asyncio.to_thread(_check_new, location)
+        return None
+    if writing:
+        await _check_sequence(location, admin, manifest)
+    await asyncio.to_thread(partial(_check_ends, location, manifest, writing=writing))
+    return manifest
 
 
 async def _newest(
@@ -78,7 +84,7 @@ async def _newest(
 
 def _numbers(location: Location, kind: str) -> tuple[int, int]:
     """The number of the newest file of a kind, and that up to which the garbage collector removed them; 0 and -1."""
-    found = [int(path.stem) for path in location.folder.glob(f"{kind}/*.{kind}") if path.stem.isdigit()]
+    found = numbers_of(location.folder, kind)
     boundary = location.folder / "gc" / f"{kind}.boundary"
     try:
         text = boundary.read_bytes()
@@ -89,7 +95,20 @@ def _numbers(location: Location, kind: str) -> tuple[int, int]:
             f"{location.original}: gc/{kind}.boundary can't be read; restore it from a copy, or remove it: it only "
             "says which files were removed as garbage"
         )
-    return max(found, default=0), int(text)
+    return found[0] if found else 0, int(text)
+
+
+def _check_new(location: Location) -> None:
+    """A store without a manifest is a new one: it has no commit that SlateDB would then write over."""
+    wal = location.folder / "wal"
+    if any(path.stat().st_size for path in wal.glob("*.sst")) or (location.folder / "anchor").exists():
+        raise LogPoisoned(f"{location.original}: manifest/ is empty, but there are log files or an anchor")
+
+
+def numbers_of(folder: Path, kind: str) -> list[int]:
+    """The numbers of the manifests, log files or lists of compactions in a store's folder, newest first."""
+    suffix = "sst" if kind == "wal" else kind
+    return sorted((int(path.stem) for path in folder.glob(f"{kind}/*.{suffix}") if path.stem.isdigit()), reverse=True)
 
 
 async def _check_sequence(location: Location, admin: Admin, manifest: VersionedManifest) -> None:
@@ -102,28 +121,38 @@ async def _check_sequence(location: Location, admin: Admin, manifest: VersionedM
         )
 
 
-def _check_ends(location: Location, manifest: VersionedManifest) -> None:
-    for view in [*manifest.l0, *(view for run in manifest.compacted for view in run.sst_views)]:
-        name = f"compacted/{view.sst.id.value}.sst"
-        if not _ends_well(location.folder / name, view.sst.info):
-            raise LogPoisoned(
-                f"{location.original}: {name} is not the file that manifest/{manifest.id:020d}.manifest describes: it "
-                "was cut short or exchanged, or the manifest was altered; restore them from a copy"
-            )
+def _check_ends(location: Location, manifest: VersionedManifest, *, writing: bool) -> None:
+    wrong = wrong_sorted_file(location.folder, manifest, missing=writing)
+    if wrong is not None:
+        raise LogPoisoned(
+            f"{location.original}: manifest/{manifest.id:020d}.manifest can't be used: {wrong}; restore a copy"
+        )
     for path in sorted(location.folder.glob("wal/*.sst")):
-        if path.stem.isdigit() and int(path.stem) > manifest.replay_after_wal_id and not _ends_well(path, None):
+        if path.stem.isdigit() and int(path.stem) > manifest.replay_after_wal_id and not ends_well(path, None):
             raise LogPoisoned(
                 f"{location.original}: wal/{path.name} is damaged at its end; restore it from a copy, or move it away: "
                 "what is missing then is noticed and named"
             )
 
 
-def _ends_well(file: Path, info: SsTableInfo | None) -> bool:
+def wrong_sorted_file(folder: Path, manifest: VersionedManifest, *, missing: bool = True) -> str | None:
+    """What is wrong with the first sorted file that is not as `manifest` describes it, or None.
+
+    With `missing` one that is not there counts too. Raises OSError. Blocks.
+    """
+    for view in [*manifest.l0, *(view for run in manifest.compacted for view in run.sst_views)]:
+        name = f"compacted/{view.sst.id.value}.sst"
+        if not (folder / name).exists():
+            if missing:
+                return f"{name}, which it names, is missing"
+        elif not ends_well(folder / name, view.sst.info):
+            return f"{name} is not the file that it describes, which was cut short or exchanged, or it was altered"
+    return None
+
+
+def ends_well(file: Path, info: SsTableInfo | None) -> bool:
     """Whether a file ends as its description in the manifest says, or without one, as it can."""
-    try:
-        fd = os.open(file, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
+    fd = os.open(file, os.O_RDONLY)
     try:
         size_bytes = os.fstat(fd).st_size
         footer = os.pread(fd, _FOOTER.size, max(0, size_bytes - _FOOTER.size))

@@ -103,5 +103,11 @@ class Store(ReadStore, Protocol):
         Returns how long its parts took, if the store can tell.
         """
 
+    async def set_aside(self) -> list[tuple[str, list[str]]]:
+        """Files moved out of the store's way that no event tells of yet: each time the folder, and their names."""
+
+    async def set_aside_recorded(self, folder: str) -> None:
+        """The log tells durably of the files in `folder`."""
+
     def failure(self) -> LedgerError | None:
         """Why the store no longer takes writes (`Fenced`, ...), as far as it has noticed by itself; else None."""

@@ -4,7 +4,7 @@ from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import StoreNotFound
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.memory import MemoryStore
-from ledgerq.eventlog.slate import open_slate
+from ledgerq.eventlog.slate_open import open_slate
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reader import open_slate_reader
 from ledgerq.eventlog.store import ReadStore, Store

@@ -32,6 +32,7 @@ from ledgerq.eventlog.events import (
     Claimed,
     Enqueued,
     Event,
+    FilesSetAside,
     LeaseExpired,
     Nacked,
     Promoted,
@@ -84,6 +85,7 @@ GOLDEN: list[tuple[Event, str]] = [
         Rebuilt("ann", "drift", ("jobs", "stats"), 5, 2),
         "c401329195a3616e6ea5647269667492a46a6f6273a573746174730502",
     ),
+    (FilesSetAside("set-aside/x", 1, ("wal/1.sst",)), "c401339193ab7365742d61736964652f780191a977616c2f312e737374"),
 ]
 
 

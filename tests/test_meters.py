@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ledgerq import Queue, StoreOptions
-from ledgerq.eventlog import slate
+from ledgerq.eventlog import slate_open
 from ledgerq.eventlog.clock import stopwatch_s
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.lane import PublicLane
@@ -50,7 +50,7 @@ async def test_the_phases_of_a_commit_on_files_add_up_to_what_the_caller_waited(
     tmp_path: Path, fsync: bool, is_public: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_public:
-        monkeypatch.setattr(slate, "best_lane", PublicLane)
+        monkeypatch.setattr(slate_open, "best_lane", PublicLane)
     async with Queue.open(str(tmp_path), commit_interval_ms=0, store_options=StoreOptions(fsync=fsync)) as queue:
         meters, begun_s = queue.log.meters, stopwatch_s()
         before = {name: (sum(meter.counts), meter.sum) for name, meter in meters.phases().items()}

@@ -12,7 +12,7 @@ from ledgerq.eventlog.clock import PLAUSIBLE_MS, SystemClock
 from ledgerq.eventlog.errors import StoreNotFound, StoreUnavailable
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.preflight import check_readable, check_writable
-from ledgerq.eventlog.slate import open_slate
+from ledgerq.eventlog.slate_open import open_slate
 
 
 async def test_a_new_folder_is_made_in_one_that_exists(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from ledgerq.eventlog.errors import LogPoisoned, OutcomeUnknown, StoreNotFound, 
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.preflight import check_readable, check_writable
-from ledgerq.eventlog.slate import SlateStore, open_slate
+from ledgerq.eventlog.slate import SlateStore
+from ledgerq.eventlog.slate_open import open_slate
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reader import open_slate_reader
 from ledgerq.eventlog.store import ReadStore, Store

@@ -11,8 +11,10 @@ import pytest
 from slatedb.uniffi import Error, InternalError
 
 from ledgerq.eventlog.clock import ManualClock
-from ledgerq.eventlog.errors import Fenced, LogPoisoned
+from ledgerq.eventlog.errors import LogPoisoned
+from ledgerq.eventlog.events import FilesSetAside
 from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.set_aside import read_set_aside
 from ledgerq.eventlog.slate_errors import translate
 from ledgerq.eventlog.slate_files import check_files
 from ledgerq.eventlog.stores import open_reader
@@ -72,16 +74,21 @@ def exchange(folder: Path) -> Path:
     return large
 
 
-async def refused(folder: Path, name: str, *, reading: bool = True) -> str:
-    """Both ways of opening name the file at once; gives what is said."""
+async def refused(folder: Path, name: str, *, writing: bool = False) -> str:
+    """Opening it for reading, or also for writing, names the file at once; gives what is said."""
     async with asyncio.timeout(LIMIT_S):
         with pytest.raises(LogPoisoned, match=name) as caught:
-            await Queue.open(folder.as_uri(), clock=ManualClock())
-        if reading:
+            await open_reader(folder.as_uri(), pinned=True)
+        if writing:
             with pytest.raises(LogPoisoned, match=name):
-                await open_reader(folder.as_uri(), pinned=True)
+                await Queue.open(folder.as_uri(), clock=ManualClock())
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def files_of(folder: Path) -> set[str]:
+    """The names of all files of the store."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 async def opens(folder: Path) -> None:
@@ -91,34 +98,76 @@ async def opens(folder: Path) -> None:
         await check_ledger(queue.log.store)
 
 
+def collect(folder: Path) -> None:
+    """Remove what the newest manifest replaced, as garbage collection does after a while."""
+    for kind in ("manifest", "compactions"):
+        for file in sorted((folder / kind).iterdir())[:-1]:
+            file.unlink()
+    for file in sorted((folder / "wal").iterdir())[:-2]:
+        file.unlink()
+
+
 HARMS: list[Callable[[Path], Path]] = [
     lambda folder: cut(sorted_files(folder)[1]),
     lambda folder: zeros(sorted_files(folder)[0]),
     exchange,
-    lambda folder: cut(newest(folder, "wal")),
-    lambda folder: zeros(newest(folder, "wal")),
     lambda folder: cut(newest(folder, "manifest")),
 ]
 
 
 @pytest.mark.parametrize("harm", HARMS)
-async def test_a_damaged_file_is_named_at_once(folder: Path, harm: Callable[[Path], Path]) -> None:
-    await refused(folder, harm(folder).name)
+async def test_a_damaged_file_is_named_at_once_and_set_aside_where_nothing_needs_it(
+    folder: Path, harm: Callable[[Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    harmed = harm(folder)
+    manifest = newest(folder, "manifest")
+    await refused(folder, harmed.name)
+    await opens(folder)
+    (moved,) = read_set_aside(folder)
+    assert f"manifest/{manifest.name}" in moved.files
+    assert (folder / moved.folder / "manifest" / manifest.name).is_file()
+    assert [record.levelname for record in caplog.records if record.ledgerq_event == "set_aside"] == ["WARNING"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+async def test_a_damaged_file_that_is_needed_is_named_at_once(folder: Path, harm: Callable[[Path], Path]) -> None:
+    collect(folder)
+    await opens(Path(shutil.copytree(folder, folder.parent / "copy")))
+    before = files_of(folder)
+    await refused(folder, harm(folder).name, writing=True)
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize("harm", [cut, zeros])
+async def test_a_log_file_that_is_needed_is_named_at_once(folder: Path, harm: Callable[[Path], Path]) -> None:
+    await refused(folder, harm(newest(folder, "wal")).name, writing=True)
 
 
 async def test_without_damage_everything_is_there(folder: Path) -> None:
     assert len(sorted_files(folder)) == 2
     await opens(folder)
+    assert read_set_aside(folder) == []
 
 
-async def test_a_damaged_manifest_may_be_moved_away(folder: Path) -> None:
-    said = await refused(folder, zeros(newest(folder, "manifest")).name)
-    assert "move it away" in said
-    assert "open it again" in said
-    newest(folder, "manifest").unlink()
-    with pytest.raises(Fenced):
-        await Queue.open(folder.as_uri(), clock=ManualClock())
+async def test_what_was_set_aside_is_in_the_log_once(folder: Path) -> None:
+    zeros(newest(folder, "manifest"))
     await opens(folder)
+    await opens(folder)
+    (moved,) = read_set_aside(folder)
+    async with Queue.open(folder.as_uri(), clock=ManualClock()) as queue:
+        events = [record.event async for record in queue.log.read()]
+        told = [event for event in events if isinstance(event, FilesSetAside)]
+        assert told == [FilesSetAside(moved.folder, len(moved.files), tuple(moved.files))]
+        await check_ledger(queue.log.store)
+    assert moved.is_recorded
+
+
+async def test_a_manifest_is_set_aside_before_several_that_can_be_read(folder: Path) -> None:
+    numbers = sorted((folder / "manifest").iterdir())
+    for file in numbers[-3:]:
+        file.write_bytes(b"")
+    await opens(folder)
+    assert set(read_set_aside(folder)[0].files) >= {f"manifest/{file.name}" for file in numbers[-3:]}
 
 
 @pytest.mark.parametrize("kind", ["manifest", "compactions"])
@@ -128,27 +177,30 @@ async def test_a_newest_file_that_is_missing_is_not_waited_for(folder: Path, kin
     (folder / "gc" / f"{kind}.boundary").write_text(str(number - 1))
     await opens(Path(shutil.copytree(folder, folder.parent / "copy")))
     newest(folder, kind).unlink()
-    await refused(folder, f"gc/{kind}.boundary", reading=kind == "manifest")
+    if kind == "manifest":
+        await refused(folder, f"gc/{kind}.boundary")
+    await opens(folder)
+    assert f"gc/{kind}.boundary" in read_set_aside(folder)[0].files
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0", b"-3", b"9" * 30])
-async def test_a_boundary_that_cant_be_read_is_named_and_may_be_removed(folder: Path, content: bytes) -> None:
+async def test_a_boundary_that_cant_be_read_is_named_and_set_aside(folder: Path, content: bytes) -> None:
     boundary = folder / "gc" / "manifest.boundary"
     boundary.parent.mkdir(exist_ok=True)
     boundary.write_bytes(content)
     assert "remove it" in await refused(folder, "gc/manifest.boundary")
-    boundary.unlink()
     await opens(folder)
+    assert "gc/manifest.boundary" in read_set_aside(folder)[0].files
 
 
-async def test_damaged_compactions_are_named_and_may_be_removed(folder: Path) -> None:
-    said = await refused(folder, zeros(newest(folder, "compactions")).name, reading=False)
+@pytest.mark.parametrize("harm", [cut, zeros])
+async def test_damaged_compactions_are_set_aside(folder: Path, harm: Callable[[Path], Path]) -> None:
+    harmed = harm(newest(folder, "compactions"))
     reader = await open_reader(folder.as_uri(), pinned=True)
     await check_ledger(reader)
     await reader.close()
-    assert "remove the folder compactions/" in said
-    shutil.rmtree(folder / "compactions")
     await opens(folder)
+    assert f"compactions/{harmed.name}" in read_set_aside(folder)[0].files
 
 
 async def test_what_slatedb_panics_of_is_one_line_at_the_command_line(folder: Path) -> None:

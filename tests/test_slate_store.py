@@ -24,8 +24,9 @@ from ledgerq.eventlog.errors import (
 from ledgerq.eventlog.fastlane import FastLane, best_lane
 from ledgerq.eventlog.lane import Lane, PublicLane
 from ledgerq.eventlog.locations import parse_location
-from ledgerq.eventlog.slate import SlateStore, open_slate
+from ledgerq.eventlog.slate import SlateStore
 from ledgerq.eventlog.slate_errors import translate
+from ledgerq.eventlog.slate_open import open_slate
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reader import open_slate_reader
 from ledgerq.eventlog.store import ReadStore, Store

@@ -14,6 +14,7 @@ from ledgerq.eventlog.events import (
     Claimed,
     Enqueued,
     Event,
+    FilesSetAside,
     LeaseExpired,
     Nacked,
     Promoted,
@@ -127,6 +128,8 @@ def event_text(event: Event) -> str:
         case Rebuilt():
             rows = f"{event.rows_put} rows set, {event.rows_deleted} removed"
             return f"{', '.join(event.names)}: {rows}, by {event.actor}: {event.reason}"
+        case FilesSetAside():
+            return f"{event.total} files that kept the store from being opened are in {event.folder}"
         case _:
             assert_never(event)
 

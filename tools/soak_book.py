@@ -19,16 +19,14 @@ from ledgerq.eventlog.events import (
     Enqueued,
     Event,
     LeaseExpired,
+    LogEvent,
     Nacked,
     Promoted,
     QueuePaused,
     QueueResumed,
-    Rebuilt,
     Record,
     Requeued,
     Swept,
-    WriterClosed,
-    WriterOpened,
 )
 
 __all__ = ["FACTS", "Book"]
@@ -103,7 +101,7 @@ class Book:
             self._born(event, record.offset)
         elif isinstance(event, QueuePaused | QueueResumed):
             self._paused[event.queue] = isinstance(event, QueuePaused)
-        elif not isinstance(event, WriterOpened | WriterClosed | Rebuilt):
+        elif not isinstance(event, LogEvent):
             self._change(job_id_text(event.job_id), event, record.offset)
 
     def _born(self, event: Enqueued, offset: int) -> None:

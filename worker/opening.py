@@ -4,12 +4,12 @@ from collections.abc import Awaitable, Callable, Generator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import NotRebuilt
-from ledgerq.eventlog.events import WriterOpened
+from ledgerq.eventlog.events import FilesSetAside, WriterOpened
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import Job
@@ -20,6 +20,8 @@ from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.reports import say_interrupted
 
 __all__ = ["Opening", "package_version", "take_over"]
+
+_MAX_NAMES: Final = 100
 
 
 async def take_over(
@@ -62,6 +64,9 @@ async def take_over(
     interrupted = await _claimed(live)
     live.claimed = {job.id: job for job in interrupted}
     live.apply_other(WriterOpened(writer, version, rolled_back_from))
+    moved = await store.set_aside()
+    for folder, names in moved:
+        live.apply_other(FilesSetAside(folder, len(names), tuple(names[:_MAX_NAMES])))
     ended: list[Job] = []
     for job in interrupted:
         if log.full:
@@ -73,6 +78,8 @@ async def take_over(
         if before is not None:
             ended.append(before)
     await log.committed()
+    for folder, _ in moved:
+        await store.set_aside_recorded(folder)
     say_interrupted(ended)
 
 
