@@ -294,3 +294,26 @@ def test_little_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_this_machines_file_system_is_known(tmp_path: Path) -> None:
     assert file_system(tmp_path) != "unknown"
+
+
+def test_files_that_are_to_be_set_aside_and_those_that_were(cli: Cli, tmp_path: Path) -> None:
+    ledger = asyncio.run(make_ledger(tmp_path / "store"))
+    manifest = max((tmp_path / "store" / "manifest").iterdir())
+    manifest.write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    answer = cli("doctor", ledger.url, "--json")
+    assert answer.code == 1
+    (check,) = [check for check in answer.json["checks"] if check["status"] == "fail"]
+    assert f"manifest/{manifest.name}" in check["measured"]
+    assert f"manifest/{manifest.name}" in check["advice"]
+    assert "start the writer" in check["advice"]
+    assert sorted(tmp_path.rglob("*")) == before, "it only looks"
+
+    async def opened() -> None:
+        async with Queue.open(ledger.url):
+            pass
+
+    asyncio.run(opened())
+    found = {check["name"]: check for check in cli.ok("doctor", ledger.url, "--json").json["checks"]}
+    assert found["set aside"]["status"] == "ok"
+    assert "set-aside/" in found["set aside"]["measured"]

@@ -4,10 +4,11 @@ Each check says what it measured and what to do. The checks on a bucket (or fold
 ask of it in doctor_probe.py.
 """
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from ledgerq.eventlog.errors import LedgerError, LogRolledBack, NotRebuilt, StoreNotFound, StoreUnavailable
+from ledgerq.eventlog.errors import LedgerError, LogPoisoned, LogRolledBack, NotRebuilt, StoreNotFound, StoreUnavailable
 from ledgerq.tools.arguments import AsJson, Url
 from ledgerq.tools.opening import execute, last_writer, reading, refuse_memory
 from ledgerq.tools.render import Output, local_time
@@ -21,6 +22,7 @@ __all__ = ["diagnose", "doctor"]
 
 # The writer may be another machine, whose clock is a little ahead.
 _CLOCK_SLACK_MS: Final = 60_000
+_TRIAL_LIMIT_S: Final = 60.0
 
 
 def doctor(url: Url, as_json: AsJson = False) -> None:
@@ -82,11 +84,42 @@ async def _check_store(location: "Location") -> "list[Check]":
 
     try:
         async with reading(location.original) as log:
-            return [await _check_head(log), await _check_anchor(log), await _check_writer(log)]
+            checks = [await _check_head(log), await _check_anchor(log), await _check_writer(log)]
     except StoreNotFound:
         return [Check("ledgerq store", "ok", "there is none yet; the first enqueue makes it", None)]
     except LedgerError as error:
-        return [Check("ledgerq store", "fail", str(error), "see the message")]
+        checks = [Check("ledgerq store", "fail", str(error), await _remedy(location, error))]
+    return checks + (await _check_set_aside(location) if location.is_file else [])
+
+
+async def _remedy(location: "Location", error: LedgerError) -> str:
+    """Whether opening the store mends it, tried on a view of it that leaves out what would be set aside."""
+    from ledgerq.eventlog.healing import find_set_aside
+
+    if location.is_file and isinstance(error, LogPoisoned):
+        async with asyncio.timeout(_TRIAL_LIMIT_S):
+            files = await find_set_aside(location)
+        if files:
+            return (
+                f"start the writer: it sets {len(files)} files aside ({', '.join(list(files)[:3])}...), which nothing "
+                "that was promised depends on, and opens"
+            )
+    return "see the message"
+
+
+async def _check_set_aside(location: "Location") -> "list[Check]":
+    from ledgerq.eventlog.set_aside import read_set_aside
+    from ledgerq.tools.doctor_place import Check
+
+    return [
+        Check(
+            "set aside",
+            "ok",
+            f"{len(moved.files)} files that kept the store from being opened are in {moved.folder}",
+            "nothing needs them: remove the folder once you know what happened",
+        )
+        for moved in await asyncio.to_thread(read_set_aside, location.folder)
+    ]
 
 
 async def _check_head(log: "LogReader") -> "Check":
