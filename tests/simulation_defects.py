@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ledgerq.eventlog import log, writer
+from ledgerq.eventlog import log, memory, writer
 from ledgerq.eventlog.errors import OutcomeUnknown
 from ledgerq.eventlog.events import Claimed, Nacked
 from ledgerq.projections import host, stats
@@ -410,6 +410,15 @@ def handlers_run_without_end(patch: Patch) -> None:
     patch.setattr(running.Handler, "timeout_ms", None)
 
 
+def files_set_aside_untold(patch: Patch) -> None:
+    """Files were moved out of the store's way, and the log has no event of it."""
+
+    async def none(self: Any) -> list[Any]:
+        return []
+
+    patch.setattr(memory.MemoryStore, "set_aside", none)
+
+
 DEFECTS: dict[str, Callable[[Patch], None]] = {
     one.__name__: one
     for one in (
@@ -451,5 +460,6 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         worker_runs_too_many,
         worker_renews_nothing,
         handlers_run_without_end,
+        files_set_aside_untold,
     )
 } | {"scheduled_rows_left": _rows_left(SCHEDULED), "claimed_rows_left": _rows_left(CLAIMED)}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import PayloadRecord, decode_batch, decode_head, decode_payload, unpack
-from ledgerq.eventlog.events import STATES, Enqueued, Record, WriterOpened
+from ledgerq.eventlog.events import STATES, Enqueued, FilesSetAside, Record, WriterOpened
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, stats_key
@@ -78,6 +78,9 @@ class SimLedger:
             raise Violation("epoch", f"the batch at {offset} has epoch {batch.epoch}, after {self._epoch}")
         if isinstance(batch.events[0], WriterOpened) != (batch.epoch > self._epoch):
             raise Violation("epoch", f"the batch at {offset} has epoch {batch.epoch}, and each writer has its own")
+        told = {event.folder: list(event.names) for event in batch.events if isinstance(event, FilesSetAside)}
+        if told != (self.disk.set_aside if batch.epoch > self._epoch else {}):
+            raise Violation("set aside", f"the batch at {offset} tells of {told}, and there was {self.disk.set_aside}")
         if batch.time_ms < self._time_ms:
             raise Violation("time", f"the batch at {offset} was committed before the one before it")
         self._digest = hashlib.blake2b(value, digest_size=32).digest()

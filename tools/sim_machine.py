@@ -28,6 +28,7 @@ __all__ = ["CALL_LIMIT_S", "KILL_TURNS", "Machine", "Process"]
 
 MAX_TURNS: Final = 400_000
 KILL_TURNS: Final = 200
+_KILLS_UNTIL_SET_ASIDE: Final = 3
 # Longer than any stall, any lease and the longest time that the clock is set back for.
 CALL_LIMIT_S: Final = 6 * 3600.0
 _START_MS: Final = 1_700_000_000_000
@@ -85,6 +86,7 @@ class Machine:
         self.clock_went_back = False
         self.jumped_ms = -1
         self.kill_next: dict[str, bool] = {}
+        self._kills = 0
         self.second_next: str | None = None
         self.story: list[str] = []
         self._countdown: tuple[int, Process, bool] | None = None
@@ -331,6 +333,10 @@ class Machine:
             process.store.land()
         process.alive = False
         process.killed = True
+        self._kills += 1
+        if self._kills % _KILLS_UNTIL_SET_ASIDE == 0:
+            # As if power had failed: what the next opener found in its way, the next writer has to tell.
+            self.disk.set_aside[f"set-aside/{self._kills}"] = [f"wal/{self._kills}.sst"]
         self._drop_tasks(process, KILL_TURNS)
         self.notice()
 

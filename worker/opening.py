@@ -63,8 +63,8 @@ async def take_over(
     await live.host.catch_up(log, store, anchor)
     interrupted = await _claimed(live)
     live.claimed = {job.id: job for job in interrupted}
-    live.apply_other(WriterOpened(writer, version, rolled_back_from))
     moved = await store.set_aside()
+    live.apply_other(WriterOpened(writer, version, rolled_back_from))
     for folder, names in moved:
         live.apply_other(FilesSetAside(folder, len(names), tuple(names[:_MAX_NAMES])))
     ended: list[Job] = []
