@@ -6,23 +6,24 @@ It is written against the methods of `Queue` that it uses (`WorkerQueue`), so th
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiostream import stream
 
-from ledgerq.eventlog.clock import Clock, sleep_until
+from ledgerq.eventlog.clock import sleep_until
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.logs import Seldom, about, about_job, logger
 from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.projections.metrics import LedgerCollector
 from ledgerq.worker.claims import Claim
-from ledgerq.worker.options import QueueOptions, seconds_ms
-from ledgerq.worker.pipeline import ClaimSource, claim_batches
-from ledgerq.worker.running import Handler, HandlerFunction, Running, Settler, StopReason
+from ledgerq.worker.options import seconds_ms
+from ledgerq.worker.pipeline import claim_batches
+from ledgerq.worker.running import Handler, HandlerFunction, Running, StopReason
 from ledgerq.worker.signals import listen
 from ledgerq.worker.telemetry import try_tracer
 from ledgerq.worker.worker_meters import WorkerMeters, WorkerSource
+from ledgerq.worker.worker_queue import WorkerQueue
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -38,27 +39,6 @@ _STUBBORN_WAIT_S: Final = 5.0
 _log = logger("worker")
 
 F = TypeVar("F", bound=HandlerFunction)
-
-
-class WorkerQueue(ClaimSource, Settler, Protocol):
-    """The methods of `Queue` that a worker uses."""
-
-    @property
-    def on_failure(self) -> list[Callable[[LedgerError], None]]:
-        """See `Queue.on_failure`."""
-
-    @property
-    def clock(self) -> Clock:
-        """The clock that time-outs and renewals go by."""
-
-    def options(self, queue: str) -> QueueOptions:
-        """The options of a queue."""
-
-    async def extend(self, claim: Claim, lease: float) -> Claim:
-        """See `Queue.extend`."""
-
-    async def drained(self, queues: str | Sequence[str]) -> None:
-        """See `Queue.drained`."""
 
 
 class Worker:
