@@ -42,9 +42,9 @@ class DaemonThreads(Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     result = function()
-                except (StopIteration, SystemExit) as error:
-                    # No future of asyncio takes the first, so whoever awaits the call would wait for ever; the second
-                    # would end the event loop of whoever awaits the call.
+                except (StopIteration, SystemExit, GeneratorExit) as error:
+                    # No future of asyncio takes the first, so a coroutine that awaits the call would wait for ever; the
+                    # second would end its event loop, and the third would close it instead of being raised in it.
                     raised = RuntimeError(f"the call raised {error!r}")
                     raised.__cause__ = error
                     future.set_exception(raised)

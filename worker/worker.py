@@ -86,6 +86,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._aborting = asyncio.Event()
         self._failure: Exception | None = None
+        self._interrupt: KeyboardInterrupt | None = None
         self._ran = False
 
     def handler(self, queue: str, *, timeout: float | None = None) -> Callable[[F], F]:
@@ -128,7 +129,9 @@ class Worker:
         """Work until SIGTERM, SIGINT or `stop`; with `until_empty`, until its queues hold no unfinished job.
 
         The first signal is like `stop`, a second one ends at once. `signals=False` leaves signals alone (they are left
-        alone outside the main thread anyway). Raises what ended the queue, `Fenced` for instance.
+        alone outside the main thread anyway). Raises what ended the queue, `Fenced` for instance. A handler's errors
+        fail its own try, whatever they are, `sys.exit` too; only KeyboardInterrupt also ends the worker at once, and is
+        raised again when its job and all others are settled or given back.
         """
         if not self._handlers:
             raise InvalidArgument("the worker has no handler: register one with @worker.handler(queue)")
@@ -161,6 +164,8 @@ class Worker:
         if self._failure is not None:
             _log.error("the worker ends: %s", self._failure, extra=about("worker_failed"))
             raise self._failure
+        if self._interrupt is not None:
+            raise self._interrupt
 
     # ------------------------------------------------------------------ claiming and handling
 
@@ -212,6 +217,8 @@ class Worker:
             else:
                 try:
                     await running.live()
+                    if running.interrupt is not None:
+                        self._interrupted(running)
                 finally:
                     slots.release()
         except Exception as error:
@@ -308,6 +315,16 @@ class Worker:
             self._failure = error
             self._stopping.set()
             self._aborting.set()
+
+    def _interrupted(self, running: Running) -> None:
+        """A handler wants the process to end. Its job is settled; what else is held is given back first."""
+        claim = running.claim
+        more = about_job("worker_failed", claim.id, claim.queue, claim.attempt, claim.offset)
+        words = claim.job_id, claim.queue
+        _log.error("the worker ends: the handler of job %s (%s) raised KeyboardInterrupt", *words, extra=more)
+        self._interrupt = running.interrupt
+        self._stopping.set()
+        self._aborting.set()
 
     def _signalled(self) -> None:
         if self._stopping.is_set():
