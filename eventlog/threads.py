@@ -39,24 +39,32 @@ class DaemonThreads(Executor):
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
             future, function = call
-            if future.set_running_or_notify_cancel():
-                try:
-                    result = function()
-                except (StopIteration, SystemExit) as error:
-                    # No future of asyncio takes the first, so whoever awaits the call would wait for ever; the second
-                    # would end the event loop of whoever awaits the call.
-                    raised = RuntimeError(f"the call raised {error!r}")
-                    raised.__cause__ = error
-                    future.set_exception(raised)
-                except BaseException as error:
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-            # What a handler got and gave is not kept while the thread is idle.
-            call = future = function = result = raised = None  # type: ignore[assignment]
+            runs = future.set_running_or_notify_cancel()
+            result, error = _outcome(function) if runs else (None, None)
+            # Idle before the outcome is known: those who act on it and submit at once must find this thread, and start
+            # no other. What they submit waits no longer than it takes to call the future's callbacks.
             self._idle.release()
+            if error is not None:
+                future.set_exception(error)
+            elif runs:
+                future.set_result(result)
+            # What a handler got and gave is not kept while the thread is idle.
+            call = future = function = result = error = None  # type: ignore[assignment]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Each thread ends after the call that it is in; nobody waits for that."""
         for _ in range(self._count):
             self._calls.put(None)
+
+
+def _outcome(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    try:
+        return function(), None
+    except (StopIteration, SystemExit, GeneratorExit) as error:
+        # No future of asyncio takes the first, so a coroutine that awaits the call would wait for ever; the second
+        # would end its event loop, and the third would close it instead of being raised in it.
+        raised = RuntimeError(f"the call raised {error!r}")
+        raised.__cause__ = error
+        return None, raised
+    except BaseException as error:
+        return None, error

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from ledgerq.worker.queue import Queue
     from ledgerq.worker.running import JobContext
     from ledgerq.worker.worker import Worker
+    from ledgerq.worker.worker_queue import WorkerQueue
 
 __all__ = [
     "Claim",
@@ -102,6 +103,7 @@ __all__ = [
     "Transition",
     "UnknownEventType",
     "Worker",
+    "WorkerQueue",
     "WrongLoop",
     "WrongProcess",
     "claims",
@@ -156,6 +158,7 @@ _HOME = {
     "Queue": "ledgerq.worker.queue",
     "JobContext": "ledgerq.worker.running",
     "Worker": "ledgerq.worker.worker",
+    "WorkerQueue": "ledgerq.worker.worker_queue",
 }
 
 

@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.log import LogReader
 from ledgerq.tools import render
+from ledgerq.tools.arguments import parse_time
 from ledgerq.tools.cli import exit_code, run
 from tests.cli_rig import BASE_MS, Cli, Ledger, live_queue, make_ledger
 
@@ -384,6 +386,21 @@ def test_times() -> None:
     assert render.utc_time(BASE_MS + 5) == "2023-11-14T22:13:20.005Z"
     assert render.utc_time(10**18) == "1000000000000000000 ms"
     assert render.local_time(BASE_MS).startswith("2023-11-1")
+
+
+@pytest.mark.parametrize(("zone", "hours"), [("UTC", 0), ("America/New_York", 5), ("Asia/Tokyo", -9)])
+def test_the_last_times_that_can_be_written_are_taken(zone: str, hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        days_ms = [parse_time(f"9999-12-{day}T23:59:59") for day in (29, 30, 31)]
+        assert parse_time("9999-12-31T23:59:59Z") == 253_402_300_799_000
+        assert parse_time("2026-07-01T12:00:00+02:00") == parse_time("2026-07-01T10:00:00Z")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    last_ms = 253_402_300_799_000 + hours * 3_600_000
+    assert days_ms == [last_ms - 2 * 86_400_000, last_ms - 86_400_000, last_ms]
 
 
 def test_texts() -> None:

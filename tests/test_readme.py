@@ -1,17 +1,23 @@
-"""Every example of the README is run.
+"""Every example of the README is run, twice: by itself, and after all that stand above it, as a reader pastes them.
 
-A ```python block runs in a fresh namespace and an empty folder. In a ```console block the lines that begin with
-`$ ledgerq ` or `$ rebuild-projections ` run in an empty folder, in order, and must exit with 0, or with N where the
-next line is `# exit N`; other lines are what people see, and are not compared. A block whose first line is
+By itself, a ```python block runs in a fresh namespace and an empty folder. In a ```console block the lines that begin
+with `$ ledgerq ` or `$ rebuild-projections ` run in an empty folder, in order, and must exit with 0, or with N where
+the next line is `# exit N`; other lines are what people see, and are not compared. A block whose first line is
 `# continues` goes on in the namespace and the folder of the runnable block before it, whichever kind that was.
+
+From top to bottom, all blocks share one folder and one Python session. Either way each must end within LIMIT_S.
 """
 
+import json
 import os
 import re
+import select
 import subprocess
 import sys
 import tomllib
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +26,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-COMMAND_LIMIT_S = 120
+LIMIT_S = 120
 
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -98,13 +104,75 @@ def run_console(block: Block, folder: Path, bin_folder: Path) -> None:
             cwd=folder,
             env=env,
             stdin=subprocess.DEVNULL,
-            timeout=COMMAND_LIMIT_S,
+            timeout=LIMIT_S,
             capture_output=True,
             text=True,
             check=False,
         )
         said = f"README.md:{line}: `{text}` exited with {run.returncode}, not {code}\n{run.stdout}{run.stderr}"
         assert run.returncode == code, said
+
+
+SESSION = """
+import json, os, sys, types
+sys.path.insert(0, sys.argv[1])
+module = sys.modules["__main__"] = types.ModuleType("__main__")
+for line in sys.stdin:
+    number, text = json.loads(line)
+    exec(compile("\\n" * (number - 1) + text, sys.argv[1] + "/README.md", "exec"), module.__dict__)
+    sys.stdout.flush()
+    os.write(int(sys.argv[2]), b".")
+"""
+
+
+class Session:
+    """A Python session in a process of its own, into which blocks are pasted."""
+
+    def __init__(self, child: "subprocess.Popen[str]", ended: int, said: Path) -> None:
+        self._child = child
+        self._ended = ended
+        self._said = said
+
+    def paste(self, block: Block, limit_s: float = LIMIT_S) -> None:
+        """Run a block to its end."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps([block.line, block.text]) + "\n")
+        self._child.stdin.flush()
+        ready, _, _ = select.select([self._ended], [], [], limit_s)
+        assert ready, f"README.md:{block.line}: this block is not at its end after {limit_s} s"
+        assert os.read(self._ended, 1) == b".", f"README.md:{block.line}: {self._said.read_text('utf-8')}"
+
+
+@contextmanager
+def python_session(folder: Path, said: Path) -> Iterator[Session]:
+    """Blocks run in the folder; what they print goes into the file."""
+    ended, ending = os.pipe()
+    command = [sys.executable, "-c", SESSION, str(ROOT), str(ending)]
+    try:
+        with said.open("w") as out:
+            child = subprocess.Popen(
+                command, cwd=folder, stdin=subprocess.PIPE, stdout=out, stderr=out, text=True, pass_fds=[ending]
+            )
+        os.close(ending)
+        with child:
+            try:
+                yield Session(child, ended, said)
+            finally:
+                child.kill()
+    finally:
+        os.close(ended)
+
+
+def test_all_blocks_pasted_in_order_come_to_their_end(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_scripts(tmp_path / "bin")
+    with python_session(folder, tmp_path / "said.txt") as session:
+        for block in (block for group in blocks(README) for block in group):
+            if block.kind == "python":
+                session.paste(block)
+            else:
+                run_console(block, folder, tmp_path / "bin")
 
 
 @pytest.mark.parametrize("group", blocks(README), ids=lambda group: f"line-{group[0].line}")
@@ -150,6 +218,20 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 # The runner itself
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("import time\nprint('once', flush=True)\ntime.sleep(3600)\n", "README.md:7: this block is not at its end"),
+        ("x = 1\nraise ValueError(x)\n", r'README.md:7: (.|\n)*README.md", line 8, in <module>(.|\n)*ValueError: 1'),
+    ],
+)
+def test_a_block_that_does_not_end_or_fails_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    with python_session(tmp_path, tmp_path / "said.txt") as session:
+        session.paste(Block("python", 1, "import os\nassert __name__ == '__main__'\n"))
+        with pytest.raises(AssertionError, match=complaint):
+            session.paste(Block("python", 7, text), limit_s=1 if "sleep" in text else LIMIT_S)
 
 
 def test_blocks_that_continue_join_the_one_before() -> None:

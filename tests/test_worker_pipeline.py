@@ -1,6 +1,8 @@
 """Claims as a stream, and a worker on something that is no `Queue`."""
 
 import asyncio
+import sys
+import types
 from collections.abc import Callable, Sequence
 from itertools import count
 
@@ -16,7 +18,9 @@ from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.outcomes import Dead, Retry
 from ledgerq.worker.pipeline import claims
 from ledgerq.worker.running import JobContext
-from ledgerq.worker.worker import Worker, WorkerQueue
+from ledgerq.worker.worker import Worker
+from ledgerq.worker.worker_queue import WorkerQueue
+from tests.cli_rig import Cli
 from tests.loops import settle
 from tests.rig import Rig, payloads
 from tests.workers import Stage, working
@@ -131,6 +135,7 @@ class Double:
         self.watchers: dict[bytes, WatchCallback] = {}
         self.held: set[int] = set()
         self.empty = asyncio.Event()
+        self.closed = False
         self._offsets = count(1)
 
     def options(self, queue: str) -> QueueOptions:
@@ -196,6 +201,10 @@ class Double:
         """All settled."""
         await self.empty.wait()
 
+    async def close(self) -> None:
+        """Nothing to close."""
+        self.closed = True
+
 
 async def test_a_worker_runs_on_anything_that_has_the_methods() -> None:
     double = Double({"q": [b"good", b"bad", b"dead", b"again"]})
@@ -220,6 +229,24 @@ async def test_a_worker_runs_on_anything_that_has_the_methods() -> None:
         (b"good", "ack"),
     ]
     assert not double.on_failure
+
+
+def test_the_command_line_runs_a_worker_on_a_double_and_closes_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Double] = []
+
+    def make() -> Worker:
+        made.append(Double({"q": [b"x"]}))
+        worker = Worker(made[0])
+        worker.handler("q")(lambda job: None)
+        return worker
+
+    module = types.ModuleType("makes_a_double")
+    module.make = make  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "makes_a_double", module)
+    Cli(capsys, monkeypatch).ok("worker", "makes_a_double:make", "--until-empty")
+    assert (made[0].said, made[0].closed) == ([(b"x", "ack")], True)
 
 
 async def test_a_double_is_renewed_watched_and_given_back() -> None:

@@ -37,6 +37,7 @@ from ledgerq import (
     SystemClock,
     Transition,
     Worker,
+    WorkerQueue,
     claims,
 )
 from ledgerq.eventlog.codec import Head, PayloadRecord
@@ -48,7 +49,6 @@ from ledgerq.projections.audit import AuditReport, Difference, audit
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.rebuild import RebuildReport, copy_into, rebuild
 from ledgerq.projections.replay import fold_to, replay
-from ledgerq.worker.worker import WorkerQueue
 
 
 class PerQueue:
@@ -237,6 +237,25 @@ def errors(error: LedgerError) -> int:
 def protocols(queue: Queue) -> tuple[WorkerQueue, Projection, Clock, Store]:
     """What may stand for what."""
     return queue, PerQueue(), ManualClock(), MemoryStore()
+
+
+async def anything_that_a_worker_can_run_on(queue: WorkerQueue) -> None:
+    """As `ledgerq worker` does it."""
+    worker = Worker(queue)
+    assert_type(worker.queue, WorkerQueue)
+    await worker.run(until_empty=True)
+    assert_type(await worker.queue.close(), None)
+
+
+class Unclosable:
+    """It lacks `close` and all the rest."""
+
+    def options(self, queue: str) -> QueueOptions:
+        return QueueOptions()
+
+
+def lacking() -> WorkerQueue:
+    return Unclosable()  # type: ignore[return-value]
 
 
 def names() -> None:

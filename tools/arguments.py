@@ -4,7 +4,7 @@ import getpass
 import importlib
 import os
 import sys
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import typer
@@ -30,8 +30,8 @@ __all__ = [
 
 _TAKE_OVER = "Open the store although another writer has not closed it; that writer is fenced and stops."
 
-
 _MAX_OFFSET_DIGITS: Final = 20
+_LAST_DAYS: Final = datetime.max - timedelta(days=2)
 
 
 def system_user() -> str:
@@ -72,11 +72,20 @@ AcceptRollback = Annotated[
 def parse_time(text: str) -> int:
     """An ISO 8601 date or time as ms since the Unix epoch; without a zone it is local time."""
     try:
-        return round(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
+        return round(_timestamp_s(datetime.fromisoformat(text)) * 1000)
     except (ValueError, OverflowError, OSError) as error:
         raise InvalidArgument(
             f"{text!r} is not a time: write 2026-01-31, 2026-01-31T12:30 or 2026-01-31T12:30:00Z"
         ) from error
+
+
+def _timestamp_s(moment: datetime) -> float:
+    if moment.tzinfo is not None:
+        return moment.astimezone(UTC).timestamp()
+    if moment < _LAST_DAYS:
+        return moment.timestamp()
+    # Python finds the zone's offset by looking a day ahead, and from 3.12 on it refuses a day that no datetime can be.
+    return (moment - timedelta(days=2)).timestamp() + timedelta(days=2).total_seconds()
 
 
 def parse_as_of(text: str) -> tuple[int | None, int | None]:

@@ -35,3 +35,7 @@ class QueueRelay:
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
         """See `Queue.watch`."""
         self.queue.watch(claim, callback)
+
+    async def close(self) -> None:
+        """See `Queue.close`."""
+        await self.queue.close()

@@ -133,6 +133,8 @@ class Running:
         self.claim = claim
         self.stopped: StopReason | None = None
         self.begun = False
+        self.interrupt: KeyboardInterrupt | None = None
+        """What the handler raised to end the process: its try has failed, and the worker has to end, too."""
         self._queue = queue
         self._handler = handler
         self._clock = clock
@@ -170,8 +172,13 @@ class Running:
             if self.stopped is None and self._cancelled_from_outside():
                 self.stop("released")
             error = cancelled
-        except Exception as raised:
+        except BaseException as raised:
+            # Anything else came from outside and ends this task: Ctrl-C in these very lines, or it is being closed.
+            if not (isinstance(raised, Exception) or self._is_of_handler(raised)):
+                raise
             error = raised
+            if isinstance(raised, KeyboardInterrupt):
+                self.interrupt = raised
         finally:
             if timer is not None:
                 timer.cancel()
@@ -200,6 +207,11 @@ class Running:
             self._trace.context.run(say_outcome, self.claim, outcome, error, timed_out_s)
             self._trace.end(outcome, error, timed_out_s is not None)
 
+    def _is_of_handler(self, error: BaseException) -> bool:
+        handling = self._handling
+        ended = handling is not None and handling.done() and not handling.cancelled()
+        return ended and handling is not None and handling.exception() is error
+
     def _cancelled_from_outside(self) -> bool:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
@@ -214,7 +226,7 @@ class Running:
         traced = None if self._trace is None else self._trace.context
         if self._handler.is_async:
             # Called in the task: one that is cancelled before it begins must not leave a coroutine that nobody awaits.
-            handling = _without_exit(lambda: self._handler.function(self._job))
+            handling = self._contained(lambda: self._handler.function(self._job))
             self._handling = asyncio.create_task(handling, context=traced)
         else:
             context = contextvars.copy_context() if traced is None else traced.copy()
@@ -222,10 +234,27 @@ class Running:
             self._handling = asyncio.wrap_future(self._thread)
         result = await self._handling
         if not self._handler.is_async and inspect.isawaitable(result):
-            self._handling = asyncio.create_task(_without_exit(lambda: result), context=traced)
+            self._handling = asyncio.create_task(self._contained(lambda: result), context=traced)
             if self.stopped is not None:
                 self._handling.cancel()
             await self._handling
+
+    async def _contained(self, begin: Callable[[], Awaitable[Any]]) -> Any:
+        """Await a handler, in a task of its own, and change the three errors that no task can hand on as they are.
+
+        SystemExit and KeyboardInterrupt would end the loop at once, and with it all that could settle this job and the
+        others: the first fails the try, and no more; the second also ends the worker, see `interrupt`. GeneratorExit
+        would close whichever coroutine awaits the task.
+        """
+        task = asyncio.current_task()
+        try:
+            return await begin()
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            if isinstance(error, GeneratorExit) and not _is_running(task):
+                raise  # this coroutine is closed itself, since its loop is gone
+            if isinstance(error, KeyboardInterrupt):
+                self.interrupt = error
+            raise RuntimeError(f"the handler raised {error!r}") from error
 
     async def _settle(self, error: BaseException | None) -> Outcome:
         queue, claim = self._queue, self.claim
@@ -251,12 +280,11 @@ class Running:
         return "dead" if isinstance(error, Dead) or claim.attempt >= claim.max_attempts else "retry"
 
 
-async def _without_exit(begin: Callable[[], Awaitable[Any]]) -> Any:
-    """A handler that calls `sys.exit` fails its own try; it doesn't end the event loop with all other handlers."""
+def _is_running(task: "asyncio.Task[Any] | None") -> bool:
     try:
-        return await begin()
-    except SystemExit as error:
-        raise RuntimeError(f"the handler raised {error!r}") from error
+        return asyncio.current_task() is task
+    except RuntimeError:  # no loop runs
+        return False
 
 
 async def _ended(thread: "concurrent.futures.Future[Any]") -> None:

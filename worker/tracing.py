@@ -22,6 +22,7 @@ The headers with the context are part of the payload record, under its digest, a
 of it. They count for `max_payload_bytes`, but make no job too large: where there is no room the context is left out.
 """
 
+import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -177,7 +178,7 @@ class Try:
         """The handler has ended."""
         if error is None:
             self._careful.call(self._span.add_event, "handled")
-        elif isinstance(error, Exception) and not isinstance(error, Retry):
+        elif not isinstance(error, (Retry, asyncio.CancelledError)):
             self._careful.call(self._span.record_exception, error)
 
     def end(self, outcome: Outcome, error: BaseException | None, timed_out: bool) -> None:

@@ -6,23 +6,24 @@ It is written against the methods of `Queue` that it uses (`WorkerQueue`), so th
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiostream import stream
 
-from ledgerq.eventlog.clock import Clock, sleep_until
+from ledgerq.eventlog.clock import sleep_until
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.logs import Seldom, about, about_job, logger
 from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.projections.metrics import LedgerCollector
 from ledgerq.worker.claims import Claim
-from ledgerq.worker.options import QueueOptions, seconds_ms
-from ledgerq.worker.pipeline import ClaimSource, claim_batches
-from ledgerq.worker.running import Handler, HandlerFunction, Running, Settler, StopReason
+from ledgerq.worker.options import seconds_ms
+from ledgerq.worker.pipeline import claim_batches
+from ledgerq.worker.running import Handler, HandlerFunction, Running, StopReason
 from ledgerq.worker.signals import listen
 from ledgerq.worker.telemetry import try_tracer
 from ledgerq.worker.worker_meters import WorkerMeters, WorkerSource
+from ledgerq.worker.worker_queue import WorkerQueue
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -38,27 +39,6 @@ _STUBBORN_WAIT_S: Final = 5.0
 _log = logger("worker")
 
 F = TypeVar("F", bound=HandlerFunction)
-
-
-class WorkerQueue(ClaimSource, Settler, Protocol):
-    """The methods of `Queue` that a worker uses."""
-
-    @property
-    def on_failure(self) -> list[Callable[[LedgerError], None]]:
-        """See `Queue.on_failure`."""
-
-    @property
-    def clock(self) -> Clock:
-        """The clock that time-outs and renewals go by."""
-
-    def options(self, queue: str) -> QueueOptions:
-        """The options of a queue."""
-
-    async def extend(self, claim: Claim, lease: float) -> Claim:
-        """See `Queue.extend`."""
-
-    async def drained(self, queues: str | Sequence[str]) -> None:
-        """See `Queue.drained`."""
 
 
 class Worker:
@@ -106,6 +86,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._aborting = asyncio.Event()
         self._failure: Exception | None = None
+        self._interrupt: KeyboardInterrupt | None = None
         self._ran = False
 
     def handler(self, queue: str, *, timeout: float | None = None) -> Callable[[F], F]:
@@ -148,7 +129,9 @@ class Worker:
         """Work until SIGTERM, SIGINT or `stop`; with `until_empty`, until its queues hold no unfinished job.
 
         The first signal is like `stop`, a second one ends at once. `signals=False` leaves signals alone (they are left
-        alone outside the main thread anyway). Raises what ended the queue, `Fenced` for instance.
+        alone outside the main thread anyway). Raises what ended the queue, `Fenced` for instance. A handler's errors
+        fail its own try, whatever they are, `sys.exit` too; only KeyboardInterrupt also ends the worker at once, and is
+        raised again when its job and all others are settled or given back.
         """
         if not self._handlers:
             raise InvalidArgument("the worker has no handler: register one with @worker.handler(queue)")
@@ -181,6 +164,8 @@ class Worker:
         if self._failure is not None:
             _log.error("the worker ends: %s", self._failure, extra=about("worker_failed"))
             raise self._failure
+        if self._interrupt is not None:
+            raise self._interrupt
 
     # ------------------------------------------------------------------ claiming and handling
 
@@ -232,6 +217,8 @@ class Worker:
             else:
                 try:
                     await running.live()
+                    if running.interrupt is not None:
+                        self._interrupted(running)
                 finally:
                     slots.release()
         except Exception as error:
@@ -328,6 +315,16 @@ class Worker:
             self._failure = error
             self._stopping.set()
             self._aborting.set()
+
+    def _interrupted(self, running: Running) -> None:
+        """A handler wants the process to end. Its job is settled; what else is held is given back first."""
+        claim = running.claim
+        more = about_job("worker_failed", claim.id, claim.queue, claim.attempt, claim.offset)
+        words = claim.job_id, claim.queue
+        _log.error("the worker ends: the handler of job %s (%s) raised KeyboardInterrupt", *words, extra=more)
+        self._interrupt = running.interrupt
+        self._stopping.set()
+        self._aborting.set()
 
     def _signalled(self) -> None:
         if self._stopping.is_set():
