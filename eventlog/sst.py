@@ -31,7 +31,6 @@ _RESTART_ROWS: Final = 16
 _MAX_BLOCK_BYTES: Final = 65_536
 _COMPRESSIONS: Final = ("none", "snappy", "zlib", "lz4", "zstd")
 _u16: Final = struct.Struct(">H")
-_u32: Final = struct.Struct(">I")
 _u64: Final = struct.Struct(">Q")
 
 COMPRESSED: Final = "its blocks are compressed"
@@ -39,7 +38,7 @@ UNKNOWN_VERSION: Final = "its format's version is"
 
 
 class SstRow(NamedTuple):
-    """A row of a block; the value of a removed key is None. Of a key's rows that with the highest `seq` is the newest."""
+    """A row of a block; the value of a removed key is None. Of the rows of a key the highest `seq` is the newest."""
 
     key: bytes
     value: bytes | None
@@ -67,7 +66,7 @@ class _Layout(NamedTuple):
     """Where the parts of a file are: (start, length), a length of 0 meaning that there is none."""
 
     filter: tuple[int, int]
-    index: tuple[int, int]
+    index_at: tuple[int, int]
     statistics: tuple[int, int]
     blocks_end: int
     is_log: bool
@@ -89,13 +88,13 @@ def read_sst(data: bytes, ranges: Sequence[tuple[bytes, bytes]] | None = None) -
         yield Part("description", max(0, len(data) - _FOOTER.size), len(data), (), problem)
         return
     try:
-        index = _index(data, *layout.index)
+        index = _index(data, *layout.index_at)
     except _Damaged as error:
         yield from _walk(data, 0, layout.blocks_end)
-        index_part = Part("index", layout.index[0], sum(layout.index), (), str(error))
+        index_part = Part("index", layout.index_at[0], sum(layout.index_at), (), str(error))
     else:
         yield from _indexed(data, index, layout, ranges)
-        index_part = Part("index", layout.index[0], sum(layout.index))
+        index_part = Part("index", layout.index_at[0], sum(layout.index_at))
     if layout.filter[1]:
         yield _summed("filter", data, *layout.filter)
     yield index_part
@@ -116,7 +115,7 @@ def _sum_holds(data: bytes, start: int, stop: int) -> bool:
     if not 0 <= start < end or stop > len(data):
         return False
     with memoryview(data) as view:
-        return zlib.crc32(view[start:end]) == _u32.unpack_from(data, end)[0]
+        return zlib.crc32(view[start:end]) == int.from_bytes(view[end:stop])
 
 
 # ---------------------------------------------------------------------- description and index

@@ -275,7 +275,7 @@ async def _rebuild(
 
 
 async def _rebuild_into(url: str, into: str, actor: str, reason: str, until: int | None, output: Output) -> None:
-    from ledgerq.projections.rebuild import copy_into
+    from ledgerq.projections.copying import copy_into
     from ledgerq.worker.decisions import operator
 
     actor, reason = operator(actor, reason)
