@@ -16,6 +16,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.batch_pool import BatchPool, Stretch
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import decode_batch
+from ledgerq.eventlog.damaged import DamagedStore
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import FormatTooNew, LogCorrupt, ProjectionDrift, StoreNotFound
 from ledgerq.eventlog.events import Enqueued
@@ -54,12 +55,14 @@ class SalvageReport(NamedTuple):
     have been made, by the `anchor` or (None there, or on an object store, whose anchor lags) by a head that was found;
     `is_reached`: the proven log holds it. `stretches`: record batches beyond the proven log that don't connect to it;
     `other_batches`: further ones inside it, of a history that was cut or altered. `why_ended`: what was wrong with the
-    batch at which a log had to end that goes on. `files`: how many were read; `faults`: what was wrong with some.
+    batch at which a log had to end that goes on. `manifest`: the newest one that can be read; nothing depends on it.
+    `files`: how many sorted files and log files were read; `faults`: what was wrong with some, and which are missing.
     `kept`: how many jobs of each queue are in the new store. `lost_jobs`: those enqueued beyond the proven log.
     """
 
     location: str
     rebuilt: RebuildReport
+    manifest: int | None
     anchor: Anchor | None
     promised: Anchor | None
     is_reached: bool
@@ -83,28 +86,23 @@ class SalvageReport(NamedTuple):
 
 
 async def salvage(
-    folder: Path,
-    location: str,
+    damaged: DamagedStore,
     target: Store,
     *,
-    anchor: Anchor | None,
-    anchor_lags: bool,
     clock: Clock,
     actor: str,
     reason: str,
     progress: Progress | None = None,
 ) -> SalvageReport:
-    """Fill `target`, which must be empty, with what can be proven of the store `location`, whose files are in `folder`.
+    """Fill `target`, which must be empty, with what can be proven of the files of a damaged store.
 
-    `anchor_lags`: later commits than the anchor's may have been made, as on an object store. A salvage that was
-    interrupted is run again. Raises `StoreNotFound` when no event can be had, `FormatTooNew`, `InvalidArgument` for a
-    target that holds something.
+    A salvage that was interrupted is run again. Raises `StoreNotFound` when no event can be had, `FormatTooNew`,
+    `InvalidArgument` for a target that holds something.
     """
     with tempfile.TemporaryDirectory(prefix="ledgerq-salvage-") as scratch:
         pool = await asyncio.to_thread(BatchPool, Path(scratch) / "batches")
         try:
-            work = _Salvage(folder, location, pool, progress)
-            return await work.run(target, anchor, anchor_lags, clock, actor, reason)
+            return await _Salvage(damaged, pool, progress).run(target, clock, actor, reason)
         finally:
             await asyncio.to_thread(pool.close)
 
@@ -112,21 +110,20 @@ async def salvage(
 class _Salvage:
     """One salvage under way: the files, the pool of record batches, and what was found to be wrong."""
 
-    def __init__(self, folder: Path, location: str, pool: BatchPool, progress: Progress | None) -> None:
-        self._folder = folder
-        self._location = location
+    def __init__(self, damaged: DamagedStore, pool: BatchPool, progress: Progress | None) -> None:
+        self._damaged = damaged
+        self._folder = damaged.folder
+        self._location = damaged.location
         self._pool = pool
         self._progress = progress
-        self._faults: dict[str, FileFault] = {}
+        self._faults = {fault.path: fault for fault in damaged.faults}
         self._format: tuple[int, bytes] | None = None
         self._files: set[Path] = set()
 
-    async def run(
-        self, target: Store, anchor: Anchor | None, anchor_lags: bool, clock: Clock, actor: str, reason: str
-    ) -> SalvageReport:
-        pool = self._pool
+    async def run(self, target: Store, clock: Clock, actor: str, reason: str) -> SalvageReport:
+        pool, anchor = self._pool, self._damaged.anchor
         await self._read(_LOG_RANGES, self._take_log_row)
-        promised = anchor if anchor is not None and not anchor_lags else pool.promised(anchor)
+        promised = anchor if anchor is not None and not self._damaged.anchor_lags else pool.promised(anchor)
         verified = await asyncio.to_thread(pool.choose, promised)
         self._check_format(verified)
         verified, fold, why_ended = await self._fold(verified)
@@ -146,6 +143,7 @@ class _Salvage:
         return SalvageReport(
             self._location,
             rebuilt,
+            self._damaged.manifest,
             anchor,
             promised,
             is_reached,
