@@ -63,9 +63,8 @@ def test_the_rows_are_those_that_were_written(tmp_path_factory: pytest.TempPathF
         logged += [(row.seq, row.key, row.value) for row in rows_of(parts)]
     # Of several changes of a key in one batch the last one counts; a batch has one sequence number.
     last = [dict(changes) for changes in wanted]
-    assert [
-        dict((key, value) for seq, key, value in logged if seq == number) for number in sorted({s for s, *_ in logged})
-    ] == last
+    numbers = sorted({seq for seq, _, _ in logged})
+    assert [{key: value for seq, key, value in logged if seq == number} for number in numbers] == last
     state: dict[bytes, bytes | None] = {}
     for changes in last:
         state |= changes
