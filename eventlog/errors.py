@@ -30,6 +30,7 @@ __all__ = [
     "ProjectionDrift",
     "ProjectionFailed",
     "QueueClosed",
+    "RowUnreadable",
     "StoreNotFound",
     "StoreUnavailable",
     "UnknownEventType",
@@ -114,6 +115,7 @@ class LogCorrupt(LedgerError):
             f"restore a copy, or keep what is proven with: rebuild-projections URL --until {offset}"
         )
         self.offset = offset
+        self.what = what
 
 
 class LogRolledBack(LedgerError):
@@ -130,6 +132,10 @@ class LogRolledBack(LedgerError):
 
 class LogPoisoned(LedgerError):
     """A write failed earlier, so this writer no longer knows what the store holds; open the queue again."""
+
+
+class RowUnreadable(LogPoisoned):
+    """The block of a file that holds a row is damaged, and only that block: the row is lost, others are not."""
 
 
 def _span(span_ms: int) -> str:

@@ -12,6 +12,7 @@ __all__ = [
     "CancelRequested",
     "Cancelled",
     "Claimed",
+    "DeadLettered",
     "Enqueued",
     "Event",
     "FilesSetAside",
@@ -134,6 +135,18 @@ class Swept(NamedTuple):
     job_id: bytes
 
 
+class DeadLettered(NamedTuple):
+    """The job can't run any more, since its payload is lost: dead, kept until `sweep_at_ms`; `reason` is its error.
+
+    `actor` is who found it: the name of a program's operator, or "ledgerq" for a queue that met it at work.
+    """
+
+    job_id: bytes
+    sweep_at_ms: int
+    actor: str
+    reason: str
+
+
 class QueuePaused(NamedTuple):
     """No job of the queue is handed out until it is resumed."""
 
@@ -186,7 +199,17 @@ class FilesSetAside(NamedTuple):
 
 
 JobEvent = (
-    Enqueued | Promoted | Claimed | Acked | Nacked | LeaseExpired | CancelRequested | Cancelled | Requeued | Swept
+    Enqueued
+    | Promoted
+    | Claimed
+    | Acked
+    | Nacked
+    | LeaseExpired
+    | CancelRequested
+    | Cancelled
+    | Requeued
+    | Swept
+    | DeadLettered
 )
 QueueEvent = QueuePaused | QueueResumed
 LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside

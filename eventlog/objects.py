@@ -92,6 +92,13 @@ class Objects:
         """Remove an object. Raises `StoreUnavailable` with the cause."""
         await self._do(obstore.delete, self._store, name)
 
+    async def names(self) -> list[str]:
+        """The names of all objects under the prefix. Raises `StoreUnavailable` with the cause."""
+        return await self._do(self._names)
+
+    def _names(self) -> list[str]:
+        return sorted(found["path"] for some in obstore.list(self._store) for found in some)
+
     async def has_any(self, folder: str) -> bool:
         """Whether there is an object under `folder`. Raises `StoreUnavailable` with the cause."""
         return await self._do(self._has_any, folder)

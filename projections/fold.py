@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ledgerq.eventlog.codec import RecordBatch
 from ledgerq.eventlog.errors import LogCorrupt
 from ledgerq.eventlog.events import (
+    DeadLettered,
     Enqueued,
     Event,
     JobEvent,
@@ -42,6 +43,8 @@ class Fold:
     def __init__(self) -> None:
         self.jobs: dict[bytes, Job] = {}
         self.tallies: dict[str, Tally] = {}
+        # Of the jobs that are there, those of which the log says that their payload is lost.
+        self.without_payload: set[bytes] = set()
         self.next_offset = 0
         self.time_ms = 0
 
@@ -88,8 +91,11 @@ class Fold:
         self.tally(queue).apply(before, event, after)
         if after is None:
             del self.jobs[event.job_id]
+            self.without_payload.discard(event.job_id)
         else:
             self.jobs[event.job_id] = after
+            if type(event) is DeadLettered:
+                self.without_payload.add(event.job_id)
         return Transition(offset, time_ms, event, before, after)
 
     def apply_batch(self, batch: RecordBatch) -> None:

@@ -14,6 +14,7 @@ from ledgerq.eventlog.events import (
     Cancelled,
     CancelRequested,
     Claimed,
+    DeadLettered,
     Enqueued,
     JobEvent,
     LeaseExpired,
@@ -43,6 +44,7 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
         Cancelled: {"pending": ("cancelled",), "scheduled": ("cancelled",)},
         Requeued: {"dead": ("pending",)},
         Swept: {"done": ("gone",), "dead": ("gone",), "cancelled": ("gone",)},
+        DeadLettered: {"pending": ("dead",), "scheduled": ("dead",), "claimed": ("dead",)},
     }
 )
 
@@ -144,6 +146,8 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             since_ms = job.since_ms
         case Cancelled():
             state, sweep_at_ms, held = "cancelled", event.sweep_at_ms, False
+        case DeadLettered():
+            state, sweep_at_ms, error, held = "dead", event.sweep_at_ms, event.reason, False
         case Requeued():
             state, attempt = "pending", 0
             held = job.spec.unique_key is not None and job.spec.unique_until == "finished"

@@ -1,20 +1,20 @@
-"""Rebuilding projections: what the log says is written over what the indexes say, in place or into a new store.
+"""Rebuilding projections: what the log says is written over what the indexes say. copying.py makes a new store of it.
 
 A marker goes in with the first change and out with the `Rebuilt` event that ends the work: between them no queue
 opens, and running the rebuild again finishes it. Nothing is written when nothing differs.
 """
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.codec import EMPTY_HEAD, encode_head, pack, unpack
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, LogRolledBack, NotRebuilt
+from ledgerq.eventlog.codec import encode_head, pack, unpack
+from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt, LogRolledBack, NotRebuilt
 from ledgerq.eventlog.events import Rebuilt
 from ledgerq.eventlog.log import LogReader, Progress, Verified
-from ledgerq.eventlog.store import Anchor, Batch, ReadStore, Store
-from ledgerq.eventlog.writer import Commit, EventLog
+from ledgerq.eventlog.store import Anchor, ReadStore, Store
+from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.compare import (
     BUILT_IN,
     Mismatch,
@@ -23,96 +23,32 @@ from ledgerq.projections.compare import (
     compare_projection,
     compare_stats,
 )
-from ledgerq.projections.fold import Fold, Transition
+from ledgerq.projections.fold import Fold
 from ledgerq.projections.host import Projection, ProjectionHost
-from ledgerq.projections.indexes import index_entries, stats_key
+from ledgerq.projections.payloads import LostPayload
 from ledgerq.projections.replay import fold_verified
+from ledgerq.projections.row_writer import COPY_MARKER, Finish, RowWriter, finish
 
-__all__ = ["RebuildReport", "copy_into", "rebuild"]
-
-_BATCH_ROWS: Final = 2000
-_BATCH_BYTES: Final = 4 * 1024 * 1024
-_COPY_MARKER: Final = pack(("copy",))
-_FORMAT: Final = str(keys.FORMAT_VERSION).encode()
+__all__ = ["RebuildReport", "rebuild"]
 
 
 class RebuildReport(NamedTuple):
-    """What a rebuild did: which projections, from which log, and how many rows it set and removed."""
+    """What a rebuild did: which projections, from which log, and how many rows it set and removed.
+
+    `lost`: jobs whose payload could not be copied into a new store.
+    """
 
     names: tuple[str, ...]
     verified: Verified
     jobs: int
     rows_put: int
     rows_deleted: int
+    lost: tuple[LostPayload, ...] = ()
 
     @property
     def changed(self) -> bool:
         """Whether anything was written."""
         return self.rows_put + self.rows_deleted > 0
-
-
-class _RowWriter:
-    """Writes rows in batches of bounded size, with the marker in the first one."""
-
-    def __init__(self, store: Store, anchor: Anchor, marker: bytes) -> None:
-        self.rows_put = 0
-        self.rows_deleted = 0
-        self._store = store
-        self._anchor = anchor
-        self._marker: bytes | None = marker
-        self._batch = store.batch()
-        self._rows = 0
-        self._bytes = 0
-
-    async def set(self, key: bytes, value: bytes | None, *, count: bool = True) -> None:
-        """Set one row, or remove it."""
-        if self._marker is not None:
-            self._batch.put(keys.REBUILD_KEY, self._marker)
-            self._marker = None
-        if value is None:
-            self._batch.delete(key)
-            self.rows_deleted += count
-        else:
-            self._batch.put(key, value)
-            self.rows_put += count
-        self._rows += 1
-        self._bytes += len(key) + len(value or b"")
-        if self._rows >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Make the rows so far durable."""
-        if self._rows:
-            batch, self._batch = self._batch, self._store.batch()
-            self._rows = self._bytes = 0
-            await self._store.write(batch)
-            await self._store.sync(self._anchor)
-
-
-class _Finish:
-    """The projector of the commit that ends a rebuild: it takes the marker away, and lets projections follow it.
-
-    All rows are of the present format by then, so that is said in the same commit.
-    """
-
-    def __init__(self, host: ProjectionHost) -> None:
-        self._host = host
-        self._filled: tuple[Commit, dict[bytes, bytes | None]] | None = None
-
-    def fill(self, commit: Commit, batch: Batch) -> None:
-        if self._filled is None or self._filled[0] is not commit:
-            events = enumerate(commit.events, commit.base_offset)
-            transitions = [Transition(offset, commit.time_ms, event, None, None) for offset, event in events]
-            changes: dict[bytes, bytes | None] = {keys.REBUILD_KEY: None, keys.FORMAT_KEY: _FORMAT}
-            self._host.project(transitions, commit.base_offset + len(commit.events), changes)
-            self._filled = (commit, changes)
-        batch.update(self._filled[1])
-
-    def committed(self, commit: Commit) -> None:
-        pass
-
-    def failed(self, error: LedgerError) -> None:
-        pass
 
 
 async def rebuild(
@@ -139,7 +75,7 @@ async def rebuild(
     host = ProjectionHost(projections)
     names = _names(only, host)
     marker = await store.get(keys.REBUILD_KEY)
-    if marker == _COPY_MARKER:
+    if marker == COPY_MARKER:
         raise NotRebuilt(f"a copy into {store.location} was interrupted: finish it, from the store that was copied")
     if only is not None and (until is not None or marker is not None or outdated):
         why = "an interrupted rebuild must be finished" if marker is not None else "the store's format is an older one"
@@ -156,7 +92,7 @@ async def rebuild(
     verified, fold = await fold_verified(log, until=until, host=given, rows=rows, progress=progress)
     host.require_sound(names)
     end = verified.head.next_offset
-    writer = _RowWriter(store, _anchor(verified, epoch), pack((None if until is None else end,)))
+    writer = RowWriter(store, _anchor(verified, epoch), pack((None if until is None else end,)))
     if until is not None:
         await _cut(log, writer, verified, host)
     async for mismatch in _mismatches(store, fold, host, rows, names):
@@ -165,7 +101,9 @@ async def rebuild(
     report = RebuildReport(names, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
     if report.changed or marker is not None or rolled_back or outdated:
         follow = await _up_to_date(store, host, end)
-        await _finish(store, clock, report, actor, reason, cut=until is not None, follow=follow)
+        log = EventLog(store, clock=clock, projector=Finish(follow))
+        last = Rebuilt(actor, reason, report.names, report.rows_put, report.rows_deleted)
+        await finish(log, last, accept_rollback=until is not None)
     return report
 
 
@@ -236,7 +174,7 @@ async def _mismatches(
                 yield mismatch
 
 
-async def _cut(log: LogReader, writer: _RowWriter, verified: Verified, host: ProjectionHost) -> None:
+async def _cut(log: LogReader, writer: RowWriter, verified: Verified, host: ProjectionHost) -> None:
     """Remove the log and the payloads from the end of what is proven on, and let the head say so.
 
     A user's projection that is not given here and has come further begins anew when a queue opens with it.
@@ -260,73 +198,3 @@ async def _cut(log: LogReader, writer: _RowWriter, verified: Verified, host: Pro
         async for page in store.scan(start, stop):
             for key, _ in page:
                 await writer.set(key, None)
-
-
-async def _finish(
-    store: Store,
-    clock: Clock,
-    report: RebuildReport,
-    actor: str,
-    reason: str,
-    *,
-    cut: bool,
-    follow: ProjectionHost,
-) -> None:
-    log = EventLog(store, clock=clock, projector=_Finish(follow))
-    await log.start(accept_rollback=cut)
-    log.append(Rebuilt(actor, reason, report.names, report.rows_put, report.rows_deleted))
-    try:
-        await log.committed()
-    finally:
-        await log.stop()
-
-
-async def copy_into(
-    source: ReadStore,
-    target: Store,
-    *,
-    clock: Clock,
-    actor: str,
-    reason: str,
-    until: int | None = None,
-    progress: Progress | None = None,
-) -> RebuildReport:
-    """Write the log of `source`, its live payloads and fresh projections to `target`, which must be empty.
-
-    For a store whose own files are damaged. A copy that was interrupted is begun anew. Rows of users' projections are
-    not copied: they come up again when the queue is opened with them. Raises like `rebuild`.
-    """
-    log = LogReader(source, clock=clock)
-    await log.require_format()
-    if until is None:
-        await log.check_anchor(await source.read_anchor())
-    verified, fold = await fold_verified(log, until=until, progress=progress)
-    begun = await target.get(keys.REBUILD_KEY) == _COPY_MARKER
-    if not begun and await LogReader(target, clock=clock).check_format():
-        raise InvalidArgument(f"{target.location} holds a ledgerq store already: give a new location")
-    # Nothing is anchored before the log is whole.
-    writer = _RowWriter(target, _anchor(Verified(0, 0, EMPTY_HEAD), 0), _COPY_MARKER)
-    async for page in target.scan(b"\0", b"\xff"):
-        for key, _ in page:
-            if key != keys.REBUILD_KEY:
-                await writer.set(key, None, count=False)
-    await writer.set(keys.FORMAT_KEY, _FORMAT, count=False)
-    async for page in source.scan(keys.LOG_PREFIX, keys.log_key(verified.head.next_offset)):
-        for key, value in page:
-            await writer.set(key, value, count=False)
-    live = {job.offset for job in fold.jobs.values()}
-    payloads = source.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=100)
-    async for page in payloads:
-        for key, value in page:
-            if keys.offset_of(key) in live:
-                await writer.set(key, value, count=False)
-    for job in fold.jobs.values():
-        for key, value in index_entries(job).items():
-            await writer.set(key, value)
-    for queue, tally in fold.tallies.items():
-        await writer.set(stats_key(queue), tally.encode())
-    await writer.set(keys.HEAD_KEY, encode_head(verified.head), count=False)
-    await writer.flush()
-    report = RebuildReport(BUILT_IN, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
-    await _finish(target, clock, report, actor, reason, cut=True, follow=ProjectionHost())
-    return report

@@ -16,6 +16,7 @@ from ledgerq.eventlog.events import (
     Cancelled,
     CancelRequested,
     Claimed,
+    DeadLettered,
     Enqueued,
     JobEvent,
     LeaseExpired,
@@ -31,7 +32,8 @@ from ledgerq.projections.job import Job
 
 __all__ = ["TOTALS", "QueueStats", "StatsDelta", "Tally", "stats_delta"]
 
-# The order is part of the format: append only. `dead`: jobs that became dead; `released`: claims given back unused.
+# The order is part of the format: append only. `dead`: jobs that became dead, for whatever reason; `released`: claims
+# given back unused; `dead_lettered`: jobs whose payload was lost.
 TOTALS: Final = (
     "enqueued",
     "promoted",
@@ -45,6 +47,7 @@ TOTALS: Final = (
     "swept",
     "dead",
     "released",
+    "dead_lettered",
 )
 _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Enqueued: 0,
@@ -57,12 +60,15 @@ _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Cancelled: 7,
     Requeued: 8,
     Swept: 9,
+    DeadLettered: 12,
 }
 _ENQUEUED_TOTAL: Final = 0
 _CLAIMED_TOTAL: Final = 2
 _ACKED_TOTAL: Final = 3
 _DEAD: Final = 10
 _RELEASED: Final = 11
+# Totals from here on came later: a row whose counts of them are all zero leaves them out, as rows before them did.
+_FIRST_TOTALS: Final = 12
 _PENDING: Final = STATES.index("pending")
 _CLAIMED: Final = STATES.index("claimed")
 _DONE: Final = STATES.index("done")
@@ -161,9 +167,10 @@ class Tally:
     def encode(self, format_version: int = FORMAT_VERSION) -> bytes:
         """The value of the queue's stats row."""
         if format_version == 1:
-            return pack((self.now, self.totals, self.paused))
+            return pack((self.now, self.totals[:_FIRST_TOTALS], self.paused))
+        totals = self.totals if any(self.totals[_FIRST_TOTALS:]) else self.totals[:_FIRST_TOTALS]
         histograms = [histogram.encode() for histogram in self.histograms()]
-        return pack((self.now, self.totals, self.paused, self.first_offset, histograms))
+        return pack((self.now, totals, self.paused, self.first_offset, histograms))
 
     def histograms(self) -> tuple[Histogram, ...]:
         """One for each of `MEASURES`, in their order."""

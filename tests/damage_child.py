@@ -29,7 +29,8 @@ from ledgerq.eventlog.errors import Fenced, LedgerError, LogCorrupt, LogRolledBa
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.stores import open_reader, open_store
 from ledgerq.projections.audit import AuditReport, audit
-from ledgerq.projections.rebuild import copy_into, rebuild
+from ledgerq.projections.copying import copy_into
+from ledgerq.projections.rebuild import rebuild
 from ledgerq.worker.queue import Queue
 from tests.damage_matrix import END_MS, Case, harmed_copy
 from tests.ledger_checks import all_rows, check_ledger

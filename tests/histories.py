@@ -16,6 +16,7 @@ from ledgerq.eventlog.events import (
     Cancelled,
     CancelRequested,
     Claimed,
+    DeadLettered,
     Enqueued,
     Event,
     JobEvent,
@@ -131,6 +132,8 @@ def _job_event(event_type: type[JobEvent], job: Job, chance: int, time_ms: int) 
         return LeaseExpired(job.id, "dead", later_ms, "late") if chance % 2 else LeaseExpired(job.id, "pending", 0, "x")
     if event_type is Cancelled:
         return Cancelled(job.id, later_ms, "ann", "wrong address")
+    if event_type is DeadLettered:
+        return DeadLettered(job.id, later_ms, "ann", "the payload is lost")
     if event_type in (CancelRequested, Requeued):
         return event_type(job.id, "ann", "why not")
     assert event_type in (Promoted, Swept)
@@ -164,6 +167,7 @@ _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     Cancelled: (_ids, _u64, _text, _text),
     Requeued: (_ids, _text, _text),
     Swept: (_ids,),
+    DeadLettered: (_ids, _u64, _text, _text),
     QueuePaused: (_text, _text, _text),
     QueueResumed: (_text, _text, _text),
     WriterOpened: (_text, _text, st.none() | _u64),

@@ -30,6 +30,7 @@ from ledgerq.eventlog.events import (
     Cancelled,
     CancelRequested,
     Claimed,
+    DeadLettered,
     Enqueued,
     Event,
     FilesSetAside,
@@ -77,6 +78,10 @@ GOLDEN: list[tuple[Event, str]] = [
     ),
     (Requeued(JOB, "ann", "fixed"), f"c401099193{JOB_HEX}a3616e6ea56669786564"),
     (Swept(JOB), f"c4010a9191{JOB_HEX}"),
+    (
+        DeadLettered(JOB, 1_700_604_800_000, "ledgerq", "the payload is lost"),
+        f"c4010e9194{JOB_HEX}cf0000018bf3f1ec00a76c656467657271b3746865207061796c6f6164206973206c6f7374",
+    ),
     (QueuePaused("mail", "ann", "quiet"), "c401209193a46d61696ca3616e6ea57175696574"),
     (QueueResumed("mail", "ann", "done"), "c401219193a46d61696ca3616e6ea4646f6e65"),
     (WriterOpened("host:1", "0.1.0", None), "c401309193a6686f73743a31a5302e312e30c0"),

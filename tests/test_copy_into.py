@@ -11,9 +11,10 @@ from ledgerq.eventlog.codec import decode_batch
 from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt, LogRolledBack, NotRebuilt, StoreNotFound
 from ledgerq.eventlog.events import Rebuilt
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
-from ledgerq.projections import rebuild as rebuild_module
+from ledgerq.projections import row_writer
 from ledgerq.projections.audit import audit
-from ledgerq.projections.rebuild import RebuildReport, copy_into, rebuild
+from ledgerq.projections.copying import copy_into
+from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.worker.queue import Queue
 from tests.crashes import ENDS, Crash, End, crashed_run
 from tests.damage import DAMAGES, WHO, Damage, Ledger, copy_of, make_ledger, rows_in, with_projections
@@ -149,7 +150,7 @@ async def test_a_store_that_holds_anything_is_no_target(ledger: Ledger) -> None:
 async def test_a_copy_that_is_interrupted_anywhere_is_finished_by_the_next(
     pristine: Ledger, end: End, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild_module, "_BATCH_ROWS", 12)
+    monkeypatch.setattr(row_writer, "_BATCH_ROWS", 12)
     count, whole = Crash(), MemoryDisk()
     assert await crashed_run(whole, lambda store: copy(pristine, store), count)
     halfway = 0
@@ -176,7 +177,7 @@ async def test_a_copy_that_is_interrupted_anywhere_is_finished_by_the_next(
 async def test_a_copy_that_is_interrupted_and_resumed_from_another_original_holds_only_that_one(
     pristine: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild_module, "_BATCH_ROWS", 12)
+    monkeypatch.setattr(row_writer, "_BATCH_ROWS", 12)
     disk = MemoryDisk()
     await crashed_run(disk, lambda store: copy(pristine, store), Crash(20, "error"))
     assert keys.REBUILD_KEY in disk.rows

@@ -13,10 +13,11 @@ from ledgerq.eventlog.events import STATES, Rebuilt
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
 from ledgerq.eventlog.stores import open_reader
-from ledgerq.projections import rebuild as rebuild_module
+from ledgerq.projections import row_writer
 from ledgerq.projections.audit import AuditReport, audit
+from ledgerq.projections.copying import copy_into
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.rebuild import RebuildReport, copy_into, rebuild
+from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.replay import fold_to
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.queue import Queue
@@ -124,7 +125,7 @@ async def test_a_part_of_it_alone_is_not_brought_to_it(old: Ledger) -> None:
 async def test_a_rebuild_that_ends_anywhere_leaves_it_to_the_next_one(
     old: Ledger, today: Ledger, end: End, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild_module, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(row_writer, "_BATCH_ROWS", 4)
 
     async def work(store: MemoryStore) -> object:
         return await rebuild(store, clock=ManualClock(old.clock_ms), **WHO)

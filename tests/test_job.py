@@ -14,6 +14,7 @@ from ledgerq.eventlog.events import (
     Cancelled,
     CancelRequested,
     Claimed,
+    DeadLettered,
     Enqueued,
     JobEvent,
     LeaseExpired,
@@ -52,6 +53,7 @@ EVENTS: list[JobEvent] = [
     Cancelled(ID, SWEEP_MS, "ann", "late"),
     Requeued(ID, "ann", "fixed"),
     Swept(ID),
+    DeadLettered(ID, SWEEP_MS, "ann", "the payload is lost"),
 ]
 
 # The shortest way to each state.

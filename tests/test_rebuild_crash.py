@@ -11,7 +11,7 @@ from ledgerq.eventlog.codec import decode_batch
 from ledgerq.eventlog.errors import NotRebuilt
 from ledgerq.eventlog.events import Rebuilt
 from ledgerq.eventlog.memory import MemoryDisk, MemoryStore
-from ledgerq.projections import rebuild as rebuild_module
+from ledgerq.projections import row_writer
 from ledgerq.projections.rebuild import rebuild
 from ledgerq.worker.queue import Queue
 from tests.crashes import ENDS, Crash, End, crashed_run
@@ -26,7 +26,7 @@ def pristine() -> Ledger:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rebuild_module, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(row_writer, "_BATCH_ROWS", 4)
 
 
 def damaged(pristine: Ledger) -> Ledger:

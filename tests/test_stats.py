@@ -13,6 +13,7 @@ from ledgerq.eventlog.events import (
     Cancelled,
     CancelRequested,
     Claimed,
+    DeadLettered,
     Enqueued,
     JobEvent,
     LeaseExpired,
@@ -39,6 +40,7 @@ TOTAL_OF: dict[type[JobEvent], str] = {
     Cancelled: "cancelled",
     Requeued: "requeued",
     Swept: "swept",
+    DeadLettered: "dead_lettered",
 }
 
 
@@ -65,7 +67,7 @@ def test_counters_are_the_jobs_there_are_and_the_events_there_were(history: list
             elif job is not None and job.queue == queue:
                 events[TOTAL_OF[type(event)]] += 1
                 events["released"] += isinstance(event, Nacked) and event.released
-                events["dead"] += isinstance(event, Nacked | LeaseExpired) and event.to == "dead"
+                events["dead"] += getattr(event, "to", "") == "dead" or isinstance(event, DeadLettered)
         view = fold.tally(queue).view(queue)
         assert {state: getattr(view, state) for state in STATES} == {state: states[state] for state in STATES}
         assert view.totals == {name: events[name] for name in TOTALS}

@@ -46,8 +46,9 @@ from ledgerq.eventlog.log import LogReader, Verified
 from ledgerq.eventlog.store import ReadStore, Store
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.audit import AuditReport, Difference, audit
+from ledgerq.projections.copying import copy_into
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.rebuild import RebuildReport, copy_into, rebuild
+from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.replay import fold_to, replay
 
 

@@ -5,6 +5,7 @@ doctor.py. Here is what they share: how an error becomes one line and an exit co
 
     0  fine        1  found something: differences, no such job, a log that was changed or lost its end
     2  usage       3  the store can't be read or written        70  a bug        130  stopped by Ctrl-C
+    4  salvaged, but something promised was lost: the report names it
 """
 
 import contextlib
@@ -88,7 +89,7 @@ def _root(
 ) -> None:
     """Look into, operate, audit and repair the job queues of a ledgerq store.
 
-    Exit codes: 0 fine, 1 found something, 2 wrong usage, 3 the store can't be read.
+    Exit codes: 0 fine, 1 found something, 2 wrong usage, 3 the store can't be read, 4 salvaged with losses.
     """
     if context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)

@@ -7,6 +7,7 @@ import typer
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.tools.arguments import Actor, AsJson, TakeOver, Url, import_object
+from ledgerq.tools.cli_salvage import lost_payload_json, lost_payload_lines, salvage_into
 from ledgerq.tools.opening import execute, opened_store, reading, refuse_memory
 from ledgerq.tools.render import Output, local_time, progress
 
@@ -212,6 +213,12 @@ def rebuild_projections(
         int | None,
         typer.Option(metavar="OFFSET", min=0, help="Keep only the log before this offset: for a log that is damaged."),
     ] = None,
+    salvage: Annotated[
+        bool,
+        typer.Option(
+            "--salvage", help="With --into: save what can still be read of a store that can't be opened, file by file."
+        ),
+    ] = False,
     projection: Projections = None,
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "rebuild-projections",
     take_over: TakeOver = False,
@@ -222,9 +229,16 @@ def rebuild_projections(
     The log records that it was done. Nothing is written where nothing differs. Killed half way, run it again. A log
     that does not verify is refused, unless --until says where it shall end. Without --check or --into this opens the
     store for writing, which would stop a writer at work: refused without --take-over.
+
+    With --into NEW_URL --salvage nothing of the store at URL needs to be in order, and exit code 4 says that something
+    promised was lost: the report names it.
     """
     output = Output(as_json=as_json)
-    if check:
+    if salvage:
+        if into is None or check or only is not None or projection or until is not None:
+            raise InvalidArgument("--salvage saves the longest log that is proven: it goes with --into NEW_URL only")
+        execute(salvage_into(url, into, actor, reason, output))
+    elif check:
         if into is not None or until is not None:
             raise InvalidArgument("--check only looks: it goes with --only and --projection")
         execute(_audit(url, False, None, projection or [], only, output, may_be_old=False))
@@ -275,7 +289,7 @@ async def _rebuild(
 
 
 async def _rebuild_into(url: str, into: str, actor: str, reason: str, until: int | None, output: Output) -> None:
-    from ledgerq.projections.rebuild import copy_into
+    from ledgerq.projections.copying import copy_into
     from ledgerq.worker.decisions import operator
 
     actor, reason = operator(actor, reason)
@@ -300,6 +314,7 @@ def _rebuild_result(location: str, report: "RebuildReport", output: Output) -> N
                 "rows_put": report.rows_put,
                 "rows_deleted": report.rows_deleted,
                 "jobs": report.jobs,
+                "lost_payloads": [lost_payload_json(lost) for lost in report.lost],
                 "events": report.verified.events,
                 "head": {"offset": head.next_offset, "digest": head.digest.hex()},
             }
@@ -307,6 +322,8 @@ def _rebuild_result(location: str, report: "RebuildReport", output: Output) -> N
         return
     output.line(f"log     {report.verified.events} events in {report.verified.batches} commits, proven")
     output.line(f"jobs    {report.jobs}")
+    for line in lost_payload_lines(report.lost):
+        output.line(f"lost    {line}")
     if report.changed:
         output.line(f"result  {', '.join(report.names)}: {report.rows_put} rows set, {report.rows_deleted} removed")
     else:

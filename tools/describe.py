@@ -12,6 +12,7 @@ from ledgerq.eventlog.events import (
     Cancelled,
     CancelRequested,
     Claimed,
+    DeadLettered,
     Enqueued,
     Event,
     FilesSetAside,
@@ -115,7 +116,7 @@ def event_text(event: Event) -> str:
             return f"now {event.to}{due}{released}: {shorten(event.error, 4 * _ERROR_CHARS)}"
         case LeaseExpired():
             return f"now {event.to}: {event.reason}"
-        case CancelRequested() | Cancelled() | Requeued():
+        case CancelRequested() | Cancelled() | Requeued() | DeadLettered():
             return f"by {event.actor}: {event.reason}"
         case QueuePaused() | QueueResumed():
             return f"queue {event.queue} by {event.actor}: {event.reason}"

@@ -31,6 +31,7 @@ __all__ = [
     "reading",
     "refuse_live_writer",
     "refuse_memory",
+    "without_stderr",
 ]
 
 _PIN_TRIES: Final = 3
@@ -70,13 +71,13 @@ async def _check_quietly(url: str, *, writing: bool) -> None:
     if location.is_file:
         check_clock(location, writing=False)
         # What can't be looked at is told by the opening itself.
-        with suppress(OSError), _without_stderr():
+        with suppress(OSError), without_stderr():
             async with asyncio.timeout(PREFLIGHT_LIMIT_S):
                 await check_files(location, writing=writing)
 
 
 @contextmanager
-def _without_stderr() -> Iterator[None]:
+def without_stderr() -> Iterator[None]:
     """Nothing reaches the terminal, whoever writes: for a moment in which only this coroutine runs."""
     kept_fd, null_fd = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

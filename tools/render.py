@@ -139,10 +139,10 @@ def rich_console() -> "Console":
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress(label: str, unit: str = "events") -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr when that is a terminal, else a line now and then; yields `report(done, total)`."""
     if not sys.stderr.isatty():
-        yield _plain_progress(label)
+        yield _plain_progress(label, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -153,7 +153,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _plain_progress(label: str) -> Callable[[int, int], None]:
+def _plain_progress(label: str, unit: str) -> Callable[[int, int], None]:
     next_s = time.monotonic() + _PLAIN_PROGRESS_EVERY_S
 
     def report(done: int, total: int) -> None:
@@ -162,6 +162,6 @@ def _plain_progress(label: str) -> Callable[[int, int], None]:
         if now_s >= next_s:
             next_s = now_s + _PLAIN_PROGRESS_EVERY_S
             share = f" ({100 * done // total} %)" if total > 0 else ""
-            print(f"ledgerq: {label}: {done} of {total} events{share}", file=sys.stderr)
+            print(f"ledgerq: {label}: {done} of {total} {unit}{share}", file=sys.stderr)
 
     return report

@@ -12,6 +12,7 @@ from ledgerq.eventlog.events import (
     Cancelled,
     CancelRequested,
     Claimed,
+    DeadLettered,
     Enqueued,
     Event,
     LeaseExpired,
@@ -38,6 +39,7 @@ _COUNTED: Final[dict[type[Any], str]] = {
     Cancelled: "cancelled",
     Requeued: "requeued",
     Swept: "swept",
+    DeadLettered: "dead_lettered",
 }
 
 
@@ -277,6 +279,10 @@ class Model:
             raise Violation("early", f"swept at {offset}, {job.sweep_at_ms - self.time_ms} ms before its time")
         return "gone"
 
+    def _dead_lettered(self, job: ModelJob, offset: int, event: DeadLettered) -> str:
+        """No payload is ever lost in the simulation, so none may be taken for lost."""
+        raise Violation("dead", f"{job.id.hex()} is dead-lettered at {offset}: {event.reason}")
+
 
 _HOW: Final[dict[type[Any], Any]] = {
     Promoted: Model._promoted,
@@ -288,4 +294,5 @@ _HOW: Final[dict[type[Any], Any]] = {
     Cancelled: Model._cancelled,
     Requeued: Model._requeued,
     Swept: Model._swept,
+    DeadLettered: Model._dead_lettered,
 }

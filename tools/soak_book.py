@@ -16,6 +16,7 @@ from ledgerq.eventlog.events import (
     Cancelled,
     CancelRequested,
     Claimed,
+    DeadLettered,
     Enqueued,
     Event,
     LeaseExpired,
@@ -148,6 +149,9 @@ class Book:
                 allowed, job.state = ("dead",), "pending"
                 job.attempts = 0
                 job.requeued += 1
+            case DeadLettered():
+                self._break(f"offset {offset}: the payload of job {job_id} was lost: {event.reason}")
+                return
             case Swept():
                 allowed, job.swept = ("done", "dead", "cancelled"), self._round + 1
         if before not in allowed:

@@ -1,0 +1,88 @@
+"""The sorted files and log files that lie in a store, named by a manifest or not, as salvage reads them.
+
+A part of a disk that can't be read counts as zeros, so that the blocks around it are still had.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ledgerq.eventlog.sst import COMPRESSED, UNKNOWN_VERSION, SstRow, read_sst
+
+__all__ = ["FileFault", "read_rows", "sorted_files"]
+
+# SlateDB writes files of 64 MiB as ledgerq sets it, and of 256 MiB by itself.
+_MAX_FILE_BYTES: Final = 1024**3
+_PIECE_BYTES: Final = 65_536
+
+Rows = Iterator[Sequence[SstRow]]
+
+
+class FileFault(NamedTuple):
+    """What is wrong with a file: its path in the store, and a line for each part of it that can't be read.
+
+    `is_foreign`: it is written in a way that only SlateDB itself reads.
+    """
+
+    path: str
+    problems: tuple[str, ...]
+    is_foreign: bool = False
+
+
+def sorted_files(folder: Path) -> list[Path]:
+    """All sorted files and log files below a store's folder, also those set aside, in a fixed order."""
+    return sorted(path for path in folder.rglob("*.sst*") if not path.is_dir())
+
+
+def read_rows(
+    folder: Path, path: Path, ranges: Sequence[tuple[bytes, bytes]], faults: Callable[[FileFault], None]
+) -> Rows:
+    """The rows of a file, block by block, as far as `ranges` want them (see `read_sst`).
+
+    What is wrong goes to `faults`. A file that is gone meanwhile has no rows. Raises nothing.
+    """
+    name = str(path.relative_to(folder))
+    try:
+        data, problems = _content(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        faults(FileFault(name, (f"it can't be read: {error.strerror or error}",)))
+        return
+    is_log = path.parent.name == "wal"
+    is_foreign = False
+    if data or not is_log:  # a writer that takes over leaves an empty log file
+        for part in read_sst(data, ranges):
+            if part.rows:
+                yield part.rows
+            if part.problem:
+                is_foreign |= part.problem.startswith((COMPRESSED, UNKNOWN_VERSION))
+                problems.append(f"{part.kind} at byte {part.start} to {part.stop}: {part.problem}")
+    if problems:
+        faults(FileFault(name, tuple(problems), is_foreign))
+
+
+def _content(path: Path) -> tuple[bytes, list[str]]:
+    """The whole file, zeros where the disk gives nothing; and what was wrong. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return b"", ["it is no regular file"]
+        if status.st_size > _MAX_FILE_BYTES:
+            return b"", [f"it has {status.st_size} bytes, more than any sorted file"]
+        pieces: list[bytes] = []
+        problems: list[str] = []
+        for at in range(0, status.st_size, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, status.st_size - at)
+            try:
+                piece = os.pread(fd, size, at)
+            except OSError as error:
+                problems.append(f"bytes {at} to {at + size}: the disk can't read them: {error.strerror or error}")
+                piece = b""
+            pieces.append(piece.ljust(size, b"\0"))
+        return b"".join(pieces), problems
+    finally:
+        os.close(fd)

@@ -1,0 +1,41 @@
+"""What can be wrong with a job's payload, in the words that its dead letter bears."""
+
+from typing import Final, NamedTuple
+
+from ledgerq.eventlog.codec import decode_payload, digest_of
+from ledgerq.eventlog.events import DeadLettered
+from ledgerq.projections.job import Job, may
+
+__all__ = ["CHANGED", "LostPayload", "MISSING", "UNREADABLE", "payload_fault"]
+
+MISSING: Final = "the payload is missing"
+CHANGED: Final = "the payload doesn't match its digest"
+UNREADABLE: Final = "the payload can't be read: its block in a file of the store is damaged"
+
+
+class LostPayload(NamedTuple):
+    """A job whose payload did not come back, in the state it was in before, and why its payload did not.
+
+    One that waited or was claimed is a dead letter in the new store; of a finished one only the payload is missing.
+    """
+
+    job: Job
+    why: str
+
+    @property
+    def is_dead_letter(self) -> bool:
+        """Whether the job became a dead letter by it."""
+        return may(self.job.state, DeadLettered)
+
+
+def payload_fault(job: Job, value: bytes | None) -> str:
+    """Why the record found at the place of the job's payload is not it; empty when it is."""
+    if value is None:
+        return MISSING
+    if digest_of(value) != job.spec.payload_digest:
+        return CHANGED
+    try:
+        decode_payload(value)
+    except ValueError as error:
+        return f"the payload can't be decoded: {error}"
+    return ""
