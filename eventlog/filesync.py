@@ -19,7 +19,7 @@ from ledgerq.eventlog.anchor import FileAnchor
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.store import Anchor
 
-__all__ = ["FileSync", "STORE_FOLDERS", "sync_path", "write_small"]
+__all__ = ["FileSync", "STORE_FOLDERS", "noted_manifest", "sync_path", "write_small"]
 
 _log = logger("store")
 
@@ -45,18 +45,6 @@ class FileSync:
         self._changed_ns: dict[str, int] = {}
         self._synced: dict[str, set[str]] = {name: set() for name in _SUFFIXES}
         self._failed: set[str] = set()
-
-    def noted(self) -> int:
-        """The newest manifest that an earlier writer knew to be on the disk with its files; 0 when none is known.
-
-        The note names the manifest's inode too, since a copy of a store was not synced by who copied it.
-        """
-        try:
-            number, inode = (self._folder / _NOTE).read_bytes()[:_NOTE_BYTES].split()
-            found = os.lstat(self._folder / "manifest" / f"{int(number):020d}.manifest").st_ino == int(inode)
-        except (OSError, ValueError):
-            return 0
-        return int(number) if found else 0
 
     def note(self, manifest_id: int) -> None:
         """Note for the next opener that this manifest and its files are on the disk."""
@@ -174,6 +162,23 @@ class FileSync:
         finally:
             os.close(fd)
         return True
+
+
+def noted_manifest(folder: Path) -> int:
+    """The newest manifest that a writer of this store knew to be on the disk with its files; 0 when none is known.
+
+    The note names the manifest's inode too, since a copy of a store was not synced by who copied it. Blocks.
+    """
+    try:
+        fd = os.open(folder / _NOTE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            number, inode = os.read(fd, _NOTE_BYTES).split()
+        finally:
+            os.close(fd)
+        found = os.lstat(folder / "manifest" / f"{int(number):020d}.manifest").st_ino == int(inode)
+    except (OSError, ValueError):
+        return 0
+    return int(number) if found else 0
 
 
 def _number(name: str) -> int:

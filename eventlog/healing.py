@@ -27,7 +27,7 @@ from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.scratch import scratch_view
 from ledgerq.eventlog.set_aside import SetAside, move_aside
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS
-from ledgerq.eventlog.slate_files import check_files, ends_well, numbers_of, wrong_sorted_file
+from ledgerq.eventlog.slate_files import check_files, ends_well, numbers_of, trusted_files, wrong_sorted_file
 from ledgerq.eventlog.slate_reader import open_slate_reader
 
 __all__ = ["find_set_aside", "heal"]
@@ -65,6 +65,7 @@ async def find_set_aside(location: Location, *, thorough: bool = False) -> dict[
     """
     admin = admin_of(location)
     left_out: dict[str, str] = {}
+    trusted = await trusted_files(location)
     for number in numbers_of(location.folder, "manifest")[:_MAX_MANIFESTS]:
         wrong: str | None
         try:
@@ -74,7 +75,7 @@ async def find_set_aside(location: Location, *, thorough: bool = False) -> dict[
         else:
             if manifest is None:
                 continue
-            wrong = await asyncio.to_thread(wrong_sorted_file, location.folder, manifest)
+            wrong = await asyncio.to_thread(wrong_sorted_file, location.folder, manifest, trusted)
             if wrong is None:
                 files = await _files_without(location, manifest, left_out, thorough=thorough)
                 if files is not None:

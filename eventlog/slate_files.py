@@ -14,21 +14,24 @@ import os
 import re
 import struct
 from collections.abc import Callable, Coroutine
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from slatedb.uniffi import Admin, AdminBuilder, ObjectStore, SsTableInfo, VersionedManifest
+from slatedb.uniffi import Admin, SsTableInfo, VersionedManifest
 
 from ledgerq.eventlog.errors import LogPoisoned
+from ledgerq.eventlog.file_garbage import admin_of, sorted_files
+from ledgerq.eventlog.filesync import noted_manifest
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.slate_errors import NO_COMPACTIONS, SLATE_ERRORS, translate
+from ledgerq.eventlog.sst import COMPRESSED, UNKNOWN_VERSION, read_sst
 
-__all__ = ["check_files", "ends_well", "numbers_of", "wrong_sorted_file"]
+__all__ = ["check_files", "ends_well", "numbers_of", "trusted_files", "wrong_sorted_file"]
 
 _T = TypeVar("_T")
 _FOOTER: Final = struct.Struct(">QH")
 _VERSIONS: Final = (1, 2)
+_MAX_CHECKED_BYTES: Final = 256 * 1024 * 1024
 _FAR_FUTURE_S: Final = 2**33
 _NUMBER: Final = re.compile(rb"-1|[0-9]{1,20}")
 _OLDER_MANIFEST: Final = (
@@ -43,7 +46,7 @@ async def check_files(location: Location, *, writing: bool) -> VersionedManifest
     A reader alone misses a sorted file that is not there when it reads from it. Returns the newest manifest; None in a
     new store. Raises OSError.
     """
-    admin = AdminBuilder(location.database, ObjectStore.resolve(location.root)).build()
+    admin = admin_of(location)
     manifest = await _newest(location, "manifest", _OLDER_MANIFEST, admin.read_manifest)
     if writing:
         await _newest(location, "compactions", NO_COMPACTIONS, admin.read_compactions)
@@ -51,10 +54,22 @@ async def check_files(location: Location, *, writing: bool) -> VersionedManifest
         if writing:
             await asyncio.to_thread(_check_new, location)
         return None
+    trusted: frozenset[str] | None = None
     if writing:
         await _check_sequence(location, admin, manifest)
-    await asyncio.to_thread(partial(_check_ends, location, manifest, writing=writing))
+        trusted = await trusted_files(location)
+    await asyncio.to_thread(_check_ends, location, manifest, trusted)
     return manifest
+
+
+async def trusted_files(location: Location) -> frozenset[str]:
+    """The sorted files that are known to be on the disk as they were written."""
+    number = await asyncio.to_thread(noted_manifest, location.folder)
+    try:
+        noted = await admin_of(location).read_manifest(number) if number else None
+    except SLATE_ERRORS:
+        noted = None
+    return frozenset() if noted is None else frozenset(sorted_files(noted))
 
 
 async def _newest(
@@ -121,8 +136,8 @@ async def _check_sequence(location: Location, admin: Admin, manifest: VersionedM
         )
 
 
-def _check_ends(location: Location, manifest: VersionedManifest, *, writing: bool) -> None:
-    wrong = wrong_sorted_file(location.folder, manifest, missing=writing)
+def _check_ends(location: Location, manifest: VersionedManifest, trusted: frozenset[str] | None) -> None:
+    wrong = wrong_sorted_file(location.folder, manifest, trusted)
     if wrong is not None:
         raise LogPoisoned(
             f"{location.original}: manifest/{manifest.id:020d}.manifest can't be used: {wrong}; restore a copy"
@@ -135,19 +150,33 @@ def _check_ends(location: Location, manifest: VersionedManifest, *, writing: boo
             )
 
 
-def wrong_sorted_file(folder: Path, manifest: VersionedManifest, *, missing: bool = True) -> str | None:
+def wrong_sorted_file(folder: Path, manifest: VersionedManifest, trusted: frozenset[str] | None) -> str | None:
     """What is wrong with the first sorted file that is not as `manifest` describes it, or None.
 
-    With `missing` one that is not there counts too. Raises OSError. Blocks.
+    For a writer one that is missing counts too, and checksums of those that are not `trusted`: a power cut may leave
+    holes in a file whose end is right. Of these the newest 256 MiB are read. None for a reader. Raises OSError. Blocks.
     """
-    for view in [*manifest.l0, *(view for run in manifest.compacted for view in run.sst_views)]:
+    left_bytes = _MAX_CHECKED_BYTES
+    views = [*manifest.l0, *(view for run in manifest.compacted for view in run.sst_views)]
+    for view in sorted(views, key=lambda view: str(view.sst.id.value), reverse=True):
         name = f"compacted/{view.sst.id.value}.sst"
-        if not (folder / name).exists():
-            if missing:
+        path = folder / name
+        if not path.exists():
+            if trusted is not None:
                 return f"{name}, which it names, is missing"
-        elif not ends_well(folder / name, view.sst.info):
+        elif not ends_well(path, view.sst.info):
             return f"{name} is not the file that it describes, which was cut short or exchanged, or it was altered"
+        elif trusted is not None and path.name not in trusted and left_bytes > 0:
+            left_bytes -= path.stat().st_size
+            problem = next((part for part in read_sst(path.read_bytes(), ()) if _is_damage(part.problem)), None)
+            if problem is not None:
+                return f"{name} is damaged (the {problem.kind} at byte {problem.start}: {problem.problem})"
     return None
+
+
+def _is_damage(problem: str) -> bool:
+    """Whether it is one of the bytes themselves: what was compressed by a setting only SlateDB reads."""
+    return bool(problem) and not problem.startswith((COMPRESSED, UNKNOWN_VERSION))
 
 
 def ends_well(file: Path, info: SsTableInfo | None) -> bool:

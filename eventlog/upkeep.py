@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ledgerq.eventlog.clock import Clock, SystemClock, sleep_until
-from ledgerq.eventlog.file_garbage import admin_of, collect, newest_synced, sorted_files
-from ledgerq.eventlog.filesync import FileSync
+from ledgerq.eventlog.file_garbage import admin_of, collect, newest_synced
+from ledgerq.eventlog.filesync import FileSync, noted_manifest
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.logs import Seldom, about, logger
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS
+from ledgerq.eventlog.slate_files import trusted_files
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,13 +33,11 @@ class Upkeep:
 
     async def opened(self) -> None:
         """Make durable what an earlier writer left. Raises OSError and SlateDB's errors."""
-        admin = admin_of(self._place)
-        noted = await admin.read_manifest(number) if (number := await self._run(self._files.noted)) else None
-        newest = await admin.read_manifest(None)
+        number = await self._run(noted_manifest, self._place.folder)
+        names = await trusted_files(self._place)
+        newest = await admin_of(self._place).read_manifest(None)
         # What the log files before this one held is in sorted files.
         first_wal_id = 0 if newest is None else newest.replay_after_wal_id + 1
-        names = () if noted is None else sorted_files(noted)
-        number = 0 if noted is None else noted.id
         await self._run(lambda: self._files.opened(first_wal_id, manifest_id=number, sorted_files=names))
         await self._note()
 

@@ -16,6 +16,7 @@ from ledgerq.eventlog.events import (
     Claimed,
     DeadLettered,
     Enqueued,
+    FilesSetAside,
     JobEvent,
     LeaseExpired,
     Nacked,
@@ -125,7 +126,7 @@ def test_the_events_above_reach_all_of_the_table() -> None:
 
 
 def test_the_table_knows_every_job_event_and_every_state() -> None:
-    no_job = {QueuePaused, QueueResumed, WriterOpened, WriterClosed, Rebuilt}
+    no_job = {QueuePaused, QueueResumed, WriterOpened, WriterClosed, Rebuilt, FilesSetAside}
     assert set(TRANSITIONS) == set(EVENT_TYPES.values()) - no_job == {type(event) for event in EVENTS}
     left = {state for allowed in TRANSITIONS.values() for state in allowed}
     entered = {state for allowed in TRANSITIONS.values() for states in allowed.values() for state in states}

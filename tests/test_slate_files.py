@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from slatedb.uniffi import Error, InternalError
 
+from ledgerq.eventlog import slate_files
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import LogPoisoned
 from ledgerq.eventlog.events import FilesSetAside
@@ -127,6 +128,42 @@ async def test_a_damaged_file_is_named_at_once_and_set_aside_where_nothing_needs
     assert f"manifest/{manifest.name}" in moved.files
     assert (folder / moved.folder / "manifest" / manifest.name).is_file()
     assert [record.levelname for record in caplog.records if record.ledgerq_event == "set_aside"] == ["WARNING"]  # type: ignore[attr-defined]
+
+
+def hole(file: Path) -> Path:
+    """Some of its data never reached the disk, but its end did."""
+    data = file.read_bytes()
+    file.write_bytes(data[:100] + bytes(200) + data[300:])
+    return file
+
+
+async def test_a_sorted_file_with_a_hole_is_set_aside_with_the_manifest_that_names_it(folder: Path) -> None:
+    (folder / "synced").unlink()
+    harmed = hole(sorted_files(folder)[1])
+    await opens(folder)
+    assert harmed.name in "".join(read_set_aside(folder)[0].files.values())
+
+
+async def test_files_that_are_known_to_be_on_the_disk_are_not_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "synced").unlink()
+    await opens(folder)
+    read: list[bytes] = []
+    monkeypatch.setattr(slate_files, "read_sst", lambda data, _: read.append(data) or ())
+    await opens(folder)
+    assert read == []
+
+
+@pytest.mark.parametrize("harm", [hole, cut, zeros])
+async def test_a_log_file_that_nobody_was_promised_is_set_aside(folder: Path, harm: Callable[[Path], Path]) -> None:
+    last = newest(folder, "wal")
+    beyond = last.with_name(f"{int(last.stem) + 1:020d}.sst")
+    large = max((folder / "wal").iterdir(), key=lambda path: path.stat().st_size)
+    shutil.copy(large, beyond)
+    harm(beyond)
+    await opens(folder)
+    assert f"wal/{beyond.name}" in read_set_aside(folder)[0].files
 
 
 @pytest.mark.parametrize("harm", HARMS)
