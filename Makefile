@@ -1,7 +1,8 @@
 # `make demo` and `make test` are all you need. Both set up $(VENV) first if it is missing or if pyproject.toml changed.
 #
 #   make demo [DIR=folder]          the main job
-#   make test [ARGS="-k lease -x"]  the tests
+#   make test [ARGS="-k lease -x"]  the tests: all that is quick, and a sample of each slow kind; under 3 minutes
+#   make proof [ARGS=...]           the rest of them: kills, servers, damage, thousands of simulated worlds, long runs
 #   make lint                       ruff, its formatter, mypy --strict
 #   make venv                       only the environment, with everything that development needs
 #   make clean                      remove the environment and whatever was built
@@ -16,14 +17,17 @@ ARGS ?=
 pythons := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 pip_install := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test proof lint venv clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/ledgerq demo $(if $(DIR),"$(DIR)")
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not proof" $(ARGS)
+
+proof: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest -m proof $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,7 @@
 """S3 servers on the loopback interface, in processes of their own, and a proxy that can drop their connections.
 
-Tests run on moto's server. With `both_servers` a test runs once more on SeaweedFS, which is a real object store;
-`on_seaweed` is for one that needs nothing else.
+Tests run on moto's server. With `both_servers` a test runs once more on SeaweedFS, which is a real object store and the
+quicker one, so `make test` runs such a test there alone; `on_seaweed` is for one that needs nothing else.
 """
 
 import asyncio
@@ -37,7 +37,9 @@ __all__ = [
 _START_LIMIT_S = 60.0
 
 
-both_servers = pytest.mark.parametrize("s3_server", ["moto", "seaweedfs"], indirect=True)
+both_servers = pytest.mark.parametrize(
+    "s3_server", [pytest.param("moto", marks=pytest.mark.proof), "seaweedfs"], indirect=True
+)
 on_seaweed = pytest.mark.parametrize("s3_server", ["seaweedfs"], indirect=True)
 
 

@@ -47,6 +47,7 @@ def run(*arguments: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.proof
 def test_quick_json_names_every_measurement_with_its_runs_and_leaves_nothing_behind(tmp_path: Path) -> None:
     output, messages = run("--quick", "--json", "--dir", str(tmp_path))
     document = json.loads(output)

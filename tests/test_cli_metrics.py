@@ -89,6 +89,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     return Cli(capsys, monkeypatch)
 
 
+@pytest.mark.proof
 async def test_a_kill_takes_no_number_away(tmp_path: Path, url: str) -> None:
     (tmp_path / "metrics_busy.py").write_text(JOBS.format(url=url, busy=True))
     before: dict[str, float] = {}

@@ -18,6 +18,7 @@ from ledgerq.worker.queue import Queue
 from tests.ledger_checks import all_rows
 from tests.loops import settle
 from tests.rig import Rig
+from tests.tiers import sampled
 
 WHO = {"actor": "ann", "reason": "because"}
 End = Literal["passing error", "error", "vanish", "vanish but the batch lands"]
@@ -224,7 +225,7 @@ async def test_the_scenario_itself_goes_well_and_reaches_everything() -> None:
     await check_promises(rig, reported)
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", sampled(ENDS))
 async def test_a_process_that_ends_at_any_call_of_its_store_breaks_no_promise(end: End) -> None:
     calls = await count_calls()
     assert len(calls) > 100

@@ -74,6 +74,7 @@ def test_three_files(folder: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.proof
 def test_one_file_in_a_bare_environment_and_a_store_that_is_kept(tmp_path: Path) -> None:
     folder, temporary = tmp_path / "files", tmp_path / "tmp"
     folder.mkdir()

@@ -253,6 +253,7 @@ async def test_a_damaged_row_and_a_rebuild_are_waited_out(tmp_path: Path, url: s
         await readiness(exporter, 200)
 
 
+@pytest.mark.proof
 async def test_a_bucket(tmp_path: Path, bucket: str) -> None:
     url = f"s3://{bucket}/store"
     async with program("exporter", url, *OFTEN, folder=tmp_path) as exporter:

@@ -18,13 +18,14 @@ from ledgerq import Queue
 from ledgerq.eventlog.clock import ManualClock, SystemClock
 from ledgerq.projections.job import Job
 from tests.ledger_checks import check_ledger
+from tests.tiers import sampled
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 60
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 KILLED = -signal.SIGTERM
 INTERRUPTED = 130
-each_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+each_signal = pytest.mark.parametrize("number", sampled(SIGNALS), ids=lambda number: number.name)
 
 
 class Child:

@@ -2,11 +2,13 @@
 
 The kills come at every kind of moment (`MOMENTS` in kill_rounds.py), on stores with and without fsync: a killed process
 loses nothing that the kernel holds. KILL_ROUNDS in the environment plays another number of rounds, KILL_SEED others;
-`python -m tests.kill_rounds` does it by hand.
+`python -m tests.kill_rounds` does it by hand. `make test` plays ten.
 """
 
 import os
 from pathlib import Path
+
+import pytest
 
 from tests.kill_rounds import MOMENTS, run_rounds
 
@@ -16,6 +18,12 @@ SEED = int(os.environ.get("KILL_SEED", "0"))
 LEAST_PER_ROUND = {"enqueued": 20, "claimed": 15, "acked": 10, "settled": 15, "swept": 5, "promoted": 2, "writers": 0.5}
 
 
+async def test_killed_ten_times_it_keeps_every_promise(tmp_path: Path) -> None:
+    outcome = await run_rounds(tmp_path, 10, seed=SEED)
+    assert outcome.rounds.total() == 10
+
+
+@pytest.mark.proof
 async def test_killed_at_any_moment_it_keeps_every_promise(tmp_path: Path) -> None:
     outcome = await run_rounds(tmp_path, ROUNDS, seed=SEED)
     assert outcome.rounds.total() == ROUNDS

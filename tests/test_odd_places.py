@@ -192,6 +192,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
         folder.chmod(mode)
 
 
+@pytest.mark.proof
 @as_root
 def test_what_somebody_may_not_do_is_said_at_once(place: Path) -> None:
     def store(name: str, *others: str, mode: int = 0o755) -> str:

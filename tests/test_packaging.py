@@ -3,7 +3,6 @@
 import ast
 import importlib
 import importlib.metadata
-import os
 import re
 import shutil
 import subprocess
@@ -19,8 +18,6 @@ from ledgerq.tools import monitoring_files
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("eventlog", "projections", "worker", "tools")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-
-SLOW = os.environ.get("CI") == "true" or os.environ.get("LEDGERQ_SLOW") == "1"
 
 
 @pytest.mark.parametrize("script", sorted(PROJECT["scripts"]))
@@ -48,7 +45,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     assert not bad, "\n" + "\n".join(bad)
 
 
-@pytest.mark.skipif(not SLOW, reason="builds a wheel, which takes a while: set LEDGERQ_SLOW=1 (or CI=true) to run it")
+@pytest.mark.proof
 def test_wheel_holds_the_four_rooms_and_no_tests(tmp_path: Path) -> None:
     # From a copy: setuptools would take modules that are long gone from a left-over build/ folder.
     skip = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", "__pycache__")

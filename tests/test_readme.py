@@ -175,6 +175,7 @@ def test_all_blocks_pasted_in_order_come_to_their_end(tmp_path: Path) -> None:
                 run_console(block, folder, tmp_path / "bin")
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("group", blocks(README), ids=lambda group: f"line-{group[0].line}")
 def test_example(group: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "folder"

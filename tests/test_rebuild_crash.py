@@ -17,6 +17,7 @@ from ledgerq.worker.queue import Queue
 from tests.crashes import ENDS, Crash, End, crashed_run
 from tests.damage import DAMAGES, WHO, Ledger, copy_of, make_ledger, rows_in, with_projections
 from tests.ledger_checks import check_ledger
+from tests.tiers import sampled
 
 
 @pytest.fixture(scope="module")
@@ -100,26 +101,26 @@ async def crash_everywhere(pristine: Ledger, end: End, again: list[dict[str, Any
     assert written > halfway > 4
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", sampled(ENDS))
 async def test_a_rebuild_that_is_interrupted_anywhere_is_finished_by_the_next(pristine: Ledger, end: End) -> None:
     await crash_everywhere(pristine, end, [{}])
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", sampled(ENDS))
 async def test_a_cut_that_is_interrupted_anywhere_is_finished_by_the_next(pristine: Ledger, end: End) -> None:
     until = list(rows_in(pristine.disk, b"l/"))[-9]
     offset = keys.offset_of(until)
     await crash_everywhere(pristine, end, [{}, {"until": offset}, {"until": offset + 5}], until=offset)
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", sampled(ENDS))
 async def test_a_cut_within_a_commit_is_finished_by_the_next(pristine: Ledger, end: End) -> None:
     batches = [decode_batch(keys.offset_of(key), value) for key, value in rows_in(pristine.disk, b"l/").items()]
     batch = next(batch for batch in batches[5:] if len(batch.events) > 1)
     await crash_everywhere(pristine, end, [{}, {"until": batch.base_offset + 1}], until=batch.base_offset + 1)
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", sampled(ENDS))
 async def test_one_projection_that_is_interrupted_is_finished_with_all(pristine: Ledger, end: End) -> None:
     count = Crash()
     whole = damaged(pristine)

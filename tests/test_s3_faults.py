@@ -18,6 +18,7 @@ from tests.kills import Facts
 from tests.s3_ledgers import MixedLoad, audit_deeply, check_everything
 from tests.s3_proxy import NETWORK_FAULTS, Fault, FaultProxy, Plan, at_random, chosen, fault_proxy
 from tests.s3_server import S3Server, both_servers, bucket, on_seaweed, s3_server
+from tests.tiers import sampled
 
 __all__ = ["bucket", "s3_server"]
 
@@ -66,7 +67,9 @@ async def run_through(
     return proxy
 
 
-@pytest.mark.parametrize("fault", [*NETWORK_FAULTS, Fault.GARBAGE, Fault.DENY_ROLE], ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault", sampled([*NETWORK_FAULTS, Fault.GARBAGE, Fault.DENY_ROLE]), ids=lambda fault: fault.name
+)
 @on_seaweed
 async def test_each_fault_alone(
     fault: Fault, s3_server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -74,6 +77,7 @@ async def test_each_fault_alone(
     await run_through(chosen(fault, every=4), s3_server, f"s3://{bucket}/jobs", tmp_path, monkeypatch)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("seed", SEEDS)
 @both_servers
 async def test_all_faults_at_random(
@@ -85,6 +89,7 @@ async def test_all_faults_at_random(
 
 # A conditional PUT that was applied is refused when it is sent again. SlateDB knows its own write by a mark in the
 # object's metadata; these would look like another writer's without it.
+@pytest.mark.proof
 @pytest.mark.parametrize("kind", ["wal", "manifest"])
 @both_servers
 async def test_a_write_that_was_done_and_not_answered_is_known_again(
@@ -120,6 +125,7 @@ def in_turn(*plans: Plan) -> Plan:
     return lambda request: next((fault for plan in plans if (fault := plan(request)) is not None), None)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("seed", SEEDS)
 @both_servers
 async def test_opening_and_closing_at_random(

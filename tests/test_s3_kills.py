@@ -13,6 +13,8 @@ from tests import kill_rounds
 from tests.kill_rounds import MOMENTS, REPORT_BYTES, Child, Series, run_rounds
 from tests.s3_server import both_servers, bucket, s3_server
 
+pytestmark = pytest.mark.proof
+
 __all__ = ["bucket", "s3_server"]
 
 ROUNDS = int(os.environ.get("S3_KILL_ROUNDS", "15"))

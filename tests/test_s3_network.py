@@ -12,6 +12,8 @@ from ledgerq.worker.queue import Queue
 from tests.s3_ledgers import audit_deeply
 from tests.s3_server import Proxy, S3Server, bucket, proxy, s3_server
 
+pytestmark = pytest.mark.proof
+
 __all__ = ["bucket", "proxy", "s3_server"]
 
 LIMIT_S = 30.0

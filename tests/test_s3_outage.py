@@ -25,6 +25,8 @@ from tests.s3_proxy import Fault, FaultProxy, fault_proxy
 from tests.s3_server import S3Server, bucket, on_seaweed, s3_server, weed_or_skip
 from tests.seaweed import running_weed
 
+pytestmark = pytest.mark.proof
+
 __all__ = ["bucket", "s3_server"]
 
 OUTAGE_S = float(os.environ.get("S3_OUTAGE_S", "30"))

@@ -79,6 +79,7 @@ def test_from_the_doctor_to_a_rebuilt_copy(bucket: str, cli: Cli) -> None:
 # Takeovers
 
 
+@pytest.mark.proof
 async def test_each_process_takes_the_store_over_from_the_one_before(bucket: str, tmp_path: Path) -> None:
     facts = Facts(tmp_path)
     url = f"s3://{bucket}/jobs"
@@ -130,6 +131,7 @@ async def test_each_process_takes_the_store_over_from_the_one_before(bucket: str
     assert (await audit_deeply(url)).jobs == len(fold.jobs)
 
 
+@pytest.mark.proof
 @both_servers
 async def test_an_idle_writer_with_a_waiting_claim_learns_that_it_was_fenced(bucket: str) -> None:
     url = f"s3://{bucket}/jobs"
@@ -154,6 +156,7 @@ async def test_an_idle_writer_with_a_waiting_claim_learns_that_it_was_fenced(buc
     assert (await audit_deeply(url)).jobs == 1
 
 
+@pytest.mark.proof
 async def test_of_several_that_open_at_once_one_remains(bucket: str) -> None:
     url = f"s3://{bucket}/jobs"
     rng = random.Random(5)
@@ -211,6 +214,7 @@ async def grown_twice(bucket: str, prefix: str) -> tuple[str, Copy, int, int]:
     return url, copy, then, (await audit_deeply(url)).verified.head.next_offset
 
 
+@pytest.mark.proof
 @both_servers
 async def test_an_older_copy_under_a_newer_anchor_is_refused(bucket: str) -> None:
     url, copy, then, last = await grown_twice(bucket, "jobs")
@@ -231,6 +235,7 @@ async def test_an_older_copy_under_a_newer_anchor_is_refused(bucket: str) -> Non
     assert (await audit_deeply(url)).jobs == 4
 
 
+@pytest.mark.proof
 @both_servers
 async def test_an_older_copy_with_its_own_anchor_is_found_by_an_anchor_kept_elsewhere(
     bucket: str, tmp_path: Path, cli: Cli
@@ -278,6 +283,7 @@ async def test_a_queue_does_not_open_where_no_store_can_be(
             await Queue.open(f"s3://{bucket}/jobs")
 
 
+@pytest.mark.proof
 def test_audits_from_the_command_line_while_another_process_writes(bucket: str, tmp_path: Path, cli: Cli) -> None:
     facts = Facts(tmp_path)
     url = f"s3://{bucket}/jobs"

@@ -60,6 +60,7 @@ async def test_what_is_no_bucket_is_no_place_to_open(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("fault", "what"),
     [

@@ -95,6 +95,7 @@ async def test_the_anchor_is_written_once_a_minute_and_at_close(bucket: str) -> 
     await anchored(5)
 
 
+@pytest.mark.proof
 async def test_dropped_connections_are_tried_again(bucket: str, proxy: Proxy) -> None:
     store = await opened(f"s3://{bucket}/p")
     await put_all(store, [(b"a", b"1")])
@@ -114,6 +115,7 @@ async def test_dropped_connections_are_tried_again(bucket: str, proxy: Proxy) ->
     await store.close()
 
 
+@pytest.mark.proof
 async def test_a_long_outage_makes_the_outcome_unknown(bucket: str, proxy: Proxy) -> None:
     store = await opened(f"s3://{bucket}/p", commit_timeout_s=0.3)
     proxy.drop()

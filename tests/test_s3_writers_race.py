@@ -21,6 +21,8 @@ from tests.s3_ledgers import MixedLoad, check_everything
 from tests.s3_proxy import Fault, FaultProxy, at_random, fault_proxy
 from tests.s3_server import S3Server, both_servers, bucket, s3_server
 
+pytestmark = pytest.mark.proof
+
 __all__ = ["bucket", "s3_server"]
 
 SEEDS = range(int(os.environ.get("S3_RACE_SEEDS", "1")))

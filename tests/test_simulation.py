@@ -1,4 +1,4 @@
-"""The deterministic simulation: some thousand worlds keep their promises, and a world with a planted defect does not.
+"""The deterministic simulation: all worlds keep their promises, and a world with a planted defect does not.
 
 More worlds by hand: `python -m ledgerq.tools.simulate --seeds 0:1000000 --jobs 2`.
 """
@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -21,10 +22,24 @@ from ledgerq.tools.sim_shrink import keep_moves
 from ledgerq.tools.sim_world import Outcome, run_plan
 from ledgerq.tools.simulate import run_seeds
 from tests.simulation_defects import DEFECTS
+from tests.tiers import sampled
 
+QUICK_SEEDS = 100
 SEEDS = 3_000
 CHUNK_SEEDS = 50
 DEFECT_SEEDS = 60
+# These are noticed in no more than some of the worlds, and late in them.
+SLOW_DEFECTS = {
+    "failed_commit_taken_for_durable",
+    "failed_queue_rings_for_ever",
+    "followers_skip",
+    "interrupted_claims_stay",
+    "leases_end_at_once",
+    "leases_never_end",
+    "projections_begin_again",
+    "scheduled_jobs_overlooked",
+    "stop_forgotten_at_the_end_of_a_lease",
+}
 # Rare ones: they need a world in which several things meet, and the first such worlds are far from seed 0.
 FIRST_SEED = {
     "drained_before_the_flush": 60,
@@ -33,19 +48,30 @@ FIRST_SEED = {
 }
 
 
+def all_kept(results: Sequence[simulate.Result]) -> None:
+    broken = {result.seed: result.broken for result in results if result.broken is not None}
+    assert not broken, f"tell more with: python -m ledgerq.tools.simulate --seeds {min(broken)}:{min(broken) + 1}"
+    assert sum(result.commits for result in results) > 20 * len(results)
+    assert sum(result.jobs for result in results) > 10 * len(results)
+
+
+def test_some_worlds_keep_their_promises() -> None:
+    all_kept(run_seeds(0, QUICK_SEEDS))
+
+
+@pytest.mark.proof
 def test_some_thousand_worlds_keep_their_promises() -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         chunks = [pool.submit(run_seeds, at, at + CHUNK_SEEDS) for at in range(0, SEEDS, CHUNK_SEEDS)]
         results = [result for chunk in chunks for result in chunk.result()]
-    broken = {result.seed: result.broken for result in results if result.broken is not None}
-    assert not broken, f"tell more with: python -m ledgerq.tools.simulate --seeds {min(broken)}:{min(broken) + 1}"
     assert len(results) == SEEDS
-    assert sum(result.commits for result in results) > 20 * SEEDS
-    assert sum(result.jobs for result in results) > 10 * SEEDS
+    all_kept(results)
 
 
-@pytest.mark.parametrize("name", DEFECTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.proof) if name in SLOW_DEFECTS else name for name in DEFECTS]
+)
 def test_a_planted_defect_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     DEFECTS[name](monkeypatch)
     first = FIRST_SEED.get(name, 0)
@@ -55,8 +81,9 @@ def test_a_planted_defect_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) 
     raise AssertionError(f"{DEFECT_SEEDS} worlds did not notice: {DEFECTS[name].__doc__ or name}")
 
 
-def test_the_same_seed_gives_the_same_run_byte_for_byte_in_any_process() -> None:
-    command = [sys.executable, "-m", "ledgerq.tools.simulate", "--seeds", "100:140", "--digests"]
+@pytest.mark.parametrize("seeds", sampled([4, 40]))
+def test_the_same_seed_gives_the_same_run_byte_for_byte_in_any_process(seeds: int) -> None:
+    command = [sys.executable, "-m", "ledgerq.tools.simulate", "--seeds", f"100:{100 + seeds}", "--digests"]
     said: list[list[str]] = []
     for hash_seed, more in (("1", []), ("2", ["--jobs", "2"])):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
@@ -65,8 +92,8 @@ def test_the_same_seed_gives_the_same_run_byte_for_byte_in_any_process() -> None
         )
         said.append(ran.stdout.splitlines()[:-1])
     assert said[0] == said[1]
-    assert len(said[0]) == 40
-    assert len({line.split()[1] for line in said[0]}) == 40
+    assert len(said[0]) == seeds
+    assert len({line.split()[1] for line in said[0]}) == seeds
 
 
 def test_a_broken_promise_is_told_with_the_shortest_run_and_one_command_that_repeats_it(

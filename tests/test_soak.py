@@ -249,6 +249,7 @@ def test_facts_are_read_once_and_whole(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the load
 
 
+@pytest.mark.proof
 async def test_a_planted_leak_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[object] = []
     real_ack = WatchedQueue.ack
@@ -347,6 +348,7 @@ def plan(folder: Path, **changed: Any) -> Plan:
     return wanted._replace(**changed)
 
 
+@pytest.mark.proof
 async def test_a_short_run_restarts_in_every_way_and_finds_nothing(tmp_path: Path, lenient: None) -> None:
     lines: list[str] = []
 
@@ -398,6 +400,7 @@ async def test_a_broken_promise_and_an_audit_that_finds_something_fail_the_run(
     assert "passed" not in "".join(lines)
 
 
+@pytest.mark.proof
 async def test_a_process_that_ends_by_itself_and_a_store_that_grows_too_large_fail_the_run(
     tmp_path: Path, lenient: None
 ) -> None:
@@ -410,6 +413,7 @@ async def test_a_process_that_ends_by_itself_and_a_store_that_grows_too_large_fa
     assert "FAILED: the store has more than 0 MiB" in lines
 
 
+@pytest.mark.proof
 def test_ctrl_c_ends_it_early_with_its_summary_and_removes_what_it_made(tmp_path: Path) -> None:
     running = start(tmp_path, "--minutes", "5", "--report-every", "0.3", "--rate", "50")
     assert running.stdout is not None

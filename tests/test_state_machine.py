@@ -8,6 +8,7 @@ import os
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -342,13 +343,20 @@ class QueueMachine(RuleBasedStateMachine):
             self.loop.close()
 
 
+class ThoroughQueueMachine(QueueMachine):
+    """The same with more examples, for the proof."""
+
+
 _examples = os.environ.get("LEDGERQ_EXAMPLES")
-QueueMachine.TestCase.settings = settings(
-    max_examples=int(_examples or 250),
+_settings = settings(
+    max_examples=25,
     stateful_step_count=50,
     derandomize=_examples is None,
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+QueueMachine.TestCase.settings = _settings
+ThoroughQueueMachine.TestCase.settings = settings(_settings, max_examples=int(_examples or 250))
 TestQueueMachine = QueueMachine.TestCase
+TestThoroughQueueMachine = pytest.mark.proof(ThoroughQueueMachine.TestCase)

@@ -21,6 +21,7 @@ from ledgerq.eventlog.stores import open_reader
 from ledgerq.worker.queue import Queue
 from tests.kills import ROOT, Book
 from tests.ledger_checks import check_ledger
+from tests.tiers import sampled
 
 LEASE_S = 0.5
 POLL_S = 0.005
@@ -110,8 +111,8 @@ async def past_the_lease() -> None:
     await asyncio.sleep(2 * LEASE_S)
 
 
-@pytest.mark.parametrize("what", ["async", "thread"])
-@pytest.mark.parametrize("ends", ["while it stands still", "later"])
+@pytest.mark.parametrize("what", sampled(["async", "thread"]))
+@pytest.mark.parametrize("ends", sampled(["while it stands still", "later"]))
 async def test_a_worker_that_stood_still_past_its_lease_settles_its_job_once(
     tmp_path: Path, what: str, ends: str
 ) -> None:
@@ -162,8 +163,8 @@ async def test_who_acks_first_after_standing_still_past_the_lease_wins(tmp_path:
         assert happened == ["Claimed", "Acked"]
 
 
-@pytest.mark.parametrize("what", ["async", "thread"])
-@pytest.mark.parametrize("ends", ["while it stands still", "never"])
+@pytest.mark.parametrize("what", sampled(["async", "thread"]))
+@pytest.mark.parametrize("ends", sampled(["while it stands still", "never"]))
 async def test_a_worker_that_was_taken_over_while_it_stood_still_settles_nothing(
     tmp_path: Path, what: str, ends: str
 ) -> None:
