@@ -7,6 +7,7 @@ are taken before SlateDB opens and given back after it has closed, and no commit
 
 import asyncio
 import errno
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final, NamedTuple, Protocol, TypeVar
@@ -28,10 +29,10 @@ __all__ = ["Hold", "check_wait", "current_writer", "hold_store"]
 _log = logger("store")
 _T = TypeVar("_T")
 _LIMIT_S: Final = 10.0
-_FILE_POLL_MS: Final = 50
+_LOCK_POLL_MS: Final = 50
 # Each look is a billed request.
-_OBJECT_POLL_MS: Final = 1000
-_MAX_WAIT_S: Final = 10.0**9
+_LEASE_POLL_MS: Final = 1000
+_MAX_WAIT_S: Final = 1e9
 _REMEDIES: Final = {
     errno.EACCES: "this user may not read or write it; change its owner or mode",
     errno.EPERM: "this user may not read or write it; change its owner or mode",
@@ -48,12 +49,30 @@ class Hold(Protocol):
     """
 
     took_over: bool
+    note: WriterNote
+    loop: asyncio.AbstractEventLoop
+
+    def abandon(self) -> None:
+        """What `release` does, as far as it can be done at once: for one whose event loop has ended."""
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
         """SlateDB has opened; `has_stopped` tells later whether it writes no more, from any thread."""
 
     async def release(self) -> None:
         """Let others open the store; a second call does nothing."""
+
+
+# Of this process: a store whose event loop ended before it was closed writes no more, so it holds up nobody.
+_holds: weakref.WeakSet[Hold] = weakref.WeakSet()
+
+
+def _abandoned(note: WriterNote | None) -> bool:
+    """Give back what a store of this process holds whose event loop has ended; whether there was one."""
+    found = [hold for hold in list(_holds) if hold.note == note and hold.loop.is_closed()]
+    for hold in found:
+        _holds.discard(hold)
+        hold.abandon()
+    return bool(found)
 
 
 class _Busy(NamedTuple):
@@ -92,7 +111,10 @@ async def hold_store(
         is_over = over_ms is not None and clock.now_ms() >= over_ms
         found = await one.hold(take_over=take_over and is_over)
         if not isinstance(found, _Busy):
+            _holds.add(found)
             return found
+        if _abandoned(found.note):
+            continue
         # Two that take a store over do so one after the other.
         limit_ms = over_ms
         if limit_ms is not None and take_over and found.is_opening:
@@ -120,7 +142,7 @@ async def current_writer(location: Location, clock: Clock) -> StoreInUse | None:
 
 
 class _FileStore:
-    poll_ms = _FILE_POLL_MS
+    poll_ms = _LOCK_POLL_MS
 
     def __init__(self, location: Location, note: WriterNote) -> None:
         self._location = location
@@ -134,7 +156,7 @@ class _FileStore:
         if found.without_locks is not None:
             what = "%s: its file system has no locks (%s): another process that opens the store will fence this one"
             _log.warning(what, self._location.original, found.without_locks.strerror, extra=about("no_lock"))
-        return _LockHold(self._location, found)
+        return _LockHold(self._location, self._note, found)
 
     async def look(self) -> _Busy | None:
         folder = self._location.folder
@@ -143,10 +165,15 @@ class _FileStore:
 
 
 class _LockHold:
-    def __init__(self, location: Location, hold: FileHold) -> None:
+    def __init__(self, location: Location, note: WriterNote, hold: FileHold) -> None:
         self.took_over = hold.took_over
+        self.note = note
+        self.loop = asyncio.get_running_loop()
         self._location = location
         self._hold = hold
+
+    def abandon(self) -> None:
+        self._hold.release()
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
         await _in_thread(self._location, self._hold.opened, lambda _: None)
@@ -159,7 +186,7 @@ class _LockHold:
 
 
 class _ObjectStore:
-    poll_ms = _OBJECT_POLL_MS
+    poll_ms = _LEASE_POLL_MS
 
     def __init__(self, location: Location, note: WriterNote, lease_s: float) -> None:
         self._location = location

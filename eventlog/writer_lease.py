@@ -11,6 +11,7 @@ that fails ends no writer, and a writer whose lease went to another one takes it
 fence it. Whoever takes a store over writes the lease once SlateDB has fenced the old writer, not before.
 """
 
+import asyncio
 import threading
 from collections.abc import Callable
 from itertools import count
@@ -31,7 +32,7 @@ __all__ = ["Lease", "LeaseHold", "ServiceClock", "read_lease"]
 _log = logger("store")
 # Services give the time of an object in whole seconds.
 _ROUNDED_S: Final = 1.0
-_RENEWALS_PER_LEASE: Final = 3
+_RENEWALS: Final = 3
 _PUT_TRIES: Final = 5
 _LOOK_AROUND_S: Final = 0.25
 
@@ -87,8 +88,9 @@ class LeaseHold:
     def __init__(self, objects: Objects, note: WriterNote, lease_s: float, *, took_over: bool) -> None:
         """Nothing is written yet: `take` or `opened` does that."""
         self.took_over = took_over
+        self.note = note
+        self.loop = asyncio.get_running_loop()
         self._objects = objects
-        self._note = note
         self._lease_s = lease_s
         self._numbers = count()
         self._mine: Version | None = None
@@ -98,13 +100,18 @@ class LeaseHold:
 
     async def take(self, over: Version | None) -> bool:
         """Write the lease over one that has ended; False when another opener did. Raises `StoreUnavailable`."""
-        _held.add(self._note)
+        _held.add(self.note)
         self._mine = await self._objects.replace(NOTE_NAME, self._content(), over)
         if self._mine is None:
             return False
         self._thread = threading.Thread(target=self._run, name="ledgerq-lease")
         self._thread.start()
         return True
+
+    def abandon(self) -> None:
+        """Let others of this process take the lease: its event loop has ended, so nothing is written any more."""
+        self._stopping.set()
+        _held.discard(self.note)
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
         """SlateDB has opened the store; `has_stopped`: whether it was fenced or forgotten since, and writes no more.
@@ -130,7 +137,7 @@ class LeaseHold:
             what = "the end of the writer's lease was not written, so it runs out in %g s at most: %s"
             _log.info(what, self._lease_s, error, extra=about("lease_not_ended"))
         finally:
-            _held.discard(self._note)
+            _held.discard(self.note)
 
     def _end(self) -> None:
         mine, self._mine = self._mine, None
@@ -139,15 +146,15 @@ class LeaseHold:
 
     def _content(self, *, ended: bool = False) -> bytes:
         # A number of its own, since equal contents have equal tags.
-        return self._note.encode(lease_ms=round(self._lease_s * 1000), renewal=next(self._numbers), ended=ended)
+        return self.note.encode(lease_ms=round(self._lease_s * 1000), renewal=next(self._numbers), ended=ended)
 
     def _run(self) -> None:
         was_refused = False
         other, since_s = b"", stopwatch_s()
-        while self._wait(self._lease_s / _RENEWALS_PER_LEASE):
+        while self._wait(self._lease_s / _RENEWALS):
             try:
                 if self._has_stopped():
-                    _held.discard(self._note)
+                    _held.discard(self.note)
                     self._end()
                     return
                 if self._mine is not None:

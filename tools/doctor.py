@@ -136,12 +136,12 @@ async def _check_writer(location: "Location", log: "LogReader") -> "Check":
     try:
         writing = await current_writer(location, log.clock)
     except StoreUnavailable as error:
-        return Check("writer", "warn", f"{measured}; whether it lives can't be told: {error}", "see the message")
+        return Check("last writer", "warn", f"{measured}; whether it lives can't be told: {error}", "see the message")
     if writing is not None:
         since = "" if writing.since_ms is None else f" since {local_time(writing.since_ms)}"
         who = "a process" if writing.pid is None else f"process {writing.pid} on host {writing.host}"
-        return Check("writer", "ok", f"{who} writes it{since}", None)
+        return Check("last writer", "ok", f"{who} writes it{since}", None)
     if last is not None and not last.is_closed:
         advice = "it crashed, or could not reach the store at its end: just start it again, nothing else is needed"
-        return Check("writer", "warn", f"none now; the last was {measured}", advice)
-    return Check("writer", "ok", "none now" if last is None else f"none now; the last was {measured}", None)
+        return Check("last writer", "warn", f"none now; the last was {measured}", advice)
+    return Check("last writer", "ok", "none now" if last is None else f"none now; the last was {measured}", None)
