@@ -4,7 +4,6 @@ slate_open.py is the way in. Reading is in `slate_reads.py`, a reader for other 
 """
 
 import asyncio
-import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
@@ -301,4 +300,3 @@ class SlateStore(SlateReads):
         elif not isinstance(error, InvalidArgument) and self._broken is None:
             self._broken = error
         return error
-from ledgerq.eventlog.fencing import FenceCheck, writer_epoch
