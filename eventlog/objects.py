@@ -100,15 +100,11 @@ class Objects:
         modified_ms = round(meta["last_modified"].timestamp() * 1000)
         return Version(content, meta["e_tag"], meta["version"], modified_ms)
 
-    async def replace(self, name: str, content: bytes, over: Version | None) -> Version | None:
+    def replace_now(self, name: str, content: bytes, over: Version | None) -> Version | None:
         """Write an object if it is still this version (None: if there is none); None when it is not.
 
-        Raises `StoreUnavailable` with the cause.
+        Blocks, and raises an error of the client's or the system's.
         """
-        return await self.run(self.replace_now, name, content, over)
-
-    def replace_now(self, name: str, content: bytes, over: Version | None) -> Version | None:
-        """Like `replace`; blocks, and raises an error of the client's or the system's."""
         mode: Any = "create"
         if over is not None:
             known = {"e_tag": over.e_tag, "version": over.version}

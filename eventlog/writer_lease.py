@@ -92,7 +92,9 @@ class LeaseHold:
         self.loop = asyncio.get_running_loop()
         self._objects = objects
         self._lease_s = lease_s
-        self._numbers = count()
+        # Two of one process may have been opened in the same millisecond.
+        self._serial = next(_serials)
+        self._renewals = count()
         self._mine: Version | None = None
         self._has_stopped: Callable[[], bool] = lambda: False
         self._stopping = threading.Event()
@@ -101,7 +103,7 @@ class LeaseHold:
     async def take(self, over: Version | None) -> bool:
         """Write the lease over one that has ended; False when another opener did. Raises `StoreUnavailable`."""
         _held.add(self.note)
-        self._mine = await self._objects.replace(NOTE_NAME, self._content(), over)
+        self._mine = await self._objects.run(self._write, over)
         if self._mine is None:
             return False
         self._thread = threading.Thread(target=self._run, name="ledgerq-lease")
@@ -140,13 +142,24 @@ class LeaseHold:
             _held.discard(self.note)
 
     def _end(self) -> None:
-        mine, self._mine = self._mine, None
-        if mine is not None:
-            self._objects.replace_now(NOTE_NAME, self._content(ended=True), mine)
+        if self._mine is not None:
+            self._write(self._mine, ended=True)
+            self._mine = None
+
+    def _write(self, over: Version | None, *, ended: bool = False) -> Version | None:
+        written = self._objects.replace_now(NOTE_NAME, self._content(ended=ended), over)
+        if written is None:
+            # It may be what this writer wrote before, when no answer came.
+            found = self._objects.read_now(NOTE_NAME)
+            decoded = None if found is None else decode_note(found.content)
+            if decoded is not None and decoded[0] == self.note and decoded[1].get("serial") == self._serial:
+                written = self._objects.replace_now(NOTE_NAME, self._content(ended=ended), found)
+        return written
 
     def _content(self, *, ended: bool = False) -> bytes:
-        # A number of its own, since equal contents have equal tags.
-        return self.note.encode(lease_ms=round(self._lease_s * 1000), renewal=next(self._numbers), ended=ended)
+        # A number of its own for each, since equal contents have equal tags.
+        lease_ms, renewal = round(self._lease_s * 1000), next(self._renewals)
+        return self.note.encode(lease_ms=lease_ms, serial=self._serial, renewal=renewal, ended=ended)
 
     def _run(self) -> None:
         was_refused = False
@@ -180,7 +193,7 @@ class LeaseHold:
         return not self._stopping.is_set()
 
     def _renew(self) -> None:
-        self._mine = self._objects.replace_now(NOTE_NAME, self._content(), self._mine)
+        self._mine = self._write(self._mine)
         if self._mine is None:
             what = "the writer's lease is another one's now; if that has opened the store, this writer is fenced soon"
             _log.warning(what, extra=about("lease_lost"))
@@ -188,9 +201,10 @@ class LeaseHold:
     def _take_back(self, found: Version | None, unchanged_s: float) -> None:
         """Take the lease from one that is gone and did not fence this writer."""
         if found is None or _is_over(found) or unchanged_s > _length_s(found):
-            self._mine = self._objects.replace_now(NOTE_NAME, self._content(), found)
+            self._mine = self._write(found)
 
 
+_serials = count()
 # The writers of this process: one that is not among them has ended, though its process has not.
 _held: set[WriterNote] = set()
 

@@ -90,7 +90,7 @@ async def test_of_three_that_take_over_at_once_the_one_that_is_not_fenced_has_th
         async with writer(url) as first, writers(url, "take-over", count=3) as found:
             answers = {one.pid: await one.ask("enqueue") for one in (first, *found) if one.is_open}
             alive = [pid for pid, answer in answers.items() if answer != "Fenced"]
-            assert len(alive) == 1, answers
+            assert len(alive) == 1, (answers, [one.said for one in found])
             assert first.pid not in alive
             with pytest.raises(StoreInUse) as caught:
                 await Queue.open(url)
