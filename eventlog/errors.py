@@ -31,6 +31,7 @@ __all__ = [
     "ProjectionFailed",
     "QueueClosed",
     "RowUnreadable",
+    "StoreInUse",
     "StoreNotFound",
     "StoreUnavailable",
     "UnknownEventType",
@@ -96,6 +97,38 @@ class OutcomeUnknown(StoreUnavailable):
 
 class StoreNotFound(LedgerError):
     """There is no ledgerq store at this location; check the URL, or open it for writing to create one."""
+
+
+class StoreInUse(LedgerError):
+    """Another writer has the store open: stop it, wait until it ends, or take the store over. Nothing was written.
+
+    `host`, `pid` and `since_ms` say who and since when, where that is known; `until_ms`: when the writer counts as gone
+    unless it renews its lease, which is how an object store tells. Times are in ms since the Unix epoch.
+    """
+
+    permanent: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        location: str,
+        *,
+        host: str | None = None,
+        pid: int | None = None,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        is_own: bool = False,
+    ) -> None:
+        since = "" if since_ms is None else f" since {time_text(since_ms)}"
+        until = "" if until_ms is None else f" (until {time_text(until_ms)}, unless it says again that it lives)"
+        if is_own:
+            text = f"{location} is in use by this very process{since}: use the queue that is open, or close it first"
+        else:
+            who = "another process" if pid is None else f"process {pid} on host {host}"
+            text = f"{location} is in use: {who} writes it{since}{until}. Stop that process"
+        super().__init__(
+            f"{text}; or wait for its end with wait=SECONDS (--wait), or fence it with take_over=True (--take-over)"
+        )
+        self.host, self.pid, self.since_ms, self.until_ms = host, pid, since_ms, until_ms
 
 
 class FormatTooNew(LedgerError):

@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -17,6 +17,7 @@ from obstore.exceptions import (
     BaseError,
     NotFoundError,
     PermissionDeniedError,
+    PreconditionError,
     UnauthenticatedError,
 )
 from obstore.store import AzureStore, GCSStore, S3Store
@@ -27,7 +28,7 @@ from ledgerq.eventlog.locations import Location
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-__all__ = ["Objects"]
+__all__ = ["Objects", "Version"]
 
 _T = TypeVar("_T")
 _MAX_RETRIES: Final = 2
@@ -39,6 +40,16 @@ _CREDENTIALS: Final = {
     "gs": "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
+
+
+class Version(NamedTuple):
+    """An object as it was read or written: its content, and what tells this version of it from another."""
+
+    content: bytes
+    e_tag: str | None
+    version: str | None
+    modified_ms: int | None
+    """When it was written, by the service's clock, often in whole seconds; None when that was not asked for."""
 
 
 class Objects:
@@ -63,7 +74,7 @@ class Objects:
 
     async def get(self, name: str) -> bytes | None:
         """The content of an object, or None. Raises `StoreUnavailable` with the cause."""
-        return await self._do(self._get, name)
+        return await self.run(self._get, name)
 
     def _get(self, name: str) -> bytes | None:
         try:
@@ -73,13 +84,46 @@ class Objects:
                 raise
             return None
 
+    async def read(self, name: str) -> Version | None:
+        """An object with its version, or None. Raises `StoreUnavailable` with the cause."""
+        return await self.run(self.read_now, name)
+
+    def read_now(self, name: str) -> Version | None:
+        """Like `read`; blocks, and raises an error of the client's or the system's."""
+        try:
+            found = obstore.get(self._store, name)
+            meta, content = found.meta, bytes(found.bytes())
+        except _NOT_FOUND as error:
+            if "NoSuchBucket" in str(error):
+                raise
+            return None
+        modified_ms = round(meta["last_modified"].timestamp() * 1000)
+        return Version(content, meta["e_tag"], meta["version"], modified_ms)
+
+    def replace_now(self, name: str, content: bytes, over: Version | None) -> Version | None:
+        """Write an object if it is still this version (None: if there is none); None when it is not.
+
+        Blocks, and raises an error of the client's or the system's.
+        """
+        mode: Any = "create"
+        if over is not None:
+            known = {"e_tag": over.e_tag, "version": over.version}
+            mode = {part: value for part, value in known.items() if value is not None}
+        try:
+            written = obstore.put(self._store, name, content, mode=mode)
+        except (AlreadyExistsError, FileExistsError, PreconditionError, *_NOT_FOUND):
+            # The answer to a first try may have been lost, and a service may refuse what is only under way.
+            found = self.read_now(name)
+            return found if found is not None and found.content == content else None
+        return Version(content, written["e_tag"], written["version"], None)
+
     async def put(self, name: str, content: bytes) -> None:
         """Write an object, replacing it. Raises `StoreUnavailable` with the cause."""
-        await self._do(obstore.put, self._store, name, content)
+        await self.run(obstore.put, self._store, name, content)
 
     async def create(self, name: str, content: bytes) -> bool:
         """Write an object if there is none of that name; False if there is. Raises `StoreUnavailable`."""
-        return await self._do(self._create, name, content)
+        return await self.run(self._create, name, content)
 
     def _create(self, name: str, content: bytes) -> bool:
         try:
@@ -90,24 +134,24 @@ class Objects:
 
     async def delete(self, name: str) -> None:
         """Remove an object. Raises `StoreUnavailable` with the cause."""
-        await self._do(obstore.delete, self._store, name)
+        await self.run(obstore.delete, self._store, name)
 
     async def names(self) -> list[str]:
         """The names of all objects under the prefix. Raises `StoreUnavailable` with the cause."""
-        return await self._do(self._names)
+        return await self.run(self._names)
 
     def _names(self) -> list[str]:
         return sorted(found["path"] for some in obstore.list(self._store) for found in some)
 
     async def has_any(self, folder: str) -> bool:
         """Whether there is an object under `folder`. Raises `StoreUnavailable` with the cause."""
-        return await self._do(self._has_any, folder)
+        return await self.run(self._has_any, folder)
 
     def _has_any(self, folder: str) -> bool:
         return any(bool(objects) for objects in obstore.list(self._store, prefix=folder, chunk_size=1))
 
-    async def _do(self, call: Callable[..., _T], *arguments: object) -> _T:
-        """Run a blocking call in a thread.
+    async def run(self, call: Callable[..., _T], *arguments: object) -> _T:
+        """Run a blocking call in a thread. Raises `StoreUnavailable` with the cause for what the client raises.
 
         The client's own coroutines complete on threads of its runtime, and one that does so while the interpreter ends
         aborts the process.

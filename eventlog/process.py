@@ -1,8 +1,15 @@
-"""Which process this is, for those who ask at each call: the system call would cost a hundredth of it."""
+"""Which process this is: its id, which costs nothing to ask at each call, and its identity, which no other one has.
+
+A process id is used again, and another machine or container has the same ones. The identity of a process on Linux is
+the boot of its machine, its process namespace, its id there, and when it was started.
+"""
 
 import os
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-__all__ = ["own_pid"]
+__all__ = ["has_ended", "own_identity", "own_pid", "package_version"]
 
 _pid = [os.getpid()]
 
@@ -17,3 +24,58 @@ def _forked() -> None:
 
 
 os.register_at_fork(after_in_child=_forked)
+
+
+@cache
+def package_version() -> str:
+    """The version of the installed distribution, for the log."""
+    try:
+        return version("ledgerq")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def own_identity() -> str:
+    """What tells this process from every other one; empty where the system does not say."""
+    return _identity(os.getpid())
+
+
+def has_ended(identity: str) -> bool:
+    """Whether the process that had this identity is surely gone: False also for one that can't be seen from here."""
+    parts = identity.split(":")
+    if len(parts) != 4 or not parts[2].isdigit() or not parts[3].isdigit():
+        return False
+    own = own_identity().split(":")
+    if parts[:2] != own[:2]:
+        # Of another machine, boot or container nothing is known.
+        return False
+    pid = int(parts[2])
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    # Its id may be another process's now. One that has ended and was not yet waited for writes nothing either.
+    now, state = _identity(pid), _stat(pid)[:1]
+    return bool(now) and (now != identity or state in (["Z"], ["X"]))
+
+
+def _identity(pid: int) -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return ""
+    fields = _stat(pid)
+    return f"{boot}:{namespace}:{pid}:{fields[19]}" if len(fields) > 19 else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """What /proc tells of a process from its state on: field 3 in proc(5), so that [19] is field 22, its start."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return []
+    # The program's name before it may hold anything, also spaces and parentheses.
+    return text.rpartition(")")[2].split()

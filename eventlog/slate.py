@@ -4,15 +4,14 @@ slate_open.py is the way in. Reading is in `slate_reads.py`, a reader for other 
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
-from slatedb.uniffi import CloseOptions, Db, FlushOptions, FlushType
+from slatedb.uniffi import CloseOptions, CloseReason, Db, FlushType
 
 from ledgerq.eventlog.anchor import ObjectAnchor
-from ledgerq.eventlog.causes import CAUSE_LIMIT_S, with_cause
+from ledgerq.eventlog.causes import CAUSE_LIMIT_S, full_disk, with_cause
 from ledgerq.eventlog.clock import Clock, stopwatch_s
 from ledgerq.eventlog.errors import (
     ClockWentBack,
@@ -24,10 +23,12 @@ from ledgerq.eventlog.errors import (
     QueueClosed,
     StoreUnavailable,
 )
+from ledgerq.eventlog.fencing import FenceCheck, writer_epoch
 from ledgerq.eventlog.filesync import FileSync
 from ledgerq.eventlog.lane import Lane, SlateBatch
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.logs import about, logger
+from ledgerq.eventlog.memtable import MemtableFlush
 from ledgerq.eventlog.meters import CommitTimes
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.set_aside import mark_recorded, read_set_aside
@@ -38,21 +39,26 @@ from ledgerq.eventlog.slate_reads import SlateReads
 from ledgerq.eventlog.store import Anchor, Batch
 from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.eventlog.upkeep import Upkeep
+from ledgerq.eventlog.writer_hold import Hold
 
 __all__ = ["SlateStore"]
 
 _log = logger("store")
 _T = TypeVar("_T")
 _ANCHOR_LIMIT_S: Final = 10.0
-_LOOK_LIMIT_S: Final = 1.0
-_FULL_BYTES: Final = 16 * 1024 * 1024
 
 
 class SlateStore(SlateReads):
     """A SlateDB database opened for writing; open it with `open_slate`. Reads see what was written, durable or not."""
 
     def __init__(
-        self, db: Db, lane: Lane, location: Location, clock: Clock, options: StoreOptions, metrics: SlateMetrics
+        self,
+        db: Db,
+        lane: Lane,
+        location: Location,
+        clock: Clock,
+        options: StoreOptions,
+        metrics: SlateMetrics,
     ) -> None:
         """Own the open `db`, which counts for `metrics`; `started` must follow."""
         super().__init__(db, lane, location.original, read_timeout_s=options.read_timeout_s)
@@ -60,6 +66,8 @@ class SlateStore(SlateReads):
         self._place = location
         self._clock = clock
         self._options = options
+        self.hold: Hold | None = None
+        self._fence: FenceCheck | None = None
         self._threads = DaemonThreads("ledgerq-sync")
         self._files = FileSync(location.folder, fsync=options.fsync) if location.is_file else None
         self._upkeep: Upkeep | None = None
@@ -72,11 +80,13 @@ class SlateStore(SlateReads):
         self._refused: ClockWentBack | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
-        self._wal_flushes = 0
-        self._is_flushing_memtable = False
+        limit = options.max_wal_flushes_before_l0_flush or (1000 if location.is_file else 128)
+        self._memtable = MemtableFlush(db, location, every_wal_flushes=limit)
 
     async def started(self) -> None:
         """Make durable what an earlier writer left, and begin the upkeep."""
+        if not self._place.is_file:
+            self._fence = FenceCheck(self._place, await writer_epoch(self._place))
         if self._files is None:
             return
         if not self._options.fsync:
@@ -86,6 +96,11 @@ class SlateStore(SlateReads):
         self._upkeep = Upkeep(self._place, self._files, self._in_thread)
         await self._upkeep.opened()
         self._spawn(self._upkeep.keep_up(self._clock, gc_interval_s=options.gc_interval_s, gc_age_s=options.gc_age_s))
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether SlateDB has noticed that another writer opened the store, or takes a refused write for that."""
+        return bool(self._db.status().close_reason == CloseReason.FENCED)
 
     def batch(self) -> Batch:
         """A new, empty batch; it can be written once."""
@@ -154,7 +169,7 @@ class SlateStore(SlateReads):
         try:
             yield
         except TimeoutError as error:
-            late = late_error(self.location, what, self._options.commit_timeout_s, await self._full_disk())
+            late = late_error(self.location, what, self._options.commit_timeout_s, await full_disk(self._place))
             raise await self._explained(late) from error
         except SLATE_ERRORS as error:
             raise await self._explained(translate(error, self.location)) from error
@@ -167,26 +182,22 @@ class SlateStore(SlateReads):
             raise self._broke(unknown) from error
 
     async def _explained(self, error: LedgerError) -> LedgerError:
+        error = await self._judged(error)
         self._broke(error)
         return error if self._objects is None else await with_cause(error, self._objects)
 
-    async def _full_disk(self) -> str:
-        """What to do about a full disk, if it is that: SlateDB only tries again and again."""
-        if self._files is None:
-            return ""
-        try:
-            async with asyncio.timeout(_LOOK_LIMIT_S):
-                disk = await self._in_thread(os.statvfs, self._place.folder)
-        except (OSError, TimeoutError):
-            return ""
-        free_bytes = disk.f_bavail * disk.f_frsize
-        return f"only {free_bytes // 1024} KiB are free on its disk: free some space" * (free_bytes < _FULL_BYTES)
+    async def _judged(self, error: LedgerError) -> LedgerError:
+        return await self._fence.judge(error) if self._fence is not None and isinstance(error, Fenced) else error
+
+    async def _failed(self, error: BaseException) -> LedgerError:
+        return await self._judged(await super()._failed(error))
 
     def _note(self, anchor: Anchor) -> None:
         self._refused = None
         if self._anchor is not None:
             self._anchor.note(anchor)
-        self._count_flush()
+        if (flush := self._memtable.due()) is not None:
+            self._spawn(flush)
 
     def failure(self) -> LedgerError | None:
         """Why the store no longer takes writes, as far as it has noticed by itself; else None."""
@@ -196,7 +207,8 @@ class SlateStore(SlateReads):
             return QueueClosed(f"{self.location} was closed; open it again")
         self._check()
         reason = self._db.status().close_reason
-        return None if reason is None else closed_error(reason, self.location)
+        error = None if reason is None else closed_error(reason, self.location)
+        return self._fence.judged(error) if self._fence is not None and isinstance(error, Fenced) else error
 
     async def read_anchor(self) -> Anchor | None:
         """The newest anchor that can be read, or None when there is none."""
@@ -261,24 +273,10 @@ class SlateStore(SlateReads):
             _log.warning(what, self.location, extra=about("close_unfinished"))
         finally:
             self._threads.shutdown()
-
-    def _count_flush(self) -> None:
-        self._wal_flushes += 1
-        limit = self._options.max_wal_flushes_before_l0_flush or (1000 if self._place.is_file else 128)
-        if self._wal_flushes >= limit and not self._is_flushing_memtable:
-            self._wal_flushes = 0
-            self._is_flushing_memtable = True
-            self._spawn(self._flush_memtable())
-
-    async def _flush_memtable(self) -> None:
-        """Move what is in memory to a sorted file, so that the next opener has few log files to read."""
-        try:
-            await self._db.flush_with_options(FlushOptions(flush_type=FlushType.MEM_TABLE))
-        except SLATE_ERRORS as error:
-            what = "%s: moving the log to a sorted file failed: %s"
-            _log.info(what, self.location, error, extra=about("flush_failed"))
-        finally:
-            self._is_flushing_memtable = False
+            if self._fence is not None:
+                await self._fence.close()
+            if self.hold is not None:
+                await self.hold.release()
 
     def _in_thread(self, function: Callable[..., _T], *arguments: object) -> asyncio.Future[_T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

@@ -1,6 +1,7 @@
 """Opening a SlateDB store for writing: what a power cut left is mended first, then SlateDB opens it."""
 
 import asyncio
+import weakref
 from typing import Final
 
 from slatedb.uniffi import DbBuilder, ObjectStore
@@ -14,8 +15,10 @@ from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_writable
 from ledgerq.eventlog.slate import SlateStore
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
+from ledgerq.eventlog.slate_files import check_files
 from ledgerq.eventlog.slate_metrics import SlateMetrics
 from ledgerq.eventlog.slate_options import StoreOptions
+from ledgerq.eventlog.writer_hold import Hold, check_wait, hold_store
 
 __all__ = ["open_slate"]
 
@@ -28,26 +31,49 @@ async def open_slate(
     clock: Clock,
     options: StoreOptions | None = None,
     create: bool = True,
+    take_over: bool = False,
+    wait: float | None = 0.0,
     lane: Lane | None = None,
 ) -> SlateStore:
     """Open the store at `location` for writing, which fences every earlier writer of it.
 
-    Raises `StoreUnavailable` with the cause, `StoreNotFound` when there is none and `create` is False.
+    One that is alive is waited for, `wait` seconds long (None: without end), and then fenced only if `take_over`.
+    Raises `StoreInUse` otherwise, `StoreUnavailable` with the cause, `StoreNotFound` when there is none and `create` is
+    False.
     """
     options = options or StoreOptions()
+    check_wait(take_over, wait)
     await check_writable(location, create=create, limit_s=min(PREFLIGHT_LIMIT_S, options.open_timeout_s))
+    hold = await hold_store(location, clock=clock, options=options, take_over=take_over, wait=wait)
+    try:
+        store = await _open_held(location, hold, clock, options, lane)
+    except BaseException:
+        await asyncio.shield(hold.release())
+        raise
+    store.hold = hold
+    return store
+
+
+async def _open_held(
+    location: Location, hold: Hold, clock: Clock, options: StoreOptions, lane: Lane | None
+) -> SlateStore:
     try:
         async with asyncio.timeout(options.open_timeout_s):
-            healed = location.is_file and await heal(location) is not None
+            healed = False
+            if location.is_file and hold.took_over:
+                # Its writer is at work until SlateDB has opened, and nothing of it may be moved.
+                await check_files(location, writing=True)
+            elif location.is_file:
+                healed = await heal(location) is not None
         async with asyncio.timeout(options.open_timeout_s):
             try:
-                return await _open(location, clock, options, lane, tries=_TRIES_HEALED if healed else 1)
+                return await _open(location, hold, clock, options, lane, tries=_TRIES_HEALED if healed else 1)
             except LogPoisoned:
                 # What SlateDB finds in a file's middle, nothing before it has looked for.
-                if not location.is_file or await heal(location, thorough=True) is None:
+                if not location.is_file or hold.took_over or await heal(location, thorough=True) is None:
                     raise
         async with asyncio.timeout(options.open_timeout_s):
-            return await _open(location, clock, options, lane, tries=_TRIES_HEALED)
+            return await _open(location, hold, clock, options, lane, tries=_TRIES_HEALED)
     except TimeoutError as error:
         raise StoreUnavailable(
             f"{location.original} could not be opened within {options.open_timeout_s:g} s: check that it can be "
@@ -60,7 +86,7 @@ async def open_slate(
 
 
 async def _open(
-    location: Location, clock: Clock, options: StoreOptions, lane: Lane | None, *, tries: int
+    location: Location, hold: Hold, clock: Clock, options: StoreOptions, lane: Lane | None, *, tries: int
 ) -> SlateStore:
     """Open what is there. Below a manifest that was set aside each opening takes the next epoch, until it is new."""
     builder = DbBuilder(location.database, ObjectStore.resolve(location.root))
@@ -70,7 +96,10 @@ async def _open(
     builder.with_metrics_recorder(metrics)
     try:
         store = SlateStore(await builder.build(), lane or best_lane(), location, clock, options, metrics)
+        # A store that was dropped without `close` writes no more either.
+        this = weakref.ref(store)
         try:
+            await hold.opened(lambda: (opened := this()) is None or opened.is_fenced)
             await store.started()
         except BaseException:
             await store.close()
@@ -79,5 +108,5 @@ async def _open(
     except SLATE_ERRORS as error:
         translated = translate(error, location.original)
         if isinstance(translated, Fenced) and tries > 1:
-            return await _open(location, clock, options, lane, tries=tries - 1)
+            return await _open(location, hold, clock, options, lane, tries=tries - 1)
         raise translated from error

@@ -9,8 +9,10 @@ from slatedb.uniffi import DbCache, FoyerCacheOptions, Settings
 
 from ledgerq.eventlog.errors import InvalidArgument
 
-__all__ = ["StoreOptions"]
+__all__ = ["DEFAULT_LEASE_S", "MAX_LEASE_S", "StoreOptions"]
 
+DEFAULT_LEASE_S: Final = 15.0
+MAX_LEASE_S: Final = 3600.0
 _MIB: Final = 1024 * 1024
 _MAX_BYTES: Final = 2**40
 _MAX_SECONDS_S: Final = 10**9
@@ -29,7 +31,9 @@ class StoreOptions:
     to a sorted file, `max_unflushed_bytes` the size of what is not yet durable before writes wait.
     `max_wal_flushes_before_l0_flush` bounds how many log files an opener must read after a crash (None: 1,000 on a file
     store, 128 on an object store, where each costs a request). `gc_interval_s` and `gc_age_s` say how often, and how
-    long after their last use, files are removed. `settings` are settings of SlateDB itself, by their dotted names.
+    long after their last use, files are removed. `lease_s` (1 to 3,600): for so long an object store's writer counts as
+    alive after it last said so, which it does by one write in a third of that. `settings` are settings of SlateDB
+    itself, by their dotted names.
     """
 
     fsync: bool = True
@@ -42,6 +46,7 @@ class StoreOptions:
     max_wal_flushes_before_l0_flush: int | None = None
     gc_interval_s: float = 60.0
     gc_age_s: float = 60.0
+    lease_s: float = DEFAULT_LEASE_S
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,6 +56,8 @@ class StoreOptions:
                 raise InvalidArgument(
                     f"{name} must be above 0 seconds and at most {_MAX_SECONDS_S}, not {getattr(self, name)!r}"
                 )
+        if not (_is_number(self.lease_s) and 1 <= self.lease_s <= MAX_LEASE_S):
+            raise InvalidArgument(f"lease_s must be from 1 to {MAX_LEASE_S:g} seconds, not {self.lease_s!r}")
         for name in ("cache_bytes", "l0_sst_bytes", "max_unflushed_bytes"):
             if not (type(getattr(self, name)) is int and _MIB <= getattr(self, name) <= _MAX_BYTES):
                 raise InvalidArgument(f"{name} must be at least 1 MiB in whole bytes, not {getattr(self, name)!r}")

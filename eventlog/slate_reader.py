@@ -56,14 +56,14 @@ class SlateReader(SlateReads):
         if self._pinned_seq is not None and self._db.status().durable_seq != self._pinned_seq:
             raise StoreUnavailable(f"{self.location}: the pinned view moved to a newer commit; open it again")
 
-    def _failed(self, error: BaseException) -> LedgerError:
+    async def _failed(self, error: BaseException) -> LedgerError:
         # SlateDB keeps replaced files for about 15 minutes (a checkpoint of its compactor's), whoever still reads them.
         if isinstance(error, Error.Data) and "not found" in str(error):
             return StoreUnavailable(
                 f"{self.location}: a file of this view is gone ({error}). If the view is older than some minutes the "
                 "writer replaced it: open it again. If that doesn't help, the file is lost: restore it from a copy"
             )
-        return super()._failed(error)
+        return await super()._failed(error)
 
     async def close(self) -> None:
         """Give back what it holds; a second call does nothing."""

@@ -57,7 +57,7 @@ class SlateReads:
         except TimeoutError as error:
             raise self._late() from error
         except SLATE_ERRORS as error:
-            raise self._failed(error) from error
+            raise await self._failed(error) from error
         return found
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -119,7 +119,7 @@ class SlateReads:
         except TimeoutError as error:
             raise self._late() from error
         except SLATE_ERRORS as error:
-            raise self._failed(error) from error
+            raise await self._failed(error) from error
 
     async def _next_rows(self, iterator: DbIterator, limit: int) -> list[Row]:
         async with asyncio.timeout(self._read_timeout_s):
@@ -137,7 +137,7 @@ class SlateReads:
         if self._is_closed:
             raise QueueClosed(f"{self._location} was closed; open it again")
 
-    def _failed(self, error: BaseException) -> LedgerError:
+    async def _failed(self, error: BaseException) -> LedgerError:
         return translate(error, self._location)
 
     def _late(self) -> StoreUnavailable:

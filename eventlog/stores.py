@@ -8,20 +8,32 @@ from ledgerq.eventlog.slate_open import open_slate
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reader import open_slate_reader
 from ledgerq.eventlog.store import ReadStore, Store
+from ledgerq.eventlog.writer_hold import check_wait
 
 __all__ = ["open_reader", "open_store"]
 
 
-async def open_store(url: str, *, clock: Clock, options: StoreOptions | None = None, create: bool = True) -> Store:
+async def open_store(
+    url: str,
+    *,
+    clock: Clock,
+    options: StoreOptions | None = None,
+    create: bool = True,
+    take_over: bool = False,
+    wait: float | None = 0.0,
+) -> Store:
     """Open the store at `url` for writing, which fences every earlier writer of it.
 
-    Raises `InvalidArgument` for a URL that names no store, `StoreUnavailable` with the cause when it can't be opened,
-    `StoreNotFound` when there is none and `create` is False. Each `memory:///` is a new, private store.
+    A writer that is alive is not fenced by accident: it is waited for, up to `wait` seconds (None: without end), and
+    fenced only if `take_over`. Raises `StoreInUse` when it is still there, `InvalidArgument` for a URL that names no
+    store, `StoreUnavailable` with the cause when it can't be opened, `StoreNotFound` when there is none and `create` is
+    False. Each `memory:///` is a new, private store.
     """
     location = parse_location(url)
+    check_wait(take_over, wait)
     if location.is_memory:
         return MemoryStore()
-    return await open_slate(location, clock=clock, options=options, create=create)
+    return await open_slate(location, clock=clock, options=options, create=create, take_over=take_over, wait=wait)
 
 
 async def open_reader(url: str, *, pinned: bool = False, poll_interval_ms: int = 500) -> ReadStore:

@@ -18,7 +18,7 @@ from tests.kill_child import OPTIONS, PRODUCERS, WORKERS, Load
 async def main(folder: Path, seed: int, url: str) -> None:
     """Run until fenced; whatever else ends a task is said as well."""
     facts_fd = os.open(folder / "facts", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    async with Queue.open(url, default=OPTIONS, ready_window=50) as queue:
+    async with Queue.open(url, default=OPTIONS, ready_window=50, take_over=True) as queue:
         load = Load(queue, facts_fd, seed)
         tasks = {f"producer-{i}": asyncio.create_task(load.produce()) for i in range(PRODUCERS)}
         tasks |= {f"worker-{i}": asyncio.create_task(load.work(f"w{i}")) for i in range(WORKERS)}

@@ -205,7 +205,7 @@ async def in_takeover(series: Series) -> None:
     """While another process opens the store; then that one, too."""
     first = await series.fork("load", busy_files=False)
     await series.reported(first)
-    second = await series.fork("load", busy_files=False)
+    second = await series.fork("load", busy_files=False, take_over=True)
     await series.moment(60)
     code = await first.kill()
     assert code == -signal.SIGKILL or "Fenced" in first.says(), first.says()
@@ -217,7 +217,7 @@ async def fenced(series: Series) -> None:
     """Not at all: another process takes over, the first must end by itself; then the second is killed."""
     first = await series.fork("fenced", busy_files=False)
     await series.reported(first)
-    second = await series.fork("load", busy_files=False)
+    second = await series.fork("load", busy_files=False, take_over=True)
     code = await first.end()
     assert code == 0, first.says()
     await series.reported(second)
@@ -229,7 +229,7 @@ async def stopped(series: Series) -> None:
     first = await series.fork("fenced", busy_files=False)
     await series.reported(first)
     first.signal(signal.SIGSTOP)
-    second = await series.fork("load", busy_files=False)
+    second = await series.fork("load", busy_files=False, take_over=True)
     await series.reported(second)
     first.signal(signal.SIGCONT)
     code = await first.end()

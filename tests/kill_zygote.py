@@ -100,7 +100,13 @@ async def load(ask: Mapping[str, Any]) -> None:
         die_at(ask["point"], ask["countdown"])
     closing = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, closing.set)
-    queue = await Queue.open(ask["url"], default=BRISK, ready_window=50, store_options=store_options(ask))
+    queue = await Queue.open(
+        ask["url"],
+        default=BRISK,
+        ready_window=50,
+        store_options=store_options(ask),
+        take_over=ask.get("take_over", False),
+    )
     try:
         running = asyncio.create_task(Load(queue, open_facts(Path(ask["folder"])), ask["seed"]).run())
         ending = asyncio.create_task(closing.wait())

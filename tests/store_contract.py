@@ -33,7 +33,7 @@ async def scan_all(
 class StoreContract:
     """The contract of `eventlog/store.py`. Two calls of `open`, or of `read`, in one test mean the same store."""
 
-    async def open(self) -> Store:
+    async def open(self, *, take_over: bool = False) -> Store:
         """Open the test's store for writing."""
         raise NotImplementedError
 
@@ -163,7 +163,7 @@ class StoreContract:
     async def test_opening_fences_the_earlier_writer(self) -> None:
         first = await self.open()
         await put_all(first, [(b"a", b"first")])
-        second = await self.open()
+        second = await self.open(take_over=True)
         assert await second.get(b"a") == b"first"
         with pytest.raises(Fenced):
             await put_all(first, [(b"a", b"zombie")])

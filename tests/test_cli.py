@@ -325,8 +325,8 @@ def test_reading_does_not_fence_a_writer_in_another_process(cli: Cli, tmp_path: 
                 assert json.loads(follower.stdout.readline())["event"] == "enqueued"
             follower.send_signal(2)
             assert (follower.wait(10), follower.stderr.read()) == (130, "")
-        refused = cli.fails(2, "pause", url, "mail", "--reason", "x")
-        assert "seems to be in use" in refused
+        refused = cli.fails(5, "pause", url, "mail", "--reason", "x")
+        assert f"is in use: process {writer.pid} on host" in refused
         assert "--take-over" in refused
         writer.stdin.close()
         assert writer.wait(10) == 0

@@ -1,6 +1,7 @@
 """The commands that change a queue: enqueue, requeue, cancel, pause, resume, worker; none fences unasked."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -159,9 +160,13 @@ def test_a_live_writer_is_not_fenced_unasked(cli: Cli, url: str) -> None:
             ["resume", url, "mail", "--reason", "why"],
             ["rebuild-projections", url],
         ):
-            line = cli.fails(2, *argv)
-            assert "seems to be in use" in line
-            assert f"{socket.gethostname()}:{os.getpid()}" in line
+            line = cli.fails(5, *argv)
+            assert "is in use by this very process" in line
+            assert "--take-over" in line
+            assert "--wait" in line
+            error = json.loads(cli.fails(5, *argv, "--json"))
+            assert (error["error"], error["permanent"], error["pid"]) == ("StoreInUse", False, os.getpid())
+            assert error["host"] == socket.gethostname()
         assert runner.run(queue.enqueue("mail", b"z")).created
         cli.ok("pause", url, "mail", "--reason", "why", "--take-over")
         with pytest.raises(Fenced):

@@ -14,7 +14,7 @@ class TestMemoryStore(StoreContract):
     def _disk(self) -> None:
         self.disk = MemoryDisk()
 
-    async def open(self) -> Store:
+    async def open(self, *, take_over: bool = False) -> Store:
         """A writer on the test's disk."""
         return MemoryStore(self.disk)
 

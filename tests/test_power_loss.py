@@ -206,7 +206,7 @@ async def test_an_opener_syncs_the_log_files_that_it_builds_on_and_no_others(tmp
     await commits(abandoned, ahead)
     new = {file.name for file in (folder / "wal").glob("*.sst")} - old
     synced.clear()
-    async with Queue.open(folder.as_uri()) as queue:
+    async with Queue.open(folder.as_uri(), take_over=True) as queue:
         missing = (new | {file.name for file in (folder / "compacted").glob("*.sst")}) - set(synced)
         assert len(new) >= ahead
         assert missing == set(), "what the state is made of"

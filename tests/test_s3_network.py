@@ -220,7 +220,7 @@ async def test_a_second_writer_during_an_outage_of_the_first_fences_it(
     async with asyncio.timeout(LIMIT_S):
         await proxy.held.wait()
     async with direct(s3_server, monkeypatch):
-        async with Queue.open(url) as second:
+        async with Queue.open(url, take_over=True) as second:
             await second.enqueue("q", b"another")
             proxy.resume()
             async with asyncio.timeout(LIMIT_S):

@@ -117,7 +117,7 @@ async def test_each_process_takes_the_store_over_from_the_one_before(bucket: str
             async with asyncio.timeout(START_LIMIT_S):
                 while facts.size_bytes < reported_bytes + TAKEOVER_REPORT_BYTES and child.returncode is None:
                     await asyncio.sleep(POLL_S)
-        async with Queue.open(url) as queue:
+        async with Queue.open(url, take_over=True) as queue:
             assert queue.log.epoch == TAKEOVERS + 1
             await check_that_it_was_fenced(children[-1])
     finally:
@@ -140,7 +140,7 @@ async def test_an_idle_writer_with_a_waiting_claim_learns_that_it_was_fenced(buc
     first.on_failure.append(lambda error: told.append(type(error).__name__))
     job = await first.enqueue("q", b"kept", delay=3600)
     waiting = asyncio.create_task(first.claim("q", wait=None))
-    async with Queue.open(url) as second:
+    async with Queue.open(url, take_over=True) as second:
         async with asyncio.timeout(FENCED_LIMIT_S):
             with pytest.raises(Fenced, match="another process opened"):
                 await waiting
@@ -166,7 +166,7 @@ async def test_of_several_that_open_at_once_one_remains(bucket: str) -> None:
     async def race(number: int) -> Queue | None:
         """Open, and work until fenced; the queue when that did not happen."""
         try:
-            queue = await Queue.open(url)
+            queue = await Queue.open(url, take_over=True)
         except Fenced:
             return None
         try:

@@ -30,9 +30,9 @@ class TestS3Store(StoreContract):
     def _location(self, bucket: str) -> None:
         self.location = parse_location(f"s3://{bucket}/some/prefix")
 
-    async def open(self) -> Store:
+    async def open(self, *, take_over: bool = False) -> Store:
         """A store in the test's bucket."""
-        return await open_slate(self.location, clock=SystemClock())
+        return await open_slate(self.location, clock=SystemClock(), take_over=take_over)
 
     async def read(self, *, pinned: bool = False) -> ReadStore:
         """A reader of the same bucket."""

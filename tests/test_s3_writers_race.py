@@ -48,7 +48,7 @@ class Writer:
         """Open and begin to work, unless the other one was faster."""
         for _ in range(10):
             try:
-                self.queue = await Queue.open(self._url, default=OPTIONS, ready_window=50)
+                self.queue = await Queue.open(self._url, default=OPTIONS, ready_window=50, take_over=True)
             except StoreUnavailable:
                 continue  # the preflight has few tries
             except Fenced:

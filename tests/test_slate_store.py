@@ -44,9 +44,11 @@ class TestSlateStoreFastLane(StoreContract):
     def _folder(self, tmp_path: Path) -> None:
         self.location = parse_location(f"file://{tmp_path}/store")
 
-    async def open(self) -> Store:
+    async def open(self, *, take_over: bool = False) -> Store:
         """A store in a folder."""
-        return await open_slate(self.location, clock=SystemClock(), options=self.options, lane=self.lane)
+        return await open_slate(
+            self.location, clock=SystemClock(), options=self.options, take_over=take_over, lane=self.lane
+        )
 
     async def read(self, *, pinned: bool = False) -> ReadStore:
         """A reader of the same folder."""
@@ -60,11 +62,12 @@ class TestSlateStorePublicLane(TestSlateStoreFastLane):
     options = StoreOptions(fsync=False)
 
 
-async def opened(folder: Path, **options: object) -> SlateStore:
+async def opened(folder: Path, *, take_over: bool = False, **options: object) -> SlateStore:
     """A store in `folder` with some options."""
     return await open_slate(
         parse_location(str(folder)),
         clock=SystemClock(),
+        take_over=take_over,
         options=StoreOptions(**options),  # type: ignore[arg-type]
     )
 
@@ -232,7 +235,7 @@ async def test_what_a_killed_writer_left_unsynced_is_synced_at_open(
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", note)
-    second = await opened(tmp_path / "s")
+    second = await opened(tmp_path / "s", take_over=True)
     assert left | {"wal", "manifest", "s", tmp_path.name} <= synced
     await first.close()
     await second.close()
@@ -330,7 +333,7 @@ async def test_a_writer_that_never_lives_for_a_whole_interval_removes_old_files_
 async def test_an_idle_writer_notices_that_it_was_fenced(tmp_path: Path) -> None:
     settings = {"manifest_poll_interval": "10ms"}
     first = await opened(tmp_path / "s", settings=settings)
-    second = await opened(tmp_path / "s")
+    second = await opened(tmp_path / "s", take_over=True)
     async with asyncio.timeout(10):
         while first.failure() is None:
             await asyncio.sleep(0.005)

@@ -171,7 +171,7 @@ async def test_a_worker_that_was_taken_over_while_it_stood_still_settles_nothing
     async with child(tmp_path, what, lease_s=30.0) as worker:
         await worker.says("started 1")
         await worker.stop()
-        async with Queue.open((tmp_path / "store").as_uri()) as queue:
+        async with Queue.open((tmp_path / "store").as_uri(), take_over=True) as queue:
             (claim,) = await queue.claim("q", wait=10)
             assert claim.attempt == 2
             if ends == "while it stands still":

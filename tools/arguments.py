@@ -22,13 +22,15 @@ __all__ = [
     "Reason",
     "TakeOver",
     "Url",
+    "Wait",
     "import_object",
     "parse_as_of",
     "parse_time",
     "system_user",
 ]
 
-_TAKE_OVER = "Open the store although another writer has not closed it; that writer is fenced and stops."
+_TAKE_OVER = "Open the store although another process writes it; that one is fenced and stops."
+_WAIT = "Wait so long for the process that writes the store to end, instead of refusing at once."
 
 _MAX_OFFSET_DIGITS: Final = 20
 _LAST_DAYS: Final = datetime.max - timedelta(days=2)
@@ -58,6 +60,7 @@ Actor = Annotated[
 ]
 Reason = Annotated[str, typer.Option(help="Why, for the log.")]
 TakeOver = Annotated[bool, typer.Option("--take-over", help=_TAKE_OVER)]
+Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.0, help=_WAIT)]
 MetricsHost = Annotated[
     str,
     typer.Option(

@@ -4,11 +4,15 @@ What a command does is in cli_read.py (looking), cli_operate.py (changing), cli_
 doctor.py. Here is what they share: how an error becomes one line and an exit code.
 
     0  fine        1  found something: differences, no such job, a log that was changed or lost its end
-    2  usage       3  the store can't be read or written        70  a bug        130  stopped by Ctrl-C
-    4  salvaged, but something promised was lost: the report names it
+    2  usage       3  the store can't be read or written        4  salvaged, but something promised was lost
+    5  another process writes the store: later, perhaps         70  a bug        130  stopped by Ctrl-C
+
+With --json an error is one object on stderr instead of a line: `error` (the class), `message`, `permanent` (whether the
+same call can ever work without a change), `exit_code`; of a store in use `host`, `pid` and `since_ms` too.
 """
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -29,6 +33,7 @@ __all__ = ["exit_code", "main", "rebuild_main", "run"]
 FOUND: Final = 1
 USAGE: Final = 2
 UNREADABLE: Final = 3
+IN_USE: Final = 5
 BUG: Final = 70
 INTERRUPTED: Final = 130
 
@@ -53,6 +58,8 @@ def exit_code(error: BaseException) -> int:
         return USAGE
     if isinstance(error, _FINDINGS):
         return FOUND
+    if isinstance(error, errors.StoreInUse):
+        return IN_USE
     if isinstance(error, errors.LedgerError):
         return UNREADABLE
     return BUG
@@ -89,7 +96,8 @@ def _root(
 ) -> None:
     """Look into, operate, audit and repair the job queues of a ledgerq store.
 
-    Exit codes: 0 fine, 1 found something, 2 wrong usage, 3 the store can't be read, 4 salvaged with losses.
+    Exit codes: 0 fine, 1 found something, 2 wrong usage, 3 the store can't be read, 4 salvaged with losses,
+    5 another process writes it.
     """
     if context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)
@@ -188,11 +196,11 @@ def _outcome(argv: Sequence[str], program: str) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
-        return _failed(program, error)
+        return _failed(program, error, as_json="--json" in argv)
     return code if isinstance(code, int) else 0
 
 
-def _failed(program: str, error: Exception) -> int:
+def _failed(program: str, error: Exception, *, as_json: bool) -> int:
     """Say on one line what happened, and give the exit code for it."""
     if _DEBUG in os.environ:
         traceback.print_exception(error)
@@ -205,8 +213,17 @@ def _failed(program: str, error: Exception) -> int:
         text = f"{error.format_message()} (see {path} --help)"
     else:
         text = str(error)
-    print(f"{program}: {printable(' '.join(text.split()))}", file=sys.stderr)
+    text = " ".join(text.split())
+    print(json.dumps(_as_json(error, text, code)) if as_json else f"{program}: {printable(text)}", file=sys.stderr)
     return code
+
+
+def _as_json(error: Exception, text: str, code: int) -> dict[str, Any]:
+    permanent = not isinstance(error, errors.LedgerError) or error.permanent
+    fields: dict[str, Any] = {"error": type(error).__name__, "message": text, "permanent": permanent, "exit_code": code}
+    if isinstance(error, errors.StoreInUse):
+        fields |= {"host": error.host, "pid": error.pid, "since_ms": error.since_ms}
+    return fields
 
 
 def main() -> None:

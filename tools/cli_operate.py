@@ -1,17 +1,17 @@
 """The commands that change a queue: enqueue, requeue, cancel, pause, resume, and the worker that runs jobs.
 
-Each opens the store for writing. That would fence a writer at work, so a store whose last writer has not closed is
-refused without `--take-over`. A service that owns the store does the same through its own `Queue`.
+Each opens the store for writing. That would fence a writer at work, so a store that another process writes is refused
+without `--take-over`. A service that owns the store does the same through its own `Queue`.
 """
 
 import inspect
 import sys
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, StoreInUse
 from ledgerq.tools.arguments import (
     AcceptRollback,
     Actor,
@@ -22,16 +22,19 @@ from ledgerq.tools.arguments import (
     Reason,
     TakeOver,
     Url,
+    Wait,
     import_object,
     parse_time,
 )
-from ledgerq.tools.opening import execute, opened_queue
+from ledgerq.tools.opening import Access, execute, opened_queue
 from ledgerq.tools.render import Output
 
 if TYPE_CHECKING:
     from ledgerq.projections.job import Job
 
 __all__ = ["cancel", "enqueue", "pause", "requeue", "resume", "worker"]
+
+_OPEN_AGAIN_MS: Final = 1000
 
 
 def enqueue(
@@ -55,6 +58,7 @@ def enqueue(
     header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; may be repeated.")] = None,
     job_id: Annotated[str | None, typer.Option(metavar="ULID", help="An id of your own for the job.")] = None,
     take_over: TakeOver = False,
+    wait: Wait = 0.0,
     accept_rollback: AcceptRollback = False,
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +79,7 @@ def enqueue(
         "job_id": job_id,
     }
     content = _payload(payload)
-    execute(_enqueue(url, queue, content, job, take_over, accept_rollback, Output(as_json=as_json)))
+    execute(_enqueue(url, queue, content, job, Access(take_over, wait), accept_rollback, Output(as_json=as_json)))
 
 
 async def _enqueue(
@@ -83,12 +87,12 @@ async def _enqueue(
     queue_name: str,
     payload: bytes,
     job: dict[str, Any],
-    take_over: bool,
+    access: Access,
     accept_rollback: bool,
     output: Output,
 ) -> None:
     _check_job(queue_name, payload, job)
-    async with opened_queue(url, take_over=take_over, create=True, accept_rollback=accept_rollback) as queue:
+    async with opened_queue(url, access, create=True, accept_rollback=accept_rollback) as queue:
         result = await queue.enqueue(queue_name, payload, **job)
     if output.as_json:
         output.json({"job_id": result.job_id, "queue": queue_name, "created": result.created})
@@ -140,6 +144,7 @@ def requeue(
     reason: Reason,
     actor: Actor,
     take_over: TakeOver = False,
+    wait: Wait = 0.0,
     accept_rollback: AcceptRollback = False,
     as_json: AsJson = False,
 ) -> None:
@@ -147,7 +152,9 @@ def requeue(
 
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
-    execute(_change("requeue", url, job, actor, reason, take_over, accept_rollback, Output(as_json=as_json)))
+    execute(
+        _change("requeue", url, job, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
+    )
 
 
 def cancel(
@@ -156,6 +163,7 @@ def cancel(
     reason: Reason,
     actor: Actor,
     take_over: TakeOver = False,
+    wait: Wait = 0.0,
     accept_rollback: AcceptRollback = False,
     as_json: AsJson = False,
 ) -> None:
@@ -163,14 +171,16 @@ def cancel(
 
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
-    execute(_change("cancel", url, job, actor, reason, take_over, accept_rollback, Output(as_json=as_json)))
+    execute(
+        _change("cancel", url, job, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
+    )
 
 
 async def _change(
-    what: str, url: str, job_id: str, actor: str, reason: str, take_over: bool, accept_rollback: bool, output: Output
+    what: str, url: str, job_id: str, actor: str, reason: str, access: Access, accept_rollback: bool, output: Output
 ) -> None:
     _check_operator(actor, reason, job_id)
-    async with opened_queue(url, take_over=take_over, accept_rollback=accept_rollback) as queue:
+    async with opened_queue(url, access, accept_rollback=accept_rollback) as queue:
         job: Job = await getattr(queue, what)(job_id, actor=actor, reason=reason)
     if output.as_json:
         from ledgerq.tools.describe import job_json
@@ -188,6 +198,7 @@ def pause(
     reason: Reason,
     actor: Actor,
     take_over: TakeOver = False,
+    wait: Wait = 0.0,
     accept_rollback: AcceptRollback = False,
     as_json: AsJson = False,
 ) -> None:
@@ -197,7 +208,9 @@ def pause(
 
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
-    execute(_set_paused(True, url, queue, actor, reason, take_over, accept_rollback, Output(as_json=as_json)))
+    execute(
+        _set_paused(True, url, queue, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
+    )
 
 
 def resume(
@@ -206,6 +219,7 @@ def resume(
     reason: Reason,
     actor: Actor,
     take_over: TakeOver = False,
+    wait: Wait = 0.0,
     accept_rollback: AcceptRollback = False,
     as_json: AsJson = False,
 ) -> None:
@@ -213,7 +227,9 @@ def resume(
 
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
-    execute(_set_paused(False, url, queue, actor, reason, take_over, accept_rollback, Output(as_json=as_json)))
+    execute(
+        _set_paused(False, url, queue, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
+    )
 
 
 async def _set_paused(
@@ -222,12 +238,12 @@ async def _set_paused(
     queue_name: str,
     actor: str,
     reason: str,
-    take_over: bool,
+    access: Access,
     accept_rollback: bool,
     output: Output,
 ) -> None:
     _check_operator(actor, reason)
-    async with opened_queue(url, take_over=take_over, accept_rollback=accept_rollback) as queue:
+    async with opened_queue(url, access, accept_rollback=accept_rollback) as queue:
         change = queue.pause if paused else queue.resume
         await change(queue_name, actor=actor, reason=reason)
     if output.as_json:
@@ -259,29 +275,21 @@ def worker(
         typer.Option(metavar="N", help="Serve /metrics, /healthz and /readyz on this port (0: any free one)."),
     ] = None,
     metrics_host: MetricsHost = "127.0.0.1",
+    wait: Wait = 0.0,
 ) -> None:
     """Run a worker until SIGTERM or SIGINT.
 
     On the first signal it lets running jobs end; a second one ends it at once.
 
     Modules are looked for in the current folder first. A queue belongs to the event loop that it was opened on, so
-    MODULE:WORKER is best an async function that opens the queue, registers the handlers and returns the worker.
+    MODULE:WORKER is best an async function that opens the queue, registers the handlers and returns the worker. With
+    --wait it is called again each second while the store is in use, so it should open the queue first.
     """
-    execute(_worker(target, until_empty, metrics_host, metrics_port))
+    execute(_worker(target, until_empty, metrics_host, metrics_port, wait))
 
 
-async def _worker(target: str, until_empty: bool, metrics_host: str, metrics_port: int | None) -> None:
-    found = import_object(target)
-    try:
-        if callable(found) and not hasattr(found, "run"):
-            found = found()
-        if inspect.isawaitable(found):
-            found = await found
-    except LedgerError:
-        raise
-    except Exception as error:
-        # It is the user's code: whatever goes wrong in there belongs into one clear line.
-        raise InvalidArgument(f"{target} failed to make a worker: {type(error).__name__}: {error}") from error
+async def _worker(target: str, until_empty: bool, metrics_host: str, metrics_port: int | None, wait_s: float) -> None:
+    found = await _made_worker(target, wait_s)
     if not callable(getattr(found, "run", None)) or not hasattr(found, "queue"):
         raise InvalidArgument(f"{target} is no Worker and returns none, but {type(found).__name__}")
     try:
@@ -296,3 +304,24 @@ async def _worker(target: str, until_empty: bool, metrics_host: str, metrics_por
             await found.run(until_empty=until_empty)
     finally:
         await found.queue.close()
+
+
+async def _made_worker(target: str, wait_s: float) -> Any:
+    from ledgerq.eventlog.clock import SystemClock, sleep_until
+
+    found, clock = import_object(target), SystemClock()
+    over_ms = clock.now_ms() + round(wait_s * 1000)
+    while True:
+        try:
+            made = found() if callable(found) and not hasattr(found, "run") else found
+            return await made if inspect.isawaitable(made) else made
+        except StoreInUse:
+            now_ms = clock.now_ms()
+            if now_ms >= over_ms:
+                raise
+            await sleep_until(clock, min(now_ms + _OPEN_AGAIN_MS, over_ms))
+        except LedgerError:
+            raise
+        except Exception as error:
+            # It is the user's code: whatever goes wrong in there belongs into one clear line.
+            raise InvalidArgument(f"{target} failed to make a worker: {type(error).__name__}: {error}") from error

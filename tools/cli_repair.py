@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.tools.arguments import Actor, AsJson, TakeOver, Url, import_object
+from ledgerq.tools.arguments import Actor, AsJson, TakeOver, Url, Wait, import_object
 from ledgerq.tools.cli_salvage import lost_payload_json, lost_payload_lines, salvage_into
-from ledgerq.tools.opening import execute, opened_store, reading, refuse_memory
+from ledgerq.tools.opening import NOT_IN_USE, Access, execute, opened_store, reading, refuse_memory
 from ledgerq.tools.render import Output, local_time, progress
 
 if TYPE_CHECKING:
@@ -222,6 +222,7 @@ def rebuild_projections(
     projection: Projections = None,
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "rebuild-projections",
     take_over: TakeOver = False,
+    wait: Wait = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Make indexes and counters what the log says.
@@ -249,7 +250,7 @@ def rebuild_projections(
     else:
         if only is not None and until is not None:
             raise InvalidArgument("--until cuts the log, so all projections change: leave out --only")
-        execute(_rebuild(url, actor, reason, only, until, projection or [], take_over, output))
+        execute(_rebuild(url, actor, reason, only, until, projection or [], Access(take_over, wait), output))
 
 
 async def _rebuild(
@@ -259,7 +260,7 @@ async def _rebuild(
     only: str | None,
     until: int | None,
     projections: list[str],
-    take_over: bool,
+    access: Access,
     output: Output,
 ) -> None:
     from ledgerq.eventlog.clock import SystemClock
@@ -271,7 +272,7 @@ async def _rebuild(
     given = _projections(projections)
     if only is not None:
         _check_name(only, given)
-    async with opened_store(url, take_over=take_over, rebuilding=True) as store:
+    async with opened_store(url, access) as store:
         if only is not None and await store.get(REBUILD_KEY) is not None:
             raise InvalidArgument(f"a rebuild of {url} was interrupted, so all must be rebuilt: leave out --only")
         with progress("replaying the log") as show:
@@ -295,7 +296,7 @@ async def _rebuild_into(url: str, into: str, actor: str, reason: str, until: int
     actor, reason = operator(actor, reason)
     refuse_memory(into)
     # Nothing of the new store is made before the old one was found. Its own writer, if there is one, is refused.
-    async with reading(url) as reader, opened_store(into, take_over=False, create=True, rebuilding=True) as target:
+    async with reading(url) as reader, opened_store(into, NOT_IN_USE, create=True) as target:
         with progress("copying the log") as show:
             report = await copy_into(
                 reader.store, target, clock=reader.clock, actor=actor, reason=reason, until=until, progress=show

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.tools.opening import opened_store, refuse_memory, without_stderr
+from ledgerq.tools.opening import NOT_IN_USE, opened_store, refuse_memory, without_stderr
 from ledgerq.tools.render import Output, local_time, progress
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ async def salvage_into(url: str, into: str, actor: str, reason: str, output: Out
     with progress("copying the objects", "objects") as copying, progress("reading the files", "files") as show:
         async with (
             damaged_store(source, progress=copying, quietly=without_stderr) as damaged,
-            opened_store(into, take_over=False, create=True, rebuilding=True) as target,
+            opened_store(into, NOT_IN_USE, create=True) as target,
         ):
             report = await salvage(damaged, target, clock=SystemClock(), actor=actor, reason=reason, progress=show)
     if output.as_json:

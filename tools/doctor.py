@@ -84,7 +84,7 @@ async def _check_store(location: "Location") -> "list[Check]":
 
     try:
         async with reading(location.original) as log:
-            checks = [await _check_head(log), await _check_anchor(log), await _check_writer(log)]
+            checks = [await _check_head(log), await _check_anchor(log), await _check_writer(location, log)]
     except StoreNotFound:
         return [Check("ledgerq store", "ok", "there is none yet; the first enqueue makes it", None)]
     except LedgerError as error:
@@ -160,11 +160,21 @@ async def _check_anchor(log: "LogReader") -> "Check":
     return Check("anchor", "ok", f"{anchor.next_offset} events were durable, and the log holds them", None)
 
 
-async def _check_writer(log: "LogReader") -> "Check":
+async def _check_writer(location: "Location", log: "LogReader") -> "Check":
+    from ledgerq.eventlog.writer_hold import current_writer
     from ledgerq.tools.doctor_place import Check
 
-    writer = await last_writer(log)
-    if writer is None:
-        return Check("last writer", "ok", "none yet", None)
-    advice = "if it crashed, just start it again; nothing else is needed" if writer.seems_gone else None
-    return Check("last writer", "warn" if writer.seems_gone else "ok", writer.describe(), advice)
+    last = await last_writer(log)
+    measured = "none yet" if last is None else last.describe()
+    try:
+        writing = await current_writer(location, log.clock)
+    except StoreUnavailable as error:
+        return Check("last writer", "warn", f"{measured}; whether it lives can't be told: {error}", "see the message")
+    if writing is not None:
+        since = "" if writing.since_ms is None else f" since {local_time(writing.since_ms)}"
+        who = "a process" if writing.pid is None else f"process {writing.pid} on host {writing.host}"
+        return Check("last writer", "ok", f"{who} writes it{since}", None)
+    if last is not None and not last.is_closed:
+        advice = "it crashed, or could not reach the store at its end: just start it again, nothing else is needed"
+        return Check("last writer", "warn", f"none now; the last was {measured}", advice)
+    return Check("last writer", "ok", "none now" if last is None else f"none now; the last was {measured}", None)

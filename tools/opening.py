@@ -1,19 +1,18 @@
-"""Stores, as commands open them: for reading beside a live writer, or for writing, which takes the store over.
+"""Stores, as commands open them: for reading beside a live writer, or for writing once there is none.
 
-Whoever opens for writing fences the writer before. An operator who cancels a job must not stop a service by that, so
-commands look first whether the last writer closed.
+An operator who cancels a job must not stop a service by that: a store whose writer lives is opened for writing only
+with --take-over, and --wait gives that writer time to end.
 """
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
 
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, NotRebuilt, StoreNotFound
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned
 from ledgerq.tools.render import local_time
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from ledgerq.worker.queue import Queue
 
 __all__ = [
+    "NOT_IN_USE",
+    "Access",
     "ClosedPipe",
     "LastWriter",
     "execute",
@@ -29,12 +30,22 @@ __all__ = [
     "opened_queue",
     "opened_store",
     "reading",
-    "refuse_live_writer",
     "refuse_memory",
     "without_stderr",
 ]
 
 _PIN_TRIES: Final = 3
+
+
+class Access(NamedTuple):
+    """What a command does about a live writer: wait for its end for so many seconds, then fence it if `take_over`."""
+
+    take_over: bool = False
+    wait_s: float = 0.0
+
+
+NOT_IN_USE: Final = Access()
+"""Refuse at once."""
 
 
 class ClosedPipe(Exception):
@@ -124,31 +135,10 @@ class LastWriter(NamedTuple):
     opened_ms: int
     is_closed: bool
 
-    @property
-    def seems_gone(self) -> bool:
-        """It has not closed, and its process is not seen on this machine, which it named as its own.
-
-        A hint for people, no proof: containers may share a host's name and see other processes.
-        """
-        host, _, pid = self.name.rpartition(":")
-        return not self.is_closed and host == socket.gethostname() and pid.isdigit() and not _is_running(int(pid))
-
     def describe(self) -> str:
         """One line about it."""
         when = f"{self.name}, opened {local_time(self.opened_ms)}"
-        if self.is_closed:
-            return f"{when}, closed"
-        return f"{when}, not closed" + ("; no such process is seen from here, so it may have crashed" * self.seems_gone)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+        return f"{when}, closed" if self.is_closed else f"{when}, not closed"
 
 
 async def last_writer(log: "LogReader") -> LastWriter | None:
@@ -173,49 +163,27 @@ async def last_writer(log: "LogReader") -> LastWriter | None:
     return LastWriter(names[0] if names else "a rebuild", first.time_ms, is_closed)
 
 
-async def refuse_live_writer(url: str, *, create: bool = False, rebuilding: bool = False) -> None:
-    """Raise `InvalidArgument` when the store's last writer has not closed, `NotRebuilt` in the midst of a rebuild.
-
-    A store that is not there is for the opener to make when `create`. When `rebuilding`, an interrupted rebuild and a
-    damaged log are no reason to refuse: mending them is what the rebuild is for.
-    """
-    from ledgerq.eventlog import keys
-
-    try:
-        async with reading(url) as log:
-            if not rebuilding and await log.store.get(keys.REBUILD_KEY) is not None:
-                raise NotRebuilt(
-                    f"a rebuild of {url} is under way or was interrupted: wait for it, or run rebuild-projections again"
-                )
-            writer = await last_writer(log)
-    except StoreNotFound:
-        if not create:
-            raise
-        return
-    except LogCorrupt:
-        if not rebuilding:
-            raise
-        return
-    if writer is not None and not writer.is_closed:
-        raise InvalidArgument(
-            f"{url} seems to be in use, and opening it for writing would stop that writer ({writer.describe()}): "
-            "stop it first, or add --take-over"
-        )
-
-
 @asynccontextmanager
-async def opened_store(
-    url: str, *, take_over: bool, create: bool = False, rebuilding: bool = False
-) -> AsyncIterator["Store"]:
-    """The store at `url` opened for writing, which fences its writer: refused for a live one unless `take_over`."""
+async def opened_store(url: str, access: Access, *, create: bool = False) -> AsyncIterator["Store"]:
+    """The store at `url` opened for writing. Raises `StoreInUse` for one whose writer lives, unless that is fenced."""
     from ledgerq.eventlog.clock import SystemClock
     from ledgerq.eventlog.stores import open_store
 
     refuse_memory(url)
-    if not take_over:
-        await refuse_live_writer(url, create=create, rebuilding=rebuilding)
-    await _check_quietly(url, writing=True)
-    store = await open_store(url, clock=SystemClock(), create=create)
+    quietly: AbstractContextManager[None] = nullcontext()
+    try:
+        await _check_quietly(url, writing=True)
+    except LogPoisoned:
+        # Opening sets such files aside, or refuses: the error is the same then.
+        quietly = without_stderr()
+    with quietly:
+        store = await open_store(
+            url, clock=SystemClock(), create=create, take_over=access.take_over, wait=access.wait_s
+        )
+    for folder, names in await store.set_aside():
+        typer.echo(
+            f"{url}: {len(names)} files kept it from being opened and are in {folder} now; none is needed", err=True
+        )
     try:
         yield store
     finally:
@@ -224,12 +192,12 @@ async def opened_store(
 
 @asynccontextmanager
 async def opened_queue(
-    url: str, *, take_over: bool, create: bool = False, accept_rollback: bool = False
+    url: str, access: Access, *, create: bool = False, accept_rollback: bool = False
 ) -> AsyncIterator["Queue"]:
     """A queue on the store at `url`; see `opened_store`. It is closed at the end, also when that fails."""
     from ledgerq.worker.queue import Queue
 
-    async with opened_store(url, take_over=take_over, create=create) as store:
+    async with opened_store(url, access, create=create) as store:
         queue = await Queue.open(url, store=store, accept_rollback=accept_rollback)
         try:
             yield queue

@@ -2,10 +2,10 @@
 
     python -m ledgerq.tools.soak_child URL RATE REPORT_EVERY
 
-Orders and answers are JSON objects, one a line. Orders: `open` (with `facts`, a file, and `seed`), `fence` (the same:
-a second queue is opened on the store while the first one works, which is then abandoned), `lose` (another process will
-open the store), `drain` (with `limit_s`), `close`, `end`. Each is answered by `{"done": order, ...}`, or by
-`{"failed": why}`. Each `REPORT_EVERY` seconds under load it says `{"sample": {...}}`.
+Orders and answers are JSON objects, one a line. Orders: `open` (with `facts`, a file, `seed`, `take_over`), `fence`
+(likewise: a second queue is opened on the store while the first one works, which is then abandoned), `lose` (another
+process will open the store), `drain` (with `limit_s`), `close`, `end`. Each is answered by `{"done": order, ...}`, or
+by `{"failed": why}`. Each `REPORT_EVERY` seconds under load it says `{"sample": {...}}`.
 """
 
 import asyncio
@@ -44,10 +44,12 @@ class Resident:
         self._facts: Facts | None = None
         self._sampler: asyncio.Task[None] | None = None
 
-    async def open(self, facts: str, seed: int) -> dict[str, Any]:
+    async def open(self, facts: str, seed: int, take_over: bool = False) -> dict[str, Any]:
         """Open the store and put it under load; says how long opening took."""
         start_s = time.monotonic()
-        self._queue = await Queue.open(self._url, default=OPTIONS, queues=QUEUES, projections=[Counts()])
+        self._queue = await Queue.open(
+            self._url, default=OPTIONS, queues=QUEUES, projections=[Counts()], take_over=take_over
+        )
         took_s = time.monotonic() - start_s
         self._facts = Facts(Path(facts))
         meter = Meter()
@@ -59,7 +61,7 @@ class Resident:
     async def fence(self, facts: str, seed: int) -> dict[str, Any]:
         """Open a second queue over the one that works, and abandon that one."""
         before = (self._queue, self._load, self._facts, self._sampler)
-        found = await self.open(facts, seed)
+        found = await self.open(facts, seed, take_over=True)
         await _abandon(*before)
         return found
 

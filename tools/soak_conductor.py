@@ -120,7 +120,7 @@ class Conductor:
         self._guests += 1
         guest = await self._new_process(f"guest-{self._guests}")
         active.order("lose")
-        open_s = await self._open(guest)
+        open_s = await self._open(guest, take_over=True)
         await active.answer()
         await self._check(f"abandoned, and fenced by process {guest.name}, open in {open_s:.2f} s", [facts])
         return guest
@@ -142,10 +142,10 @@ class Conductor:
         self._processes.append(process)
         return process
 
-    async def _open(self, process: Process, how: str = "open") -> float:
+    async def _open(self, process: Process, how: str = "open", **more: bool) -> float:
         self._facts = self._files.new()
         seed = self._plan.seed * 1_000_003 + self.restarts
-        found = await process.do(how, facts=str(self._facts), seed=seed)
+        found = await process.do(how, facts=str(self._facts), seed=seed, **more)
         open_s: float = found["open_s"]
         self._openings_s.append((self.time_s, open_s))
         return open_s

@@ -23,8 +23,12 @@ from ledgerq.eventlog.errors import (
 )
 from ledgerq.eventlog.events import STATES, WriterClosed
 from ledgerq.eventlog.keys import queue_name_bytes
+from ledgerq.eventlog.process import package_version
+from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.store import Store
+from ledgerq.eventlog.stores import open_store
 from ledgerq.eventlog.writer import EventLog
+from ledgerq.eventlog.writer_hold import check_wait
 from ledgerq.projections.host import Projection, ProjectionHost
 from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.view import LedgerView
@@ -33,11 +37,11 @@ from ledgerq.worker.handout import Handout
 from ledgerq.worker.intake import Intake
 from ledgerq.worker.live import Live
 from ledgerq.worker.maintenance import Maintenance
-from ledgerq.worker.opening import package_version, take_over
+from ledgerq.worker.opening import take_over
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.reports import EndedClaims
 
-__all__ = ["DEFAULT_OPTIONS", "Core"]
+__all__ = ["DEFAULT_OPTIONS", "Core", "open_core"]
 
 T = TypeVar("T")
 
@@ -197,6 +201,31 @@ class Core:
     def options(self, queue: str) -> QueueOptions:
         """The options in force for a queue."""
         return self._options.get(queue, self._default)
+
+
+async def open_core(
+    url: str,
+    store: Store | None,
+    store_options: StoreOptions | None,
+    *,
+    clock: Clock | None,
+    take_over: bool,
+    wait: float | None,
+    accept_rollback: bool,
+    **parts: Any,
+) -> Core:
+    """A core that has become the writer of `store`, or of the one at `url`; `parts` as for `Core`."""
+    check_wait(take_over, wait, is_open=store is not None)
+    opened = store or await open_store(
+        url, clock=clock or SystemClock(), options=store_options, take_over=take_over, wait=wait
+    )
+    try:
+        core = Core(opened, clock=clock, **parts)
+    except BaseException:
+        await opened.close()
+        raise
+    await core.take_over(accept_rollback=accept_rollback)
+    return core
 
 
 def _checked_options(

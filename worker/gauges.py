@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.events import STATES
+from ledgerq.eventlog.process import package_version
 from ledgerq.eventlog.slate import SlateStore
 from ledgerq.projections.metrics import Families, LedgerCollector
 from ledgerq.projections.metrics_counters import CountersSource
 from ledgerq.projections.metrics_look import Looker, LookSource, StoreLook
 from ledgerq.projections.metrics_slate import SlateSource
-from ledgerq.worker.opening import package_version
 
 if TYPE_CHECKING:
     from ledgerq.worker.core import Core

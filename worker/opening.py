@@ -1,8 +1,6 @@
 """Opening a queue: read what is there, take over from the writer before, and end the claims it left behind."""
 
 from collections.abc import Awaitable, Callable, Generator
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -19,7 +17,7 @@ from ledgerq.worker.live import Live
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.reports import say_interrupted
 
-__all__ = ["Opening", "package_version", "take_over"]
+__all__ = ["Opening", "take_over"]
 
 _MAX_NAMES: Final = 100
 
@@ -90,15 +88,6 @@ async def _claimed(live: Live) -> list[Job]:
         jobs = await live.jobs([key[len(prefix) :] for key, _ in rows])
         found += [job for job in jobs if job is not None and job.state == "claimed"]
     return found
-
-
-@cache
-def package_version() -> str:
-    """The version of the installed distribution, for the log."""
-    try:
-        return version("ledgerq")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 class _Closable(Protocol):

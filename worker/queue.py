@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from ledgerq.eventlog.clock import Clock, SystemClock
+from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
@@ -17,7 +17,6 @@ from ledgerq.eventlog.events import Record, State, UniqueUntil
 from ledgerq.eventlog.keys import queue_name_bytes, queue_names
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.store import Store
-from ledgerq.eventlog.stores import open_store
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.host import Projection
 from ledgerq.projections.job import Job
@@ -26,7 +25,7 @@ from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import Page
 from ledgerq.worker import decisions, operate, settle
 from ledgerq.worker.claims import Claim, Enqueued
-from ledgerq.worker.core import DEFAULT_OPTIONS, Core
+from ledgerq.worker.core import DEFAULT_OPTIONS, Core, open_core
 from ledgerq.worker.enqueue import prepare, prepare_many
 from ledgerq.worker.gauges import QueueCollector
 from ledgerq.worker.handout import WatchCallback
@@ -72,39 +71,42 @@ class Queue:
         store_options: StoreOptions | None = None,
         projections: Iterable[Projection] = (),
         accept_rollback: bool = False,
+        take_over: bool = False,
+        wait: float | None = 0.0,
         tracer_provider: "TracerProvider | None" = None,
     ) -> Opening["Queue"]:
-        """Open the store at `url` (or `store`, already open) for writing, and take it over from an earlier writer.
+        """Open the store at `url` (or `store`, already open) for writing.
+
+        While another writer has it open this raises `StoreInUse`, after `wait` seconds (None: never) in which it opens
+        as soon as the other has ended; with `take_over` it fences the other instead. See writer_hold.py.
 
         `default` and `queues` say how queues treat their jobs; `ready_window` is how many pending jobs of each queue
         are kept in memory; commits follow each other at least `commit_interval_ms` apart under load (None: 50 ms on
-        object stores, less elsewhere); `projections` are the user's own; `tracer_provider` (OpenTelemetry's) switches
-        tracing on, see tracing.py. Use the result with `await` or `async with`.
+        object stores, less elsewhere); `projections` are the user's own; `tracer_provider` switches tracing on, see
+        tracing.py. Use the result with `await` or `async with`.
 
         Raises `InvalidArgument`, `StoreUnavailable`, `LogRolledBack` (unless `accept_rollback`), `LogCorrupt`,
-        `FormatTooNew`, `NotRebuilt`, and `Fenced` when another one opened it at the same moment.
+        `FormatTooNew`, `NotRebuilt`, `StoreInUse`, and `Fenced` when another one took it over at the same moment.
         """
-
         if tracer_provider is not None:
             check_provider(tracer_provider)
 
         async def make() -> "Queue":
-            opened = store or await open_store(url, clock=clock or SystemClock(), options=store_options)
-            try:
-                core = Core(
-                    opened,
-                    default=default,
-                    queues=queues,
-                    ready_window=ready_window,
-                    commit_interval_ms=commit_interval_ms,
-                    clock=clock,
-                    entropy=entropy,
-                    projections=projections,
-                )
-            except BaseException:
-                await opened.close()
-                raise
-            await core.take_over(accept_rollback=accept_rollback)
+            core = await open_core(
+                url,
+                store,
+                store_options,
+                take_over=take_over,
+                wait=wait,
+                accept_rollback=accept_rollback,
+                default=default,
+                queues=queues,
+                ready_window=ready_window,
+                commit_interval_ms=commit_interval_ms,
+                clock=clock,
+                entropy=entropy,
+                projections=projections,
+            )
             return cls(core) if tracer_provider is None else traced_queue(core, tracer_provider)
 
         return Opening(make)

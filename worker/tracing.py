@@ -33,8 +33,8 @@ from opentelemetry import propagate, trace
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 
 from ledgerq.eventlog.logs import about, logger
+from ledgerq.eventlog.process import package_version
 from ledgerq.worker.claims import Claim, Enqueued
-from ledgerq.worker.opening import package_version
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.outcomes import Retry, plain_text
 from ledgerq.worker.reports import Outcome
