@@ -55,9 +55,8 @@ class SlateStore(SlateReads):
         self, db: Db, lane: Lane, location: Location, clock: Clock, options: StoreOptions, metrics: SlateMetrics
     ) -> None:
         """Own the open `db`, which counts for `metrics`; `started` must follow."""
-        super().__init__(db, lane, location.original, read_timeout_s=options.read_timeout_s)
+        super().__init__(db, lane, location, read_timeout_s=options.read_timeout_s)
         self.metrics = metrics
-        self._place = location
         self._clock = clock
         self._options = options
         self._threads = DaemonThreads("ledgerq-sync")
