@@ -139,13 +139,18 @@ class UnknownEventType(FormatTooNew):
     """The log holds an event type that this version doesn't know; upgrade ledgerq to read it."""
 
 
+def _log_end(next_offset: int) -> str:
+    return f"its last offset is {next_offset - 1}" if next_offset else "it is empty"
+
+
 class LogCorrupt(LedgerError):
     """The hash chain is broken. `offset` is the first bad offset: everything before it is proven."""
 
     def __init__(self, offset: int, what: str) -> None:
         super().__init__(
             f"the log is corrupt at offset {offset}: {what}. Everything before it is proven; "
-            f"restore a copy, or keep what is proven with: rebuild-projections URL --until {offset}"
+            f"restore a copy, or keep what is proven with: rebuild-projections URL --until {offset}, or save what more "
+            "the files hold with: rebuild-projections URL --into NEW --salvage"
         )
         self.offset = offset
         self.what = what
@@ -156,8 +161,9 @@ class LogRolledBack(LedgerError):
 
     def __init__(self, anchored_offset: int, head_offset: int, what: str) -> None:
         super().__init__(
-            f"the anchor says that offset {anchored_offset} was durable, but {what} (the log ends at offset "
-            f"{head_offset}). Restore the lost files, or accept the loss with accept_rollback=True (--accept-rollback)"
+            f"the anchor says that offset {anchored_offset} was durable, but {what} ({_log_end(head_offset)}). Restore "
+            "the lost files, or save what more they hold with: rebuild-projections URL --into NEW --salvage, or accept "
+            f"the loss with: rebuild-projections URL --until {head_offset} (Queue.open: accept_rollback=True)"
         )
         self.anchored_offset = anchored_offset
         self.head_offset = head_offset
@@ -168,7 +174,16 @@ class LogPoisoned(LedgerError):
 
 
 class RowUnreadable(LogPoisoned):
-    """The block of a file that holds a row is damaged, and only that block: the row is lost, others are not."""
+    """The block of a file that holds a row is damaged, and only that block: the row is lost, others are not.
+
+    `where` names file and block. `found` is a value of the row that could still be read, perhaps not its newest: for
+    who can prove it by a digest.
+    """
+
+    def __init__(self, message: str, where: str = "", found: bytes | None = None) -> None:
+        super().__init__(message)
+        self.where = where
+        self.found = found
 
 
 def _span(span_ms: int) -> str:

@@ -10,7 +10,8 @@ from typing import Final
 
 from sortedcontainers import SortedDict
 
-from ledgerq.eventlog.errors import Fenced, LedgerError, QueueClosed
+from ledgerq.eventlog.errors import Fenced, LedgerError, LogPoisoned, QueueClosed, RowUnreadable
+from ledgerq.eventlog.sst_files import FileFault
 from ledgerq.eventlog.store import Anchor, Batch, Row, check_key
 
 __all__ = ["Fault", "MemoryBatch", "MemoryDisk", "MemoryReader", "MemoryStore"]
@@ -28,6 +29,7 @@ class MemoryDisk:
         self.rows: SortedDict[bytes, bytes] = SortedDict()
         self.anchor: Anchor | None = None
         self.writer_number = 0
+        self.damaged: set[bytes] = set()
         self.set_aside: dict[str, list[str]] = {}
 
 
@@ -78,6 +80,8 @@ class MemoryReader:
         return self._get(key)
 
     def _get(self, key: bytes) -> bytes | None:
+        if key in self._disk.damaged:
+            raise RowUnreadable(f"{self.location}: the block of the row {key.hex()} is damaged", "memory")
         if key in self._unsynced:
             return self._unsynced[key]
         return self._rows.get(key)
@@ -93,6 +97,8 @@ class MemoryReader:
         """Rows with `start <= key < stop`, as of the first page."""
         await self._meet("scan")
         rows = [(key, self._rows[key]) for key in self._rows.irange(start, stop, (True, False))]
+        if any(start <= key < stop for key in self._disk.damaged):
+            raise LogPoisoned(f"{self.location}: a block of the rows from {start.hex()} on is damaged")
         changed = {key: value for key, value in self._unsynced.items() if start <= key < stop}
         if changed:
             merged = dict(rows) | changed
@@ -109,6 +115,10 @@ class MemoryReader:
     async def read_anchor(self) -> Anchor | None:
         """The anchor of the last synced commit, or of the one that a pinned reader shows."""
         return self._pinned_anchor if self._is_pinned else self._disk.anchor
+
+    async def damaged_files(self, *, remote: bool = False) -> list[FileFault]:
+        """There are no files."""
+        return []
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -61,9 +61,8 @@ class SlateStore(SlateReads):
         metrics: SlateMetrics,
     ) -> None:
         """Own the open `db`, which counts for `metrics`; `started` must follow."""
-        super().__init__(db, lane, location.original, read_timeout_s=options.read_timeout_s)
+        super().__init__(db, lane, location, read_timeout_s=options.read_timeout_s)
         self.metrics = metrics
-        self._place = location
         self._clock = clock
         self._options = options
         self.hold: Hold | None = None

@@ -17,7 +17,7 @@ from ledgerq.eventlog.errors import (
     StoreUnavailable,
 )
 
-__all__ = ["NO_COMPACTIONS", "SLATE_ERRORS", "closed_error", "late_error", "translate"]
+__all__ = ["NO_COMPACTIONS", "SLATE_ERRORS", "closed_error", "late_error", "salvage_it", "translate"]
 
 # A Rust panic comes as InternalError, which is no subclass of Error.
 SLATE_ERRORS: Final = (Error, InternalError)
@@ -33,12 +33,20 @@ NO_COMPACTIONS: Final = (
 )
 
 
+def salvage_it(url: str) -> str:
+    """What to do about a store whose files are damaged, for the end of a message."""
+    return f"restore a copy, or save what is still there with: rebuild-projections {url} --into NEW --salvage"
+
+
 def translate(error: BaseException, url: str) -> LedgerError:
     """The error of our tree for one of `SLATE_ERRORS`, raised by the store at `url`."""
     # Some of its messages are several lines long.
     message = " ".join(str(getattr(error, "message", error)).split())
     if isinstance(error, InternalError):
-        return LogPoisoned(f"{url}: SlateDB failed inside ({message}); what it holds is unknown, open it again")
+        return LogPoisoned(
+            f"{url}: SlateDB failed inside ({message}); what it holds is unknown: open it again, and if that fails, "
+            f"{salvage_it(url)}"
+        )
     if isinstance(error, Error.Closed):
         return closed_error(error.reason, url, message)
     if (tick := _CLOCK.search(message)) is not None:
@@ -49,17 +57,15 @@ def translate(error: BaseException, url: str) -> LedgerError:
         return _fenced(url)
     if _COMPACTIONS in message:
         return LogPoisoned(
-            f"{url}: the newest file in compactions/ does not go with the manifest ({message}); restore both from a "
-            f"copy, or {NO_COMPACTIONS}"
+            f"{url}: the newest file in compactions/ does not go with the manifest ({message}); {NO_COMPACTIONS}; or "
+            f"{salvage_it(url)}"
         )
     if isinstance(error, Error.Invalid):
         return InvalidArgument(f"{url}: {message}")
     if isinstance(error, Error.Unavailable):
         return StoreUnavailable(f"{url}: {message}")
     if isinstance(error, Error.Data):
-        return LogPoisoned(
-            f"{url}: the store's files are damaged or missing ({message}); restore them from a copy, then open it again"
-        )
+        return LogPoisoned(f"{url}: the store's files are damaged or missing ({message}); {salvage_it(url)}")
     return LogPoisoned(f"{url}: {message}; what it holds is unknown, open it again")
 
 

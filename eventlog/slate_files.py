@@ -23,7 +23,7 @@ from ledgerq.eventlog.errors import LogPoisoned
 from ledgerq.eventlog.file_garbage import admin_of, sorted_files
 from ledgerq.eventlog.filesync import noted_manifest
 from ledgerq.eventlog.locations import Location
-from ledgerq.eventlog.slate_errors import NO_COMPACTIONS, SLATE_ERRORS, translate
+from ledgerq.eventlog.slate_errors import NO_COMPACTIONS, SLATE_ERRORS, salvage_it, translate
 from ledgerq.eventlog.sst import COMPRESSED, UNKNOWN_VERSION, read_sst
 
 __all__ = ["check_files", "ends_well", "numbers_of", "trusted_files", "wrong_sorted_file"]
@@ -34,10 +34,6 @@ _VERSIONS: Final = (1, 2)
 _MAX_CHECKED_BYTES: Final = 256 * 1024 * 1024
 _FAR_FUTURE_S: Final = 2**33
 _NUMBER: Final = re.compile(rb"-1|[0-9]{1,20}")
-_OLDER_MANIFEST: Final = (
-    "move it away: the one before it may hold everything too, and what would be missing is noticed (the first opening "
-    "may say that it was fenced: then open it again)"
-)
 
 
 async def check_files(location: Location, *, writing: bool) -> VersionedManifest | None:
@@ -47,7 +43,7 @@ async def check_files(location: Location, *, writing: bool) -> VersionedManifest
     new store. Raises OSError.
     """
     admin = admin_of(location)
-    manifest = await _newest(location, "manifest", _OLDER_MANIFEST, admin.read_manifest)
+    manifest = await _newest(location, "manifest", salvage_it(location.original), admin.read_manifest)
     if writing:
         await _newest(location, "compactions", NO_COMPACTIONS, admin.read_compactions)
     if manifest is None:
@@ -81,8 +77,7 @@ async def _newest(
         # SlateDB would look for newer ones without end.
         raise LogPoisoned(
             f"{location.original}: the newest file in {kind}/ is number {newest}, but gc/{kind}.boundary says that "
-            f"there was one after {collected}: it is missing, or the boundary was altered; restore them from a copy"
-            + (f", or {remedy}" if kind == "compactions" else "")
+            f"there was one after {collected}: it is missing, or the boundary was altered; {remedy}"
         )
     try:
         return await read(None) if newest else None
@@ -92,8 +87,7 @@ async def _newest(
             raise translated from error
         message = " ".join(str(getattr(error, "message", error)).split())
         raise LogPoisoned(
-            f"{location.original}: {kind}/{newest:020d}.{kind} can't be read ({message}); restore it from a copy, or "
-            f"{remedy}"
+            f"{location.original}: {kind}/{newest:020d}.{kind} can't be read ({message}); {remedy}"
         ) from error
 
 
@@ -117,7 +111,10 @@ def _check_new(location: Location) -> None:
     """A store without a manifest is a new one: it has no commit that SlateDB would then write over."""
     wal = location.folder / "wal"
     if any(path.stat().st_size for path in wal.glob("*.sst")) or (location.folder / "anchor").exists():
-        raise LogPoisoned(f"{location.original}: manifest/ is empty, but there are log files or an anchor")
+        raise LogPoisoned(
+            f"{location.original}: manifest/ is empty, but there are log files or an anchor; "
+            + salvage_it(location.original)
+        )
 
 
 def numbers_of(folder: Path, kind: str) -> list[int]:
@@ -132,7 +129,7 @@ async def _check_sequence(location: Location, admin: Admin, manifest: VersionedM
     if tracked is not None and tracked > manifest.last_l0_seq:
         raise LogPoisoned(
             f"{location.original}: manifest/{manifest.id:020d}.manifest was altered: it remembers sequence number "
-            f"{tracked}, and {manifest.last_l0_seq} is its last; restore it from a copy, or {_OLDER_MANIFEST}"
+            f"{tracked}, and {manifest.last_l0_seq} is its last; {salvage_it(location.original)}"
         )
 
 
@@ -140,13 +137,13 @@ def _check_ends(location: Location, manifest: VersionedManifest, trusted: frozen
     wrong = wrong_sorted_file(location.folder, manifest, trusted)
     if wrong is not None:
         raise LogPoisoned(
-            f"{location.original}: manifest/{manifest.id:020d}.manifest can't be used: {wrong}; restore a copy"
+            f"{location.original}: manifest/{manifest.id:020d}.manifest can't be used: {wrong}; "
+            + salvage_it(location.original)
         )
     for path in sorted(location.folder.glob("wal/*.sst")):
         if path.stem.isdigit() and int(path.stem) > manifest.replay_after_wal_id and not ends_well(path, None):
             raise LogPoisoned(
-                f"{location.original}: wal/{path.name} is damaged at its end; restore it from a copy, or move it away: "
-                "what is missing then is noticed and named"
+                f"{location.original}: wal/{path.name} is damaged at its end; {salvage_it(location.original)}"
             )
 
 

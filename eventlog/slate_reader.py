@@ -14,7 +14,7 @@ from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_readable
-from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
+from ledgerq.eventlog.slate_errors import SLATE_ERRORS, salvage_it, translate
 from ledgerq.eventlog.slate_reads import SlateReads
 from ledgerq.eventlog.store import Anchor
 
@@ -34,8 +34,7 @@ class SlateReader(SlateReads):
 
     def __init__(self, db: object, lane: Lane, location: Location) -> None:
         """Own the open reader `db`."""
-        super().__init__(db, lane, location.original, read_timeout_s=_READ_LIMIT_S)
-        self._place = location
+        super().__init__(db, lane, location, read_timeout_s=_READ_LIMIT_S)
         self._pinned_seq: int | None = None
         self._pinned_anchor: Anchor | None = None
 
@@ -61,7 +60,8 @@ class SlateReader(SlateReads):
         if isinstance(error, Error.Data) and "not found" in str(error):
             return StoreUnavailable(
                 f"{self.location}: a file of this view is gone ({error}). If the view is older than some minutes the "
-                "writer replaced it: open it again. If that doesn't help, the file is lost: restore it from a copy"
+                "writer replaced it: open it again. If that doesn't help, the file is lost: "
+                + salvage_it(self.location)
             )
         return await super()._failed(error)
 

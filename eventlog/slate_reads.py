@@ -7,9 +7,13 @@ from typing import Final
 
 from slatedb.uniffi import Db, DbIterator, DbReader
 
+from ledgerq.eventlog.block_check import find_damaged_files
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, QueueClosed, StoreUnavailable, WrongProcess
 from ledgerq.eventlog.lane import Lane
+from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.lost_rows import find_lost_row
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
+from ledgerq.eventlog.sst_files import FileFault
 from ledgerq.eventlog.store import Row
 
 __all__ = ["SlateReads"]
@@ -25,11 +29,12 @@ _GETS_AT_ONCE: Final = 64
 class SlateReads:
     """An open database, read through a lane. No wait is longer than a limit: SlateDB itself tries without end."""
 
-    def __init__(self, db: Db | DbReader, lane: Lane, location: str, *, read_timeout_s: float) -> None:
-        """Read from `db`, which this object now owns."""
+    def __init__(self, db: Db | DbReader, lane: Lane, place: Location, *, read_timeout_s: float) -> None:
+        """Read from `db`, the store at `place`, which this object now owns."""
         self._db = db
         self._lane = lane
-        self._location = location
+        self._place = place
+        self._location = place.original
         self._pid = os.getpid()
         self._is_closed = False
         self._read_timeout_s = read_timeout_s
@@ -40,7 +45,7 @@ class SlateReads:
         return self._location
 
     async def get(self, key: bytes) -> bytes | None:
-        """The value of `key`, or None."""
+        """The value of `key`, or None. Raises `RowUnreadable` when just the block that would hold it is damaged."""
         return (await self._gets([key]))[0]
 
     async def _gets(self, keys: list[bytes]) -> list[bytes | None]:
@@ -57,7 +62,8 @@ class SlateReads:
         except TimeoutError as error:
             raise self._late() from error
         except SLATE_ERRORS as error:
-            raise await self._failed(error) from error
+            lost = await find_lost_row(self._place, keys[0], error) if len(keys) == 1 else None
+            raise lost or await self._failed(error) from error
         return found
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -96,6 +102,11 @@ class SlateReads:
         self._check()
         async for rows in self._pages(start, stop, reverse, page_rows):
             yield rows
+
+    async def damaged_files(self, *, remote: bool = False) -> list[FileFault]:
+        """The files that are needed now and have a part that can't be read; of objects only when `remote`."""
+        self._check()
+        return await find_damaged_files(self._place) if remote or self._place.is_file else []
 
     async def _pages(self, start: bytes, stop: bytes, reverse: bool, page_rows: int) -> AsyncIterator[list[Row]]:
         if start >= stop:

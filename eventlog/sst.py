@@ -21,7 +21,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["COMPRESSED", "UNKNOWN_VERSION", "Part", "SstRow", "read_sst"]
+from ledgerq.eventlog.flatbuffer import FlatTable
+
+__all__ = ["COMPRESSED", "UNKNOWN_VERSION", "Part", "SstRow", "damaged_block_of", "read_sst"]
 
 _VERSION: Final = 2
 _FOOTER: Final = struct.Struct(">QH")
@@ -103,6 +105,28 @@ def read_sst(data: bytes, ranges: Sequence[tuple[bytes, bytes]] | None = None) -
     yield Part("description", described_at, len(data))
 
 
+def damaged_block_of(data: bytes, key: bytes) -> tuple[Part, bytes | None] | None:
+    """The damaged block of a sorted file in which `key` would be, when all of the file that leads there is in order.
+
+    And the key's value in the block behind it, where there is one: the damaged block may have held a newer one. None
+    when its block is in order, or when more of the file is damaged than a block: then nothing is said of its rows.
+    """
+    try:
+        layout, _ = _description(data)
+        index = _index(data, *layout.index_at)
+    except _Damaged:
+        return None
+    if layout.is_log or (layout.filter[1] and not _sum_holds(data, layout.filter[0], sum(layout.filter))):
+        return None
+    stops = [*(start for start, _ in index[1:]), layout.blocks_end]
+    for (start, first), stop, following in zip(index, stops, [*(first for _, first in index[1:]), None], strict=True):
+        if first <= key and (following is None or key <= following) and not _sum_holds(data, start, stop):
+            rows = (row for part in read_sst(data, [(key, key + b"\0")]) if part.start == stop for row in part.rows)
+            found = next((row.value for row in rows if row.key == key), None)
+            return Part("block", start, stop, (), _SUM_WRONG), found
+    return None
+
+
 def _summed(kind: str, data: bytes, start: int, length: int) -> Part:
     return Part(kind, start, start + length, (), "" if _sum_holds(data, start, start + length) else _SUM_WRONG)
 
@@ -133,7 +157,7 @@ def _description(data: bytes) -> tuple[_Layout, int]:
     if not is_sound:
         raise _Damaged("its checksum is wrong, or the file was cut short")
     try:
-        table = _Table(data[described_at : end - _SUM_BYTES])
+        table = FlatTable(data[described_at : end - _SUM_BYTES])
         numbers = [table.u64(field) for field in (3, 4, 1, 2, 8, 9)]
         compression = table.u8(5)
         is_log = table.u8(6) == 1
@@ -155,7 +179,7 @@ def _index(data: bytes, start: int, length: int) -> list[tuple[int, bytes]]:
     if not _sum_holds(data, start, start + length):
         raise _Damaged(_SUM_WRONG)
     try:
-        table = _Table(data[start : start + length - _SUM_BYTES])
+        table = FlatTable(data[start : start + length - _SUM_BYTES])
         found = [(block.u64(0), block.bytes(1)) for block in table.tables(0)]
     except (struct.error, IndexError, ValueError) as error:
         raise _Damaged(f"it can't be decoded ({error})") from error
@@ -163,53 +187,6 @@ def _index(data: bytes, start: int, length: int) -> list[tuple[int, bytes]]:
     if not places or places[0] != 0 or places != sorted(set(places)) or places[-1] >= start:
         raise _Damaged("the blocks lie where they can't")
     return found
-
-
-class _Table:
-    """A table of a flatbuffer: little-endian, each field found through the list of offsets that the table names."""
-
-    def __init__(self, buffer: bytes, at: int | None = None) -> None:
-        self._buffer = buffer
-        self._at = struct.unpack_from("<I", buffer)[0] if at is None else at
-        self._offsets = self._at - struct.unpack_from("<i", buffer, self._at)[0]
-        if self._offsets < 0:
-            raise ValueError("a table without fields")
-        self._size = struct.unpack_from("<H", buffer, self._offsets)[0]
-
-    def _place(self, field: int) -> int:
-        """Where a field is; 0 where it is left out."""
-        entry = 4 + 2 * field
-        if entry + 2 > self._size:
-            return 0
-        offset = struct.unpack_from("<H", self._buffer, self._offsets + entry)[0]
-        return self._at + offset if offset else 0
-
-    def u64(self, field: int) -> int:
-        place = self._place(field)
-        return int(struct.unpack_from("<Q", self._buffer, place)[0]) if place else 0
-
-    def u8(self, field: int) -> int:
-        place = self._place(field)
-        return self._buffer[place] if place else 0
-
-    def _vector(self, field: int, item_bytes: int) -> tuple[int, int]:
-        place = self._place(field)
-        if not place:
-            return 0, 0
-        at = place + struct.unpack_from("<I", self._buffer, place)[0]
-        count = struct.unpack_from("<I", self._buffer, at)[0]
-        if at + 4 + count * item_bytes > len(self._buffer):
-            raise ValueError("a list that is longer than there is")
-        return at + 4, count
-
-    def bytes(self, field: int) -> bytes:
-        at, count = self._vector(field, 1)
-        return self._buffer[at : at + count]
-
-    def tables(self, field: int) -> "list[_Table]":
-        at, count = self._vector(field, 4)
-        places = range(at, at + 4 * count, 4)
-        return [_Table(self._buffer, p + struct.unpack_from("<I", self._buffer, p)[0]) for p in places]
 
 
 # ---------------------------------------------------------------------- blocks

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ledgerq.eventlog.sst import COMPRESSED, UNKNOWN_VERSION, SstRow, read_sst
+from ledgerq.eventlog.sst import COMPRESSED, UNKNOWN_VERSION, Part, SstRow, read_sst
 
-__all__ = ["FileFault", "read_rows", "sorted_files"]
+__all__ = ["FileFault", "content_of", "parts_of", "problem_text", "read_rows", "sorted_files"]
 
 # SlateDB writes files of 64 MiB as ledgerq sets it, and of 256 MiB by itself.
 _MAX_FILE_BYTES: Final = 1024**3
 _PIECE_BYTES: Final = 65_536
 
 Rows = Iterator[Sequence[SstRow]]
+Ranges = Sequence[tuple[bytes, bytes]] | None
 
 
 class FileFault(NamedTuple):
@@ -36,16 +37,14 @@ def sorted_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.sst*") if not path.is_dir())
 
 
-def read_rows(
-    folder: Path, path: Path, ranges: Sequence[tuple[bytes, bytes]], faults: Callable[[FileFault], None]
-) -> Rows:
+def read_rows(folder: Path, path: Path, ranges: Ranges, faults: Callable[[FileFault], None]) -> Rows:
     """The rows of a file, block by block, as far as `ranges` want them (see `read_sst`).
 
     What is wrong goes to `faults`. A file that is gone meanwhile has no rows. Raises nothing.
     """
     name = str(path.relative_to(folder))
     try:
-        data, problems = _content(path)
+        data, problems = content_of(path)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -53,19 +52,28 @@ def read_rows(
         return
     is_log = path.parent.name == "wal"
     is_foreign = False
-    if data or not is_log:  # a writer that takes over leaves an empty log file
-        for part in read_sst(data, ranges):
-            if part.rows:
-                yield part.rows
-            if part.problem:
-                is_foreign |= part.problem.startswith((COMPRESSED, UNKNOWN_VERSION))
-                problems.append(f"{part.kind} at byte {part.start} to {part.stop}: {part.problem}")
+    for part in parts_of(data, is_log, ranges):
+        if part.rows:
+            yield part.rows
+        if part.problem:
+            is_foreign |= part.problem.startswith((COMPRESSED, UNKNOWN_VERSION))
+            problems.append(problem_text(part))
     if problems:
         faults(FileFault(name, tuple(problems), is_foreign))
 
 
-def _content(path: Path) -> tuple[bytes, list[str]]:
-    """The whole file, zeros where the disk gives nothing; and what was wrong. Raises OSError."""
+def parts_of(data: bytes, is_log: bool, ranges: Ranges = None) -> Iterator[Part]:
+    """The parts of a sorted file, or of a log file: of those an empty one is what a writer that takes over leaves."""
+    return iter(()) if is_log and not data else read_sst(data, ranges)
+
+
+def problem_text(part: Part) -> str:
+    """What is wrong with a part of a file, on one line."""
+    return f"{part.kind} at byte {part.start} to {part.stop}: {part.problem}"
+
+
+def content_of(path: Path) -> tuple[bytes, list[str]]:
+    """The whole of a regular file, zeros where the disk gives nothing; and what was wrong. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)

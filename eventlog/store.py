@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, Protocol
 
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.meters import CommitTimes
+from ledgerq.eventlog.sst_files import FileFault
 
 __all__ = ["MAX_KEY_BYTES", "Anchor", "Batch", "ReadStore", "Row", "Store", "check_key"]
 
@@ -58,10 +59,13 @@ class ReadStore(Protocol):
         """The URL it was opened by, for messages."""
 
     async def get(self, key: bytes) -> bytes | None:
-        """The value of `key`, or None."""
+        """The value of `key`, or None. Raises `RowUnreadable` when just the block that would hold it is damaged."""
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of `keys`, in the order asked; cheapest when the keys lie close together."""
+        """The values of `keys`, in the order asked; cheapest when the keys lie close together.
+
+        Raises `LogPoisoned` when one of them can't be read: `get` says of each whether it is that one.
+        """
 
     def scan(
         self, start: bytes, stop: bytes, *, reverse: bool = False, page_rows: int = 1000
@@ -73,6 +77,12 @@ class ReadStore(Protocol):
 
     async def read_anchor(self) -> Anchor | None:
         """The newest anchor that can be read, or None when there is none."""
+
+    async def damaged_files(self, *, remote: bool = False) -> list[FileFault]:
+        """The files that are needed now and have a part that can't be read, each block of each being looked at.
+
+        With `remote` also where that means to fetch every byte from an object store; else nothing is found there.
+        """
 
     async def close(self) -> None:
         """Give back what it holds; a second call does nothing."""

@@ -11,14 +11,18 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import digest_of, unpack
 from ledgerq.eventlog.entropy import job_id_text
-from ledgerq.eventlog.errors import ProjectionDrift
+from ledgerq.eventlog.errors import LogPoisoned, ProjectionDrift
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.log import LogReader, Progress, Verified
+from ledgerq.eventlog.log_end import readable_part
+from ledgerq.eventlog.sst_files import FileFault
 from ledgerq.eventlog.store import Anchor, ReadStore
 from ledgerq.projections.compare import Mismatch, compare_hints, compare_jobs, compare_projection, compare_stats
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.host import Projection, ProjectionHost
 from ledgerq.projections.indexes import INDEX_PREFIX, ULID_BYTES, decode_job, parse_key
+from ledgerq.projections.job import Job
+from ledgerq.projections.payloads import MISSING, read_payload
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.stats import Tally
 
@@ -41,7 +45,12 @@ class Difference(NamedTuple):
 
 
 class AuditReport(NamedTuple):
-    """What an audit proved and what it found; `differences` holds the first 1,000, `difference_count` counts all."""
+    """What an audit proved and what it found; `differences` holds the first 1,000, `difference_count` counts all.
+
+    `unreadable`: why the log can't be read from the end of what is `verified` on; then nothing was compared.
+    `damaged_files`: files with a part that can't be read. `lost_payloads`: jobs of which the log itself says that their
+    payload is lost; that they have none is no difference.
+    """
 
     location: str
     verified: Verified
@@ -51,11 +60,19 @@ class AuditReport(NamedTuple):
     differences: list[Difference]
     difference_count: int
     format_version: int = keys.FORMAT_VERSION
+    unreadable: str = ""
+    damaged_files: tuple[FileFault, ...] = ()
+    lost_payloads: int = 0
 
     @property
     def clean(self) -> bool:
-        """Whether nothing differs."""
-        return self.difference_count == 0
+        """Whether nothing differs and everything can be read."""
+        return not (self.problem_count or self.unreadable)
+
+    @property
+    def problem_count(self) -> int:
+        """How many rows differ and files are damaged."""
+        return self.difference_count + len(self.damaged_files)
 
 
 async def audit(
@@ -69,26 +86,48 @@ async def audit(
 ) -> AuditReport:
     """Audit a store; `deep` reads every live payload, `anchor` is a copy kept elsewhere (else the store's own is used).
 
+    Every block of the files that the store needs is checked: of a store in a bucket, where they must be fetched, only
+    when `deep`. A log that can't be read to its end is reported as far as it is proven.
+
     Raises `LogCorrupt` or `LogRolledBack` when the log itself can't be trusted: then there is nothing to compare with.
     """
     log = LogReader(store, clock=clock)
-    format_version = await log.require_format()
-    anchor = anchor or await store.read_anchor()
-    await log.check_anchor(anchor)
-    host = ProjectionHost(projections)
-    rows: dict[bytes, bytes | None] = {}
-    for projection in host.projections.values():
-        projection.restore({})
-    verified, fold = await fold_verified(log, host=host if host.projections else None, rows=rows, progress=progress)
+    damaged = tuple(await store.damaged_files(remote=deep))
+    try:
+        format_version = await log.require_format()
+        anchor = anchor or await store.read_anchor()
+        await log.check_anchor(anchor)
+        host = ProjectionHost(projections)
+        rows: dict[bytes, bytes | None] = {}
+        for projection in host.projections.values():
+            projection.restore({})
+        given = host if host.projections else None
+        verified, fold = await fold_verified(log, host=given, rows=rows, progress=progress)
+    except LogPoisoned as error:
+        verified = await readable_part(store)
+        why = str(error)
+        return AuditReport(store.location, verified, anchor, 0, 0, [], 0, unreadable=why, damaged_files=damaged)
     host.require_sound(host.projections)
     found: list[Difference] = []
     count = 0
-    async for difference in _differences(store, fold, host, rows, deep, format_version):
+    async for difference in _as_far_as_readable(_differences(store, fold, host, rows, deep, format_version)):
         count += 1
         if len(found) < _MAX_DIFFERENCES:
             found.append(difference)
-    payloads = len(fold.jobs) if deep else 0
-    return AuditReport(store.location, verified, anchor, len(fold.jobs), payloads, found, count, format_version)
+    payloads, lost = (len(fold.jobs) if deep else 0), len(fold.without_payload)
+    location, jobs = store.location, len(fold.jobs)
+    return AuditReport(
+        location, verified, anchor, jobs, payloads, found, count, format_version, "", damaged, lost_payloads=lost
+    )
+
+
+async def _as_far_as_readable(differences: AsyncIterator[Difference]) -> AsyncIterator[Difference]:
+    """The differences, and a last one when rows can't be read."""
+    try:
+        async for difference in differences:
+            yield difference
+    except LogPoisoned as error:
+        yield Difference("store", "rows of indexes or payloads", b"", "rows that can be read", str(error))
 
 
 async def _differences(
@@ -117,19 +156,28 @@ async def _differences(
 
 async def _payload_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Difference]:
     jobs = {job.offset: job for job in fold.jobs.values()}
-    async for page in store.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=_PAYLOAD_ROWS):
-        for key, value in page:
-            offset = keys.offset_of(key)
-            job = jobs.pop(offset, None) if len(key) == _PAYLOAD_KEY_BYTES else None
-            if job is None:
-                yield Difference("payload", f"offset {offset}", key, None, f"{len(value)} bytes of no live job")
-            elif digest_of(value) != job.spec.payload_digest:
-                want = f"{job.spec.payload_bytes} bytes with digest {job.spec.payload_digest.hex()}"
-                text = f"{len(value)} bytes with digest {digest_of(value).hex()}"
-                yield Difference("payload", f"job {job.job_id}, offset {offset}", key, want, text)
-    for offset, job in sorted(jobs.items()):
-        text = f"job {job.job_id}, offset {offset}"
-        yield Difference("payload", text, keys.payload_key(offset), f"{job.spec.payload_bytes} bytes", None)
+    pages = store.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=_PAYLOAD_ROWS)
+    try:
+        async for page in pages:
+            for key, value in page:
+                offset = keys.offset_of(key)
+                job = jobs.pop(offset, None) if len(key) == _PAYLOAD_KEY_BYTES else None
+                if job is None:
+                    yield Difference("payload", f"offset {offset}", key, None, f"{len(value)} bytes of no live job")
+                elif digest_of(value) != job.spec.payload_digest:
+                    text = f"{len(value)} bytes with digest {digest_of(value).hex()}"
+                    yield _payload_difference(job, text)
+    except LogPoisoned:
+        pass  # a scan ends at the first block that can't be read: the rest is read one by one
+    for _, job in sorted(jobs.items()):
+        record, fault = await read_payload(store, job)
+        if record is None and job.id not in fold.without_payload:
+            yield _payload_difference(job, None if fault == MISSING else fault)
+
+
+def _payload_difference(job: Job, found: str | None) -> Difference:
+    want = f"{job.spec.payload_bytes} bytes with digest {job.spec.payload_digest.hex()}"
+    return Difference("payload", f"job {job.job_id}, offset {job.offset}", keys.payload_key(job.offset), want, found)
 
 
 def describe(mismatch: Mismatch) -> Difference:

@@ -9,9 +9,9 @@ __all__ = ["record_failure", "record_report"]
 
 
 async def record_report(url: str, clock: Clock, report: AuditReport, *, deep: bool) -> None:
-    """Note an audit that could verify the log; raises `StoreUnavailable` when the note can't be written."""
+    """Note what an audit proved and what it found; raises `StoreUnavailable` when the note can't be written."""
     proven = report.verified.head.next_offset
-    await write_note(url, AuditNote(clock.now_ms(), proven, report.difference_count, True, deep))
+    await write_note(url, AuditNote(clock.now_ms(), proven, report.problem_count, not report.unreadable, deep))
 
 
 async def record_failure(url: str, clock: Clock, error: LogCorrupt | LogRolledBack, *, deep: bool) -> None:

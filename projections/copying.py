@@ -9,7 +9,7 @@ from typing import Final
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import EMPTY_HEAD, encode_head
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned, RowUnreadable
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned
 from ledgerq.eventlog.events import DeadLettered, Rebuilt
 from ledgerq.eventlog.log import LogReader, Progress, Verified
 from ledgerq.eventlog.store import Anchor, Batch, ReadStore, Store
@@ -17,7 +17,7 @@ from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.compare import BUILT_IN
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import index_entries, stats_key
-from ledgerq.projections.payloads import UNREADABLE, LostPayload, payload_fault
+from ledgerq.projections.payloads import LostPayload, payload_fault, read_payload
 from ledgerq.projections.rebuild import RebuildReport
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.row_writer import COPY_MARKER, FORMAT, RowWriter
@@ -167,13 +167,8 @@ async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[L
         pass  # a scan ends at the first block that can't be read: the rest is read one by one
     lost: list[LostPayload] = []
     for offset, job in sorted(live.items()):
-        found: bytes | None = None
-        try:
-            found = await source.get(keys.payload_key(offset))
-            fault = payload_fault(job, found)
-        except RowUnreadable:
-            fault = UNREADABLE
-        if not fault and found is not None:
+        found, fault = await read_payload(source, job)
+        if found is not None:
             await new.put(keys.payload_key(offset), found)
         elif job.id not in fold.without_payload:
             lost.append(LostPayload(job, fault))

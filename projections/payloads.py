@@ -3,10 +3,13 @@
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog.codec import decode_payload, digest_of
+from ledgerq.eventlog.errors import RowUnreadable
 from ledgerq.eventlog.events import DeadLettered
+from ledgerq.eventlog.keys import payload_key
+from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.job import Job, may
 
-__all__ = ["CHANGED", "LostPayload", "MISSING", "UNREADABLE", "payload_fault"]
+__all__ = ["CHANGED", "LostPayload", "MISSING", "UNREADABLE", "payload_fault", "read_payload"]
 
 MISSING: Final = "the payload is missing"
 CHANGED: Final = "the payload doesn't match its digest"
@@ -39,3 +42,15 @@ def payload_fault(job: Job, value: bytes | None) -> str:
     except ValueError as error:
         return f"the payload can't be decoded: {error}"
     return ""
+
+
+async def read_payload(store: ReadStore, job: Job) -> tuple[bytes | None, str]:
+    """A job's payload record, or None and why it is lost. Raises what the store raises when more is unreadable."""
+    fault = ""
+    try:
+        value = await store.get(payload_key(job.offset))
+    except RowUnreadable as error:
+        value, fault = error.found, f"{UNREADABLE} ({error.where})"
+    if not (wrong := payload_fault(job, value)):
+        return value, ""
+    return None, fault or wrong

@@ -71,7 +71,7 @@ class Finish:
         self._filled: tuple[Commit, dict[bytes, bytes | None]] | None = None
 
     def fill(self, commit: Commit, batch: Batch) -> None:
-        """Add the end of the rebuild, and what follows from its event."""
+        """Add the rows that follow from the last event."""
         if self._filled is None or self._filled[0] is not commit:
             events = enumerate(commit.events, commit.base_offset)
             transitions = [Transition(offset, commit.time_ms, event, None, None) for offset, event in events]
@@ -81,10 +81,10 @@ class Finish:
         batch.update(self._filled[1])
 
     def committed(self, commit: Commit) -> None:
-        """Nothing follows."""
+        """Nothing is left to do."""
 
     def failed(self, error: LedgerError) -> None:
-        """Whoever waits for the commit is told."""
+        """Who waits for the commit is told."""
 
 
 async def finish(log: EventLog, last: Rebuilt, *, accept_rollback: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import PayloadRecord, decode_payload, digest_of
+from ledgerq.eventlog.codec import PayloadRecord, decode_payload
 from ledgerq.eventlog.entropy import job_id_ms, job_id_text
 from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing, ProjectionDrift
 from ledgerq.eventlog.events import STATES, Enqueued, Record, State, Swept
@@ -25,6 +25,7 @@ from ledgerq.projections.indexes import (
     stats_key,
 )
 from ledgerq.projections.job import MAX_OFFSETS, Job
+from ledgerq.projections.payloads import read_payload
 from ledgerq.projections.stats import QueueStats, Tally
 
 __all__ = ["LedgerView", "Page"]
@@ -57,15 +58,10 @@ class LedgerView:
 
     async def payload(self, job: Job) -> PayloadRecord:
         """The headers and bytes of a job; raises `PayloadMissing` when they are gone or don't match their digest."""
-        value = await self.store.get(keys.payload_key(job.offset))
+        value, fault = await read_payload(self.store, job)
         if value is None:
-            raise PayloadMissing(f"the payload of job {job.job_id} is not in the store")
-        if digest_of(value) != job.spec.payload_digest:
-            raise PayloadMissing(f"the payload of job {job.job_id} doesn't match the digest in the log")
-        try:
-            return decode_payload(value)
-        except ValueError as error:
-            raise PayloadMissing(f"the payload of job {job.job_id} can't be decoded: {error}") from error
+            raise PayloadMissing(f"job {job.job_id}: {fault}")
+        return decode_payload(value)
 
     async def history(self, job_id: bytes) -> list[Record]:
         """All events of a job in order, also of one already swept; raises `JobNotFound`."""

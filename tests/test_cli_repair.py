@@ -174,8 +174,11 @@ def test_a_rollback_is_accepted_only_when_asked(cli: Cli, ledger: Ledger, tmp_pa
     shutil.copytree(ledger.url, old)
     cli.ok("enqueue", ledger.url, "mail", "x")
     shutil.copy(Path(ledger.url) / "anchor", old / "anchor")
-    assert "--accept-rollback" in cli.fails(1, "audit", old)
-    assert "--accept-rollback" in cli.fails(1, "pause", old, "mail", "--reason", "why")
+    for command in (("audit", old), ("pause", old, "mail", "--reason", "why")):
+        told = cli.fails(1, *command)
+        assert "--salvage" in told
+        # Only some commands have it.
+        assert "--accept-rollback" not in told
     cli.ok("pause", old, "mail", "--reason", "why", "--accept-rollback")
     cli.ok("audit", old)
 
@@ -228,7 +231,7 @@ def test_a_missing_payload_is_found_and_shown(cli: Cli, ledger: Ledger) -> None:
     assert (deep.code, [row["range"] for row in deep.json["differences"]]) == (1, ["payload"])
     shown = cli("show", ledger.url, ledger.done, "--json")
     assert (shown.code, shown.json["state"], shown.json["payload"]) == (1, "done", None)
-    assert "is not in the store" in shown.message
+    assert "the payload is missing" in shown.message
 
 
 def test_somebody_elses_database_is_refused(cli: Cli, tmp_path: Path) -> None:

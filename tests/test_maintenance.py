@@ -9,6 +9,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import encode_payload
 from ledgerq.eventlog.errors import JobNotFound, PayloadMissing, StoreUnavailable
 from ledgerq.eventlog.events import LeaseExpired, Promoted, Swept
+from ledgerq.projections.payloads import MISSING, UNREADABLE
 from ledgerq.worker.options import QueueOptions
 from tests.loops import settle
 from tests.rig import Rig, claim_all, payloads
@@ -194,7 +195,7 @@ async def test_jobs_that_finish_in_the_millisecond_being_swept_are_swept_too() -
         assert (await rig.queue.stats("q")).totals["swept"] == 40
 
 
-@pytest.mark.parametrize("harm", ["missing", "altered", "empty", "another job's"])
+@pytest.mark.parametrize("harm", ["missing", "altered", "empty", "another job's", "in a damaged block"])
 async def test_a_job_without_its_payload_becomes_a_dead_letter_that_says_so(harm: str) -> None:
     async with Rig() as rig:
         broken, whole = [await rig.queue.enqueue("q", payload) for payload in (b"broken", b"whole")]
@@ -206,6 +207,8 @@ async def test_a_job_without_its_payload_becomes_a_dead_letter_that_says_so(harm
             rig.disk.rows[key] = encode_payload(bytes(16), None, b"forged")
         elif harm == "empty":
             rig.disk.rows[key] = b""
+        elif harm == "in a damaged block":
+            rig.disk.damaged.add(key)
         else:
             rig.disk.rows[key] = rig.disk.rows[key[:-1] + bytes((key[-1] + 1,))]
         rig.without_payload.add(broken.id)
@@ -215,7 +218,13 @@ async def test_a_job_without_its_payload_becomes_a_dead_letter_that_says_so(harm
         assert payloads(await rig.queue.claim("q", limit=5)) == [b"whole"]
         job = await rig.queue.get(broken.job_id)
         assert job.state == "dead"
-        assert job.error == ("the payload is missing" if harm == "missing" else "the payload doesn't match its digest")
+        assert job.error.startswith(
+            {"missing": MISSING, "in a damaged block": UNREADABLE}.get(harm, "the payload doesn't match its digest")
+        )
+        history = await rig.queue.history(broken.job_id)
+        assert [type(record.event).__name__ for record in history] == ["Enqueued", "DeadLettered"]
+        assert (await rig.queue.stats("q")).totals["dead_lettered"] == 1
+        rig.disk.damaged.clear()
         assert (await rig.queue.get(whole.job_id)).state == "claimed"
 
 

@@ -103,7 +103,7 @@ async def test_a_payload_comes_with_its_headers() -> None:
         assert (record.payload, record.headers) == (b"body", {"kind": "letter"})
 
 
-@pytest.mark.parametrize(("row", "match"), [(None, "not in the store"), (b"other", "doesn't match the digest")])
+@pytest.mark.parametrize(("row", "match"), [(None, "the payload is missing"), (b"other", "doesn't match its digest")])
 async def test_a_payload_that_is_lost_or_altered_is_missing(row: bytes | None, match: str) -> None:
     async with Rig() as rig:
         job = await rig.queue.enqueue("q", b"body")

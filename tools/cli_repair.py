@@ -7,20 +7,19 @@ import typer
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.tools.arguments import Actor, AsJson, TakeOver, Url, Wait, import_object
+from ledgerq.tools.audit_report import audit_json, audit_text
 from ledgerq.tools.cli_salvage import lost_payload_json, lost_payload_lines, salvage_into
 from ledgerq.tools.opening import NOT_IN_USE, Access, execute, opened_store, reading, refuse_memory
-from ledgerq.tools.render import Output, local_time, progress
+from ledgerq.tools.render import Output, progress
 
 if TYPE_CHECKING:
     from ledgerq.eventlog.store import Anchor
-    from ledgerq.projections.audit import AuditReport, Difference
     from ledgerq.projections.host import Projection
     from ledgerq.projections.rebuild import RebuildReport
 
 __all__ = ["audit", "rebuild_projections"]
 
 _SLOT_EVERY_BYTES = 4096
-_MAX_VALUE_CHARS = 160
 
 Projections = Annotated[
     list[str] | None,
@@ -46,7 +45,8 @@ def audit(
     """Prove that log, indexes and counters are right.
 
     The log was not changed since it was written, and each index row and counter is what follows from it. This reads
-    one commit of the store, beside its writer. Exit code 1: something differs, or the log is not what it was.
+    one commit of the store, beside its writer, and checks every block of its files (of objects in a bucket only with
+    --deep). Exit code 1: something differs or can't be read, or the log is not what it was.
     """
     work = _audit(url, deep, anchor, projection or [], None, Output(as_json=as_json), may_be_old=True, record=record)
     execute(work)
@@ -87,14 +87,15 @@ async def _audit(
     count = len(differences) + found.difference_count - len(found.differences)
     try:
         if output.as_json:
-            output.json(_audit_json(found, differences, count, deep))
+            output.json(audit_json(found, differences, count, deep))
         else:
-            _audit_text(found, differences, count, deep, output)
+            audit_text(found, differences, count, deep, output)
     except BrokenPipeError:
         pass  # whoever reads has seen enough, and the exit code still counts
     if record:
         await record_report(url, reader.clock, found, deep=deep)
-    return 1 if count or (found.format_version < FORMAT_VERSION and not may_be_old) else 0
+    is_clean = not (count or found.damaged_files or found.unreadable)
+    return 0 if is_clean and (may_be_old or found.format_version == FORMAT_VERSION) else 1
 
 
 def _read_anchor(file: Path) -> "Anchor":
@@ -137,63 +138,6 @@ def _belongs(range_name: str, only: str) -> bool:
     if range_name.startswith("projection "):
         return range_name == f"projection {only}"
     return only == ("stats" if range_name == "stats" else "jobs")
-
-
-def _audit_json(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool) -> dict[str, Any]:
-    head = found.verified.head
-    rows = [
-        {
-            "range": row.range_name,
-            "key": row.key,
-            "raw_key": row.raw_key.hex(),
-            "expected": row.expected,
-            "found": row.found,
-        }
-        for row in differences
-    ]
-    return {
-        "location": found.location,
-        "clean": count == 0,
-        "batches": found.verified.batches,
-        "events": found.verified.events,
-        "head": {"offset": head.next_offset, "digest": head.digest.hex(), "epoch": head.epoch, "time_ms": head.time_ms},
-        "anchor": None if found.anchor is None else {"offset": found.anchor.next_offset, "epoch": found.anchor.epoch},
-        "format": found.format_version,
-        "jobs": found.jobs,
-        "payloads": found.payloads if deep else None,
-        "difference_count": count,
-        "differences": rows,
-    }
-
-
-def _audit_text(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool, output: Output) -> None:
-    from ledgerq.eventlog.keys import FORMAT_VERSION
-
-    verified = found.verified
-    at = f" of {local_time(verified.head.time_ms)}" if verified.events else ""
-    output.line(f"log     {verified.events} events in {verified.batches} commits, proven up to the head{at}")
-    output.line(f"digest  {verified.head.digest.hex()}")
-    anchored = "none" if found.anchor is None else f"{found.anchor.next_offset} events, and the log holds them"
-    output.line(f"anchor  {anchored}")
-    output.line(f"jobs    {found.jobs} compared with their index rows" + (f"; {found.payloads} payloads" * deep))
-    if found.format_version < FORMAT_VERSION:
-        output.line(f"format  {found.format_version}: rebuild-projections brings it to format {FORMAT_VERSION}")
-    if differences:
-        rows = [[row.range_name, row.key, _value(row.expected), _value(row.found)] for row in differences]
-        output.table(("range", "key", "expected", "found"), rows)
-    if len(differences) < count:
-        output.line(f"... and {count - len(differences)} more")
-    if count:
-        what = "difference" if count == 1 else "differences"
-        output.line(f"result  {count} {what}: mend with rebuild-projections {found.location}")
-    else:
-        output.line("result  clean: the indexes are what follows from the log")
-
-
-def _value(text: str | None) -> str:
-    if text is None:
-        return "no such row"
-    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."
 
 
 def rebuild_projections(

@@ -156,7 +156,7 @@ async def _check_anchor(log: "LogReader") -> "Check":
     try:
         await log.check_anchor(anchor)
     except LogRolledBack as error:
-        return Check("anchor", "fail", str(error), "restore the lost files, or accept the loss with --accept-rollback")
+        return Check("anchor", "fail", str(error), "restore the lost files, or do what it says")
     return Check("anchor", "ok", f"{anchor.next_offset} events were durable, and the log holds them", None)
 
 

@@ -87,8 +87,8 @@ class Auditor:
                     f"the audit found {one.range_name} {one.key}: expected {one.expected}, found {one.found}"
                     for one in report.differences[:5]
                 ]
-                if report.difference_count:
-                    wrong.append(f"the audit found {report.difference_count} differences")
+                if not report.clean:
+                    wrong.append(f"the audit found {report.problem_count} differences and damaged files")
                 await self._compare(log, facts)
                 head = report.verified.head
                 self._anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)

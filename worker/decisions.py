@@ -12,6 +12,7 @@ from ledgerq.eventlog.events import (
     Cancelled,
     CancelRequested,
     Claimed,
+    DeadLettered,
     JobEvent,
     LeaseExpired,
     Nacked,
@@ -29,6 +30,7 @@ __all__ = [
     "cancel",
     "claim",
     "expire",
+    "lose_payload",
     "nack",
     "promote",
     "release",
@@ -40,6 +42,8 @@ MAX_ERROR_CHARS: Final = 4000
 MAX_OPERATOR_CHARS: Final = 1000
 LEASE_EXPIRED: Final = "lease expired"
 INTERRUPTED: Final = "interrupted"
+# In events that bear an actor, for what a queue decides by itself.
+_OWN_ACTOR: Final = "ledgerq"
 
 
 def claim(job: Job, *, lease_ms: int, worker: str | None) -> Claimed:
@@ -99,6 +103,14 @@ def expire(job: Job, *, options: QueueOptions, now_ms: int, reason: str) -> list
     if job.attempt >= job.max_attempts:
         return [LeaseExpired(job.id, "dead", now_ms + to_ms(options.keep_dead_s), reason)]
     return [LeaseExpired(job.id, "pending", 0, reason)]
+
+
+def lose_payload(job: Job, *, options: QueueOptions, now_ms: int, error: str) -> DeadLettered:
+    """The payload of a job is lost, so it can't run: dead, without a claim, since nobody had it."""
+    if not may(job.state, DeadLettered):
+        _refuse(job, "dead-lettered", "it is finished")
+    sweep_at_ms = now_ms + to_ms(options.keep_dead_s)
+    return DeadLettered(job.id, sweep_at_ms, _OWN_ACTOR, clip(error, MAX_ERROR_CHARS))
 
 
 def promote(job: Job | None, *, now_ms: int) -> list[JobEvent]:

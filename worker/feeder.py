@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Final
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import PayloadRecord, decode_payload, digest_of
-from ledgerq.eventlog.errors import LedgerError
+from ledgerq.eventlog.codec import PayloadRecord, decode_payload
+from ledgerq.eventlog.errors import LedgerError, LogPoisoned
 from ledgerq.eventlog.logs import Seldom, about, logger
 from ledgerq.projections.indexes import decode_job, job_key, pending_key, pending_place, pending_prefix
 from ledgerq.projections.job import Job
+from ledgerq.projections.payloads import payload_fault, read_payload
 from ledgerq.worker.live import Live
 from ledgerq.worker.ready import Place, ReadyJob, ReadyWindow
 
@@ -144,35 +145,38 @@ class Feeder:
             if size_bytes > _LOAD_BYTES:
                 break
             offsets.append(job.offset)
-        rows = await self._live.log.store.get_many([keys.payload_key(offset) for offset in offsets])
+        try:
+            rows = await self._live.log.store.get_many([keys.payload_key(offset) for offset in offsets])
+        except LogPoisoned:
+            return {}  # which of them it is, is found out one by one, when they are loaded
         return dict(zip(offsets, rows, strict=True))
+
+    async def _records(self, jobs: list[Job]) -> list[tuple[bytes | None, str]]:
+        """The payload record of each job, or why it is lost. One that can't be read costs none of the others."""
+        store = self._live.log.store
+        try:
+            rows = await store.get_many([keys.payload_key(job.offset) for job in jobs])
+        except LogPoisoned:
+            return [await read_payload(store, job) for job in jobs]
+        return [(row, payload_fault(job, row)) for job, row in zip(jobs, rows, strict=True)]
 
     async def _load(self, window: ReadyWindow) -> None:
         wanted = window.to_load(_LOAD_ROWS, _LOAD_BYTES)
         if not wanted:
             return
-        store = self._live.log.store
         # A payload is in the store once its enqueued event is; a job staged just now waits for its commit.
         if any(self._live.undurable(ready.job.spec.job_id) for ready in wanted):
             await self._live.log.committed()
-        rows = await store.get_many([keys.payload_key(ready.job.offset) for ready in wanted])
-        for ready, row in zip(wanted, rows, strict=True):
+        records = await self._records([ready.job for ready in wanted])
+        for ready, (record, fault) in zip(wanted, records, strict=True):
             now = window.jobs.get(ready.job.spec.job_id)
             if now is None or now.payload is not None or now.job.offset != ready.job.offset:
                 continue
-            payload = _checked(now.job, row)
-            if payload is None:
-                self._broken(
-                    now.job, "the payload is missing" if row is None else "the payload doesn't match its digest"
-                )
+            if fault or record is None:
+                self._broken(now.job, fault)
             else:
-                window.insert(ReadyJob(now.job, payload), urgent=True)
+                window.insert(ReadyJob(now.job, decode_payload(record)), urgent=True)
 
 
 def _checked(job: Job, row: bytes | None) -> PayloadRecord | None:
-    if row is None or digest_of(row) != job.spec.payload_digest:
-        return None
-    try:
-        return decode_payload(row)
-    except ValueError:
-        return None
+    return None if row is None or payload_fault(job, row) else decode_payload(row)

@@ -257,19 +257,8 @@ class Handout:
     def _broken(self, job: Job, why: str) -> None:
         """A job without its payload can't run: it becomes a dead letter that says so, instead of blocking the queue."""
         options, now_ms = self._options_of(job.spec.queue), self._clock.now_ms()
-        claimed = self._live.apply(job, decisions.claim(job, lease_ms=0, worker=None))
-        assert claimed is not None
-        for event in decisions.nack(
-            claimed,
-            claimed.claim_offset,
-            options=options,
-            now_ms=now_ms,
-            error=why,
-            delay_ms=None,
-            dead=True,
-            fraction=0.0,
-        ):
-            self._ended_claims.note(self._live.apply(claimed, event), why)
+        event = decisions.lose_payload(job, options=options, now_ms=now_ms, error=why)
+        self._ended_claims.note(self._live.apply(job, event), why)
 
     def _feeding_failed(self, queue: str, error: LedgerError) -> None:
         for waiter in self.room.waiting(queue):
