@@ -15,6 +15,7 @@ from ledgerq.eventlog.errors import StoreNotFound, StoreUnavailable
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.odd_files import new_file, refuse_odd_files
 from ledgerq.eventlog.slate_files import check_files
 
 __all__ = ["PREFLIGHT_LIMIT_S", "check_clock", "check_readable", "check_writable"]
@@ -126,6 +127,7 @@ def _check_folder(location: Location, *, writing: bool, create: bool) -> None:
         if writing:
             _probe(location, folder)
         _check_parts(folder, writing=writing)
+        refuse_odd_files(location, writing=writing)
     except OSError as error:
         raise _explain(location, error) from error
 
@@ -161,12 +163,8 @@ def _probe(location: Location, folder: Path) -> None:
             f"{location.original}: only {free_bytes // 1024} KiB are free on its disk, and at least "
             f"{_MIN_FREE_BYTES // 1024} KiB are needed; free some space"
         )
-    # A name of this process's own: another one may be opening the same store.
-    path = folder / f"{_PROBE}.{os.getpid()}"
-    try:
-        path.write_bytes(bytes(_PROBE_BYTES))
-    finally:
-        path.unlink(missing_ok=True)
+    with new_file(folder, _PROBE) as (_, fd):
+        os.pwrite(fd, bytes(_PROBE_BYTES), 0)
 
 
 def _explain(location: Location, error: OSError) -> StoreUnavailable:

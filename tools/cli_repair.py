@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["audit", "rebuild_projections"]
 
 _SLOT_EVERY_BYTES = 4096
+_MOST_ANCHOR_BYTES = 64 * 1024
 _MAX_VALUE_CHARS = 160
 
 Projections = Annotated[
@@ -99,9 +100,10 @@ async def _audit(
 
 def _read_anchor(file: Path) -> "Anchor":
     from ledgerq.eventlog.anchor import SLOT_BYTES, decode_slot
+    from ledgerq.eventlog.odd_files import read_small
 
     try:
-        data = file.read_bytes()
+        data = read_small(file, _MOST_ANCHOR_BYTES)
     except OSError as error:
         raise InvalidArgument(f"the anchor {str(file)!r} can't be read: {error.strerror}") from error
     # On a file store there are two slots, each in a block of its own; an object is one slot.

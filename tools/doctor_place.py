@@ -11,6 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 from ledgerq.eventlog.clock import PLAUSIBLE_MS, SystemClock, time_text
 from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.odd_files import new_file
 from ledgerq.tools.doctor_probe import PROBE_ERRORS, Probe, open_probe
 
 __all__ = ["Check", "check_folder", "check_place", "check_rules", "file_system"]
@@ -205,20 +206,16 @@ def _check_permissions(folder: Path) -> Check:
 
 
 def _check_fsync(folder: Path) -> Check:
-    path = folder / f".ledgerq-doctor-fsync.{os.getpid()}"
     costs_ms = []
     try:
-        with path.open("wb") as file:
-            for _ in range(_ROUNDS):
-                file.write(bytes(4096))
-                file.flush()
+        with new_file(folder, ".ledgerq-doctor-fsync") as (_, fd):
+            for number in range(_ROUNDS):
+                os.pwrite(fd, bytes(4096), number * 4096)
                 began_s = time.perf_counter()
-                os.fsync(file.fileno())
+                os.fsync(fd)
                 costs_ms.append((time.perf_counter() - began_s) * 1000)
     except OSError as error:
         return Check("fsync", "fail", error.strerror or str(error), "check the disk: nothing here is safe")
-    finally:
-        path.unlink(missing_ok=True)
     cost_ms = statistics.median(costs_ms)
     slow = cost_ms > _SLOW_FSYNC_MS
     advice = "each commit waits for it: use a faster disk" if slow else None
