@@ -16,6 +16,7 @@ from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.odd_files import new_file, refuse_odd_files
+from ledgerq.eventlog.private_folders import make_private
 from ledgerq.eventlog.slate_files import check_files
 
 __all__ = ["PREFLIGHT_LIMIT_S", "check_clock", "check_readable", "check_writable"]
@@ -121,7 +122,7 @@ def _check_folder(location: Location, *, writing: bool, create: bool) -> None:
     folder = location.folder
     try:
         if create and not folder.is_dir():
-            folder.mkdir()
+            make_private(folder)
         if not create and not _has_manifest(folder):
             raise _not_found(location)
         if writing:

@@ -12,6 +12,7 @@ from ledgerq.eventlog.healing import heal
 from ledgerq.eventlog.lane import Lane
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_writable
+from ledgerq.eventlog.private_folders import make_parts
 from ledgerq.eventlog.slate import SlateStore
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
 from ledgerq.eventlog.slate_metrics import SlateMetrics
@@ -63,6 +64,8 @@ async def _open(
     location: Location, clock: Clock, options: StoreOptions, lane: Lane | None, *, tries: int
 ) -> SlateStore:
     """Open what is there. Below a manifest that was set aside each opening takes the next epoch, until it is new."""
+    if location.is_file:
+        await asyncio.to_thread(make_parts, location.folder)
     builder = DbBuilder(location.database, ObjectStore.resolve(location.root))
     builder.with_settings(options.slate_settings(embedded_gc=not (location.is_file and options.fsync)))
     builder.with_db_cache(options.new_cache(), 0)

@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 from ledgerq.eventlog.clock import PLAUSIBLE_MS, SystemClock, time_text
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.odd_files import new_file
+from ledgerq.eventlog.private_folders import readable_by_others
 from ledgerq.tools.doctor_probe import PROBE_ERRORS, Probe, open_probe
 
 __all__ = ["Check", "check_folder", "check_place", "check_rules", "file_system"]
@@ -202,6 +203,9 @@ def _check_permissions(folder: Path) -> Check:
         return Check("permissions", "fail", f"{measured}; no access to {', '.join(closed)}", "change owner or mode")
     if stat.st_mode & 0o002 and not stat.st_mode & 0o1000:
         return Check("permissions", "warn", f"{measured}; every user may change it", "chmod o-w the folder")
+    if readable_by_others(folder):
+        advice = "if payloads are nobody else's business: chmod -R o-rwx the folder"
+        return Check("permissions", "warn", f"{measured}; every user may look into it", advice)
     return Check("permissions", "ok", measured, None)
 
 
