@@ -17,6 +17,7 @@ from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.odd_files import new_file, refuse_odd_files
 from ledgerq.eventlog.private_folders import make_private
+from ledgerq.eventlog.redaction import redacted
 from ledgerq.eventlog.slate_files import check_files
 
 __all__ = ["PREFLIGHT_LIMIT_S", "check_clock", "check_readable", "check_writable"]
@@ -100,7 +101,8 @@ async def _check_objects(location: Location, limit_s: float, *, writing: bool, c
     allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
     if location.scheme == "s3" and endpoint.startswith("http://") and not allow_http:
         raise StoreUnavailable(
-            f"{location.original}: the endpoint {endpoint} has no TLS; set AWS_ALLOW_HTTP=true if that is meant"
+            f"{location.original}: the endpoint {redacted(endpoint)} has no TLS; if that is meant, set "
+            "AWS_ALLOW_HTTP=true"
         )
     # The requests end by themselves, with a reason, a little before the outer limit would cut them off without one.
     objects = Objects(location, limit_s=limit_s * 0.8)

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ledgerq.eventlog import errors
+from ledgerq.eventlog.redaction import redact_urls
 from ledgerq.tools import cli_operate, cli_read, cli_repair, doctor, exporter, monitoring_cli
 from ledgerq.tools.opening import ClosedPipe, execute
 from ledgerq.tools.render import printable, rich_console
@@ -205,7 +206,8 @@ def _failed(program: str, error: Exception) -> int:
         text = f"{error.format_message()} (see {path} --help)"
     else:
         text = str(error)
-    print(f"{program}: {printable(' '.join(text.split()))}", file=sys.stderr)
+    # The parser repeats arguments as they are.
+    print(f"{program}: {printable(redact_urls(' '.join(text.split())))}", file=sys.stderr)
     return code
 
 

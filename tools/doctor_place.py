@@ -13,6 +13,7 @@ from ledgerq.eventlog.clock import PLAUSIBLE_MS, SystemClock, time_text
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.odd_files import new_file
 from ledgerq.eventlog.private_folders import readable_by_others
+from ledgerq.eventlog.redaction import redact_urls
 from ledgerq.tools.doctor_probe import PROBE_ERRORS, Probe, open_probe
 
 __all__ = ["Check", "check_folder", "check_place", "check_rules", "file_system"]
@@ -70,7 +71,7 @@ async def check_rules(probe: Probe, *, conditional_update: bool) -> list[Check]:
 
 
 def _cause(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    return redact_urls(str(error).partition("\n")[0]) or type(error).__name__
 
 
 async def _check_create(probe: Probe) -> Check:
