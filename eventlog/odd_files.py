@@ -62,7 +62,12 @@ _KINDS: Final = {
     "gc": _Kind(".boundary", 4 * _KIB, "remove it: it only says which files were removed as garbage"),
 }
 _ANCHOR: Final = "anchor"
-_MOST_ANCHOR_BYTES: Final = 64 * _KIB
+_MOST_SMALL_BYTES: Final = 64 * _KIB
+_SMALL: Final = {
+    _ANCHOR: f"{_RESTORE}, or remove it, and the next writer makes a new one",
+    "synced": "remove it: it only says what is known to be on the disk",
+    "synced.new": "remove it: it is what a writer that was killed left",
+}
 _TYPES: Final = (
     (stat.S_ISFIFO, "a pipe (FIFO)"),
     (stat.S_ISCHR, "a device"),
@@ -109,11 +114,12 @@ def find_odd_files(folder: Path, *, writing: bool) -> Iterator[OddFile]:
                 what = _what(entry, kind.most_bytes)
                 if what is not None:
                     yield OddFile(f"{name}/{entry.name}", what, kind.remedy)
-    what = _what(folder / _ANCHOR, _MOST_ANCHOR_BYTES)
-    if what is not None:
-        yield OddFile(_ANCHOR, what, f"{_RESTORE}, or remove it, and the next writer makes a new one")
-    elif writing and (folder / _ANCHOR).is_symlink():
-        yield OddFile(_ANCHOR, "is a symbolic link, and nothing is written through one", "put the file in its place")
+    for name, remedy in _SMALL.items():
+        what = _what(folder / name, _MOST_SMALL_BYTES)
+        if what is not None:
+            yield OddFile(name, what, remedy)
+        elif writing and name == _ANCHOR and (folder / name).is_symlink():
+            yield OddFile(name, "is a symbolic link, and nothing is written through one", "put the file in its place")
 
 
 def _what(file: "os.DirEntry[str] | Path", most_bytes: int | None) -> str | None:

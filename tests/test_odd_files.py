@@ -55,6 +55,7 @@ FILES: dict[str, Callable[[Path], Path]] = {
     "compactions": lambda folder: newest(folder, "compactions"),
     "boundary": lambda folder: folder / "gc" / "manifest.boundary",
     "anchor": lambda folder: folder / "anchor",
+    "synced": lambda folder: folder / "synced",
 }
 
 
@@ -101,7 +102,7 @@ def sparse(path: Path) -> str:
 
 
 ODD = [pipe, bound_socket, folder, endless, link_to_pipe, nowhere]
-READ_WHOLE = ("manifest", "compactions", "boundary", "anchor")
+READ_WHOLE = ("manifest", "compactions", "boundary", "anchor", "synced")
 CASES = [(make, kind) for make in ODD for kind in FILES] + [(sparse, kind) for kind in READ_WHOLE]
 
 
@@ -123,7 +124,7 @@ async def test_it_is_refused_for_reading_and_for_writing_by_name_and_with_what_t
         assert "; " in str(caught.value)
     assert {path.name for path in store.iterdir()} <= {
         *("manifest", "wal", "compacted", "compactions", "gc", "anchor"),
-        "pipe",
+        *("synced", "pipe"),
     }
 
 
