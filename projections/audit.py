@@ -26,6 +26,15 @@ __all__ = ["AuditReport", "Difference", "audit"]
 
 _MAX_DIFFERENCES: Final = 1000
 _MAX_TEXT_CHARS: Final = 400
+# An audit accepts nothing: it can only name who can.
+_OWN_ANCHOR: Final = (
+    "Restore the lost files, or accept the loss when the queue is opened next: accept_rollback=True, or "
+    "--accept-rollback of the commands that change it"
+)
+_OTHER_ANCHOR: Final = (
+    "If the anchor given is one of this very store, restore the store from a copy that holds the commit; this one is "
+    "evidence, so keep it as it is"
+)
 _PAYLOAD_ROWS: Final = 256
 _PAYLOAD_KEY_BYTES: Final = len(keys.payload_key(0))
 
@@ -73,8 +82,9 @@ async def audit(
     """
     log = LogReader(store, clock=clock)
     format_version = await log.require_format()
+    remedy = _OWN_ANCHOR if anchor is None else _OTHER_ANCHOR
     anchor = anchor or await store.read_anchor()
-    await log.check_anchor(anchor)
+    await log.check_anchor(anchor, remedy=remedy)
     host = ProjectionHost(projections)
     rows: dict[bytes, bytes | None] = {}
     for projection in host.projections.values():

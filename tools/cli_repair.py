@@ -46,8 +46,10 @@ def audit(
 ) -> None:
     """Prove that log, indexes and counters are right.
 
-    The log was not changed since it was written, and each index row and counter is what follows from it. This reads
-    one commit of the store, beside its writer. Exit code 1: something differs, or the log is not what it was.
+    The log was not changed since it was written, and each index row and counter is what follows from it. Digests are no
+    signatures: whoever may write the store can change an event and recompute all that vouches for it. That is found
+    with --anchor and a copy of the anchor, of after the event, kept where they can't write. This reads one commit of
+    the store, beside its writer. Exit code 1: something differs, or the log is not what it was.
     """
     work = _audit(url, deep, anchor, projection or [], None, Output(as_json=as_json), may_be_old=True, record=record)
     execute(work)
