@@ -40,15 +40,14 @@ async def open_slate(
     try:
         async with asyncio.timeout(options.open_timeout_s):
             healed = location.is_file and await heal(location) is not None
-        async with asyncio.timeout(options.open_timeout_s):
-            try:
-                return await _open(location, clock, options, lane, tries=_TRIES_HEALED if healed else 1)
-            except LogPoisoned:
+        try:
+            return await _open(location, clock, options, lane, tries=_TRIES_HEALED if healed else 1)
+        except LogPoisoned:
+            async with asyncio.timeout(options.open_timeout_s):
                 # What SlateDB finds in a file's middle, nothing before it has looked for.
                 if not location.is_file or await heal(location, thorough=True) is None:
                     raise
-        async with asyncio.timeout(options.open_timeout_s):
-            return await _open(location, clock, options, lane, tries=_TRIES_HEALED)
+        return await _open(location, clock, options, lane, tries=_TRIES_HEALED)
     except TimeoutError as error:
         raise StoreUnavailable(
             f"{location.original} could not be opened within {options.open_timeout_s:g} s: check that it can be "
@@ -63,7 +62,10 @@ async def open_slate(
 async def _open(
     location: Location, clock: Clock, options: StoreOptions, lane: Lane | None, *, tries: int
 ) -> SlateStore:
-    """Open what is there. Below a manifest that was set aside each opening takes the next epoch, until it is new."""
+    """Open what is there. Below a manifest that was set aside each opening takes the next epoch, until it is new.
+
+    `open_timeout_s` is for SlateDB; what has to be synced then takes its time.
+    """
     if location.is_file:
         await asyncio.to_thread(make_parts, location.folder)
     builder = DbBuilder(location.database, ObjectStore.resolve(location.root))
@@ -72,7 +74,9 @@ async def _open(
     metrics = SlateMetrics()
     builder.with_metrics_recorder(metrics)
     try:
-        store = SlateStore(await builder.build(), lane or best_lane(), location, clock, options, metrics)
+        async with asyncio.timeout(options.open_timeout_s):
+            db = await builder.build()
+        store = SlateStore(db, lane or best_lane(), location, clock, options, metrics)
         try:
             await store.started()
         except BaseException:
