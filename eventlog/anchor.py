@@ -20,6 +20,7 @@ from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.odd_files import open_in_place, read_small
 from ledgerq.eventlog.store import Anchor
 
 __all__ = ["SLOT_BYTES", "FileAnchor", "ObjectAnchor", "decode_slot", "encode_slot"]
@@ -32,6 +33,7 @@ _SUM_BYTES: Final = 16
 # Each slot has a disk block of its own, so that writing one can never tear the other.
 _SLOT_AT: Final = (0, 4096)
 _FILE_BYTES: Final = 8192
+_MOST_BYTES: Final = 64 * 1024
 # Each write is a billed request, so the object may lag by this much.
 _OBJECT_EVERY_MS: Final = 60_000
 
@@ -100,7 +102,7 @@ class FileAnchor:
 
     def _newest(self) -> tuple[int, Anchor] | None:
         try:
-            data = self._path.read_bytes()
+            data = read_small(self._path, _MOST_BYTES)
         except FileNotFoundError:
             return None
         slots = [decode_slot(data[at : at + SLOT_BYTES]) for at in _SLOT_AT]
@@ -109,7 +111,7 @@ class FileAnchor:
     def _open(self) -> None:
         found = self._newest()
         self._sequence = found[0] if found is not None else 0
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = open_in_place(self._path, _MOST_BYTES)
         if os.fstat(self._fd).st_size < _FILE_BYTES:
             # Its full size now, so that later writes change no metadata and fdatasync has one block to write.
             os.pwrite(self._fd, bytes(1), _FILE_BYTES - 1)

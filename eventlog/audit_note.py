@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.locations import Location, parse_location
 from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.odd_files import new_file, read_small
 from ledgerq.eventlog.threads import DaemonThreads
 
 __all__ = ["AuditNote", "NoteReader", "decode_note", "encode_note", "read_note", "write_note"]
@@ -109,17 +110,13 @@ async def write_note(url: str, note: AuditNote) -> None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        with path.open("rb") as file:
-            return file.read(_MAX_BYTES)
+        return read_small(path, _MAX_BYTES)
     except FileNotFoundError:
         return None
 
 
 def _write(folder: Path, value: bytes) -> None:
     """A reader finds the old note or the new one, never a part."""
-    new = folder / f"{_NAME}.new-{os.getpid()}"
-    try:
-        new.write_bytes(value)
+    with new_file(folder, f"{_NAME}.new") as (new, fd):
+        os.pwrite(fd, value, 0)
         new.replace(folder / _NAME)
-    finally:
-        new.unlink(missing_ok=True)

@@ -157,16 +157,25 @@ class LogCorrupt(LedgerError):
 
 
 class LogRolledBack(LedgerError):
-    """The log ends before a commit that was reported durable: the store lost data or an older copy was put back."""
+    """The log lacks a commit that was reported durable: it lost data, an older copy was put back, or it was altered.
 
-    def __init__(self, anchored_offset: int, head_offset: int, what: str) -> None:
+    `first_offset`: the first that is known to be missing or to differ. An anchor names one commit only, so of a log
+    that holds another commit in its place what differs may begin earlier.
+    """
+
+    def __init__(
+        self, anchored_offset: int, head_offset: int, what: str, *, first_offset: int | None = None, remedy: str = ""
+    ) -> None:
+        remedy = remedy or (
+            "Restore the lost files, or save what more they hold with: rebuild-projections URL --into NEW --salvage, "
+            f"or accept the loss with: rebuild-projections URL --until {head_offset} (Queue.open: accept_rollback=True)"
+        )
         super().__init__(
-            f"the anchor says that offset {anchored_offset} was durable, but {what} ({_log_end(head_offset)}). Restore "
-            "the lost files, or save what more they hold with: rebuild-projections URL --into NEW --salvage, or accept "
-            f"the loss with: rebuild-projections URL --until {head_offset} (Queue.open: accept_rollback=True)"
+            f"the anchor says that offset {anchored_offset} was durable, but {what} ({_log_end(head_offset)}). {remedy}"
         )
         self.anchored_offset = anchored_offset
         self.head_offset = head_offset
+        self.first_offset = min(anchored_offset, head_offset) if first_offset is None else first_offset
 
 
 class LogPoisoned(LedgerError):

@@ -45,10 +45,12 @@ class FileSync:
         self._changed_ns: dict[str, int] = {}
         self._synced: dict[str, set[str]] = {name: set() for name in _SUFFIXES}
         self._failed: set[str] = set()
+        self.steps = 0  # syncs that are done: who waits for many of them sees whether the disk gets on
 
     def note(self, manifest_id: int) -> None:
         """Note for the next opener that this manifest and its files are on the disk."""
         inode = os.lstat(self._folder / "manifest" / f"{manifest_id:020d}.manifest").st_ino
+        self.steps += 1
         write_small(self._folder / _NOTE, f"{manifest_id} {inode}\n".encode())
 
     def opened(self, first_wal_id: int = 0, *, manifest_id: int = 0, sorted_files: Iterable[str] = ()) -> None:
@@ -67,6 +69,7 @@ class FileSync:
             if wal_id >= first_wal_id:
                 self._sync_wal_file(wal_id)
         os.fsync(self._wal_fd)
+        self.steps += 1
         self._next_wal_id = ids[-1] + 1 if ids else 1
         if manifest_id:
             self._synced["compacted"] = set(sorted_files)
@@ -75,6 +78,7 @@ class FileSync:
         if self._failed:
             raise OSError(f"{min(self._failed)} could not be synced")
         sync_path(self._folder)
+        self.steps += 1
         # A parent that this user may pass through but not read is not one in which the folder was just made.
         with contextlib.suppress(PermissionError):
             sync_path(self._folder.parent)
@@ -150,6 +154,7 @@ class FileSync:
             what = "%s/%s could not be synced (%s): nothing that it replaces will be removed; check the disk"
             _log.error(what, self._folder, name, error, extra=about("sync_failed"))
             return False
+        self.steps += 1
         return True
 
     def _sync_wal_file(self, wal_id: int) -> bool:
@@ -161,6 +166,7 @@ class FileSync:
             os.fsync(fd)
         finally:
             os.close(fd)
+        self.steps += 1
         return True
 
 

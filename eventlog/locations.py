@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.redaction import redacted
 
 __all__ = ["Location", "parse_location"]
 
@@ -64,25 +65,28 @@ class Location:
 
 def parse_location(text: str) -> Location:
     """Take a URL or a path apart; raises `InvalidArgument` with the reason when it names no place for a store."""
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidArgument(f"{text!r} is not a place for a store: expected as text {_KNOWN}")
+    if not isinstance(text, str):
+        raise InvalidArgument(f"a {type(text).__name__} is not a place for a store: expected as text {_KNOWN}")
+    if not text or "\0" in text:
+        raise _refusal(text, f" is not a place for a store: expected as text {_KNOWN}")
     match = _SCHEME.match(text)
     if match is None:
         return _file(text, _absolute(text))
     scheme = match[1].lower()
     if match[2] is None or scheme not in ("memory", "file", *_OBJECT_SCHEMES):
-        raise InvalidArgument(f"{text!r} has the unknown scheme {match[1]!r}: expected {_KNOWN}")
+        raise _refusal(text, f" has an unknown scheme: expected {_KNOWN}")
     # The parser of URLs would leave them out, and another place than the one written would be opened.
     _refuse(text, _LEFT_OUT.search(text), "write the place without it")
     try:
         parts = urlsplit(text)
-    except ValueError as error:
-        raise InvalidArgument(f"{text!r} is not a URL: {error}") from error
+    except ValueError:
+        # Its own words repeat what may be a password.
+        raise _refusal(text, f" is not a URL: expected {_KNOWN}") from None
     if parts.query or parts.fragment or "?" in text or "#" in text:
-        raise InvalidArgument(f"{text!r} has a query or a fragment, which mean nothing here; settings are options")
+        raise _refusal(text, " has a query or a fragment, which mean nothing here; settings are options")
     if scheme == "memory":
         if parts.netloc or parts.path not in ("", "/"):
-            raise InvalidArgument(f"{text!r}: a memory store has no name, write memory:///")
+            raise _refusal(text, ": a memory store has no name, write memory:///")
         return Location("memory", "memory:///", "", text)
     if scheme == "file":
         return _file_url(text, parts.netloc, parts.path)
@@ -93,7 +97,7 @@ def _absolute(text: str) -> str:
     try:
         return str(Path(text).absolute())
     except OSError as error:
-        raise InvalidArgument(f"{text!r}: the current folder is gone ({error.strerror}); give a whole path") from error
+        raise _refusal(text, f": the current folder is gone ({error.strerror}); give a whole path") from error
 
 
 def _parent(text: str, pieces: list[str]) -> list[str]:
@@ -101,18 +105,19 @@ def _parent(text: str, pieces: list[str]) -> list[str]:
     try:
         return str(Path("/" + "/".join([*pieces, ".."])).resolve()).strip("/").split("/")
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, text that no path may hold
-        raise InvalidArgument(f"{text!r} leads nowhere ({error})") from error
+        raise _refusal(text, f" leads nowhere ({error})") from error
 
 
 def _file_url(text: str, host: str, path: str) -> Location:
     if host not in ("", "localhost"):
-        raise InvalidArgument(
-            f"{text!r} names the host {host!r}: a file URL has three slashes and an absolute path, file:///folder "
-            "(write a relative folder without file://)"
+        raise _refusal(
+            text,
+            " names a host: a file URL has three slashes and an absolute path, file:///folder "
+            "(write a relative folder without file://)",
         )
     decoded = unquote(path, errors="surrogateescape")
     if "\0" in decoded:
-        raise InvalidArgument(f"{text!r} holds a NUL, which no path may")
+        raise _refusal(text, " holds a NUL, which no path may")
     return _file(text, decoded)
 
 
@@ -125,22 +130,27 @@ def _file(text: str, path: str) -> Location:
             pieces.append(piece)
     database = "/".join(piece for piece in pieces if piece)
     if not database:
-        raise InvalidArgument(f"{text!r} is the root folder: name a folder of the store's own")
+        raise _refusal(text, " is the root folder: name a folder of the store's own")
     _refuse_unsafe(text, database, "a symbolic link with a plain name to it will do")
     return Location("file", "file:///", database, text)
 
 
 def _object(text: str, scheme: str, bucket: str, path: str) -> Location:
     if not bucket:
-        raise InvalidArgument(f"{text!r} names no bucket: write {scheme}://bucket/prefix")
+        raise _refusal(text, f" names no bucket: write {scheme}://bucket/prefix")
     if "@" in bucket or ":" in bucket:
-        raise InvalidArgument(f"{text!r}: credentials and ports go into the environment, not into the URL")
+        raise _refusal(text, ": credentials and ports go into the environment, not into the URL")
     _refuse_unsafe(text, bucket, "use another bucket")
     database = path.strip("/")
     if any(piece in ("", ".", "..") for piece in database.split("/")) and database:
-        raise InvalidArgument(f"{text!r}: a prefix has no empty part, no '.' and no '..'")
+        raise _refusal(text, ": a prefix has no empty part, no '.' and no '..'")
     _refuse_unsafe(text, database, "use another prefix")
     return Location(scheme, f"{scheme}://{bucket}", database, text)
+
+
+def _refusal(text: str, why: str) -> InvalidArgument:
+    # Who writes credentials into a URL must not find them in a log afterwards.
+    return InvalidArgument(f"{redacted(text)!r}{why}")
 
 
 def _refuse_unsafe(text: str, database: str, remedy: str) -> None:
@@ -149,7 +159,8 @@ def _refuse_unsafe(text: str, database: str, remedy: str) -> None:
 
 def _refuse(text: str, found: re.Match[str] | None, remedy: str) -> None:
     if found is not None:
-        raise InvalidArgument(
-            f"{text!r}: the store can't live under a name with {found[0]!r} (only plain ASCII letters, digits, spaces "
-            f"and the signs ! $ & ' ( ) + , - . / : ; = @ _ are kept as they are); {remedy}"
+        raise _refusal(
+            text,
+            f": the store can't live under a name with {found[0]!r} (only plain ASCII letters, digits, spaces "
+            f"and the signs ! $ & ' ( ) + , - . / : ; = @ _ are kept as they are); {remedy}",
         )

@@ -157,7 +157,8 @@ class LogReader:
     async def verify(self, *, until: int | None = None, progress: Progress | None = None) -> Verified:
         """Walk the whole hash chain from the first batch to the head, or to the batch that ends at or before `until`.
 
-        Raises `LogCorrupt` with the first offset that is not proven.
+        Raises `LogCorrupt` with the first offset that is not proven. Who changes a batch and recomputes every digest
+        after it, the head and the anchor, too, is found only by an anchor kept elsewhere: see `check_anchor`.
         """
         if until is not None:
             return await self._verify_until(until, await self.head_if_readable(), progress)
@@ -218,16 +219,21 @@ class LogReader:
         if progress is not None:
             progress(stop, stop)
 
-    async def check_anchor(self, anchor: Anchor | None) -> None:
-        """Raise `LogRolledBack` unless the log contains the commit that `anchor` names."""
+    async def check_anchor(self, anchor: Anchor | None, *, remedy: str = "") -> None:
+        """Raise `LogRolledBack` unless the log contains the commit that `anchor` names; `remedy`: what to do then."""
         if anchor is None or anchor.next_offset == 0:
             return
         head = await self.head()
+        first, last = anchor.base_offset, anchor.next_offset - 1
         if head.next_offset < anchor.next_offset:
-            raise LogRolledBack(anchor.next_offset - 1, head.next_offset, "the log ends before it")
-        value = await self.store.get(keys.log_key(anchor.base_offset))
+            raise LogRolledBack(last, head.next_offset, "the log ends before it", remedy=remedy)
+        value = await self.store.get(keys.log_key(first))
         if value is None or digest_of(value) != anchor.digest:
-            raise LogRolledBack(anchor.next_offset - 1, head.next_offset, "the log holds another commit in its place")
+            what = (
+                f"the log holds another commit in its place: what stands from offset {first} on is not what was "
+                "written, and what stands before it may not be either"
+            )
+            raise LogRolledBack(last, head.next_offset, what, first_offset=first, remedy=remedy)
 
     async def check_tail(self, head: Head) -> None:
         """Raise `LogCorrupt` unless the newest batches are those that `head` vouches for, without a gap.

@@ -24,6 +24,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.redaction import redact_urls
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -162,7 +163,7 @@ class Objects:
             raise self._explain(error) from error
 
     def _explain(self, error: Exception) -> StoreUnavailable:
-        text = str(error)
+        text = redact_urls(str(error))
         url, bucket = self._location.original, self._location.bucket
         cause = text.partition("\n")[0]
         if "NoSuchBucket" in text or "ContainerNotFound" in text or isinstance(error, _NOT_FOUND):

@@ -15,6 +15,9 @@ from ledgerq.eventlog.errors import StoreNotFound, StoreUnavailable
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.odd_files import new_file, refuse_odd_files
+from ledgerq.eventlog.private_folders import make_private
+from ledgerq.eventlog.redaction import redacted
 from ledgerq.eventlog.slate_files import check_files
 
 __all__ = ["PREFLIGHT_LIMIT_S", "check_clock", "check_readable", "check_writable"]
@@ -98,7 +101,8 @@ async def _check_objects(location: Location, limit_s: float, *, writing: bool, c
     allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
     if location.scheme == "s3" and endpoint.startswith("http://") and not allow_http:
         raise StoreUnavailable(
-            f"{location.original}: the endpoint {endpoint} has no TLS; set AWS_ALLOW_HTTP=true if that is meant"
+            f"{location.original}: the endpoint {redacted(endpoint)} has no TLS; if that is meant, set "
+            "AWS_ALLOW_HTTP=true"
         )
     # The requests end by themselves, with a reason, a little before the outer limit would cut them off without one.
     objects = Objects(location, limit_s=limit_s * 0.8)
@@ -120,12 +124,13 @@ def _check_folder(location: Location, *, writing: bool, create: bool) -> None:
     folder = location.folder
     try:
         if create and not folder.is_dir():
-            folder.mkdir()
+            make_private(folder)
         if not create and not _has_manifest(folder):
             raise _not_found(location)
         if writing:
             _probe(location, folder)
         _check_parts(folder, writing=writing)
+        refuse_odd_files(location, writing=writing)
     except OSError as error:
         raise _explain(location, error) from error
 
@@ -161,12 +166,8 @@ def _probe(location: Location, folder: Path) -> None:
             f"{location.original}: only {free_bytes // 1024} KiB are free on its disk, and at least "
             f"{_MIN_FREE_BYTES // 1024} KiB are needed; free some space"
         )
-    # A name of this process's own: another one may be opening the same store.
-    path = folder / f"{_PROBE}.{os.getpid()}"
-    try:
-        path.write_bytes(bytes(_PROBE_BYTES))
-    finally:
-        path.unlink(missing_ok=True)
+    with new_file(folder, _PROBE) as (_, fd):
+        os.pwrite(fd, bytes(_PROBE_BYTES), 0)
 
 
 def _explain(location: Location, error: OSError) -> StoreUnavailable:

@@ -4,9 +4,9 @@ slate_open.py is the way in. Reading is in `slate_reads.py`, a reader for other 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from slatedb.uniffi import CloseOptions, CloseReason, Db, FlushType
 
@@ -83,7 +83,11 @@ class SlateStore(SlateReads):
         self._memtable = MemtableFlush(db, location, every_wal_flushes=limit)
 
     async def started(self) -> None:
-        """Make durable what an earlier writer left, and begin the upkeep."""
+        """Make durable what an earlier writer left, and begin the upkeep.
+
+        However much that is: it may take any time as long as the disk gets on. Raises `StoreUnavailable` when it does
+        not within `open_timeout_s`, OSError and SlateDB's errors.
+        """
         if not self._place.is_file:
             self._fence = FenceCheck(self._place, await writer_epoch(self._place))
         if self._files is None:
@@ -93,13 +97,30 @@ class SlateStore(SlateReads):
             return
         options = self._options
         self._upkeep = Upkeep(self._place, self._files, self._in_thread)
-        await self._upkeep.opened()
+        await self._while_synced(self._upkeep.opened())
         self._spawn(self._upkeep.keep_up(self._clock, gc_interval_s=options.gc_interval_s, gc_age_s=options.gc_age_s))
 
     @property
     def is_fenced(self) -> bool:
         """Whether SlateDB has noticed that another writer opened the store, or takes a refused write for that."""
         return bool(self._db.status().close_reason == CloseReason.FENCED)
+
+    async def _while_synced(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for `work`, and give it up when no file was synced for `open_timeout_s`."""
+        assert self._files is not None
+        task, steps, limit_s = asyncio.ensure_future(work), -1, self._options.open_timeout_s
+        try:
+            while not task.done():
+                if steps == self._files.steps:
+                    raise StoreUnavailable(
+                        f"{self.location} could not be opened: the disk has synced no file for {limit_s:g} s; check "
+                        "the disk, or raise open_timeout_s"
+                    )
+                steps = self._files.steps
+                await asyncio.wait({task}, timeout=limit_s)
+            await task
+        finally:
+            task.cancel()
 
     def batch(self) -> Batch:
         """A new, empty batch; it can be written once."""

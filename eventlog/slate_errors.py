@@ -16,6 +16,7 @@ from ledgerq.eventlog.errors import (
     StoreNotFound,
     StoreUnavailable,
 )
+from ledgerq.eventlog.redaction import redact_urls
 
 __all__ = ["NO_COMPACTIONS", "SLATE_ERRORS", "closed_error", "late_error", "salvage_it", "translate"]
 
@@ -41,7 +42,7 @@ def salvage_it(url: str) -> str:
 def translate(error: BaseException, url: str) -> LedgerError:
     """The error of our tree for one of `SLATE_ERRORS`, raised by the store at `url`."""
     # Some of its messages are several lines long.
-    message = " ".join(str(getattr(error, "message", error)).split())
+    message = redact_urls(" ".join(str(getattr(error, "message", error)).split()))
     if isinstance(error, InternalError):
         return LogPoisoned(
             f"{url}: SlateDB failed inside ({message}); what it holds is unknown: open it again, and if that fails, "

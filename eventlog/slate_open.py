@@ -13,6 +13,7 @@ from ledgerq.eventlog.healing import heal
 from ledgerq.eventlog.lane import Lane
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_writable
+from ledgerq.eventlog.private_folders import make_parts
 from ledgerq.eventlog.slate import SlateStore
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
 from ledgerq.eventlog.slate_files import check_files
@@ -65,15 +66,14 @@ async def _open_held(
                 await check_files(location, writing=True)
             elif location.is_file:
                 healed = await heal(location) is not None
-        async with asyncio.timeout(options.open_timeout_s):
-            try:
-                return await _open(location, hold, clock, options, lane, tries=_TRIES_HEALED if healed else 1)
-            except LogPoisoned:
+        try:
+            return await _open(location, hold, clock, options, lane, tries=_TRIES_HEALED if healed else 1)
+        except LogPoisoned:
+            async with asyncio.timeout(options.open_timeout_s):
                 # What SlateDB finds in a file's middle, nothing before it has looked for.
                 if not location.is_file or hold.took_over or await heal(location, thorough=True) is None:
                     raise
-        async with asyncio.timeout(options.open_timeout_s):
-            return await _open(location, hold, clock, options, lane, tries=_TRIES_HEALED)
+        return await _open(location, hold, clock, options, lane, tries=_TRIES_HEALED)
     except TimeoutError as error:
         raise StoreUnavailable(
             f"{location.original} could not be opened within {options.open_timeout_s:g} s: check that it can be "
@@ -88,14 +88,21 @@ async def _open_held(
 async def _open(
     location: Location, hold: Hold, clock: Clock, options: StoreOptions, lane: Lane | None, *, tries: int
 ) -> SlateStore:
-    """Open what is there. Below a manifest that was set aside each opening takes the next epoch, until it is new."""
+    """Open what is there. Below a manifest that was set aside each opening takes the next epoch, until it is new.
+
+    `open_timeout_s` is for SlateDB; what has to be synced then takes its time.
+    """
+    if location.is_file:
+        await asyncio.to_thread(make_parts, location.folder)
     builder = DbBuilder(location.database, ObjectStore.resolve(location.root))
     builder.with_settings(options.slate_settings(embedded_gc=not (location.is_file and options.fsync)))
     builder.with_db_cache(options.new_cache(), 0)
     metrics = SlateMetrics()
     builder.with_metrics_recorder(metrics)
     try:
-        store = SlateStore(await builder.build(), lane or best_lane(), location, clock, options, metrics)
+        async with asyncio.timeout(options.open_timeout_s):
+            db = await builder.build()
+        store = SlateStore(db, lane or best_lane(), location, clock, options, metrics)
         # A store that was dropped without `close` writes no more either.
         this = weakref.ref(store)
         try:

@@ -25,8 +25,9 @@ class StoreOptions:
     """How a store is opened for writing. The defaults keep memory modest: about 140 MB for a busy queue.
 
     `fsync` makes a commit on a file store survive a power cut (about 0.3 ms each); object stores need none.
-    `open_timeout_s` bounds opening, `commit_timeout_s` the wait for one write or flush (then `OutcomeUnknown`),
-    `read_timeout_s` that for one read of a key or a page of rows (then `StoreUnavailable`: try again later).
+    `open_timeout_s` bounds opening, and then the wait for each file that an earlier writer left and that has to be
+    synced, `commit_timeout_s` the wait for one write or flush (then `OutcomeUnknown`), `read_timeout_s` that for one
+    read of a key or a page of rows (then `StoreUnavailable`: try again later).
     `cache_bytes` is for blocks read back, `l0_sst_bytes` the size at which written data moves from the write-ahead log
     to a sorted file, `max_unflushed_bytes` the size of what is not yet durable before writes wait.
     `max_wal_flushes_before_l0_flush` bounds how many log files an opener must read after a crash (None: 1,000 on a file

@@ -16,5 +16,5 @@ async def record_report(url: str, clock: Clock, report: AuditReport, *, deep: bo
 
 async def record_failure(url: str, clock: Clock, error: LogCorrupt | LogRolledBack, *, deep: bool) -> None:
     """Note an audit that found the log itself damaged or rolled back; raises like `record_report`."""
-    proven = error.offset if isinstance(error, LogCorrupt) else error.head_offset
+    proven = error.offset if isinstance(error, LogCorrupt) else error.first_offset
     await write_note(url, AuditNote(clock.now_ms(), proven, 0, False, deep))

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock, SystemClock
+from ledgerq.eventlog.codec import KIND_OF, NO_DIGEST, Head, decode_batch, digest_of, encode_batch, encode_head
 from ledgerq.eventlog.errors import LogRolledBack, StoreUnavailable
+from ledgerq.eventlog.events import Enqueued
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.audit import AuditReport, audit
+from ledgerq.projections.rebuild import rebuild
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
 from tests.damage import copy_of
@@ -65,6 +69,44 @@ async def test_another_history_does_not_contain_the_anchor() -> None:
     for newer, _ in kept[3:]:
         with pytest.raises(LogRolledBack, match="another commit in its place"):
             await look(disk, newer)
+
+
+def forge(disk: MemoryDisk, offset: int) -> None:
+    """Change what the enqueued event at `offset` says, and recompute all that vouches for it: chain, head, anchor."""
+    previous = NO_DIGEST
+    head: Head | None = None
+    for key in sorted(key for key in disk.rows if key.startswith(keys.LOG_PREFIX)):
+        batch = decode_batch(keys.offset_of(key), disk.rows[key])
+        events = [
+            event._replace(queue="r") if isinstance(event, Enqueued) and batch.base_offset + at == offset else event
+            for at, event in enumerate(batch.events)
+        ]
+        kinds = bytes(KIND_OF[type(event)] for event in events)
+        disk.rows[key] = encode_batch(batch.epoch, previous, batch.time_ms, kinds, events)
+        previous = digest_of(disk.rows[key])
+        head = Head(batch.next_offset, previous, batch.epoch, batch.time_ms, batch.base_offset)
+    assert head is not None
+    disk.rows[keys.HEAD_KEY] = encode_head(head)
+    disk.anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
+
+
+async def test_a_forged_history_is_found_by_an_anchor_kept_elsewhere_and_by_nothing_else() -> None:
+    rig, kept = await grown()
+    forged = copy_of(rig.disk)
+    forge(forged, kept[2][0].base_offset)
+    await rebuild(MemoryStore(forged), clock=ManualClock(), actor="mallory", reason="nothing to see")
+    assert (await audit(MemoryReader(forged), clock=ManualClock(), deep=True)).clean, "a digest is no signature"
+    for anchor, _ in kept[:2]:
+        assert (await look(forged, anchor)).clean, "what was written before it is as it was"
+    for anchor, _ in kept[2:]:
+        with pytest.raises(LogRolledBack) as caught:
+            await look(forged, anchor)
+        message = str(caught.value)
+        assert caught.value.first_offset == anchor.base_offset
+        assert f"from offset {anchor.base_offset} on is not what was written" in message
+        assert "restore the store from a copy that holds the commit" in message
+        assert "accept" not in message
+        assert "--until" not in message
 
 
 async def test_the_stores_own_anchor_counts_when_none_is_given() -> None:

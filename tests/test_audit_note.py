@@ -11,6 +11,8 @@ from ledgerq import StoreUnavailable
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.audit_note import AuditNote, decode_note, encode_note, read_note, write_note
 from ledgerq.eventlog.clock import ManualClock
+from ledgerq.eventlog.errors import LogRolledBack
+from ledgerq.projections.audit_record import record_failure
 from ledgerq.projections.indexes import stats_key
 from ledgerq.projections.metrics_look import StoreLook
 from tests.cli_rig import Cli, change_rows, make_ledger
@@ -150,3 +152,11 @@ def test_where_a_note_can_not_be_written_the_report_is_given_all_the_same(cli: C
     assert ran.code == 3
     assert ran.out.endswith("result  clean: the indexes are what follows from the log\n")
     assert "could not be noted" in ran.message
+
+
+async def test_a_log_that_holds_another_commit_is_proven_only_up_to_it(tmp_path: Path) -> None:
+    for error, offset in ((LogRolledBack(5, 9, "x", first_offset=3), 3), (LogRolledBack(5, 2, "x"), 2)):
+        await record_failure(str(tmp_path), ManualClock(), error, deep=False)
+        note = await read_note(str(tmp_path))
+        assert note is not None
+        assert (note.offset, note.log_intact) == (offset, False)

@@ -74,11 +74,11 @@ def test_a_rolled_back_store(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_read_only_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write anywhere, so the system's answer is given for it.
-    def refuse(path: Path, content: bytes) -> None:
+    def refuse(fd: int, content: bytes, offset: int) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     ledger = asyncio.run(make_ledger(tmp_path / "store"))
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(os, "pwrite", refuse)
     ran = cli("doctor", ledger.url, "--json")
     first, *others = ran.json["checks"]
     assert (ran.code, first["status"]) == (1, "fail")

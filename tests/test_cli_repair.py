@@ -162,6 +162,8 @@ def test_audit_against_an_anchor_kept_elsewhere(cli: Cli, ledger: Ledger, tmp_pa
     cli.ok("audit", old)
     line = cli.fails(1, "audit", old, "--anchor", kept)
     assert "the log ends before it" in line
+    assert "restore the store from a copy that holds the commit" in line
+    assert "accept" not in line, "an audit accepts nothing"
     kept.write_bytes(kept.read_bytes()[:128])
     assert cli("audit", old, "--anchor", kept).code in (0, 1), "one slot is what an object store keeps"
     (tmp_path / "noise").write_bytes(b"noise")

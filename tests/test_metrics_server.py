@@ -4,17 +4,17 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.worker import metrics_server
+from ledgerq.worker import metrics_connection, metrics_server
 from ledgerq.worker.metrics import Metrics
 from ledgerq.worker.metrics_http import MetricsApp
 from ledgerq.worker.metrics_server import MetricsServer, start_server
-from tests.loops import settle
+from tests.loops import settle, until
 from tests.rig import Rig
 from tests.web import LIMIT_S, OPENMETRICS, ask, exchange, samples
 
@@ -160,12 +160,12 @@ async def test_nonsense_and_endless_heads_are_refused(request_bytes: bytes) -> N
         async with connected(server) as (reader, writer):
             writer.write(request_bytes)
             answer = await closed_by_the_server(reader)
-            assert not answer or answer.startswith(b"HTTP/1.1 400 ")
+            assert not answer or answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
         assert (await ask(server.port, "/healthz")).status == 200
 
 
 async def test_a_body_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_server, "_EXCHANGE_LIMIT_S", 0.3)
+    monkeypatch.setattr(metrics_connection, "_EXCHANGE_LIMIT_S", 0.3)
     async with served() as server:
         async with connected(server) as (reader, writer):
             writer.write(b"POST /metrics HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000000\r\n\r\n")
@@ -182,7 +182,7 @@ async def test_a_body_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET", HEAD, HEAD + b"content-length: 5\r\n\r\n"])
 async def test_clients_that_say_no_more_are_cut_off(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_server, "_EXCHANGE_LIMIT_S", 0.05)
+    monkeypatch.setattr(metrics_connection, "_EXCHANGE_LIMIT_S", 0.05)
     async with served() as server, connected(server) as (reader, writer):
         writer.write(sent)
         await closed_by_the_server(reader)
@@ -200,34 +200,81 @@ def long_page() -> CollectorRegistry:
 @asynccontextmanager
 async def unread(server: MetricsServer) -> AsyncIterator[None]:
     """A client that asked for a page and takes no answer, though there is one."""
-    connections = server._server.server_state.connections
+    connections = server._connections
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect((server.host, server.port))
         client.sendall(b"GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n")
         async with asyncio.timeout(LIMIT_S):
-            while not any(one.cycle is not None and one.cycle.response_complete for one in connections):
+            while not any(one.is_answering and one.waiting_since_s is not None for one in connections):
                 await asyncio.sleep(0.001)
         yield
 
 
 async def test_clients_that_take_no_answers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_server, "_EXCHANGE_LIMIT_S", 1.0)
+    monkeypatch.setattr(metrics_connection, "_EXCHANGE_LIMIT_S", 1.0)
     async with served(registry=long_page()) as server, unread(server):
         async with asyncio.timeout(LIMIT_S):
-            while server._server.server_state.connections:
+            while server._connections:
                 await asyncio.sleep(0.001)
 
 
-async def test_too_many_connections_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_there_are_too_many_the_one_waited_for_for_longest_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(metrics_server, "_MAX_CONNECTIONS", 3)
-    monkeypatch.setattr(metrics_server, "_EXCHANGE_LIMIT_S", 10 * LIMIT_S)
+    monkeypatch.setattr(metrics_connection, "_EXCHANGE_LIMIT_S", 10 * LIMIT_S)
+    monkeypatch.setattr(metrics_connection, "_KEEP_ALIVE_S", 10 * LIMIT_S)
+    async with served() as server, connected(server) as (first, asking), connected(server) as (second, _):
+        # The first one is answered later than the second one came, so it was waited for for less.
+        await until(lambda: len(server._connections) == 2)
+        asking.write(HEAD + b"\r\n")
+        await first.readuntil(b"ok\n")
+        async with connected(server), connected(server):
+            assert await closed_by_the_server(second) == b""
+            assert (await ask(server.port, "/healthz")).status == 200
+            assert len(server._connections) <= 3
+            assert await closed_by_the_server(first) == b""
+
+
+async def test_a_hundred_slow_clients_keep_no_scrape_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_connection, "_EXCHANGE_LIMIT_S", 10 * LIMIT_S)
+    async with served(registry=long_page()) as server, AsyncExitStack() as clients:
+        for number in range(100):
+            _, writer = await clients.enter_async_context(connected(server))
+            # Some say nothing, some never end their request, some take no answer.
+            writer.write((b"", HEAD, b"GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n")[number % 3])
+        for _ in range(10):
+            assert (await ask(server.port, "/healthz")).status == 200
+
+
+async def test_an_answer_in_the_making_is_not_dropped_for_a_new_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "_MAX_CONNECTIONS", 2)
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> list[str]:
+        asked.set()
+        await answer.wait()
+        return []
+
+    async with await start_server(MetricsApp(CollectorRegistry(), slow), "127.0.0.1", 0) as server:
+        asking = asyncio.create_task(ask(server.port, "/readyz"))
+        await asked.wait()
+        async with connected(server), connected(server), connected(server):
+            assert (await ask(server.port, "/healthz")).status == 200
+        answer.set()
+        assert (await asking).status == 200
+
+
+@pytest.mark.parametrize(("head_bytes", "status"), [(16 * 1024, 200), (16 * 1024 + 1, 431), (100_000, 431)])
+@pytest.mark.parametrize("fields", [1, 90])
+async def test_a_head_has_at_most_sixteen_kilobytes_in_all(head_bytes: int, status: int, fields: int) -> None:
+    fill = b"".join(b"x-%02d: %s\r\n" % (number, b"y" * 100) for number in range(fields))
+    start = HEAD + b"connection: close\r\n" + fill + b"last: "
+    request = start + b"z" * (head_bytes - len(start) - 4) + b"\r\n\r\n"
+    assert len(request) == head_bytes
     async with served() as server:
-        async with connected(server), connected(server), connected(server) as (_, last):
-            async with connected(server) as (reader, _):
-                assert await closed_by_the_server(reader) == b""
-            last.write(HEAD + b"connection: close\r\n\r\n")
-        assert (await ask(server.port, "/healthz")).status == 200
+        assert (await exchange(server.port, request)).status == status
 
 
 async def test_closing_waits_a_moment_for_clients_that_hang_and_not_longer(caplog: pytest.LogCaptureFixture) -> None:
@@ -244,7 +291,7 @@ async def test_closing_waits_a_moment_for_clients_that_hang_and_not_longer(caplo
             await server.close()
             assert loop.time() - began_s < 10
             await settle()
-            assert not server._server.server_state.connections
+            assert not server._connections
         assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
         assert await closed_by_the_server(silent) == b""
         await closed_by_the_server(half)

@@ -198,6 +198,7 @@ def test_what_somebody_may_not_do_is_said_at_once(place: Path) -> None:
     def store(name: str, *others: str, mode: int = 0o755) -> str:
         """A copy of the store that nobody owns, but for these parts of it."""
         subprocess.run(["cp", "-a", str(place / "store"), str(place / name)], check=True)
+        subprocess.run(["chmod", "-R", "a+rX", str(place / name)], check=True)
         if name != "roots" and name != "closed":
             subprocess.run(["chown", "-R", str(NOBODY), str(place / name)], check=True)
         for part in others:

@@ -68,7 +68,7 @@ async def test_each_failure_to_write_has_its_remedy(
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(os, "pwrite", fail)
     with pytest.raises(StoreUnavailable, match=remedy):
         await check_writable(parse_location(str(tmp_path)), create=True)
 

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from ledgerq.eventlog.errors import LedgerError
 from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.printable import printable
 from ledgerq.tools.bench_load import measure_drain, measure_latency
 from ledgerq.tools.bench_model import FULL, QUICK, Bench, Measurement
 from ledgerq.tools.bench_open import measure_open
@@ -126,7 +127,7 @@ def bench(
             )
             document, found = asyncio.run(measure(run, only or []))
     except LedgerError as error:
-        messages.print(str(error), markup=False, soft_wrap=True)
+        messages.print(printable(str(error)), markup=False, soft_wrap=True)
         raise typer.Exit(3) from error
     if json_:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")

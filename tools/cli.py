@@ -24,6 +24,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ledgerq.eventlog import errors
+from ledgerq.eventlog.redaction import redact_urls
 from ledgerq.tools import cli_operate, cli_read, cli_repair, doctor, exporter, monitoring_cli
 from ledgerq.tools.opening import ClosedPipe, execute
 from ledgerq.tools.render import printable, rich_console
@@ -213,7 +214,8 @@ def _failed(program: str, error: Exception, *, as_json: bool) -> int:
         text = f"{error.format_message()} (see {path} --help)"
     else:
         text = str(error)
-    text = " ".join(text.split())
+    # The parser repeats arguments as they are.
+    text = redact_urls(" ".join(text.split()))
     print(json.dumps(_as_json(error, text, code)) if as_json else f"{program}: {printable(text)}", file=sys.stderr)
     return code
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["audit", "rebuild_projections"]
 
 _SLOT_EVERY_BYTES = 4096
+_MOST_ANCHOR_BYTES = 64 * 1024
 
 Projections = Annotated[
     list[str] | None,
@@ -44,9 +45,11 @@ def audit(
 ) -> None:
     """Prove that log, indexes and counters are right.
 
-    The log was not changed since it was written, and each index row and counter is what follows from it. This reads
-    one commit of the store, beside its writer, and checks every block of its files (of objects in a bucket only with
-    --deep). Exit code 1: something differs or can't be read, or the log is not what it was.
+    The log was not changed since it was written, and each index row and counter is what follows from it. Digests are no
+    signatures: whoever may write the store can change an event and recompute all that vouches for it. That is found
+    with --anchor and a copy of the anchor, of after the event, kept where they can't write. This reads one commit of
+    the store, beside its writer, and checks every block of its files (of objects in a bucket only with --deep). Exit
+    code 1: something differs or can't be read, or the log is not what it was.
     """
     work = _audit(url, deep, anchor, projection or [], None, Output(as_json=as_json), may_be_old=True, record=record)
     execute(work)
@@ -100,9 +103,10 @@ async def _audit(
 
 def _read_anchor(file: Path) -> "Anchor":
     from ledgerq.eventlog.anchor import SLOT_BYTES, decode_slot
+    from ledgerq.eventlog.odd_files import read_small
 
     try:
-        data = file.read_bytes()
+        data = read_small(file, _MOST_ANCHOR_BYTES)
     except OSError as error:
         raise InvalidArgument(f"the anchor {str(file)!r} can't be read: {error.strerror}") from error
     # On a file store there are two slots, each in a block of its own; an object is one slot.

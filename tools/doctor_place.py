@@ -11,6 +11,9 @@ from typing import Final, Literal, NamedTuple
 
 from ledgerq.eventlog.clock import PLAUSIBLE_MS, SystemClock, time_text
 from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.odd_files import new_file
+from ledgerq.eventlog.private_folders import readable_by_others
+from ledgerq.eventlog.redaction import redact_urls
 from ledgerq.tools.doctor_probe import PROBE_ERRORS, Probe, open_probe
 
 __all__ = ["Check", "check_folder", "check_place", "check_rules", "file_system"]
@@ -68,7 +71,7 @@ async def check_rules(probe: Probe, *, conditional_update: bool) -> list[Check]:
 
 
 def _cause(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    return redact_urls(str(error).partition("\n")[0]) or type(error).__name__
 
 
 async def _check_create(probe: Probe) -> Check:
@@ -201,24 +204,23 @@ def _check_permissions(folder: Path) -> Check:
         return Check("permissions", "fail", f"{measured}; no access to {', '.join(closed)}", "change owner or mode")
     if stat.st_mode & 0o002 and not stat.st_mode & 0o1000:
         return Check("permissions", "warn", f"{measured}; every user may change it", "chmod o-w the folder")
+    if readable_by_others(folder):
+        advice = "if payloads are nobody else's business: chmod -R o-rwx the folder"
+        return Check("permissions", "warn", f"{measured}; every user may look into it", advice)
     return Check("permissions", "ok", measured, None)
 
 
 def _check_fsync(folder: Path) -> Check:
-    path = folder / f".ledgerq-doctor-fsync.{os.getpid()}"
     costs_ms = []
     try:
-        with path.open("wb") as file:
-            for _ in range(_ROUNDS):
-                file.write(bytes(4096))
-                file.flush()
+        with new_file(folder, ".ledgerq-doctor-fsync") as (_, fd):
+            for number in range(_ROUNDS):
+                os.pwrite(fd, bytes(4096), number * 4096)
                 began_s = time.perf_counter()
-                os.fsync(file.fileno())
+                os.fsync(fd)
                 costs_ms.append((time.perf_counter() - began_s) * 1000)
     except OSError as error:
         return Check("fsync", "fail", error.strerror or str(error), "check the disk: nothing here is safe")
-    finally:
-        path.unlink(missing_ok=True)
     cost_ms = statistics.median(costs_ms)
     slow = cost_ms > _SLOW_FSYNC_MS
     advice = "each commit waits for it: use a faster disk" if slow else None

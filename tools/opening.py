@@ -75,6 +75,7 @@ def refuse_memory(url: str) -> None:
 async def _check_quietly(url: str, *, writing: bool) -> None:
     """Meet a damaged manifest before the store is opened: SlateDB prints a panic on stderr, then comes our own line."""
     from ledgerq.eventlog.locations import parse_location
+    from ledgerq.eventlog.odd_files import refuse_odd_files
     from ledgerq.eventlog.preflight import PREFLIGHT_LIMIT_S, check_clock
     from ledgerq.eventlog.slate_files import check_files
 
@@ -84,6 +85,7 @@ async def _check_quietly(url: str, *, writing: bool) -> None:
         # What can't be looked at is told by the opening itself.
         with suppress(OSError), without_stderr():
             async with asyncio.timeout(PREFLIGHT_LIMIT_S):
+                await asyncio.to_thread(refuse_odd_files, location, writing=writing)
                 await check_files(location, writing=writing)
 
 

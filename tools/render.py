@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from ledgerq.eventlog.printable import printable, printable_json
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,13 +50,6 @@ def json_bytes(value: bytes) -> str | dict[str, str]:
         return {"base64": base64.b64encode(value).decode()}
 
 
-def printable(text: str) -> str:
-    """On one line, and without signs that would steer the terminal: they are shown as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-
-
 def shorten(text: str, max_chars: int) -> str:
     """A text on one line; of a long one the end, where a traceback says what happened."""
     text = printable(" ".join(text.split()))
@@ -72,7 +67,7 @@ class Output:
 
     def json(self, value: Mapping[str, Any]) -> None:
         """One JSON object on a line of its own."""
-        print(json.dumps(value, ensure_ascii=self._ascii, separators=(",", ":")))
+        print(printable_json(json.dumps(value, ensure_ascii=self._ascii, separators=(",", ":"))))
 
     def line(self, text: str) -> None:
         """One plain line."""

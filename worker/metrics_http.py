@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from ledgerq.eventlog.logs import Seldom, about, logger
+from ledgerq.eventlog.printable import printable, printable_json
 
 __all__ = ["MetricsApp", "Response", "gzip_wanted", "render"]
 
@@ -121,7 +122,7 @@ class MetricsApp:
             if self._seldom.may(round(self._loop.time() * 1000)):
                 left_out = self._seldom.take_left_out()
                 _log.exception("%s can't be answered%s", path, left_out, extra=about("metrics_failed"))
-            text = " ".join(f"{type(error).__name__}: {error}".split())
+            text = printable(" ".join(f"{type(error).__name__}: {error}".split()))
             return Response(500, f"{path} can't be answered: {text}\n".encode())
         return Response(200, b"ok\n", headers=[(b"cache-control", b"no-store")])
 
@@ -171,7 +172,7 @@ def _path(scope: Scope) -> str:
 
 
 def _ready(reasons: list[str]) -> Response:
-    body = json.dumps({"ready": not reasons, "reasons": reasons}, ensure_ascii=False) + "\n"
+    body = printable_json(json.dumps({"ready": not reasons, "reasons": reasons}, ensure_ascii=False)) + "\n"
     fields: Headers = [(b"cache-control", b"no-store")]
     return Response(503 if reasons else 200, body.encode(errors="replace"), "application/json", fields)
 

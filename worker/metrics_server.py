@@ -1,115 +1,44 @@
-"""A small HTTP server for the pages of metrics_http.py, on the event loop that starts it; uvicorn speaks the protocol.
+"""A small HTTP server for the pages of metrics_http.py, on the event loop that starts it; h11 speaks the protocol.
 
 Whoever connects is bounded: in number, in the size of a request's head, and in the time for a request with its answer.
-There is no authentication.
+When there are too many, the connection that has kept this waiting for longest is dropped for the new one, so that no
+number of slow clients keeps a scrape out. There is no authentication.
 """
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Final
-
-from uvicorn import Config, Server
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from typing import Final
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.logs import about, logger
+from ledgerq.worker.metrics_connection import Connection
+from ledgerq.worker.metrics_http import MetricsApp
 
 __all__ = ["MetricsServer", "start_server"]
 
 _log = logger("worker")
 
 _MAX_CONNECTIONS: Final = 100
-_MAX_HEAD_BYTES: Final = 16 * 1024
-_EXCHANGE_LIMIT_S: Final = 15.0
-_KEEP_ALIVE_S: Final = 5
-_CLOSE_LIMIT_S: Final = 1
-_CLOSE_POLL_S: Final = 0.02
+_CLOSE_LIMIT_S: Final = 1.0
 _BACKLOG_CONNECTIONS: Final = 128
+_BUFFER_BYTES: Final = 16 * 1024
 _MAX_PORT: Final = 65_535
-
-
-class _Connection(H11Protocol):
-    """One client. Uvicorn waits without end for a request to come and for its answer to be taken; this doesn't."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > _MAX_CONNECTIONS:
-            transport.abort()
-        else:
-            self._arm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        super().connection_lost(exc)
-
-    def on_response_complete(self) -> None:
-        self._arm()
-        super().on_response_complete()
-
-    def _arm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._deadline = self.loop.call_later(_EXCHANGE_LIMIT_S, self.transport.abort)
-
-
-class _Server(Server):
-    """Uvicorn's server as a part of a program: it leaves signals alone, and ends however its clients behave."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.is_up = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are the program's."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As it is, and tells when it listens."""
-        await super().startup(sockets)
-        self.is_up.set()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let answers that are on their way be taken, for a moment; then cut what is left."""
-        for server in self.servers:
-            server.close()
-        for connection in list(self.server_state.connections):
-            try:
-                connection.shutdown()
-            except Exception:  # it was in the midst of refusing nonsense
-                connection.transport.abort()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_LIMIT_S):
-                await self._all_gone()
-        self.cut()
-        await asyncio.sleep(0)
-        await super().shutdown(sockets)
-
-    async def _all_gone(self) -> None:
-        while self.server_state.connections:  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(_CLOSE_POLL_S)
-
-    def cut(self) -> None:
-        """Drop every connection at once."""
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
 
 
 class MetricsServer:
     """A server at work. `port` is the one it listens on, `url` where its pages are; `close` it, or use `async with`."""
 
-    def __init__(self, server: _Server, host: str, sockets: list[socket.socket]) -> None:
+    def __init__(self, app: MetricsApp, host: str, sockets: list[socket.socket]) -> None:
         """Use `start_server`."""
         self.host = host
         self.port: int = sockets[0].getsockname()[1]
-        self._server = server
+        self._app = app
         self._sockets = sockets
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
+        self._listening = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="ledgerq-metrics")
 
     @property
@@ -118,18 +47,67 @@ class MetricsServer:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     async def _run(self) -> None:
+        servers: list[asyncio.Server] = []
         try:
-            await self._server.serve(sockets=self._sockets)
+            for listening in self._sockets:
+                serving = asyncio.start_server(
+                    self._connected, sock=listening, limit=_BUFFER_BYTES, backlog=_BACKLOG_CONNECTIONS
+                )
+                servers.append(await serving)
+            self._listening.set()
+            await self._closing.wait()
+            for server in servers:
+                server.close()
+            await self._finish()
         except Exception:
             _log.exception("the metrics at %s are not served any more", self.url, extra=about("metrics_failed"))
         finally:
-            self._server.cut()
+            for server in servers:
+                server.close()
             for listening in self._sockets:
                 listening.close()
+            for connection in self._connections:
+                connection.cut()
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(reader, writer, self._app.respond)
+        if self._closing.is_set():
+            connection.cut()
+            return
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            self._drop_slowest()
+        self._connections.add(connection)
+        task = asyncio.create_task(connection.serve(), name="ledgerq-metrics-client")
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._ended(connection, done))
+
+    def _drop_slowest(self) -> None:
+        """Drop the connection whose client has been waited for for longest; one being answered only if all are."""
+        since = {one: one.waiting_since_s for one in self._connections}
+        waiting = [one for one, since_s in since.items() if since_s is not None] or list(since)
+        slowest = min(waiting, key=lambda one: since[one] or 0.0)
+        slowest.cut()
+        # It counts no more, though its task ends only in a later turn of the loop.
+        self._connections.remove(slowest)
+
+    def _ended(self, connection: Connection, task: "asyncio.Task[None]") -> None:
+        self._connections.discard(connection)
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a request for metrics failed", exc_info=error, extra=about("metrics_failed"))
+
+    async def _finish(self) -> None:
+        """Let answers that are on their way be taken, for a moment; then cut what is left."""
+        for connection in self._connections:
+            connection.is_last = True
+            if not connection.is_answering:
+                connection.cut()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSE_LIMIT_S)
 
     async def listening(self) -> None:
         """Return when it answers."""
-        up = asyncio.ensure_future(self._server.is_up.wait())
+        up = asyncio.ensure_future(self._listening.wait())
         try:
             await asyncio.wait({up, self._task}, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
@@ -140,7 +118,7 @@ class MetricsServer:
 
     async def close(self) -> None:
         """Listen no more; answers on their way have a second. A second call waits for the first."""
-        self._server.should_exit = True
+        self._closing.set()
         await asyncio.wait({self._task})
 
     async def __aenter__(self) -> "MetricsServer":
@@ -152,28 +130,12 @@ class MetricsServer:
         await self.close()
 
 
-async def start_server(app: Any, host: str, port: int) -> MetricsServer:
-    """Serve the ASGI application `app`; returns when it listens. Port 0 is a free one: the result says which.
+async def start_server(app: MetricsApp, host: str, port: int) -> MetricsServer:
+    """Serve the pages of `app`; returns when it listens. Port 0 is a free one: the result says which.
 
     Raises `InvalidArgument` when that place can't be listened on.
     """
-    sockets = await _listen(host, port)
-    config = Config(
-        app,
-        http=_Connection,
-        ws="none",
-        interface="asgi3",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=_BACKLOG_CONNECTIONS,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_CLOSE_LIMIT_S,
-        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
-    )
-    server = MetricsServer(_Server(config), host, sockets)
+    server = MetricsServer(app, host, await _listen(host, port))
     await server.listening()
     return server
 
