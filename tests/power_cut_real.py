@@ -1,15 +1,19 @@
 """Power cuts for real: a file system is cut off under load, mounted again, and the store in it opened.
 
-    python -m tests.power_cut_real [--cuts N] [--fs ext4] [--life-s LEAST MOST] [--callers N] [--seed S]
+    python -m tests.power_cut_real [--cuts N] [--fs ext4] [--life-s LEAST MOST] [--callers N] [--images DIR] [--seed S]
 
 A series of cuts shares one file system and one store, so that a life begins with what the cuts before it left; after a
 cut that the store doesn't survive, it begins anew. `LIVES` names the ways to be cut off.
+
+The program goes into a mount namespace of its own first, so that nothing stays mounted when it ends, however it ends.
+It exits with 1 when a store did not survive a cut, with 2 when nothing can be mounted and cut off here.
 """
 
 import argparse
 import asyncio
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -36,10 +40,13 @@ STORES: Final[tuple[dict[str, Any], ...]] = (
 
 
 class Plan(NamedTuple):
-    """How long a life under load lasts, and how many callers enqueue and how many work; None: any of some."""
+    """How long a life under load lasts, how many callers enqueue and how many work (None: any of some), and where
+    the image files are.
+    """
 
-    life_s: tuple[float, float] = (0.1, 1.5)
+    life_s: tuple[float, float] = (0.1, 1.0)
     callers: int | None = None
+    images: Path | None = None
 
 
 class CutSeries(Series):
@@ -116,6 +123,7 @@ LIVES: Final[dict[str, Callable[[CutSeries], Any]]] = {
     "rebuild": in_rebuild,
 }
 _ODDS: Final = (5, 1, 2, 2)
+_INSIDE: Final = "POWER_CUT_NAMESPACE"
 
 
 class Cuts:
@@ -135,7 +143,7 @@ class Cuts:
         return [*rows, "", *(f"{count:6} {text}" for text, count in said.most_common(20))]
 
 
-async def run_cuts(kinds: Sequence[str], cuts: int, *, seed: int = 0, plan: Plan | None = None) -> Cuts:
+async def run_cuts(kinds: Sequence[str], cuts: int, *, seed: int, plan: Plan) -> Cuts:
     """So many cuts, as many on each kind of file system; the kinds go on side by side."""
     result = Cuts()
 
@@ -143,7 +151,7 @@ async def run_cuts(kinds: Sequence[str], cuts: int, *, seed: int = 0, plan: Plan
         rng = random.Random(f"{seed} {kind}")
         async with zygote() as forks:
             while share:
-                share -= await _series(forks, kind, min(share, SERIES_CUTS), rng, plan or Plan(), result)
+                share -= await _series(forks, kind, min(share, SERIES_CUTS), rng, plan, result)
 
     async with asyncio.TaskGroup() as group:
         for number, kind in enumerate(kinds):
@@ -154,7 +162,7 @@ async def run_cuts(kinds: Sequence[str], cuts: int, *, seed: int = 0, plan: Plan
 
 async def _series(forks: Zygote, kind: str, most: int, rng: random.Random, plan: Plan, result: Cuts) -> int:
     """Cuts on one file system, until one is not survived; how many there were."""
-    with tempfile.TemporaryDirectory(dir=scratch_folder()) as name:
+    with tempfile.TemporaryDirectory(dir=plan.images or scratch_folder()) as name:
         place = Path(name)
         (place / "facts-of").mkdir()
         with mounted(kind, place, rng.choice(MOUNT_OPTIONS[kind])) as mount:
@@ -170,25 +178,37 @@ async def _series(forks: Zygote, kind: str, most: int, rng: random.Random, plan:
     return most
 
 
+def into_own_namespace() -> None:
+    """Run this program anew where its mounts are its own, and end with whoever started it."""
+    if os.geteuid() != 0 or _INSIDE in os.environ or not all(map(shutil.which, ("unshare", "setpriv"))):
+        return
+    own = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private")
+    os.environ[_INSIDE] = "1"
+    os.execvp(own[0], [*own, sys.executable, "-m", "tests.power_cut_real", *sys.argv[1:]])
+
+
 def main() -> int:
     """Cut as told on the command line."""
     parser = argparse.ArgumentParser(description="power cuts for real, on file systems in image files")
     parser.add_argument("--cuts", type=int, default=100)
-    parser.add_argument("--fs", action="append", choices=FILE_SYSTEMS)
+    parser.add_argument("--fs", action="append", choices=FILE_SYSTEMS, help="both by default, where they can be had")
     parser.add_argument("--life-s", type=float, nargs=2, default=Plan().life_s)
     parser.add_argument("--callers", type=int, help="that enqueue, and as many that work")
+    parser.add_argument("--images", type=Path, help="where image files are made; in memory by default")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    kinds = asked.fs or [*FILE_SYSTEMS]
-    for kind in kinds:
-        if reason := why_no_mounts(kind):
-            print(reason, file=sys.stderr)
-            return 2
+    into_own_namespace()
+    reasons = {kind: why_no_mounts(kind) for kind in asked.fs or FILE_SYSTEMS}
+    able = [kind for kind, reason in reasons.items() if not reason]
+    for reason in filter(None, reasons.values()):
+        print(reason, file=sys.stderr)
+    if not able:
+        return 2
     begun_s = time.monotonic()
-    plan = Plan(tuple(asked.life_s), asked.callers)
-    result = asyncio.run(run_cuts(kinds, asked.cuts, seed=asked.seed, plan=plan))
+    plan = Plan(tuple(asked.life_s), asked.callers, asked.images)
+    result = asyncio.run(run_cuts(able, asked.cuts, seed=asked.seed, plan=plan))
     print("\n".join(result.lines()))
-    print(f"{asked.cuts} cuts in {time.monotonic() - begun_s:.0f} s, on {os.cpu_count()} cores")
+    print(f"{result.cuts.total()} cuts in {time.monotonic() - begun_s:.0f} s, on {os.cpu_count()} cores")
     return 1 if result.failed else 0
 
 
