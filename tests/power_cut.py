@@ -191,7 +191,7 @@ def record_all(folder: Path, phases: Sequence[str], seed: int, *, each: int = 1)
             first = first or record_phase(folder / f"before-{phase}-{number}", name, seed + number)
             replay = first.replay()
             replay.until(moments_of(first).choose(rng))
-            start = replay.disk.after_a_cut(rng.choice(MODELS), rng), bytes(replay.disk.sinks["facts"])
+            start = replay.cut(rng.choice(MODELS), rng)
         slow_us = SLOW_SYNC_US if number % 2 else 0
         made = record_phase(folder / f"{phase}-{number}", phase, seed + number, start=start, sync_us=slow_us)
         recordings.append(made)

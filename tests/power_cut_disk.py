@@ -8,7 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.power_cut_files import Change, Inode, Tree, after_a_cut, durable_names, live_names
+from tests.power_cut_files import (
+    NOTE,
+    Change,
+    Inode,
+    Notes,
+    Tree,
+    after_a_cut,
+    durable_names,
+    live_names,
+    manifest_of,
+)
 from tests.power_cut_trace import Call
 
 __all__ = ["Disk"]
@@ -30,6 +40,7 @@ class Disk:
     """The files below the folder `root`, and what was written to the files of `sinks`, which lie elsewhere."""
 
     def __init__(self, root: Path, *, sinks: Mapping[str, Path], tree: Tree | None = None) -> None:
+        self.notes: Notes = {}
         self.sinks = {name: bytearray() for name in sinks}
         self._root = Inode(is_folder=True)
         self._prefix = f"{root}/"
@@ -220,8 +231,17 @@ class Disk:
             target = self._looked_up(source, name)
             assert target is not None, f"{old!r} was renamed, and is not there"
             self._change(folder, (folder, new_name, target, None), (source, name, None, target))
+            if new_name == NOTE:
+                self._take_note(folder, bytes(target.data))
 
     _end_renameat2 = _end_renameat
+
+    def _take_note(self, store: Inode, note: bytes) -> None:
+        manifest: Inode | None = store
+        for name in manifest_of(note).split("/"):
+            manifest = manifest.names.get(name) if manifest is not None else None
+        if manifest is not None:
+            self.notes[note] = bytes(manifest.data)
 
     def _find(self, path: str, at: str = "AT_FDCWD") -> tuple[Inode | None, str]:
         """The folder of a path and the name in it; no folder when it is not watched."""

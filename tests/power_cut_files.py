@@ -6,11 +6,27 @@ there; `MODELS` names the ways in which it is chosen.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["MODELS", "Change", "Inode", "Tree", "after_a_cut", "durable_names", "live_names", "tree_of", "write_tree"]
+__all__ = [
+    "MODELS",
+    "NOTE",
+    "Change",
+    "Inode",
+    "Notes",
+    "Tree",
+    "after_a_cut",
+    "durable_names",
+    "live_names",
+    "manifest_of",
+    "renew_notes",
+    "tree_of",
+    "true_notes",
+    "write_tree",
+]
 
 MODELS: Final = ("strict", "empty", "half", "zeros", "killed", "mixed")
 """
@@ -168,3 +184,38 @@ def tree_of(folder: Path) -> Tree:
         str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
     }
+
+
+Notes = dict[bytes, bytes]
+"""Notes in a store's file `synced`, which name a manifest by its number and inode, and what was in that manifest."""
+
+NOTE: Final = "synced"
+
+
+_NOTE_FORM: Final = re.compile(rb"(\d+) (\d+)\n")
+
+
+def manifest_of(note: bytes) -> str:
+    """Where the manifest is that a note names; nowhere when the note is torn."""
+    found = _NOTE_FORM.fullmatch(note)
+    return f"manifest/{int(found[1]):020d}.manifest" if found else "manifest/none"
+
+
+def true_notes(folder: Path) -> Notes:
+    """The notes of the stores in a folder that name the file that is there."""
+    notes: Notes = {}
+    for path in folder.glob(f"*/{NOTE}"):
+        note = path.read_bytes()
+        manifest = path.parent / manifest_of(note)
+        if manifest.exists() and manifest.stat().st_ino == int(note.split()[1]):
+            notes[note] = manifest.read_bytes()
+    return notes
+
+
+def renew_notes(folder: Path, notes: Notes) -> None:
+    """Let notes that are true name the inodes that files have where a disk was laid out."""
+    for path in folder.glob(f"*/{NOTE}"):
+        note = path.read_bytes()
+        manifest = path.parent / manifest_of(note) if note in notes else path
+        if note in notes and manifest.exists() and manifest.read_bytes() == notes[note]:
+            path.write_bytes(b"%s %d\n" % (note.split()[0], manifest.stat().st_ino))

@@ -22,9 +22,8 @@ from ledgerq.eventlog.entropy import job_id_bytes
 from ledgerq.eventlog.errors import LedgerError, LogRolledBack
 from ledgerq.worker.queue import Queue
 from tests.kills import Facts, check_queue
-from tests.power_cut_files import Tree, write_tree
 from tests.power_cut_load import rebuild_command
-from tests.power_cut_phases import Recording, Replay
+from tests.power_cut_phases import Recording, Replay, Start
 
 __all__ = ["OUTCOMES", "Answer", "State"]
 
@@ -63,15 +62,15 @@ class Answer(TypedDict):
 class Trial:
     """One state, laid out in a folder of its own."""
 
-    def __init__(self, state: State, tree: Tree, facts: bytes, is_done: bool, scratch: Path) -> None:
+    def __init__(self, state: State, left: Start, is_done: bool, scratch: Path) -> None:
         self._state = state
-        self._tree = tree
+        self._tree = left.tree
         self._is_done = is_done
         self._scratch = scratch
         self._url = (scratch / "disk" / "store").as_uri()
         (scratch / "disk").mkdir(parents=True)
-        write_tree(tree, scratch / "disk")
-        (scratch / "facts").write_bytes(facts)
+        left.lay_out(scratch / "disk")
+        (scratch / "facts").write_bytes(left.facts)
         self._facts = Facts(scratch)
         self._facts.read()
 
@@ -147,18 +146,17 @@ class Opener:
             self._replay, self._folder = replay, state.folder
         replay.until(state.moment)
         rng = random.Random(f"{state.seed} {state.moment} {state.model}")
-        tree = replay.disk.after_a_cut(state.model, rng)
-        facts = bytes(replay.disk.sinks["facts"])
+        left = replay.cut(state.model, rng)
         is_done = replay.disk.sinks["marks"].endswith(b"done\n")
         self._number += 1
         scratch = self._scratch / str(self._number)
-        answer = Trial(state, tree, facts, is_done, scratch).run()
+        answer = Trial(state, left, is_done, scratch).run()
         shutil.rmtree(scratch, ignore_errors=True)
         if answer["outcome"] != "fine" and kept is not None:
             shutil.rmtree(kept, ignore_errors=True)
             kept.mkdir(parents=True)
-            write_tree(tree, kept)
-            (kept / "facts").write_bytes(facts)
+            left.lay_out(kept)
+            (kept / "facts").write_bytes(left.facts)
             (kept / "said").write_text(f"{state}\n{answer['outcome']}\n{answer['said']}\n")
         return answer
 

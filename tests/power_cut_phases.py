@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple
 
 from tests.clock_faked import LIBRARY
 from tests.power_cut_disk import Disk
-from tests.power_cut_files import Tree, tree_of, write_tree
+from tests.power_cut_files import Notes, Tree, renew_notes, tree_of, true_notes, write_tree
 from tests.power_cut_load import Ask
 from tests.power_cut_trace import Call, read_calls, record
 
-__all__ = ["PHASES", "Recording", "Replay", "record_phase"]
+__all__ = ["PHASES", "Recording", "Replay", "Start", "record_phase"]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 RECORD_LIMIT_S: Final = 120.0
@@ -69,6 +69,19 @@ PHASES: Final[dict[str, Phase]] = {
 }
 
 
+class Start(NamedTuple):
+    """A disk after a cut, what was promised on it, and the notes that are true."""
+
+    tree: Tree
+    facts: bytes
+    notes: Notes
+
+    def lay_out(self, folder: Path) -> None:
+        """Put its files into a folder."""
+        write_tree(self.tree, folder)
+        renew_notes(folder, self.notes)
+
+
 class Recording(NamedTuple):
     """The recorded calls of one phase's processes, in a folder of its own."""
 
@@ -89,6 +102,12 @@ class Recording(NamedTuple):
         """What was promised before it began."""
         return (self.folder / "facts-before").read_bytes()
 
+    @property
+    def notes_before(self) -> Notes:
+        """The notes that were true then."""
+        texts = json.loads((self.folder / "notes-before").read_text())
+        return {bytes.fromhex(note): bytes.fromhex(manifest) for note, manifest in texts.items()}
+
 
 class Replay:
     """The disk at one moment of a recording: after so many of its calls."""
@@ -98,6 +117,7 @@ class Replay:
         sinks = {"facts": folder / "facts", "marks": folder / "marks"}
         self.disk = Disk(folder / "disk", sinks=sinks, tree=tree_of(folder / "disk-before"))
         self.disk.sinks["facts"] += recording.facts_before
+        self.disk.notes |= recording.notes_before
         self.moment = 0
         self._calls = self._all_calls(recording)
 
@@ -118,17 +138,21 @@ class Replay:
         while self.moment < moment:
             next(steps)
 
+    def cut(self, model: str, rng: random.Random) -> Start:
+        """What a power cut leaves now, and what was promised before it."""
+        return Start(self.disk.after_a_cut(model, rng), bytes(self.disk.sinks["facts"]), self.disk.notes)
+
 
 def record_phase(
     folder: Path,
     phase: str,
     seed: int,
     *,
-    start: tuple[Tree, bytes] | None = None,
+    start: Start | None = None,
     sync_us: int = 0,
     fsync: bool = True,
 ) -> Recording:
-    """Play a phase in an empty folder; `start`: the disk it begins with, and what was promised on it.
+    """Play a phase in an empty folder; `start`: what it begins with.
 
     Each sync takes `sync_us` longer than it does; without `fsync` there is none.
     """
@@ -137,12 +161,14 @@ def record_phase(
     disk.mkdir(parents=True)
     (folder / "facts").touch()
     if start is not None:
-        write_tree(start[0], disk)
-        (folder / "facts").write_bytes(start[1])
+        start.lay_out(disk)
+        (folder / "facts").write_bytes(start.facts)
     for ask in plan.prepares:
         _run(folder, {**ask, "seed": rng.randrange(1 << 30)}, trace=None)
     shutil.copytree(disk, folder / "disk-before")
     shutil.copy(folder / "facts", folder / "facts-before")
+    notes = {note.hex(): manifest.hex() for note, manifest in true_notes(disk).items()}
+    (folder / "notes-before").write_text(json.dumps(notes))
     (folder / "marks").unlink(missing_ok=True)
     for number, ask in enumerate(plan.asks):
         seeded: Ask = {**ask, "seed": rng.randrange(1 << 30)}

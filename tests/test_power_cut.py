@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ledgerq.eventlog.filesync import noted_manifest
 from tests.power_cut import Explored, explore, record_all, scratch_folder, states_of
 from tests.power_cut_disk import Disk
 from tests.power_cut_files import MODELS, Tree, tree_of
@@ -63,6 +64,18 @@ async def test_the_disk_that_is_replayed_is_the_disk_that_was_written(tmp_path: 
     assert changes > 500
     assert replay.disk.after_a_cut("killed", random.Random(0)) == tree_of(made.folder / "disk")
     assert bytes(replay.disk.sinks["facts"]) == (made.folder / "facts").read_bytes()
+
+
+@needs_strace
+async def test_what_is_known_to_be_synced_is_known_where_the_disk_is_laid_out(tmp_path: Path) -> None:
+    made = await asyncio.to_thread(record_phase, tmp_path / "recording", "compact", 3)
+    replay = made.replay()
+    for _ in replay.steps():
+        pass
+    (tmp_path / "laid-out").mkdir()
+    replay.cut("strict", random.Random(0)).lay_out(tmp_path / "laid-out")
+    noted = noted_manifest(tmp_path / "laid-out" / "store")
+    assert noted == noted_manifest(made.folder / "disk" / "store") > 0
 
 
 # What a cut leaves, by calls written down by hand.
