@@ -111,12 +111,12 @@ class Load:
             if job.state == "cancelled":
                 self.report(f"cancelled {job_id} -")
 
-    async def run(self) -> None:
+    async def run(self, *, producers: int = PRODUCERS, workers: int = WORKERS) -> None:
         """All of it at once, without an end."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(PRODUCERS):
+            for _ in range(producers):
                 group.create_task(self.produce())
-            for i in range(WORKERS):
+            for i in range(workers):
                 group.create_task(self.work(f"worker-{i}"))
             group.create_task(self.operate())
 

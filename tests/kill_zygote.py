@@ -38,7 +38,7 @@ from ledgerq.worker.queue import Queue
 from tests.kill_child import Load, open_facts
 from tests.kills import Facts, open_and_check, read_and_check
 
-__all__ = ["POINTS", "TASKS"]
+__all__ = ["POINTS", "TASKS", "damage_indexes"]
 
 # Everything that time brings about comes about within a round: leases end, retries and late jobs fall due, and what is
 # finished is swept.
@@ -91,7 +91,7 @@ def die_at(point: str, countdown: int) -> None:
 
 def store_options(ask: Mapping[str, Any]) -> StoreOptions:
     """With or without fsync, with few or many files."""
-    return StoreOptions(fsync=ask["fsync"], **(BUSY_FILES if ask["busy_files"] else {}))
+    return StoreOptions(fsync=ask["fsync"], **(BUSY_FILES if ask["busy_files"] else {}), **ask.get("store", {}))
 
 
 async def load(ask: Mapping[str, Any]) -> None:
@@ -108,7 +108,9 @@ async def load(ask: Mapping[str, Any]) -> None:
         take_over=ask.get("take_over", False),
     )
     try:
-        running = asyncio.create_task(Load(queue, open_facts(Path(ask["folder"])), ask["seed"]).run())
+        made = Load(queue, open_facts(Path(ask["folder"])), ask["seed"])
+        callers = {"producers": ask["callers"], "workers": ask["callers"]} if "callers" in ask else {}
+        running = asyncio.create_task(made.run(**callers))
         ending = asyncio.create_task(closing.wait())
         await asyncio.wait({running, ending}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
@@ -142,14 +144,15 @@ async def break_and_rebuild(ask: Mapping[str, Any]) -> None:
     try:
         if await LogReader(store, clock=SystemClock()).check_format():
             if ask["damage"]:
-                await _damage(store, ask["seed"])
+                await damage_indexes(store, ask["seed"])
             Path(ask["folder"], "damaged").touch()
             await rebuild(store, clock=SystemClock(), actor="a test", reason="killed on purpose")
     finally:
         await store.close()
 
 
-async def _damage(store: Store, seed: int) -> None:
+async def damage_indexes(store: Store, seed: int) -> None:
+    """Take away, alter and add rows of the indexes."""
     rng = random.Random(seed)
     batch = store.batch()
     async for page in store.scan(INDEX_PREFIX, keys.after_prefix(INDEX_PREFIX)):

@@ -34,7 +34,16 @@ from ledgerq.worker.decisions import LEASE_EXPIRED
 from ledgerq.worker.queue import Queue
 from tests.ledger_checks import check_ledger
 
-__all__ = ["Book", "Facts", "check_log", "check_promises", "open_and_check", "read_and_check", "run_and_kill"]
+__all__ = [
+    "Book",
+    "Facts",
+    "check_log",
+    "check_promises",
+    "check_queue",
+    "open_and_check",
+    "read_and_check",
+    "run_and_kill",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.002
@@ -234,23 +243,28 @@ async def open_and_check(url: str, facts: Facts) -> Fold:
     """Open the queue after a crash, and prove everything through it."""
     # With a clock that stands still the queue changes nothing any more once it has looked around.
     async with Queue.open(url, clock=ManualClock(SystemClock().now_ms())) as queue:
-        for _ in range(LOOKS):
-            head = await queue.log.head()
-            try:
-                # Both see what is on its way as well; the queue's own log would end before it.
-                fold = await check_ledger(queue.log.store)
-                await check_log(LogReader(queue.log.store, clock=queue.clock), facts, fold)
-            except AssertionError:
-                if await queue.log.head() == head:
-                    raise
-                continue
+        return await check_queue(queue, facts)
+
+
+async def check_queue(queue: Queue, facts: Facts) -> Fold:
+    """Prove everything through a queue that was just opened with a clock that stands still."""
+    for _ in range(LOOKS):
+        head = await queue.log.head()
+        try:
+            # Both see what is on its way as well; the queue's own log would end before it.
+            fold = await check_ledger(queue.log.store)
+            await check_log(LogReader(queue.log.store, clock=queue.clock), facts, fold)
+        except AssertionError:
             if await queue.log.head() == head:
-                break
-        else:
-            raise AssertionError("a queue whose clock stands still found more to do again and again")
-        alive = {job.job_id for job in fold.jobs.values()}
-        for job_id in [job_id for job_id in facts.enqueued if job_id in alive][-3:]:
-            assert (await queue.payload(job_id)).payload.hex().startswith(facts.enqueued[job_id])
-        stats = await queue.stats("q")
-        assert stats.claimed == 0
-        return fold
+                raise
+            continue
+        if await queue.log.head() == head:
+            break
+    else:
+        raise AssertionError("a queue whose clock stands still found more to do again and again")
+    alive = {job.job_id for job in fold.jobs.values()}
+    for job_id in [job_id for job_id in facts.enqueued if job_id in alive][-3:]:
+        assert (await queue.payload(job_id)).payload.hex().startswith(facts.enqueued[job_id])
+    stats = await queue.stats("q")
+    assert stats.claimed == 0
+    return fold
