@@ -241,6 +241,7 @@ async def test_damaged_compactions_are_set_aside(folder: Path, harm: Callable[[P
 
 
 async def test_what_slatedb_panics_of_is_one_line_at_the_command_line(folder: Path) -> None:
+    collect(folder)
     manifest = newest(folder, "manifest")
     content = manifest.read_bytes()
     for at in reversed(range(len(content))):
