@@ -4,8 +4,8 @@
 
 Orders and answers are JSON objects, one a line. Orders: `open` (with `facts`, a file, `seed`, `take_over`), `fence`
 (likewise: a second queue is opened on the store while the first one works, which is then abandoned), `lose` (another
-process will open the store), `drain` (with `limit_s`), `close`, `end`. Each is answered by `{"done": order, ...}`, or by
-`{"failed": why}`. Each `REPORT_EVERY` seconds under load it says `{"sample": {...}}`.
+process will open the store), `drain` (with `limit_s`), `close`, `end`. Each is answered by `{"done": order, ...}`, or
+by `{"failed": why}`. Each `REPORT_EVERY` seconds under load it says `{"sample": {...}}`.
 """
 
 import asyncio
