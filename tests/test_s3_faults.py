@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ledgerq.eventlog.errors import Fenced, StoreUnavailable
+from ledgerq.eventlog.errors import Fenced, OutcomeUnknown, StoreUnavailable
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.worker.queue import Queue
 from tests.kill_child import OPTIONS
@@ -102,11 +102,14 @@ async def test_a_write_that_was_done_and_not_answered_is_known_again(
     assert proxy.seen[kind, "HEAD"] >= 2, "nobody looked whose write it was"
 
 
-@on_seaweed
-async def test_a_conflict_that_nobody_caused_ends_the_writer_and_loses_nothing(
+@both_servers
+async def test_a_conflict_that_nobody_caused_is_no_fence_and_loses_nothing(
     s3_server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AWS answers 409 while an equal request is still being served; SlateDB then takes itself for fenced."""
+    """AWS answers 409 while an equal request is still being served; SlateDB then takes itself for fenced, and closes.
+
+    Whoever opens again on a passing error does so, and goes on.
+    """
     url = f"s3://{bucket}/jobs"
     facts = Facts(tmp_path)
     async with fault_proxy(s3_server.port) as proxy:
@@ -114,10 +117,48 @@ async def test_a_conflict_that_nobody_caused_ends_the_writer_and_loses_nothing(
         load = MixedLoad(queue, facts, tmp_path, 1)
         await load.report(1_000, LIMIT_S)
         proxy.plan = chosen(Fault.CONFLICT, "wal", "PUT", times=1)
-        assert {type(end) for end in await load.ends(LIMIT_S)} == {Fenced}
+        ends = await load.ends(LIMIT_S)
+        assert {type(end) for end in ends} == {OutcomeUnknown}, ends
+        assert isinstance(queue.failure, OutcomeUnknown)
+        assert queue.failure.permanent is False
+        assert "409" in str(queue.failure)
+        with pytest.raises(OutcomeUnknown):
+            await queue.stats("q")
         async with asyncio.timeout(LIMIT_S):
             await queue.close()
+            # It is no other writer's, so nothing is to be taken over.
+            queue = await opened_through(proxy, url, monkeypatch)
+            await queue.close()
     await check_everything(url, facts)
+
+
+@both_servers
+async def test_a_conflict_after_a_takeover_is_a_fence(
+    s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{bucket}/jobs"
+    async with fault_proxy(s3_server.port) as proxy:
+        first = await opened_through(proxy, url, monkeypatch)
+        async with Queue.open(url, take_over=True) as second:
+            proxy.plan = chosen(Fault.CONFLICT, "wal", "PUT", times=1)
+            with pytest.raises(Fenced):
+                await first.enqueue("q", b"x")
+            with pytest.raises(Fenced):
+                await first.stats("q")
+            assert (await second.enqueue("q", b"x")).created
+            await first.close()
+
+
+@both_servers
+async def test_conflicts_elsewhere_are_passed_over(
+    s3_server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = in_turn(
+        chosen(Fault.CONFLICT, "manifest", "PUT", every=2, times=3),
+        chosen(Fault.CONFLICT, "other", "PUT", every=2, times=2),
+        chosen(Fault.CONFLICT, "compactions", "PUT", every=2, times=2),
+    )
+    await run_through(plan, s3_server, f"s3://{bucket}/jobs", tmp_path, monkeypatch, least_faults=2)
 
 
 def in_turn(*plans: Plan) -> Plan:
