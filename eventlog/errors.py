@@ -239,4 +239,4 @@ class WrongProcess(LedgerError):
 
 
 class WrongLoop(LedgerError):
-    """A queue was used from another event loop than the one that opened it; use it from that loop."""
+    """A queue was used from another event loop than the one that opened it, or from none; use it from that loop."""

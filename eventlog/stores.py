@@ -2,6 +2,7 @@
 
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import StoreNotFound
+from ledgerq.eventlog.event_loop import running_loop
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.eventlog.slate_open import open_slate
@@ -29,6 +30,7 @@ async def open_store(
     store, `StoreUnavailable` with the cause when it can't be opened, `StoreNotFound` when there is none and `create` is
     False. Each `memory:///` is a new, private store.
     """
+    running_loop()
     location = parse_location(url)
     check_wait(take_over, wait)
     if location.is_memory:
@@ -42,6 +44,7 @@ async def open_reader(url: str, *, pinned: bool = False, poll_interval_ms: int =
     New commits are seen within about `poll_interval_ms`, or never when `pinned`. Raises `InvalidArgument`,
     `StoreNotFound`, `StoreUnavailable`.
     """
+    running_loop()
     location = parse_location(url)
     if location.is_memory:
         raise StoreNotFound(f"{url}: a memory store is readable only through the object that opened it")

@@ -16,7 +16,8 @@ from typing import Final, Protocol
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
 from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_head
-from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed, WrongLoop, WrongProcess
+from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed
+from ledgerq.eventlog.event_loop import check_owner, loop_or_none
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.meters import CommitMeters, CommitTimes
@@ -168,18 +169,12 @@ class EventLog(LogReader):
             raise self.failure.with_traceback(None)
         if self._closing:
             raise QueueClosed(f"the queue on {self.store.location} is closed; open it again")
-        if asyncio.get_running_loop() is not self._loop:
+        if loop_or_none() is not self._loop:
             self.check_owner()
 
     def check_owner(self) -> None:
-        """Raise `WrongProcess` in a forked child, and `WrongLoop` on another event loop than the one that opened it."""
-        if own_pid() != self._pid:
-            raise WrongProcess(
-                f"the queue on {self.store.location} was opened in process {self._pid} and used in its forked child "
-                f"{own_pid()}: open it in the child, or start children with multiprocessing's spawn method"
-            )
-        if asyncio.get_running_loop() is not self._loop:
-            raise WrongLoop("this queue belongs to another event loop: use it there, or open it anew if that has ended")
+        """Raise `WrongProcess` in a forked child, `WrongLoop` on another loop than the one that opened it or none."""
+        check_owner(f"the queue on {self.store.location}", self._pid, self._loop)
 
     def commit(self) -> Commit:
         """The open commit; a new one opens when there is none."""

@@ -35,7 +35,7 @@ from ledgerq.worker.queue import Queue
 from tests.damage_matrix import END_MS, Case, harmed_copy
 from tests.ledger_checks import all_rows, check_ledger
 
-STEP_LIMIT_S = 18.0
+STEP_LIMIT_S = 50.0
 ADDRESS_LIMIT_BYTES = 4 * 1024**3
 WHO = {"actor": "ann", "reason": "damage"}
 Rows = dict[bytes, bytes]

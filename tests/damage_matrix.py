@@ -63,9 +63,9 @@ COMMANDS = {
     "rebuild": ("rebuild-projections", "--take-over", "--actor", "ann"),
 }
 OUTCOMES = ("unharmed", "rebuilt", "refused", "wrong")
-CASE_LIMIT_S = 60.0
+CASE_LIMIT_S = 180.0
 START_LIMIT_S = 60.0
-COMPACTION_LIMIT_S = 30.0
+COMPACTION_LIMIT_S = 90.0
 # When the history ends: nothing is due then, so a queue that is opened does nothing by itself.
 END_MS = BASE_MS + (SESSIONS + 2) * SESSION_MS
 # The folders of a store.

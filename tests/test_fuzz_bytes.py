@@ -1,6 +1,7 @@
 """Bytes that nobody wrote: every parser of the store's bytes, of URLs and ids refuses them with an error of ours.
 
-The targets say what is a defect (fuzz_targets.py); fuzz_atheris.py runs the same ones for as long as one likes.
+The targets say what is a defect (fuzz_targets.py); fuzz_atheris.py runs the same ones for as long as one likes. Each
+has a test with the cases that were found once and a few more; the proof gives each of them many.
 """
 
 import tracemalloc
@@ -37,10 +38,11 @@ from ledgerq.projections.job import born
 from ledgerq.projections.stats import Tally
 from tests import fuzz_targets
 from tests.fuzz_seeds import seeds
+from tests.fuzz_targets import TARGETS
 from tests.histories import any_events, enqueued, job_id
 
 fuzz = settings(
-    deadline=None, derandomize=True, max_examples=400, suppress_health_check=[HealthCheck.too_slow], database=None
+    deadline=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 # What arrays, maps, texts, bytes and extensions promise: 2^32 - 1 items each.
 HUGE = [head + b"\xff" * 4 for head in (b"\xdd", b"\xdf", b"\xdb", b"\xc6", b"\xc9")]
@@ -138,6 +140,17 @@ def test_an_index_key(value: bytes) -> None:
 @example(b"s3://buck\net/prefix")
 def test_a_url_or_an_id(value: bytes) -> None:
     fuzz_targets.location(value)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("target", sorted(TARGETS.keys() - {"arguments"}))
+def test_more_of_each(target: str) -> None:
+    @settings(fuzz, max_examples=500)
+    @given(inputs(target))
+    def refused_or_read(value: bytes) -> None:
+        TARGETS[target](value)
+
+    refused_or_read()
 
 
 # ---------------------------------------------------------------------- what exactly is refused, and what is not

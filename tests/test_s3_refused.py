@@ -16,7 +16,7 @@ from tests.s3_server import S3Server, both_servers, bucket, on_seaweed, s3_serve
 
 __all__ = ["bucket", "s3_server"]
 
-OPENING_LIMIT_S = 12.0
+OPENING_LIMIT_S = 40.0
 LIMIT_S = 30.0
 COMMIT_LIMIT_S = 1.0
 SHORT = StoreOptions(commit_timeout_s=COMMIT_LIMIT_S, read_timeout_s=COMMIT_LIMIT_S)

@@ -24,7 +24,7 @@ from ledgerq.tools.simulate import run_seeds
 from tests.simulation_defects import DEFECTS
 from tests.tiers import sampled
 
-QUICK_SEEDS = 100
+QUICK_SEEDS = 60
 SEEDS = 3_000
 CHUNK_SEEDS = 50
 DEFECT_SEEDS = 60

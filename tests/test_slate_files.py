@@ -22,7 +22,7 @@ from ledgerq.eventlog.stores import open_reader
 from ledgerq.worker.queue import Queue
 from tests.ledger_checks import check_ledger
 
-LIMIT_S = 5.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from ledgerq.eventlog.event_loop import running_loop
 from ledgerq.eventlog.logs import Seldom, about, logger
 from ledgerq.eventlog.printable import printable, printable_json
 
@@ -75,7 +76,7 @@ class MetricsApp:
         self._registry = registry
         self._readiness = readiness
         self._refresh = refresh
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop()
         self._rendering = asyncio.Lock()
         self._seldom = Seldom()
 

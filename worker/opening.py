@@ -7,6 +7,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import NotRebuilt
+from ledgerq.eventlog.event_loop import running_loop
 from ledgerq.eventlog.events import FilesSetAside, WriterOpened
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.writer import EventLog
@@ -105,9 +106,11 @@ class Opening(Generic[T]):
         self._opened: T | None = None
 
     def __await__(self) -> Generator[Any, Any, T]:
+        running_loop()
         return self._make().__await__()
 
     async def __aenter__(self) -> T:
+        running_loop()
         self._opened = await self._make()
         return self._opened
 

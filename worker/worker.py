@@ -12,6 +12,7 @@ from aiostream import stream
 
 from ledgerq.eventlog.clock import sleep_until
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
+from ledgerq.eventlog.event_loop import running_loop
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.logs import Seldom, about, about_job, logger
 from ledgerq.eventlog.threads import DaemonThreads
@@ -133,6 +134,7 @@ class Worker:
         fail its own try, whatever they are, `sys.exit` too; only KeyboardInterrupt also ends the worker at once, and is
         raised again when its job and all others are settled or given back.
         """
+        running_loop()
         if not self._handlers:
             raise InvalidArgument("the worker has no handler: register one with @worker.handler(queue)")
         if self._ran:
