@@ -36,6 +36,7 @@ ANSWER_LIMIT_S: Final = 150.0
 STATES_PER_OPENER: Final = 250
 # How far after something that seldom happens a moment is chosen.
 NEAR_CHANGES: Final = 12
+PROGRESS_STATES: Final = 500
 SLOW_SYNC_US: Final = 5_000
 RARE: Final = (b"/manifest/", b"/compacted", b"/compactions", b"/gc", b"/anchor", b"/set-aside", b"/new", b"/preflight")
 RARE_CALLS: Final = ("link", "linkat", "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir")
@@ -227,6 +228,9 @@ async def explore(
             for state in mine:
                 kept = keep / f"{next(numbers)}" if keep and len(explored.failed) < most_kept else None
                 explored.add(state, await opening.answer(state, kept))
+                done = explored.outcomes.total()
+                if done % PROGRESS_STATES == 0:
+                    print(f"{done} of {len(states)} states, {len(explored.failed)} failed", file=sys.stderr)
         finally:
             await opening.end()
 
