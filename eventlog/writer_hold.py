@@ -45,7 +45,7 @@ _REMOVE: Final = "remove it: it only tells who writes the store"
 class Hold(Protocol):
     """A store that this process holds for writing.
 
-    `took_over`: another writer was alive when this began, and it goes on until SlateDB has opened and fenced it.
+    `took_over`: another writer was (or may have been) alive when this began, until SlateDB has opened and fenced it.
     """
 
     took_over: bool
@@ -166,7 +166,8 @@ class _FileStore:
 
 class _LockHold:
     def __init__(self, location: Location, note: WriterNote, hold: FileHold) -> None:
-        self.took_over = hold.took_over
+        # Without locks nothing tells, and what opening would set aside may be a live writer's.
+        self.took_over = hold.took_over or hold.without_locks is not None
         self.note = note
         self.loop = asyncio.get_running_loop()
         self._location = location

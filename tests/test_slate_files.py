@@ -1,6 +1,9 @@
 """Damage to SlateDB's own files, of which it would wait for ever or say nothing that helps: named before it opens."""
 
 import asyncio
+import errno
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -197,6 +200,21 @@ async def test_what_was_set_aside_is_in_the_log_once(folder: Path) -> None:
         assert told == [FilesSetAside(moved.folder, len(moved.files), tuple(moved.files))]
         await check_ledger(queue.log.store)
     assert moved.is_recorded
+
+
+async def test_nothing_is_set_aside_where_a_writer_may_be_alive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros(newest(folder, "manifest"))
+    before = files_of(folder)
+
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(LogPoisoned, match=newest(folder, "manifest").name):
+        await Queue.open(folder.as_uri(), clock=ManualClock())
+    assert {name for name in files_of(folder) if not name.startswith("writer")} == {
+        name for name in before if not name.startswith("writer")
+    }
 
 
 async def test_a_manifest_is_set_aside_before_several_that_can_be_read(folder: Path) -> None:
