@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.cli_rig import Cli
 from tests.writers import LIMIT_S, ROOT, writer
 
 JOBS = """
@@ -57,7 +56,7 @@ async def ledgerq(*argv: str, folder: Path, while_it_runs: Callable[[], Awaitabl
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_a_store_in_use_has_an_exit_code_of_its_own(cli: Cli, url: str, tmp_path: Path) -> None:
+async def test_a_store_in_use_has_an_exit_code_of_its_own(url: str, tmp_path: Path) -> None:
     async with writer(url) as first:
         code, out, err = await ledgerq("enqueue", url, "q", "x", folder=tmp_path)
         assert (code, out) == (5, "")
