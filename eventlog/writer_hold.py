@@ -29,6 +29,7 @@ __all__ = ["Hold", "check_wait", "current_writer", "hold_store"]
 _log = logger("store")
 _T = TypeVar("_T")
 _LIMIT_S: Final = 10.0
+_REQUEST_LIMIT_S: Final = 5.0
 _LOCK_POLL_MS: Final = 50
 # Each look is a billed request.
 _LEASE_POLL_MS: Final = 1000
@@ -193,7 +194,7 @@ class _ObjectStore:
         self._location = location
         self._note = note
         self._lease_s = lease_s
-        self._objects = Objects(location, limit_s=min(_LIMIT_S, max(lease_s / 3, 1.0)) if lease_s else _LIMIT_S)
+        self._objects = Objects(location, limit_s=_REQUEST_LIMIT_S)
         self._clock = ServiceClock(self._objects, note)
 
     async def hold(self, *, take_over: bool) -> Hold | _Busy:

@@ -35,6 +35,7 @@ _ROUNDED_S: Final = 1.0
 _RENEWALS: Final = 3
 _PUT_TRIES: Final = 5
 _LOOK_AROUND_S: Final = 0.25
+_THREAD: Final = "ledgerq-lease"
 
 
 class Lease(NamedTuple):
@@ -106,7 +107,7 @@ class LeaseHold:
         self._mine = await self._objects.run(self._write, over)
         if self._mine is None:
             return False
-        self._thread = threading.Thread(target=self._run, name="ledgerq-lease")
+        self._thread = threading.Thread(target=self._run, name=_THREAD)
         self._thread.start()
         return True
 
@@ -181,14 +182,15 @@ class LeaseHold:
             except (BaseError, OSError) as error:
                 if not was_refused:
                     what = "the writer's lease was not renewed, trying again; this writer goes on: %s"
-                    _log.warning(what, error, extra=about("lease_not_renewed"))
+                    # The client's errors go on with pages of details.
+                    _log.warning(what, str(error).partition("\n")[0], extra=about("lease_not_renewed"))
                 was_refused = True
 
     def _wait(self, time_s: float) -> bool:
         """False when this is to end: it was asked to, or the program ends without having closed the store."""
         over_s = stopwatch_s() + time_s
         while (left_s := over_s - stopwatch_s()) > 0:
-            if self._stopping.wait(min(left_s, _LOOK_AROUND_S)) or not threading.main_thread().is_alive():
+            if self._stopping.wait(min(left_s, _LOOK_AROUND_S)) or not _program_goes_on():
                 return False
         return not self._stopping.is_set()
 
@@ -202,6 +204,12 @@ class LeaseHold:
         """Take the lease from one that is gone and did not fence this writer."""
         if found is None or _is_over(found) or unchanged_s > _length_s(found):
             self._mine = self._write(found)
+
+
+def _program_goes_on() -> bool:
+    """False when the interpreter only waits for threads such as this one (a daemon could abort it in a request)."""
+    others = (thread for thread in threading.enumerate() if not thread.daemon and thread.name != _THREAD)
+    return threading.main_thread().is_alive() or any(thread.is_alive() for thread in others)
 
 
 _serials = count()

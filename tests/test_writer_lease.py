@@ -4,12 +4,13 @@ SeaweedFS runs what depends on conditional writes once more. Leases are short he
 """
 
 import asyncio
+import contextlib
 import json
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import obstore
@@ -24,7 +25,7 @@ from ledgerq.eventlog.writer_hold import current_writer
 from ledgerq.eventlog.writer_lease import LeaseHold
 from tests.s3_proxy import Fault, fault_proxy
 from tests.s3_server import S3Server, both_servers, bucket, s3_server
-from tests.writers import writer
+from tests.writers import ROOT, writer
 
 __all__ = ["bucket", "s3_server"]
 
@@ -46,6 +47,12 @@ class Place:
         """What the object says."""
         found: dict[str, Any] = json.loads(bytes(obstore.get(self._store, "writer").bytes()))
         return found
+
+    def has_lease(self) -> bool:
+        """Whether there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            return bool(self.lease())
+        return False
 
     def put(self, content: bytes) -> None:
         """Write the object."""
@@ -267,7 +274,7 @@ async def test_an_opening_that_is_cancelled_or_fails_leaves_no_lease(
         pass
 
 
-def test_a_program_that_ends_without_closing_ends_at_once(place: Place, tmp_path: Path) -> None:
+def test_a_loop_that_ended_without_closing_holds_up_nobody(place: Place) -> None:
     async def drop() -> None:
         await (await Queue.open(place.url)).enqueue("q", b"x")
 
@@ -278,3 +285,39 @@ def test_a_program_that_ends_without_closing_ends_at_once(place: Place, tmp_path
             assert (await queue.stats("q")).pending == 1
 
     asyncio.run(again())
+
+
+PROGRAM = """
+import asyncio, sys, threading
+from ledgerq import Queue, StoreOptions
+
+async def main():
+    queue = await Queue.open(sys.argv[1], store_options=StoreOptions(lease_s=1))
+    await queue.enqueue("q", b"x")
+    opened.set()
+    sys.stdin.read()
+
+opened = threading.Event()
+if sys.argv[2] == "thread":
+    threading.Thread(target=lambda: asyncio.run(main())).start()
+    opened.wait()
+else:
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+async def test_a_program_that_does_not_close_renews_its_lease_and_ends(place: Place, where: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PROGRAM, place.url, where),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    await place.until(lambda: place.has_lease() and place.lease()["renewal"] > 5)
+    async with asyncio.timeout(LIMIT_S):
+        _, err = await process.communicate(b"")
+    assert process.returncode == 0, err
+    assert b"Traceback" not in err
+    async with Queue.open(place.url) as queue:
+        assert (await queue.stats("q")).pending == 1
