@@ -11,18 +11,20 @@ tells what is true.
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Final, Protocol
+from itertools import chain
+from typing import Final
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
 from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_head
+from ledgerq.eventlog.commits import PIECE_ROWS, Commit, Projector, pieces
 from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed
 from ledgerq.eventlog.event_loop import check_owner, loop_or_none
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.meters import CommitMeters, CommitTimes
 from ledgerq.eventlog.process import own_pid
-from ledgerq.eventlog.store import Anchor, Batch, Store
+from ledgerq.eventlog.store import Anchor, Store
 
 __all__ = ["MAX_COMMIT_BYTES", "Commit", "EventLog", "Projector"]
 
@@ -33,44 +35,6 @@ _FULL_BYTES: Final = 8 * 1024 * 1024
 _STORE_CHECK_INTERVAL_MS: Final = 1000
 # A clock that is set back a little (NTP) is waited for; more than that is the operator's business.
 _MAX_CLOCK_STEP_MS: Final = 5000
-
-
-class Commit:
-    """What will be written together. The time is set when it opens, so that decisions and facts agree."""
-
-    __slots__ = ("base_offset", "events", "kinds", "opened_s", "payload_bytes", "payloads", "time_ms", "waiters")
-
-    def __init__(self, base_offset: int, time_ms: int) -> None:
-        self.base_offset = base_offset
-        self.time_ms = time_ms
-        self.opened_s = stopwatch_s()
-        self.kinds = bytearray()
-        self.events: list[Event] = []
-        self.payloads: dict[bytes, bytes | None] = {}
-        self.payload_bytes = 0
-        self.waiters: list[asyncio.Future[None]] = []
-
-    def resolve(self, error: LedgerError | None) -> None:
-        """Tell everyone who waits; those who stopped waiting don't hear it."""
-        for waiter in self.waiters:
-            if not waiter.done():
-                if error is None:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(error)
-
-
-class Projector(Protocol):
-    """What keeps projections beside the log; called by the log, in commit order."""
-
-    def fill(self, commit: Commit, batch: Batch) -> None:
-        """Add to `batch` what follows from the commit's events. May be called again for the same commit."""
-
-    def committed(self, commit: Commit) -> None:
-        """The commit is durable; its waiters are told right after."""
-
-    def failed(self, error: LedgerError) -> None:
-        """No commit will follow; called once."""
 
 
 class EventLog(LogReader):
@@ -251,11 +215,18 @@ class EventLog(LogReader):
         anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
         while True:
             batch = self.store.batch()
+            # Before anything is waited for: what is staged from then on is no part of this commit.
+            rest = self._projector.fill(commit, batch)
             if commit.base_offset == 0:
                 batch.put(keys.FORMAT_KEY, str(keys.FORMAT_VERSION).encode())
             batch.put(keys.log_key(commit.base_offset), value)
-            batch.update(commit.payloads)
-            self._projector.fill(commit, batch)
+            if len(commit.payloads) <= PIECE_ROWS:
+                batch.update(commit.payloads)
+            else:
+                rest = chain(pieces(commit.payloads), rest or ())
+            for piece in rest or ():
+                batch.update(piece)
+                await asyncio.sleep(0)
             batch.put(keys.HEAD_KEY, encode_head(head))
             filled_s = stopwatch_s()
             try:

@@ -50,6 +50,7 @@ _PAYLOAD_BUDGET_BYTES: Final = 32 * 1024 * 1024
 _OBJECT_STORE_INTERVAL_MS: Final = 50.0
 _LOCAL_INTERVAL_MS: Final = 2.0
 _MAX_INTERVAL_MS: Final = 60_000
+_OPERATIONS_AT_ONCE: Final = 64
 
 
 class Core:
@@ -102,6 +103,8 @@ class Core:
         self.live.on_failure = self._failed
         self.live.on_commit = self._committed
         self.gauges = QueueGauges(self)
+        # So many of an operator's calls read and decide at a time: thousands at once would hold the loop, and be late.
+        self.operating = asyncio.Semaphore(_OPERATIONS_AT_ONCE)
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._closed: asyncio.Future[None] | None = None
         self.on_failure: list[Callable[[LedgerError], None]] = []

@@ -17,6 +17,7 @@ __all__ = ["KeyLocks", "Prepared", "due_ms_of", "prepare", "prepare_many"]
 
 SALT_BYTES: Final = 16
 MAX_BULK_JOBS: Final = 10_000
+_AT_ONCE: Final = 250
 
 
 class Prepared(NamedTuple):
@@ -85,17 +86,22 @@ def prepare(
     return Prepared(event, PayloadRecord(salt, kept, payload), sealed, job_id is not None)
 
 
-def prepare_many(
+async def prepare_many(
     queue: str, jobs: Sequence[bytes | NewJob], *, options: QueueOptions, now_ms: int, entropy: Entropy
 ) -> list[Prepared]:
-    """Prepare the jobs of one `enqueue_many`; raises `InvalidArgument` for more than one commit can take."""
+    """Prepare the jobs of one `enqueue_many`; raises `InvalidArgument` for more than one commit can take.
+
+    A few at a time: many would hold the event loop for a tenth of a second and more.
+    """
     if not isinstance(jobs, Sequence) or isinstance(jobs, str | bytes | bytearray | memoryview):
         raise InvalidArgument(f"enqueue_many takes a list of jobs, not {type(jobs).__name__}")
     if len(jobs) > MAX_BULK_JOBS:
         raise InvalidArgument(f"enqueue_many takes up to {MAX_BULK_JOBS} jobs, not {len(jobs)}: split them")
     batch: list[Prepared] = []
     size_bytes = 0
-    for job in jobs:
+    for at, job in enumerate(list(jobs)):
+        if at and at % _AT_ONCE == 0:
+            await asyncio.sleep(0)
         given = dict(job) if isinstance(job, NewJob) else {"payload": job}
         batch.append(prepare(queue, options=options, now_ms=now_ms, entropy=entropy, **given))
         size_bytes += len(batch[-1].sealed)

@@ -11,6 +11,7 @@ from typing import Final
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import PayloadRecord, pack
+from ledgerq.eventlog.commits import pieces
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
 from ledgerq.eventlog.events import Enqueued, JobEvent, LogEvent, QueueEvent, QueuePaused
 from ledgerq.eventlog.store import Batch
@@ -26,6 +27,8 @@ __all__ = ["Live", "index_changes"]
 
 _WATCH_LIMIT_ROWS: Final = 1000
 _HINT_EVERY_CLAIMS: Final = 1000
+# Of a large commit the rows of so many jobs are made in one turn of the event loop.
+_PIECE_JOBS: Final = 250
 
 Changes = dict[bytes, bytes | None]
 Touched = dict[bytes, tuple[Job | None, Job | None]]
@@ -208,16 +211,21 @@ class Live:
 
     # ------------------------------------------------------------------ the log's projector
 
-    def fill(self, commit: Commit, batch: Batch) -> None:
-        """Add index changes, counters, hints and the rows of users' projections."""
+    def fill(self, commit: Commit, batch: Batch) -> Iterable[Changes] | None:
+        """Add index changes, counters, hints and the rows of users' projections.
+
+        Of a commit that touched many jobs the index changes are left for the caller to add, piece by piece. Nothing
+        that is staged meanwhile can come into them: the jobs of this commit are put by themselves here and now.
+        """
         if self._filled is None or self._filled[0] is not commit:
             self._in_flight, self._touched = self._touched, {}
             transitions, self._transitions = self._transitions, []
-            changes = index_changes(self._in_flight)
+            changes = index_changes(self._in_flight) if len(self._in_flight) <= _PIECE_JOBS else {}
             self._add_queues(changes)
             self.host.project(transitions, commit.base_offset + len(commit.events), changes)
             self._filled = (commit, changes)
         batch.update(self._filled[1])
+        return None if len(self._in_flight) <= _PIECE_JOBS else _pieces(list(self._in_flight.items()))
 
     def _add_queues(self, changes: Changes) -> None:
         for queue in self._dirty_queues:
@@ -244,6 +252,19 @@ class Live:
     def failed(self, error: LedgerError) -> None:
         """Nothing will be durable any more."""
         self.on_failure(error)
+
+
+def _pieces(touched: list[tuple[bytes, tuple[Job | None, Job | None]]]) -> Iterator[Changes]:
+    """The index changes of many jobs. Nothing may be added before all are known: one job's key can be another's now."""
+    changes: Changes = {}
+    for at in range(0, len(touched), _PIECE_JOBS):
+        for key, value in index_changes(dict(touched[at : at + _PIECE_JOBS])).items():
+            if value is None:
+                changes.setdefault(key, None)
+            else:
+                changes[key] = value
+        yield {}
+    yield from pieces(changes)
 
 
 def index_changes(touched: Touched) -> Changes:

@@ -21,27 +21,35 @@ async def find(core: Core, job_id: str) -> Job:
 
 async def cancel(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
     """See `Queue.cancel`."""
-    job = await find(core, job_id)
-    options = core.options(job.queue)
-    async with core.refusing():
-        events = decisions.cancel(job, options=options, now_ms=core.clock.now_ms(), actor=actor, reason=reason)
-    for event in events:
-        job = core.live.apply(job, event) or job
+    core.log.check()
+    async with core.operating:
+        await core.log.room()
+        job = await find(core, job_id)
+        options = core.options(job.queue)
+        async with core.refusing():
+            events = decisions.cancel(job, options=options, now_ms=core.clock.now_ms(), actor=actor, reason=reason)
+        for event in events:
+            job = core.live.apply(job, event) or job
     await core.log.committed()
     return job
 
 
 async def requeue(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
     """See `Queue.requeue`."""
-    job = await find(core, job_id)
-    async with core.intake.unique(job) as holder:
+    core.log.check()
+    async with core.operating:
+        await core.log.room()
         job = await find(core, job_id)
-        other = None if holder is None else job_id_text(holder)
-        async with core.refusing():
-            event = decisions.requeue(job, unique_holder=other, actor=actor, reason=reason)
-        job = core.live.apply(job, event) or job
-        core.intake.requeued(job)
-    core.handout.serve()
+        async with core.intake.unique(job) as holder:
+            if job.spec.unique_key is not None:
+                # It may have changed while the key was waited for.
+                job = await find(core, job_id)
+            other = None if holder is None else job_id_text(holder)
+            async with core.refusing():
+                event = decisions.requeue(job, unique_holder=other, actor=actor, reason=reason)
+            job = core.live.apply(job, event) or job
+            core.intake.requeued(job)
+        core.handout.serve()
     await core.log.committed()
     return job
 

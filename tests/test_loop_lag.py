@@ -1,0 +1,175 @@
+"""Bulk calls and many calls at once leave the event loop to others: so much in one turn, and no more.
+
+What a turn does is counted, not timed, so a busy machine fails none of these. What is staged while a large commit is
+being written is no part of it, which the audit at the end of each rig would show.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from ledgerq.eventlog.errors import QueueClosed
+from ledgerq.eventlog.events import Enqueued
+from ledgerq.eventlog.memory import MemoryBatch
+from ledgerq.worker import enqueue, live
+from ledgerq.worker.options import NewJob
+from tests.loops import settle
+from tests.rig import Rig, claim_all
+
+MANY = 3000
+WHO = {"actor": "ada", "reason": "test"}
+
+
+class Turns:
+    """How much of each kind of work was done in each turn of the loop."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.done: dict[str, Counter[int]] = {"prepared": Counter(), "indexed": Counter(), "put": Counter()}
+
+    def add(self, kind: str, number: int) -> None:
+        self.done[kind][self.now] += number
+
+    def most(self, kind: str) -> int:
+        return max(self.done[kind].values(), default=0)
+
+
+@asynccontextmanager
+async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Turns]:
+    turns = Turns()
+    prepare, index_changes, update = enqueue.prepare, live.index_changes, MemoryBatch.update
+
+    def counted_prepare(*given: Any, **more: Any) -> Any:
+        turns.add("prepared", 1)
+        return prepare(*given, **more)
+
+    def counted_changes(touched: Any) -> Any:
+        turns.add("indexed", len(touched))
+        return index_changes(touched)
+
+    def counted_update(self: MemoryBatch, changes: Mapping[bytes, bytes | None]) -> None:
+        turns.add("put", len(changes))
+        update(self, changes)
+
+    monkeypatch.setattr(enqueue, "prepare", counted_prepare)
+    monkeypatch.setattr(live, "index_changes", counted_changes)
+    monkeypatch.setattr(MemoryBatch, "update", counted_update)
+
+    async def turning() -> None:
+        while True:
+            await asyncio.sleep(0)
+            turns.now += 1
+
+    task = asyncio.create_task(turning())
+    await asyncio.sleep(0)
+    yield turns
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def jobs(number: int, *, later: bool) -> list[bytes | NewJob]:
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    return [NewJob(payload=b"x", run_at=at + timedelta(seconds=i)) if later else b"x" for i in range(number)]
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_bulk_call_does_a_little_in_each_turn_and_is_one_commit(
+    later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Rig() as rig:
+        async with counted(monkeypatch) as turns:
+            results = await rig.queue.enqueue_many("q", jobs(MANY, later=later))
+        assert sum(turns.done["prepared"].values()) == sum(turns.done["indexed"].values()) == MANY
+        assert turns.most("prepared") <= 250
+        assert turns.most("indexed") <= 250
+        assert turns.most("put") <= 1000
+        assert len({result.job_id for result in results}) == MANY
+        assert [len(batch.events) for batch in await rig.batches()] == [1, MANY]
+
+
+async def test_what_is_staged_meanwhile_goes_into_the_next_commit() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", [b"old"] * 400)
+        claims = await claim_all(rig.queue)
+        bulk = asyncio.create_task(rig.queue.enqueue_many("q", [b"new"] * MANY))
+        others = []
+        while not bulk.done():
+            # Counters, jobs and the ready window all change between two pieces of the large commit.
+            if claims:
+                others.append(asyncio.create_task(rig.queue.ack(claims.pop())))
+            others.append(asyncio.create_task(rig.queue.enqueue("q", b"between")))
+            await asyncio.sleep(0)
+        await asyncio.gather(*others)
+        sizes = [len(batch.events) for batch in await rig.batches()]
+        assert max(sizes) >= MANY
+        enqueued = sum(isinstance(event, Enqueued) for event in await rig.events())
+        assert (await rig.queue.stats("q")).pending == enqueued - 400
+        await rig.check()
+
+
+async def test_a_key_that_goes_from_one_job_to_another_in_one_large_commit_stays_with_the_second() -> None:
+    async with Rig() as rig:
+        first = await rig.queue.enqueue("q", b"first", unique_key="k")
+        (claim,) = await rig.queue.claim("q")
+        rig.faults.hold("commit")
+        # All of this is one commit: the key leaves one job in its first piece, and others come to it in its last.
+        calls = [asyncio.create_task(rig.queue.enqueue("q", b"held"))]
+        await settle()
+        calls.append(asyncio.create_task(rig.queue.enqueue_many("q", [b"x"] * 600)))
+        await settle()
+        calls.append(asyncio.create_task(rig.queue.ack(claim)))
+        await settle()
+        calls.append(asyncio.create_task(rig.queue.enqueue("q", b"second", unique_key="k")))
+        await settle()
+        rig.faults.let_go("commit")
+        *_, second = await asyncio.gather(*calls)
+        assert second.created
+        assert second.job_id != first.job_id
+        again = await rig.queue.enqueue("q", b"third", unique_key="k")
+        assert (again.created, again.job_id) == (False, second.job_id)
+        await rig.check()
+
+
+async def test_a_queue_that_closes_while_a_bulk_call_is_prepared_takes_nothing_of_it() -> None:
+    rig = Rig()
+    queue = await rig.open()
+    bulk = asyncio.create_task(queue.enqueue_many("q", [b"x"] * MANY))
+    await asyncio.sleep(0)
+    await queue.close()
+    with pytest.raises(QueueClosed):
+        await bulk
+    await rig.reopen()
+    assert (await rig.queue.stats("q")).pending == 0
+    await rig.queue.close()
+
+
+@pytest.mark.parametrize("call", ["requeue", "cancel"])
+async def test_thousands_of_operators_calls_at_once_read_a_few_at_a_time(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = most = 0
+
+    async with Rig() as rig:
+        added = await rig.queue.enqueue_many("q", [b"x"] * MANY)
+        if call == "requeue":
+            for claim in await claim_all(rig.queue):
+                await rig.queue.nack(claim, "boom", dead=True)
+        real = rig.queue.log.store.get_many
+
+        async def slow(keys: Any) -> Any:
+            nonlocal reading, most
+            reading += 1
+            most = max(most, reading)
+            await asyncio.sleep(0)
+            reading -= 1
+            return await real(keys)
+
+        monkeypatch.setattr(rig.queue.log.store, "get_many", slow)
+        done = await asyncio.gather(*(getattr(rig.queue, call)(job.job_id, **WHO) for job in added))
+        assert {job.state for job in done} == {"pending" if call == "requeue" else "cancelled"}
+        assert 1 < most <= 64
