@@ -108,11 +108,12 @@ def _numbers(location: Location, kind: str) -> tuple[int, int]:
 
 
 def _check_new(location: Location) -> None:
-    """A store without a manifest is a new one: it has no commit that SlateDB would then write over."""
-    wal = location.folder / "wal"
-    if any(path.stat().st_size for path in wal.glob("*.sst")) or (location.folder / "anchor").exists():
+    """A store without a manifest is a new one: no commit that SlateDB would write over, no compactor that fences it."""
+    folder = location.folder
+    has_log = any(path.stat().st_size for path in (folder / "wal").glob("*.sst"))
+    if has_log or (folder / "anchor").exists() or numbers_of(folder, "compactions"):
         raise LogPoisoned(
-            f"{location.original}: manifest/ is empty, but there are log files or an anchor; "
+            f"{location.original}: manifest/ is empty, but there are log files, lists of compactions or an anchor; "
             + salvage_it(location.original)
         )
 

@@ -44,6 +44,7 @@ Tree = dict[str, bytes | None]
 _CHANCES: Final = (0.0, 0.1, 0.5, 0.9, 1.0)
 # Changes of names reach the disk in their order, as journals keep it; else in any.
 _IN_ORDER_CHANCE: Final = 0.3
+_SECTOR_BYTES: Final = 512
 
 
 class Inode:
@@ -81,7 +82,7 @@ class Inode:
     def after_a_cut(self, model: str, rng: random.Random) -> bytes:
         """What is in the file afterwards."""
         if model == "mixed":
-            model = rng.choice(("strict", "empty", "half", "zeros", "killed", "cut"))
+            model = rng.choice(("strict", "empty", "half", "zeros", "killed", "cut", "holes"))
         if model == "killed":
             return bytes(self.data)
         if model == "strict":
@@ -91,6 +92,9 @@ class Inode:
             return kept
         if model == "zeros":
             return kept + bytes(size_bytes - len(kept))
+        if model == "holes":
+            parts = [bytes(self.data[at : at + _SECTOR_BYTES]) for at in range(len(kept), size_bytes, _SECTOR_BYTES)]
+            return kept + b"".join(rng.choice((part, bytes(len(part)))) for part in parts)
         share = 0.5 if model == "half" else rng.random()
         torn = bytearray(kept)
         for _, at, data in self.writes:

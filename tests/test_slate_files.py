@@ -183,6 +183,18 @@ async def test_a_log_file_that_is_needed_is_named_at_once(folder: Path, harm: Ca
     await refused(folder, harm(newest(folder, "wal")).name, writing=True)
 
 
+async def test_lists_of_compactions_of_a_store_that_was_never_made_fence_nobody(folder: Path) -> None:
+    for name in ("manifest", "wal", "compacted", "gc"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "anchor").unlink()
+    (folder / "synced").unlink(missing_ok=True)
+    lists = files_of(folder) & {f"compactions/{path.name}" for path in (folder / "compactions").iterdir()}
+    async with Queue.open(folder.as_uri(), clock=ManualClock()) as queue:
+        await queue.enqueue("q", b"new")
+    assert lists
+    assert read_set_aside(folder)[0].files.keys() == lists
+
+
 async def test_without_damage_everything_is_there(folder: Path) -> None:
     assert len(sorted_files(folder)) == 2
     await opens(folder)
