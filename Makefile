@@ -4,6 +4,7 @@
 #   make test [ARGS="-k lease -x"]  the tests: all that is quick, and a sample of each slow kind; under 3 minutes
 #   make proof [ARGS=...]           the rest of them: kills, servers, damage, thousands of simulated worlds, long runs
 #   make lint                       ruff, its formatter, mypy --strict
+#   make docs                       the pages of docs/, as a site in site/
 #   make venv                       only the environment, with everything that development needs
 #   make clean                      remove the environment and whatever was built
 #
@@ -13,11 +14,12 @@ VENV ?= .venv
 PYTHON ?=
 DIR ?=
 ARGS ?=
+SITE ?= site
 
 pythons := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 pip_install := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test proof lint venv clean
+.PHONY: demo test proof lint docs venv clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -34,10 +36,16 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The theme's advertisement for the time after MkDocs 1 is no warning of ours.
+docs: export NO_MKDOCS_2_WARNING = true
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/mkdocs build --strict --clean --quiet --site-dir $(SITE)
+	@echo "the pages are in $(SITE)"
+
 venv: $(VENV)/.installed-dev
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps. Larger sets of extras hold the smaller ones, so their stamps are set along with their own.
@@ -56,6 +64,11 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.created
 	@echo "installing ledgerq and its development tools into $(VENV)"
 	@$(pip_install) --editable '.[dev]'
 	@touch $(VENV)/.installed $(VENV)/.installed-test $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.created
+	@echo "installing what builds the pages into $(VENV)"
+	@$(pip_install) --editable '.[docs]'
+	@touch $(VENV)/.installed $@
 
 # An environment with a working pip: the one that is there, or a new one. Debian ships Python without ensurepip, and then
 # `-m venv` fails; what is left are the outer pip, which can install into the new environment, or virtualenv.

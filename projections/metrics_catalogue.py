@@ -1,6 +1,6 @@
 """The catalogue of metrics: each one's name, type, labels, where it comes from, and what to do about it.
 
-The collector builds its families from this table, and the README's table is made of it, so the three can't differ.
+The collector builds its families from this table, and the table in docs/ is made of it, so the three can't differ.
 Names and units follow Prometheus's and OpenMetrics' rules: base units, `_total` for counters, `_info` for facts.
 """
 
@@ -318,7 +318,7 @@ CATALOGUE: Final[dict[str, MetricSpec]] = {spec.name: spec for spec in _TABLE}
 
 
 def markdown() -> str:
-    """The catalogue as a table for the README."""
+    """The catalogue as a table in Markdown."""
     lines = ["| metric | type | labels | from | what it means, and what to do |", "|---|---|---|---|---|"]
     for spec in CATALOGUE.values():
         labels = ", ".join(f"`{label}`" for label in spec.labels)

@@ -1,4 +1,4 @@
-"""Every object of a store harmed in every way, and what ledgerq makes of it: the proof behind the README's table.
+"""Every object of a store harmed in every way, and what ledgerq makes of it: the proof behind the table in docs/.
 
     python -m tests.damage_matrix [--all] [--jobs N] [--only TEXT] [--verbose]
 

@@ -1,4 +1,4 @@
-"""Make the README's picture of the dashboard anew, from a run of the scripted load that takes some minutes.
+"""Make the picture of the dashboard in docs/ anew, from a run of the scripted load that takes some minutes.
 
     python -m tests.monitoring_picture [SECONDS]
 
@@ -9,11 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ledgerq.tools.monitoring_files import FOLDER
 from ledgerq.tools.monitoring_picture import Place, picture
 from tests.prometheus_run import RATE_INTERVAL, WORKER, observed
 
-PICTURE = FOLDER / "dashboard.png"
+PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "dashboard.png"
 
 
 def main(seconds: float) -> None:

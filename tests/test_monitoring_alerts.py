@@ -206,7 +206,7 @@ def expected(case: Case) -> list[dict[str, dict[str, str]]]:
     texts = {
         "summary": case.summary,
         "description": expanded(alert.description, case.labels),
-        "runbook": alert.runbook,
+        "runbook_url": alert.runbook_url,
     }
     return [{"exp_labels": case.labels | {"severity": alert.severity}, "exp_annotations": texts}]
 

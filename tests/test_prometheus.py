@@ -207,7 +207,7 @@ def test_alertmanager_gets_what_an_operator_needs(run: Run) -> None:
     run.prometheus.until(lambda: bool(gone()), "the alert arrives")
     (alert,) = gone()
     assert alert["labels"].items() >= {"severity": "critical", "job": WORKER}.items()
-    assert alert["annotations"]["runbook"] == "README.md#alert-ledgerqwritergone"
+    assert alert["annotations"]["runbook_url"].endswith("/operate/alerts/#ledgerqwritergone")
     assert alert["annotations"]["summary"].startswith(f"The process that writes a store is gone: {WORKER} 127.0.0.1:")
 
 

@@ -32,7 +32,8 @@ MAX_FUNCTION_LINES = 70
 TOP_LEVEL = {
     *ROOMS,
     *("ledgerq", "tests", ".ci", ".git", ".gitignore", "pyproject.toml", "Makefile"),
-    *("README.md", "LICENSE", "CHANGELOG.md"),
+    *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+    *("docs", "mkdocs.yml", "examples"),
 }
 
 # The only modules that may read the system's clock and its source of chance; everything else is handed theirs.

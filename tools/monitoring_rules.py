@@ -9,7 +9,10 @@ from json import dumps
 from typing import Final, Literal, NamedTuple
 
 __all__ = ["ALERTS", "MAX_FAILED_SHARE", "MAX_HANDLERS_FAILED_SHARE", "MAX_PENDING_AGE_S", "RECORDS", "Alert"]
-__all__ += ["MAX_AUDIT_AGE_S", "MAX_COMMIT_S", "Record", "alerts_file", "records_file"]
+__all__ += ["DOCUMENTATION_URL", "MAX_AUDIT_AGE_S", "MAX_COMMIT_S", "Record", "alerts_file", "records_file"]
+
+# Where the pages of docs/ are published; the same address stands in pyproject.toml and mkdocs.yml.
+DOCUMENTATION_URL: Final = "https://ledgerq.readthedocs.io/"
 
 MAX_PENDING_AGE_S: Final = 900
 MAX_FAILED_SHARE: Final = 0.5
@@ -38,9 +41,9 @@ class Alert(NamedTuple):
     description: str
 
     @property
-    def runbook(self) -> str:
-        """Where the README says what to do."""
-        return f"README.md#alert-{self.name.lower()}"
+    def runbook_url(self) -> str:
+        """Where it stands what to do."""
+        return f"{DOCUMENTATION_URL}operate/alerts/#{self.name.lower()}"
 
 
 def _quantile(measure: str, name: str, quantile: float) -> Record:
@@ -279,7 +282,7 @@ def _record(record: Record) -> list[str]:
 
 def _alert(alert: Alert) -> list[str]:
     # A JSON string is a YAML string.
-    texts = {"summary": alert.summary, "description": alert.description, "runbook": alert.runbook}
+    texts = {"summary": alert.summary, "description": alert.description, "runbook_url": alert.runbook_url}
     return [
         f"alert: {alert.name}",
         *_expr(alert.expr),

@@ -1,0 +1,23 @@
+"""Claims as an aiostream, for a pipeline of one's own instead of a worker."""
+
+import asyncio
+
+from aiostream import pipe
+
+from ledgerq import Queue, claims
+
+
+async def main():
+    async with Queue.open("memory:///") as queue:
+        await queue.enqueue_many("resize", [b"a", b"bb", b"ccc"])
+
+        async def resize(claim):
+            await queue.ack(claim)
+            return len(claim.payload)
+
+        stream = claims(queue, "resize", limit=10, wait=0.05) | pipe.map(resize, task_limit=4)
+        async with stream.stream() as sizes:
+            print(sorted([size async for size in sizes]))
+
+
+asyncio.run(main())
