@@ -17,6 +17,7 @@ from typing import Final
 
 from ledgerq.eventlog.anchor import FileAnchor
 from ledgerq.eventlog.logs import about, logger
+from ledgerq.eventlog.private_folders import heir_of
 from ledgerq.eventlog.store import Anchor
 
 __all__ = ["FileSync", "STORE_FOLDERS", "noted_manifest", "sync_path", "write_small"]
@@ -45,6 +46,7 @@ class FileSync:
         self._changed_ns: dict[str, int] = {}
         self._synced: dict[str, set[str]] = {name: set() for name in _SUFFIXES}
         self._failed: set[str] = set()
+        self._heir: tuple[int, int] | None = None
         self.steps = 0  # syncs that are done: who waits for many of them sees whether the disk gets on
 
     def note(self, manifest_id: int) -> None:
@@ -63,6 +65,7 @@ class FileSync:
             return
         for name in STORE_FOLDERS:
             (self._folder / name).mkdir(mode=0o700, exist_ok=True)
+        self._heir = heir_of(self._folder)
         self._wal_fd = os.open(self._wal, os.O_RDONLY | os.O_DIRECTORY)
         ids = sorted(int(path.stem) for path in self._wal.glob("*.sst") if path.stem.isdigit())
         for wal_id in ids:
@@ -149,6 +152,9 @@ class FileSync:
     def _try_sync(self, name: str, path: Path) -> bool:
         try:
             sync_path(path)
+            if self._heir is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.chown(path, *self._heir, follow_symlinks=False)
         except OSError as error:
             self._failed.add(name)
             what = "%s/%s could not be synced (%s): nothing that it replaces will be removed; check the disk"
@@ -164,6 +170,8 @@ class FileSync:
             return False
         try:
             os.fsync(fd)
+            if self._heir is not None:
+                os.fchown(fd, *self._heir)
         finally:
             os.close(fd)
         self.steps += 1
@@ -210,6 +218,9 @@ def write_small(path: Path, content: bytes) -> None:
     beside = path.with_name(f"{path.name}.new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        heir = heir_of(path.parent)
+        if heir is not None:
+            os.fchown(fd, *heir)
         os.write(fd, content)
         os.fsync(fd)
     finally:

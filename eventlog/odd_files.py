@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.private_folders import heir_of
 
 __all__ = [
     "OWNER_ONLY",
@@ -174,10 +175,17 @@ def open_in_place(path: Path, most_bytes: int) -> int:
     fd = os.open(path, flags, OWNER_ONLY)
     try:
         _require_regular(fd, path, most_bytes)
+        _give(fd, path.parent)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _give(fd: int, folder: Path) -> None:
+    heir = heir_of(folder)
+    if heir is not None:
+        os.fchown(fd, *heir)
 
 
 def _require_regular(fd: int, path: Path, most_bytes: int) -> None:
@@ -196,6 +204,7 @@ def new_file(folder: Path, name: str) -> Iterator[tuple[Path, int]]:
     fd, made = tempfile.mkstemp(prefix=f"{name}.", dir=folder)
     path = Path(made)
     try:
+        _give(fd, folder)
         yield path, fd
     finally:
         os.close(fd)

@@ -5,7 +5,8 @@ by all. The umask belongs to the whole program, so it is left alone; what protec
 made here, before SlateDB would, with mode 0700. Where the file system has access control lists, a default one makes
 the files in them 0600 as well, whoever makes them.
 
-A folder that was there before keeps the mode that its owner gave it.
+A folder that was there before keeps the mode that its owner gave it. What root makes in a store of somebody else's is
+given to the store's owner, who could not open the store any more otherwise.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-__all__ = ["make_parts", "make_private", "readable_by_others"]
+__all__ = ["heir_of", "make_parts", "make_private", "readable_by_others"]
 
 _OWNER_ONLY: Final = 0o700
 # All that SlateDB ever makes.
@@ -45,6 +46,7 @@ def make_parts(folder: Path) -> None:
     """
     model = folder / _PARTS[0]
     mode = model.stat().st_mode & 0o7777 if model.is_dir() else _OWNER_ONLY
+    heir = heir_of(folder)
     for part in _PARTS:
         with contextlib.suppress(FileExistsError):
             if mode == _OWNER_ONLY:
@@ -52,6 +54,19 @@ def make_parts(folder: Path) -> None:
             else:
                 (folder / part).mkdir(_OWNER_ONLY)
                 (folder / part).chmod(mode)
+            if heir is not None:
+                os.chown(folder / part, *heir)
+
+
+def heir_of(folder: Path) -> tuple[int, int] | None:
+    """The user and group to whom root gives what it makes in `folder`, which is theirs; None for all others.
+
+    Raises OSError.
+    """
+    if os.geteuid() != 0:
+        return None
+    found = folder.stat()
+    return (found.st_uid, found.st_gid) if found.st_uid != 0 else None
 
 
 def readable_by_others(folder: Path) -> bool:

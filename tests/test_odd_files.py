@@ -124,7 +124,7 @@ async def test_it_is_refused_for_reading_and_for_writing_by_name_and_with_what_t
         assert "; " in str(caught.value)
     assert {path.name for path in store.iterdir()} <= {
         *("manifest", "wal", "compacted", "compactions", "gc", "anchor"),
-        *("synced", "pipe"),
+        *("synced", "writer", "writer.opening", "pipe"),
     }
 
 

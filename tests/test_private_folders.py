@@ -13,6 +13,7 @@ from ledgerq.eventlog.private_folders import make_parts, make_private
 from ledgerq.worker.queue import Queue
 from tests.cli_rig import Cli, make_ledger
 
+NOBODY = 65534
 PARTS = {"manifest", "wal", "compacted", "compactions", "gc"}
 
 
@@ -68,6 +69,23 @@ async def test_a_store_that_was_opened_to_a_group_stays_so(tmp_path: Path) -> No
         folder.chmod(0o2750)
     await make_ledger(store)
     assert {mode(store / part) for part in PARTS} == {0o2750}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_what_root_makes_in_a_store_of_somebody_elses_is_given_to_its_owner(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    await make_ledger(store)
+    for path in (store, *store.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    (store / "gc").rmdir()
+    (store / "anchor").unlink()
+    async with Queue.open(str(store)) as queue:
+        for number in range(20):
+            await queue.enqueue("mail", b"%d" % number)
+        await write_note(str(store), AuditNote(1, 2, 0, True, False))
+        # Also while it is open, and if it were killed now.
+        assert {path.name for path in (store / "wal").iterdir() if path.stat().st_uid != NOBODY} == set()
+    assert {str(path) for path in (store, *store.rglob("*")) if path.stat().st_uid != NOBODY} == set()
 
 
 def test_without_access_control_lists_the_folders_are_closed_all_the_same(

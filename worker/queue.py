@@ -202,9 +202,8 @@ class Queue:
         """Add up to 10,000 jobs in one commit: all or none. Each is a payload, or a `NewJob` with more to say."""
         self._log.check()
         self._name(queue)
-        batch = await prepare_many(
-            queue, jobs, options=self.options(queue), now_ms=self._clock.now_ms(), entropy=self._core.entropy
-        )
+        options, now_ms = self.options(queue), self._clock.now_ms()
+        batch = await prepare_many(queue, jobs, options=options, now_ms=now_ms, entropy=self._core.entropy)
         self._log.check()
         if self._log.full:
             await self._log.room()
