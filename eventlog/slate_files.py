@@ -47,8 +47,7 @@ async def check_files(location: Location, *, writing: bool) -> VersionedManifest
     if writing:
         await _newest(location, "compactions", NO_COMPACTIONS, admin.read_compactions)
     if manifest is None:
-        if writing:
-            await asyncio.to_thread(_check_new, location)
+        await asyncio.to_thread(_check_new, location)
         return None
     trusted: frozenset[str] | None = None
     if writing:

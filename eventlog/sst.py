@@ -50,6 +50,7 @@ class SstRow(NamedTuple):
 class Part(NamedTuple):
     """A part of a file, from byte `start` to `stop`: a block, the filter, the index, the statistics, the description.
 
+    When the description is damaged, what lies behind the last block is the rest.
     `problem` says why it can't be read, and is empty when it can. Only a block that was wanted has `rows`.
     """
 
@@ -86,7 +87,10 @@ def read_sst(data: bytes, ranges: Sequence[tuple[bytes, bytes]] | None = None) -
     except _Damaged as error:
         problem = str(error)
         if not problem.startswith((COMPRESSED, UNKNOWN_VERSION)):
-            yield from _walk(data, 0, len(data))
+            for part in _walk(data, 0, len(data)):
+                # Behind the last block lie filter, index and statistics, whose places are not known.
+                is_rest = part.problem != "" and part.stop == len(data)
+                yield part._replace(kind="rest", problem="no block is here") if is_rest else part
         yield Part("description", max(0, len(data) - _FOOTER.size), len(data), (), problem)
         return
     try:
