@@ -1,9 +1,18 @@
 """Is what a salvage made of a damaged store right, and all that could be had?
 
-It is held against the rows of the store before the damage, and against the files that were not touched: what they hold
+    python -m tests.damage_salvage [--all] [--only TEXT]
+
+salvages each case of the damage matrix, whether it would have been refused or not. A result is held against the rows of the store before the damage, and against the files that were not touched: what they hold
 must come back, so of a damaged block at most what stands nowhere else is lost.
 """
 
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +20,14 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.codec import decode_head
 from ledgerq.eventlog.damaged import damaged_store
+from ledgerq.eventlog.errors import StoreNotFound
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
 from ledgerq.eventlog.sst import read_sst
+from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.audit import audit
 from ledgerq.projections.salvage import SalvageReport, salvage
-from tests.ledger_checks import check_ledger
+from tests.ledger_checks import all_rows, check_ledger
 
 __all__ = ["check_salvage"]
 
@@ -81,3 +92,47 @@ def _check_had_all(folder: Path, case: Any, root: Path, wanted: Rows, report: Sa
     for letter in report.rebuilt.lost:
         key = keys.payload_key(letter.job.offset)
         assert (key, wanted.get(key)) not in left, f"the payload of {letter.job.job_id} was there"
+
+
+async def main(arguments: argparse.Namespace) -> int:
+    """Build the stores, salvage each case, print a table."""
+    from tests import damage_matrix as matrix
+
+    with tempfile.TemporaryDirectory(prefix="ledgerq-salvage-", dir=matrix.scratch_folder()) as name:
+        root, results, began_s = Path(name), [], time.monotonic()
+        await matrix.build_stores(root)
+        wanted = {store: await _rows(root / store) for store in ("crashed", "closed")}
+        cases = matrix.all_cases(root)
+        if not arguments.all:
+            cases = matrix.sample_of(cases, each=2, every_byte_of="")
+        for number, case in enumerate(case for case in cases if arguments.only in case.name):
+            folder = matrix.harmed_copy(root, case, root / f"case-{number}")
+            try:
+                outcome, said = await check_salvage(folder, case, root, wanted[case.store])
+            except StoreNotFound as error:
+                outcome, said = "refused", str(error)
+            except Exception:
+                outcome, said = "wrong", traceback.format_exc()
+            shutil.rmtree(folder)
+            results.append(matrix.Result(case, outcome, {"salvage": said}, 0.0))
+            if outcome == "wrong":
+                print(results[-1].describe(), flush=True)
+            if number % 500 == 499:
+                print(f"{number + 1} cases, {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
+    print(matrix.table(results))
+    return int(any(result.outcome == "wrong" for result in results))
+
+
+async def _rows(folder: Path) -> Rows:
+    reader = await open_reader(folder.as_uri(), pinned=True)
+    try:
+        return await all_rows(reader)
+    finally:
+        await reader.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.damage_salvage")
+    parser.add_argument("--all", action="store_true", help="every case, not a sample")
+    parser.add_argument("--only", default="", help="only cases with this in their name")
+    sys.exit(asyncio.run(main(parser.parse_args())))
