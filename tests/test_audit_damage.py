@@ -105,6 +105,10 @@ def test_a_damaged_block_of_payloads_is_found_without_reading_them(
     assert "the payload is missing" in shown.message + shown.out
     history = cli.ok("history", tmp_path / "new", lost[0]["job_id"]).out
     assert "dead-lettered" in history
+    # The store itself can be worked on.
+    for option in ([], ["--take-over"]):
+        cli.ok("pause", folder, "mail", "--reason", "why", *option)
+        cli.ok("resume", folder, "mail", "--reason", "why", *option)
     # The copy that needs a readable log does the same, without the files one by one.
     copied = cli.ok("rebuild-projections", folder, "--into", tmp_path / "copy", "--json").json
     assert [job["offset"] for job in copied["lost_payloads"]] == offsets
