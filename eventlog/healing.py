@@ -20,7 +20,7 @@ from slatedb.uniffi import VersionedManifest
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.anchor import FileAnchor
 from ledgerq.eventlog.clock import SystemClock
-from ledgerq.eventlog.errors import LedgerError, LogPoisoned, LogRolledBack
+from ledgerq.eventlog.errors import LedgerError, LogPoisoned, LogRolledBack, RowUnreadable
 from ledgerq.eventlog.file_garbage import admin_of
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.log import LogReader
@@ -53,7 +53,8 @@ async def heal(location: Location, *, thorough: bool = False) -> SetAside | None
     except LogPoisoned as error:
         problem = error
     found = await find_set_aside(location, thorough=thorough)
-    if found is None and problem is not None:
+    # A block of payloads costs its jobs, which will be dead letters, and nothing else.
+    if found is None and problem is not None and not isinstance(problem, RowUnreadable):
         raise problem
     return await asyncio.to_thread(move_aside, location.folder, found) if found else None
 

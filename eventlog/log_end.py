@@ -10,23 +10,28 @@ from ledgerq.eventlog.store import ReadStore
 
 __all__ = ["readable_part"]
 
-_PAGE_ROWS: Final = 100
+_MAX_SPAN: Final = 16_384
 
 
 async def readable_part(store: ReadStore) -> Verified:
     """The chain from the first batch to the last one before a block that can't be read, or before one that is wrong."""
-    chain, page_rows = Chain(), _PAGE_ROWS
+    chain, span = Chain(), _MAX_SPAN
     while True:
-        before = chain.next_offset
+        # A scan reads ahead, and fails as a whole where a block of it can't be read: so it is made shorter.
+        start, stop = keys.log_key(chain.next_offset), keys.log_key(chain.next_offset + span)
         try:
-            async for rows in store.scan(keys.log_key(before), keys.after_prefix(keys.LOG_PREFIX), page_rows=page_rows):
-                for key, value in rows:
-                    chain.add(decode_batch(keys.offset_of(key), value))
-            return chain.so_far()
-        except LogCorrupt:
-            return chain.so_far()
+            rows = [row async for page in store.scan(start, stop) for row in page]
         except LogPoisoned:
-            # Of a page that holds such a block nothing is had, so the last one is read row by row.
-            if page_rows == 1 and chain.next_offset == before:
-                return chain.so_far()
-            page_rows = _PAGE_ROWS if chain.next_offset > before and page_rows > 1 else 1
+            if span == 1:
+                break
+            span //= 2
+            continue
+        try:
+            for key, value in rows:
+                chain.add(decode_batch(keys.offset_of(key), value))
+        except LogCorrupt:
+            break
+        if not rows:
+            break
+        span = min(2 * span, _MAX_SPAN)
+    return chain.so_far()

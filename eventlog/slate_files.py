@@ -19,12 +19,13 @@ from typing import Any, Final, TypeVar
 
 from slatedb.uniffi import Admin, SsTableInfo, VersionedManifest
 
-from ledgerq.eventlog.errors import LogPoisoned
+from ledgerq.eventlog.errors import LogPoisoned, RowUnreadable
 from ledgerq.eventlog.file_garbage import admin_of, sorted_files
 from ledgerq.eventlog.filesync import noted_manifest
+from ledgerq.eventlog.keys import PAYLOAD_PREFIX, after_prefix
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.slate_errors import NO_COMPACTIONS, SLATE_ERRORS, salvage_it, translate
-from ledgerq.eventlog.sst import COMPRESSED, UNKNOWN_VERSION, read_sst
+from ledgerq.eventlog.sst import COMPRESSED, UNKNOWN_VERSION, damaged_ranges, read_sst
 
 __all__ = ["check_files", "ends_well", "numbers_of", "trusted_files", "wrong_sorted_file"]
 
@@ -39,16 +40,15 @@ _NUMBER: Final = re.compile(rb"-1|[0-9]{1,20}")
 async def check_files(location: Location, *, writing: bool) -> VersionedManifest | None:
     """Raise `LogPoisoned` with the name of the file when SlateDB could not open what is there, or would wait for ever.
 
-    A reader alone misses a sorted file that is not there when it reads from it. Returns the newest manifest; None in a
-    new store. Raises OSError.
+    A reader alone misses a sorted file that is not there when it reads from it. `RowUnreadable` says that no more is
+    wrong than blocks of payloads. Returns the newest manifest; None in a new store. Raises OSError.
     """
     admin = admin_of(location)
     manifest = await _newest(location, "manifest", salvage_it(location.original), admin.read_manifest)
     if writing:
         await _newest(location, "compactions", NO_COMPACTIONS, admin.read_compactions)
     if manifest is None:
-        if writing:
-            await asyncio.to_thread(_check_new, location)
+        await asyncio.to_thread(_check_new, location)
         return None
     trusted: frozenset[str] | None = None
     if writing:
@@ -137,10 +137,9 @@ async def _check_sequence(location: Location, admin: Admin, manifest: VersionedM
 def _check_ends(location: Location, manifest: VersionedManifest, trusted: frozenset[str] | None) -> None:
     wrong = wrong_sorted_file(location.folder, manifest, trusted)
     if wrong is not None:
-        raise LogPoisoned(
-            f"{location.original}: manifest/{manifest.id:020d}.manifest can't be used: {wrong}; "
-            + salvage_it(location.original)
-        )
+        remedy = salvage_it(location.original)
+        error = RowUnreadable if _costs_payloads_only(location.folder, manifest) else LogPoisoned
+        raise error(f"{location.original}: manifest/{manifest.id:020d}.manifest can't be used: {wrong}; {remedy}")
     for path in sorted(location.folder.glob("wal/*.sst")):
         if path.stem.isdigit() and int(path.stem) > manifest.replay_after_wal_id and not ends_well(path, None):
             raise LogPoisoned(
@@ -170,6 +169,17 @@ def wrong_sorted_file(folder: Path, manifest: VersionedManifest, trusted: frozen
             if problem is not None:
                 return f"{name} is damaged (the {problem.kind} at byte {problem.start}: {problem.problem})"
     return None
+
+
+def _costs_payloads_only(folder: Path, manifest: VersionedManifest) -> bool:
+    """Whether blocks of payloads are all that is damaged: each costs its jobs, and the store is well without them."""
+    after = after_prefix(PAYLOAD_PREFIX)
+    for view in [*manifest.l0, *(view for run in manifest.compacted for view in run.sst_views)]:
+        path = folder / f"compacted/{view.sst.id.value}.sst"
+        ranges = damaged_ranges(path.read_bytes()) if path.exists() and ends_well(path, view.sst.info) else None
+        if ranges is None or not all(first >= PAYLOAD_PREFIX and (stop or after) <= after for first, stop in ranges):
+            return False
+    return True
 
 
 def _is_damage(problem: str) -> bool:

@@ -2,12 +2,13 @@
 
 import asyncio
 import weakref
+from contextlib import suppress
 from typing import Final
 
 from slatedb.uniffi import DbBuilder, ObjectStore
 
 from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.errors import Fenced, LogPoisoned, StoreUnavailable
+from ledgerq.eventlog.errors import Fenced, LogPoisoned, RowUnreadable, StoreUnavailable
 from ledgerq.eventlog.fastlane import best_lane
 from ledgerq.eventlog.healing import heal
 from ledgerq.eventlog.lane import Lane
@@ -63,7 +64,8 @@ async def _open_held(
             healed = False
             if location.is_file and hold.took_over:
                 # Its writer is at work until SlateDB has opened, and nothing of it may be moved.
-                await check_files(location, writing=True)
+                with suppress(RowUnreadable):  # it costs the jobs of a block
+                    await check_files(location, writing=True)
             elif location.is_file:
                 healed = await heal(location) is not None
         try:

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 from ledgerq.eventlog.flatbuffer import FlatTable
 
-__all__ = ["COMPRESSED", "UNKNOWN_VERSION", "Part", "SstRow", "damaged_block_of", "read_sst"]
+__all__ = ["COMPRESSED", "UNKNOWN_VERSION", "Part", "SstRow", "damaged_block_of", "damaged_ranges", "read_sst"]
 
 _VERSION: Final = 2
 _FOOTER: Final = struct.Struct(">QH")
@@ -50,6 +50,7 @@ class SstRow(NamedTuple):
 class Part(NamedTuple):
     """A part of a file, from byte `start` to `stop`: a block, the filter, the index, the statistics, the description.
 
+    When the description is damaged, what lies behind the last block is the rest.
     `problem` says why it can't be read, and is empty when it can. Only a block that was wanted has `rows`.
     """
 
@@ -86,7 +87,10 @@ def read_sst(data: bytes, ranges: Sequence[tuple[bytes, bytes]] | None = None) -
     except _Damaged as error:
         problem = str(error)
         if not problem.startswith((COMPRESSED, UNKNOWN_VERSION)):
-            yield from _walk(data, 0, len(data))
+            for part in _walk(data, 0, len(data)):
+                # Behind the last block lie filter, index and statistics, whose places are not known.
+                is_rest = part.problem != "" and part.stop == len(data)
+                yield part._replace(kind="rest", problem="no block is here") if is_rest else part
         yield Part("description", max(0, len(data) - _FOOTER.size), len(data), (), problem)
         return
     try:
@@ -103,6 +107,18 @@ def read_sst(data: bytes, ranges: Sequence[tuple[bytes, bytes]] | None = None) -
     if layout.statistics[1]:
         yield _summed("statistics", data, *layout.statistics)
     yield Part("description", described_at, len(data))
+
+
+def damaged_ranges(data: bytes) -> list[tuple[bytes, bytes | None]] | None:
+    """First key and stop key (None: no end) of each damaged block of a sorted file; None when more is damaged."""
+    parts = list(read_sst(data, ()))
+    if any(part.problem and part.kind != "block" for part in parts):
+        return None
+    layout, _ = _description(data)
+    firsts: list[bytes | None] = [first for _, first in _index(data, *layout.index_at)]
+    blocks = [part for part in parts if part.kind == "block"]
+    found = zip(blocks, firsts, [*firsts[1:], None], strict=True)
+    return [(first or b"", following) for part, first, following in found if part.problem]
 
 
 def damaged_block_of(data: bytes, key: bytes) -> tuple[Part, bytes | None] | None:

@@ -25,7 +25,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.codec import decode_head
 from ledgerq.eventlog.entropy import SeededEntropy
-from ledgerq.eventlog.errors import Fenced, LedgerError, LogCorrupt, LogRolledBack
+from ledgerq.eventlog.errors import Fenced, LedgerError, LogCorrupt, LogRolledBack, StoreNotFound
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.stores import open_reader, open_store
 from ledgerq.projections.audit import AuditReport, audit
@@ -33,6 +33,7 @@ from ledgerq.projections.copying import copy_into
 from ledgerq.projections.rebuild import rebuild
 from ledgerq.worker.queue import Queue
 from tests.damage_matrix import END_MS, Case, harmed_copy
+from tests.damage_salvage import check_salvage
 from tests.ledger_checks import all_rows, check_ledger
 
 STEP_LIMIT_S = 50.0
@@ -167,7 +168,21 @@ class Trial:
             return "wrong"
         if self._named and self._mended:
             return "rebuilt"
-        return "refused" if self._named else "unharmed"
+        return await self._salvaged() if self._named else "unharmed"
+
+    async def _salvaged(self) -> str:
+        """What a salvage makes of a store that was refused."""
+        folder = harmed_copy(self._root, self._case, self._scratch / f"salvage-{next(self._numbers)}")
+        try:
+            async with asyncio.timeout(STEP_LIMIT_S):
+                outcome, self.said["salvage"] = await check_salvage(folder, self._case, self._root, self._expected.rows)
+        except StoreNotFound as error:
+            outcome, self.said["salvage"] = "refused", str(error)
+        except Exception:
+            outcome, self.said["salvage"] = "wrong", f"WRONG: {traceback.format_exc()}"
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return outcome
 
     def _name(self, error: LedgerError) -> str:
         """The error as people read it, which must be of use to them."""

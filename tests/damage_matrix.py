@@ -9,7 +9,9 @@ ends as one of
 
     unharmed  the audit is clean, and every row is what it was
     rebuilt   the damage was found and named, and after a rebuild every row follows from what the log holds
-    refused   one clear error, again and again, and nothing was written
+    salvaged  refused by clear errors, with nothing written, and salvaged whole: everything promised came back
+    in part   the same, but the files hold less than was promised, and the salvage's report names what is lost
+    refused   the same, and no event at all could be salvaged
     wrong     anything else: a lost tail passed over, a hang, a crash, an exception that is not ours
 
 With `--all` every case there is; without, a sample that has each kind of object and damage in it.
@@ -62,7 +64,7 @@ COMMANDS = {
     "audit": ("audit", "--deep"),
     "rebuild": ("rebuild-projections", "--take-over", "--actor", "ann"),
 }
-OUTCOMES = ("unharmed", "rebuilt", "refused", "wrong")
+OUTCOMES = ("unharmed", "rebuilt", "salvaged", "in part", "refused", "wrong")
 CASE_LIMIT_S = 180.0
 START_LIMIT_S = 60.0
 COMPACTION_LIMIT_S = 90.0
@@ -381,7 +383,7 @@ class _Child:
         result = Result(case, answer["outcome"], answer["said"], seconds, answer["peak_rss_kib"])
         if not noise:
             return result
-        if "panicked at" in noise and "Traceback" not in noise and result.outcome in ("refused", "rebuilt"):
+        if "panicked at" in noise and "Traceback" not in noise and result.outcome not in ("unharmed", "wrong"):
             return result._replace(panicked=True)
         return result._replace(outcome="wrong", said=result.said | {"stderr": noise})
 
@@ -515,7 +517,8 @@ def table(results: Sequence[Result]) -> str:
             what = "an older one under the newest anchor"
         counts.setdefault((result.case.kind, what), Counter())[result.outcome] += 1
     total: Counter[str] = Counter()
-    lines = ["| object | damage | unharmed | found, rebuilt | refused | wrong |", "|---|---|---|---|---|---|"]
+    heads = ("object", "damage", "unharmed", "found, rebuilt", "salvaged whole", "salvaged in part", "refused", "wrong")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for (kind, what), count in counts.items():
         total += count
         lines.append(f"| {kind} | {what} | " + " | ".join(str(count[name]) for name in OUTCOMES) + " |")

@@ -29,7 +29,7 @@ JOBS = 1500
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A closed store whose payloads lie in a sorted file with a filter."""
+    """A closed store whose payloads lie in a sorted file with a filter, since its log files were collected."""
     folder = tmp_path_factory.mktemp("whole") / "store"
 
     async def fill() -> None:
@@ -37,6 +37,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             await queue.enqueue_many("mail", [b"%d" % number + bytes(100) for number in range(JOBS)])
 
     asyncio.run(fill())
+    for path in folder.glob("wal/*.sst"):
+        path.unlink()
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
 
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned, RowUnreadable
 from ledgerq.tools.render import local_time
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ async def _check_quietly(url: str, *, writing: bool) -> None:
     location = parse_location(url)
     if location.is_file:
         check_clock(location, writing=False)
-        # What can't be looked at is told by the opening itself.
-        with suppress(OSError), without_stderr():
+        # What can't be looked at is told by the opening itself; damaged payloads keep nobody from opening.
+        with suppress(OSError, RowUnreadable), without_stderr():
             async with asyncio.timeout(PREFLIGHT_LIMIT_S):
                 await asyncio.to_thread(refuse_odd_files, location, writing=writing)
                 await check_files(location, writing=writing)
