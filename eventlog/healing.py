@@ -47,8 +47,10 @@ async def heal(location: Location, *, thorough: bool = False) -> SetAside | None
     problem: LogPoisoned | None = None
     try:
         manifest = await check_files(location, writing=True)
-        replayed = 0 if manifest is None else manifest.replay_after_wal_id
-        if not (thorough or await asyncio.to_thread(_is_doubtful, location.folder, replayed)):
+        if manifest is None:
+            return None
+        doubtful = await asyncio.to_thread(_is_doubtful, location.folder, manifest.replay_after_wal_id)
+        if not (thorough or doubtful) and await _lists_fit(location, manifest):
             return None
     except LogPoisoned as error:
         problem = error
@@ -93,7 +95,7 @@ async def _files_without(
 
     "short": all log files that can be read were tried, so no older manifest has what is missing.
     """
-    lists = thorough or bool(left_out) or not await _can_read_lists(location)
+    lists = thorough or bool(left_out) or not await _lists_fit(location, manifest)
     beside = await asyncio.to_thread(_lists_and_boundaries, location.folder, manifest.id, lists)
     cuts = await asyncio.to_thread(lambda: list(_cuts(location.folder, manifest.replay_after_wal_id)))
     for cut in cuts:
@@ -106,15 +108,20 @@ async def _files_without(
     return None
 
 
-async def _can_read_lists(location: Location) -> bool:
+async def _lists_fit(location: Location, manifest: VersionedManifest) -> bool:
+    """Whether the newest list of compactions can be read, and is not that of a later compactor than the manifest knows.
+
+    SlateDB takes such a list for another compactor at work, and each opening for fenced by it.
+    """
     numbers = await asyncio.to_thread(numbers_of, location.folder, "compactions")
+    if not numbers:
+        return True
     try:
         # By its number: SlateDB looks without end for a newest one that a boundary promises.
-        if numbers:
-            await admin_of(location).read_compactions(numbers[0])
+        newest = await admin_of(location).read_compactions(numbers[0])
     except SLATE_ERRORS:
         return False
-    return True
+    return newest is None or newest.compactor_epoch <= manifest.compactor_epoch
 
 
 def _lists_and_boundaries(folder: Path, manifest_id: int, lists: bool) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ledgerq.eventlog import slate_files
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import LogPoisoned
 from ledgerq.eventlog.events import FilesSetAside
+from ledgerq.eventlog.file_garbage import admin_of
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.set_aside import read_set_aside
 from ledgerq.eventlog.slate_errors import translate
@@ -212,6 +213,19 @@ async def test_what_was_set_aside_is_in_the_log_once(folder: Path) -> None:
         assert told == [FilesSetAside(moved.folder, len(moved.files), tuple(moved.files))]
         await check_ledger(queue.log.store)
     assert moved.is_recorded
+
+
+async def test_lists_of_a_compactor_whose_manifest_is_lost_are_set_aside(folder: Path) -> None:
+    admin = admin_of(parse_location(str(folder)))
+    last = await admin.read_manifest(None)
+    assert last is not None
+    for file in sorted((folder / "manifest").iterdir()):
+        manifest = await admin.read_manifest(int(file.stem))
+        if manifest is not None and manifest.compactor_epoch == last.compactor_epoch:
+            file.unlink()
+    newest_list = newest(folder, "compactions")
+    await opens(folder)
+    assert f"compactions/{newest_list.name}" in read_set_aside(folder)[0].files
 
 
 async def test_nothing_is_set_aside_where_a_writer_may_be_alive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
