@@ -15,7 +15,7 @@ from ledgerq.eventlog.errors import Fenced, LedgerError, OutcomeUnknown
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS
 
-__all__ = ["FenceCheck", "writer_epoch"]
+__all__ = ["FenceCheck", "own_epoch", "writer_epoch"]
 
 _LIMIT_S: Final = 10.0
 
@@ -26,11 +26,16 @@ async def writer_epoch(location: Location) -> int:
     return 0 if manifest is None else int(manifest.writer_epoch)
 
 
+def own_epoch(before: int, after: int) -> int | None:
+    """The epoch of a writer that opened the store in between: None when another one may have done so too."""
+    return after if after == before + 1 else None
+
+
 class FenceCheck:
     """Judges one store's `Fenced`; the manifest is read once, at the first."""
 
-    def __init__(self, location: Location, epoch: int) -> None:
-        """A writer of `epoch` has the store at `location` open."""
+    def __init__(self, location: Location, epoch: int | None) -> None:
+        """A writer of `epoch` has the store at `location` open; None: not known, so a fence is what it seems."""
         self._location = location
         self._epoch = epoch
         self._task: asyncio.Task[bool] | None = None
@@ -61,6 +66,8 @@ class FenceCheck:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _is_fenced(self) -> bool:
+        if self._epoch is None:
+            return True
         try:
             async with asyncio.timeout(_LIMIT_S):
                 return await writer_epoch(self._location) != self._epoch

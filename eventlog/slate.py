@@ -23,7 +23,7 @@ from ledgerq.eventlog.errors import (
     QueueClosed,
     StoreUnavailable,
 )
-from ledgerq.eventlog.fencing import FenceCheck, writer_epoch
+from ledgerq.eventlog.fencing import FenceCheck
 from ledgerq.eventlog.filesync import FileSync
 from ledgerq.eventlog.lane import Lane, SlateBatch
 from ledgerq.eventlog.locations import Location
@@ -66,7 +66,7 @@ class SlateStore(SlateReads):
         self._clock = clock
         self._options = options
         self.hold: Hold | None = None
-        self._fence: FenceCheck | None = None
+        self.fence: FenceCheck | None = None
         self._threads = DaemonThreads("ledgerq-sync")
         self._files = FileSync(location.folder, fsync=options.fsync) if location.is_file else None
         self._upkeep: Upkeep | None = None
@@ -88,8 +88,6 @@ class SlateStore(SlateReads):
         However much that is: it may take any time as long as the disk gets on. Raises `StoreUnavailable` when it does
         not within `open_timeout_s`, OSError and SlateDB's errors.
         """
-        if not self._place.is_file:
-            self._fence = FenceCheck(self._place, await writer_epoch(self._place))
         if self._files is None:
             return
         if not self._options.fsync:
@@ -207,7 +205,7 @@ class SlateStore(SlateReads):
         return error if self._objects is None else await with_cause(error, self._objects)
 
     async def _judged(self, error: LedgerError) -> LedgerError:
-        return await self._fence.judge(error) if self._fence is not None and isinstance(error, Fenced) else error
+        return await self.fence.judge(error) if self.fence is not None and isinstance(error, Fenced) else error
 
     async def _failed(self, error: BaseException) -> LedgerError:
         return await self._judged(await super()._failed(error))
@@ -228,7 +226,7 @@ class SlateStore(SlateReads):
         self._check()
         reason = self._db.status().close_reason
         error = None if reason is None else closed_error(reason, self.location)
-        return self._fence.judged(error) if self._fence is not None and isinstance(error, Fenced) else error
+        return self.fence.judged(error) if self.fence is not None and isinstance(error, Fenced) else error
 
     async def read_anchor(self) -> Anchor | None:
         """The newest anchor that can be read, or None when there is none."""
@@ -293,8 +291,8 @@ class SlateStore(SlateReads):
             _log.warning(what, self.location, extra=about("close_unfinished"))
         finally:
             self._threads.shutdown()
-            if self._fence is not None:
-                await self._fence.close()
+            if self.fence is not None:
+                await self.fence.close()
             if self.hold is not None:
                 await self.hold.release()
 

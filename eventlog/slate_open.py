@@ -10,6 +10,7 @@ from slatedb.uniffi import DbBuilder, ObjectStore
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import Fenced, LogPoisoned, RowUnreadable, StoreUnavailable
 from ledgerq.eventlog.fastlane import best_lane
+from ledgerq.eventlog.fencing import FenceCheck, own_epoch, writer_epoch
 from ledgerq.eventlog.healing import heal
 from ledgerq.eventlog.lane import Lane
 from ledgerq.eventlog.locations import Location
@@ -103,12 +104,17 @@ async def _open(
     builder.with_metrics_recorder(metrics)
     try:
         async with asyncio.timeout(options.open_timeout_s):
+            # On files nothing is refused but by another writer.
+            epoch_before = 0 if location.is_file else await writer_epoch(location)
             db = await builder.build()
         store = SlateStore(db, lane or best_lane(), location, clock, options, metrics)
         # A store that was dropped without `close` writes no more either.
         this = weakref.ref(store)
         try:
             await hold.opened(lambda: (opened := this()) is None or opened.is_fenced)
+            if not location.is_file:
+                async with asyncio.timeout(options.open_timeout_s):
+                    store.fence = FenceCheck(location, own_epoch(epoch_before, await writer_epoch(location)))
             await store.started()
         except BaseException:
             await store.close()

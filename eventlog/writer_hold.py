@@ -216,7 +216,8 @@ class _ObjectStore:
             raise
         if not is_mine:
             await hold.release()
-            return await self.look() or _Busy(None, None, is_opening=True)
+            other = await self.look() or _Busy(None, None, is_opening=True)
+            return other._replace(is_opening=True)
         return hold
 
     async def look(self) -> _Busy | None:
