@@ -160,7 +160,8 @@ async def test_a_system_timer_does_not_wait_for_a_clock_that_was_set_back(wall: 
     wall.set(-3 * DAY_S)
     async with asyncio.timeout(LIMIT_S):
         await sleep
-    assert time.monotonic() - began_s >= 0.05
+    # A whole millisecond of the clock may be nearly over when it is read.
+    assert time.monotonic() - began_s >= 0.048
 
 
 async def test_a_system_timer_set_after_the_clock_went_back_goes_by_the_new_time(wall: WallClock) -> None:

@@ -107,7 +107,9 @@ async def test_the_judge_finds_a_tail_that_is_passed_over(root: Path, tmp_path: 
     """The same child on a ledgerq whose anchor is looked at by nobody: what it finds is what the anchor is for."""
     cases = [case for case in all_cases(root) if case.kind == "store"]
     patch = (
-        "from ledgerq.eventlog.log import LogReader\nasync def no(self, anchor): pass\nLogReader.check_anchor = no\n"
+        "from ledgerq.eventlog.log import LogReader\n"
+        "async def no(self, anchor, **more): pass\n"
+        "LogReader.check_anchor = no\n"
     )
     results = await run_cases(root, cases, jobs=1, before=patch)
     assert [result.outcome for result in results] == ["wrong"] * len(cases)
