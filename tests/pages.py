@@ -143,13 +143,17 @@ def write_scripts(folder: Path) -> None:
             f"from {module} import {function}\nsys.exit({function}())\n"
         )
         script.chmod(0o755)
-    (folder / "python").symlink_to(sys.executable)
+    # A link to the interpreter of a virtual environment would not find what is installed there.
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
 
 
 def run_console(block: Block, folder: Path, bin_folder: Path) -> None:
     """Run the commands of a block; AssertionError names the one that did not do what the page says."""
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "120", "TZ": "UTC"}
+    plain = {"NO_COLOR": "1", "COLUMNS": "120", "TZ": "UTC", "PYTHONPATH": str(ROOT)}
+    env = os.environ | plain | {"PATH": path}
     for line, text, code, shown in commands(block):
         run = subprocess.run(
             ["bash", "-o", "pipefail", "-c", text],
