@@ -11,9 +11,9 @@ that opens the store puts the fact into the log (`FilesSetAside`). Without such 
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from slatedb.uniffi import VersionedManifest
 
@@ -27,15 +27,17 @@ from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.scratch import scratch_view
 from ledgerq.eventlog.set_aside import SetAside, move_aside
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS
-from ledgerq.eventlog.slate_files import check_files, ends_well, numbers_of, trusted_files, wrong_sorted_file
+from ledgerq.eventlog.slate_files import check_files, numbers_of, trusted_files, wrong_log_file, wrong_sorted_file
 from ledgerq.eventlog.slate_reader import open_slate_reader
 
 __all__ = ["find_set_aside", "heal"]
 
+_T = TypeVar("_T")
 _MAX_MANIFESTS: Final = 200
 # One flush is under way at a time, so a power cut leaves few log files whose data is not on the disk.
 _MAX_CUTS: Final = 12
-_TRIAL_LIMIT_S: Final = 30.0
+_TRIAL_LIMIT_S: Final = 10.0
+_SEARCH_LIMIT_S: Final = 20.0
 
 
 async def heal(location: Location, *, thorough: bool = False) -> SetAside | None:
@@ -54,11 +56,28 @@ async def heal(location: Location, *, thorough: bool = False) -> SetAside | None
             return None
     except LogPoisoned as error:
         problem = error
-    found = await find_set_aside(location, thorough=thorough)
+    try:
+        async with asyncio.timeout(_SEARCH_LIMIT_S):
+            found = await find_set_aside(location, thorough=thorough)
+    except TimeoutError:
+        found = None
     # A block of payloads costs its jobs, which will be dead letters, and nothing else.
     if found is None and problem is not None and not isinstance(problem, RowUnreadable):
         raise problem
-    return await asyncio.to_thread(move_aside, location.folder, found) if found else None
+    return await _through(asyncio.to_thread(move_aside, location.folder, found)) if found else None
+
+
+async def _through(work: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for the end of `work` also when this is cancelled: the store is held for this process until then."""
+    task, cancelled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return task.result()
 
 
 async def find_set_aside(location: Location, *, thorough: bool = False) -> dict[str, str] | None:
@@ -154,20 +173,18 @@ def _wrong_boundary(boundary: Path, newest: int) -> str:
 
 
 def _cuts(folder: Path, replayed: int) -> Iterator[dict[str, str]]:
-    """Ways to end the log, as what is left out of it: at the first file that can't be read, or a little before.
+    """Ways to end the log, as what is left out of it: at the first file that can't be read, or at an empty one before.
 
-    An empty log file fenced a writer, or has lost its data, and one whose end is right may have lost its middle: only
-    the chain can tell.
+    An empty log file fenced a writer, or has lost its data: only the chain can tell.
     """
     found = [number for number in reversed(numbers_of(folder, "wal")) if number > replayed]
     sound: list[int] = []
     wrong = ""
     for number in found:
-        path = folder / "wal" / f"{number:020d}.sst"
         if number != replayed + 1 + len(sound):
             wrong = "a log file before it is missing"
-        elif not ends_well(path, None):
-            wrong = "is damaged at its end"
+        else:
+            wrong = wrong_log_file(folder / "wal" / f"{number:020d}.sst")
         if wrong:
             break
         sound.append(number)
@@ -176,10 +193,9 @@ def _cuts(folder: Path, replayed: int) -> Iterator[dict[str, str]]:
         rest[found[len(sound)]] = wrong
     yield _named(rest)
     empty = [number for number in sound if (folder / "wal" / f"{number:020d}.sst").stat().st_size == 0]
-    last = [*sound[: -_MAX_CUTS - 1 : -1], *empty[: -_MAX_CUTS - 1 : -1]]
-    for cut in sorted(set(last), reverse=True):
+    for cut in empty[: -_MAX_CUTS - 1 : -1]:
         after = dict.fromkeys((number for number in found if number > cut), "comes after one that is left out")
-        yield _named({cut: "with it the log has a gap, or can't be read", **after})
+        yield _named({cut: "with it the log has a gap", **after})
 
 
 def _named(numbers: dict[int, str]) -> dict[str, str]:
@@ -195,8 +211,8 @@ async def _try(location: Location, left_out: dict[str, str]) -> Literal["whole",
     head, and what the rebuild has not done yet it will do again.
     """
     view = scratch_view(location, leave_out=left_out)
-    place = await asyncio.to_thread(view.__enter__)
     try:
+        place = await _through(asyncio.to_thread(view.__enter__))
         async with asyncio.timeout(_TRIAL_LIMIT_S):
             store = await open_slate_reader(place, pinned=True)
             try:
@@ -213,7 +229,8 @@ async def _try(location: Location, left_out: dict[str, str]) -> Literal["whole",
         return "broken"
     finally:
         await asyncio.to_thread(view.__exit__, None, None, None)
-    return "whole" if anchor is not None or head.base_offset == 0 else "short"
+    is_promised = anchor is not None or not await asyncio.to_thread(_is_unmade, location.folder)
+    return "short" if anchor is None and is_promised else "whole"
 
 
 def _is_doubtful(folder: Path, replayed: int) -> bool:
@@ -226,10 +243,15 @@ def _is_doubtful(folder: Path, replayed: int) -> bool:
 
 
 def _before_the_first_commit(folder: Path) -> dict[str, str] | None:
-    """All files of a store in which nothing was promised yet: no anchor, no sorted file, no second commit."""
-    if FileAnchor(folder, fsync=False).read() is not None or any((folder / "compacted").glob("*.sst")):
+    """All files of a store in which nothing was promised yet."""
+    if not _is_unmade(folder):
         return None
     paths = [path for kind in ("manifest", "wal", "compactions", "gc") for path in (folder / kind).glob("*")]
-    if sum(path.parent.name == "wal" and path.stat().st_size > 0 for path in paths) > 1:
-        return None
     return {f"{path.parent.name}/{path.name}": "belongs to a store that was not made yet" for path in paths}
+
+
+def _is_unmade(folder: Path) -> bool:
+    """Whether no commit can have been reported: there is no anchor, no sorted file, and no second log file."""
+    if FileAnchor(folder, fsync=False).read() is not None or any((folder / "compacted").glob("*.sst")):
+        return False
+    return sum(path.stat().st_size > 0 for path in (folder / "wal").glob("*.sst")) <= 1

@@ -46,7 +46,8 @@ def move_aside(store: Path, files: Mapping[str, str]) -> SetAside:
     write_small(target / _REPORT, json.dumps({"files": dict(files)}, indent=1).encode())
     sync_path(store / _FOLDER)
     sync_path(store)
-    for name in files:
+    # Manifests last: without the newest one, whatever is still there would go with it, not with the one before.
+    for name in sorted(files, key=lambda name: name.startswith("manifest/")):
         (target / name).parent.mkdir(mode=0o700, exist_ok=True)
         (store / name).rename(target / name)
     for kind in STORE_FOLDERS:

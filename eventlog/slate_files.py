@@ -27,7 +27,7 @@ from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.slate_errors import NO_COMPACTIONS, SLATE_ERRORS, salvage_it, translate
 from ledgerq.eventlog.sst import COMPRESSED, UNKNOWN_VERSION, damaged_ranges, read_sst
 
-__all__ = ["check_files", "ends_well", "numbers_of", "trusted_files", "wrong_sorted_file"]
+__all__ = ["check_files", "ends_well", "numbers_of", "trusted_files", "wrong_log_file", "wrong_sorted_file"]
 
 _T = TypeVar("_T")
 _FOOTER: Final = struct.Struct(">QH")
@@ -169,6 +169,15 @@ def wrong_sorted_file(folder: Path, manifest: VersionedManifest, trusted: frozen
             if problem is not None:
                 return f"{name} is damaged (the {problem.kind} at byte {problem.start}: {problem.problem})"
     return None
+
+
+def wrong_log_file(path: Path) -> str:
+    """What is wrong with a log file, or nothing; an empty one fenced a writer. Raises OSError. Blocks."""
+    if not ends_well(path, None):
+        return "is damaged at its end"
+    data = path.read_bytes()
+    problem = next((part for part in read_sst(data, ()) if _is_damage(part.problem)), None) if data else None
+    return "" if problem is None else f"is damaged (the {problem.kind} at byte {problem.start}: {problem.problem})"
 
 
 def _costs_payloads_only(folder: Path, manifest: VersionedManifest) -> bool:

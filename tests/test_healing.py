@@ -1,0 +1,156 @@
+"""Healing at open goes no further than what is proven, and leaves nothing half done, also when it is cut short."""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from ledgerq.eventlog import healing
+from ledgerq.eventlog.errors import LedgerError, LogPoisoned, StoreInUse
+from ledgerq.eventlog.set_aside import SetAside, read_set_aside
+from ledgerq.eventlog.slate_options import StoreOptions
+from ledgerq.worker.queue import Queue
+from tests.ledger_checks import check_ledger
+
+JOBS = 25
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several manifests, lists of compactions and sorted files, and many log files that are in none."""
+    place = tmp_path_factory.mktemp("healing")
+
+    async def make() -> None:
+        for _ in range(3):
+            async with Queue.open(str(place / "made")):
+                pass
+        async with Queue.open(str(place / "made")) as queue:
+            for number in range(JOBS):
+                await queue.enqueue("q", b"%d" % number)
+            shutil.copytree(place / "made", place / "store")
+
+    asyncio.run(make())
+    return place / "store"
+
+
+@pytest.fixture
+def folder(pristine: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be harmed."""
+    return Path(shutil.copytree(pristine, tmp_path / "store"))
+
+
+def log_files(folder: Path) -> list[Path]:
+    """Those with data, oldest first."""
+    return [path for path in sorted((folder / "wal").iterdir()) if path.stat().st_size]
+
+
+def flip(file: Path) -> Path:
+    data = bytearray(file.read_bytes())
+    data[30] ^= 1
+    file.write_bytes(data)
+    return file
+
+
+def empty_newest(folder: Path) -> list[Path]:
+    """The two newest manifests never reached the disk."""
+    found = sorted((folder / "manifest").iterdir())[-2:]
+    for file in found:
+        file.write_bytes(b"")
+    return found
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "writer" not in path.name}
+
+
+async def opens(folder: Path) -> None:
+    """All jobs are there."""
+    async with Queue.open(str(folder)) as queue:
+        assert (await queue.stats("q")).pending == JOBS
+        await check_ledger(queue.log.store)
+
+
+@pytest.mark.parametrize("harm", ["flipped", "empty", "missing"])
+async def test_without_an_anchor_nothing_vouches_for_what_would_be_left_out(folder: Path, harm: str) -> None:
+    (folder / "anchor").unlink()
+    second = log_files(folder)[-JOBS]
+    if harm == "flipped":
+        flip(second)
+    elif harm == "empty":
+        second.write_bytes(b"")
+    else:
+        second.unlink()
+    with pytest.raises(LedgerError):
+        await Queue.open(str(folder))
+    assert read_set_aside(folder) == []
+
+
+async def test_a_damaged_log_file_that_is_needed_is_named_soon(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[object] = []
+    real = healing._try
+
+    async def counted(*arguments: object) -> object:
+        tries.append(arguments)
+        return await real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(healing, "_try", counted)
+    harmed = flip(log_files(folder)[-20])
+    before = files_of(folder)
+    with pytest.raises(LogPoisoned) as caught:
+        await Queue.open(str(folder))
+    assert "--salvage" in str(caught.value)
+    assert files_of(folder) >= before
+    assert len(tries) <= 2, harmed
+
+
+@pytest.mark.parametrize("done", range(8))
+async def test_what_was_moved_in_part_is_finished_by_the_next_opener(
+    folder: Path, done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_newest(folder)
+    rename, count = Path.rename, [done]
+
+    def dying(self: Path, target: Path) -> Path:
+        if "set-aside" in str(target):
+            if count[0] == 0:
+                raise OSError("killed, so to speak")
+            count[0] -= 1
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dying)
+    try:
+        await opens(folder)
+    except LedgerError as error:
+        assert "so to speak" in str(error)  # noqa: PT017
+    monkeypatch.undo()
+    await opens(folder)
+
+
+async def test_an_opening_that_is_given_up_holds_the_store_until_all_is_moved(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifests = empty_newest(folder)
+    move, begun, may_end = healing.move_aside, threading.Event(), threading.Event()
+
+    def slow(store: Path, files: Mapping[str, str]) -> SetAside:
+        begun.set()
+        may_end.wait(60)
+        return move(store, files)
+
+    monkeypatch.setattr(healing, "move_aside", slow)
+    opening = asyncio.ensure_future(Queue.open(str(folder), store_options=StoreOptions(open_timeout_s=60)))
+    await asyncio.to_thread(begun.wait, 60)
+    for _ in range(3):
+        opening.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(StoreInUse):
+        await Queue.open(str(folder))
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert {f"manifest/{file.name}" for file in manifests} <= set(read_set_aside(folder)[0].files)
+    monkeypatch.undo()
+    await opens(folder)
