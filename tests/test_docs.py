@@ -8,15 +8,15 @@ import pytest
 
 from ledgerq.tools.monitoring_rules import ALERTS, DOCUMENTATION_URL
 from tests.docs_made import MAKERS, PART, fresh
-from tests.pages import PROJECT, ROOT, Page, commands, page_files, run_page
+from tests.pages import PROJECT, ROOT, Page, page_files, run_page
 
 DOCS = ROOT / "docs"
 PAGES = [Page.read(file) for file in page_files()]
 RUN = [page for page in PAGES if page.name != "README.md" and page.blocks()]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 MADE = {match[2]: page.name for page in PAGES for match in PART.finditer(page.text)}
-# Each command is a process of its own; pages with more of them than this are for `make proof`.
-MAX_QUICK_COMMANDS = 4
+# Each command is a process of its own: of the pages with commands this one is the sample in `make test`.
+QUICK = "docs/quickstart.md"
 
 
 def slug(heading: str) -> str:
@@ -25,8 +25,8 @@ def slug(heading: str) -> str:
 
 
 def is_slow(page: Page) -> bool:
-    """Whether it runs many commands."""
-    return sum(len(commands(block)) for block in page.blocks() if block.kind == "console") > MAX_QUICK_COMMANDS
+    """Whether it belongs to `make proof`."""
+    return page.name != QUICK and any(block.kind == "console" for block in page.blocks())
 
 
 def anchors(page: Page) -> set[str]:

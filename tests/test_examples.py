@@ -11,10 +11,16 @@ import pytest
 from tests.pages import LIMIT_S, ROOT
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
+# The others are for `make proof`: each is a process of its own.
+QUICK = {"as_of", "projection", "quickstart", "testing", "worker"}
 PAGE = (ROOT / "docs" / "examples.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, marks=[] if file.stem in QUICK else [pytest.mark.proof]) for file in FILES],
+    ids=lambda file: file.stem,
+)
 def test_an_example_runs(file: Path, tmp_path: Path) -> None:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     run = subprocess.run(
