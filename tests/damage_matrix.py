@@ -8,6 +8,7 @@ to a fresh copy of one of them. Child processes (damage_child.py) audit, open an
 ends as one of
 
     unharmed  the audit is clean, and every row is what it was
+    healed    opening set files aside that nothing promised depends on, and everything is there
     rebuilt   the damage was found and named, and after a rebuild every row follows from what the log holds
     salvaged  refused by clear errors, with nothing written, and salvaged whole: everything promised came back
     in part   the same, but the files hold less than was promised, and the salvage's report names what is lost
@@ -64,7 +65,7 @@ COMMANDS = {
     "audit": ("audit", "--deep"),
     "rebuild": ("rebuild-projections", "--take-over", "--actor", "ann"),
 }
-OUTCOMES = ("unharmed", "rebuilt", "salvaged", "in part", "refused", "wrong")
+OUTCOMES = ("unharmed", "healed", "rebuilt", "salvaged", "in part", "refused", "wrong")
 CASE_LIMIT_S = 180.0
 START_LIMIT_S = 60.0
 COMPACTION_LIMIT_S = 90.0
@@ -221,8 +222,8 @@ def harmed_copy(root: Path, case: Case | None, folder: Path, *, store: str = "")
 
 
 def _link(source: str, target: str) -> None:
-    """SlateDB never changes a file in place, so a second name is a copy; the anchor is overwritten in place."""
-    if source.endswith("/anchor"):
+    """SlateDB never changes a file in place, so a second name is a copy; anchor and lock are, and are ledgerq's own."""
+    if Path(source).parent.name not in KINDS:
         shutil.copy(source, target)
     else:
         os.link(source, target)
@@ -517,7 +518,7 @@ def table(results: Sequence[Result]) -> str:
             what = "an older one under the newest anchor"
         counts.setdefault((result.case.kind, what), Counter())[result.outcome] += 1
     total: Counter[str] = Counter()
-    heads = ("object", "damage", "unharmed", "found, rebuilt", "salvaged whole", "salvaged in part", "refused", "wrong")
+    heads = ("object", "damage", "unharmed", "healed", "rebuilt", "salvaged", "salvaged in part", "refused", "wrong")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for (kind, what), count in counts.items():
         total += count

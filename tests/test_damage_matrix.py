@@ -69,7 +69,7 @@ async def test_some_damages_are_harmless_or_mended_or_refused_by_name(root: Path
 async def test_each_damage_is_harmless_or_mended_or_refused_by_name(root: Path) -> None:
     results = await run_cases(root, sample_of(all_cases(root), each=1, every_byte_of=""), jobs=JOBS)
     none_is_wrong(results)
-    assert {result.outcome for result in results} >= {"unharmed", "rebuilt", "salvaged"}
+    assert {result.outcome for result in results} >= {"unharmed", "healed", "rebuilt", "salvaged"}
     assert max(result.peak_rss_kib for result in results) < MAX_RSS_KIB
 
 
@@ -78,7 +78,7 @@ async def test_no_byte_of_the_newest_manifest_leads_to_a_wrong_answer(root: Path
     cases = [case for case in all_cases(root) if case.is_newest_byte and case.store == "closed"][::every]
     results = await run_cases(root, cases, jobs=JOBS)
     none_is_wrong(results)
-    assert {result.outcome for result in results} == {"unharmed", "salvaged"}
+    assert {result.outcome for result in results} <= {"unharmed", "healed", "salvaged"}
     assert max(result.peak_rss_kib for result in results) < MAX_RSS_KIB
 
 
