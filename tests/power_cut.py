@@ -37,6 +37,7 @@ STATES_PER_OPENER: Final = 250
 # How far after something that seldom happens a moment is chosen.
 NEAR_CHANGES: Final = 12
 PROGRESS_STATES: Final = 500
+MOST_TRIES: Final = 6
 SLOW_SYNC_US: Final = 5_000
 RARE: Final = (b"/manifest/", b"/compacted", b"/compactions", b"/gc", b"/anchor", b"/set-aside", b"/new", b"/preflight")
 RARE_CALLS: Final = ("link", "linkat", "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir")
@@ -185,18 +186,30 @@ def record_all(folder: Path, phases: Sequence[str], seed: int, *, each: int = 1)
     """Recordings of these phases, `each` so many times, every other time on a disk whose syncs are slow."""
     recordings: list[Recording] = []
     for number, phase in itertools.product(range(each), phases):
-        start, name = None, PHASES[phase].from_cut
-        if name:
-            rng = random.Random(f"{seed} {number}")
-            first = next((r for r in recordings if r.phase == name), None)
-            first = first or record_phase(folder / f"before-{phase}-{number}", name, seed + number)
-            replay = first.replay()
-            replay.until(moments_of(first).choose(rng))
-            start = replay.cut(rng.choice(MODELS), rng)
-        slow_us = SLOW_SYNC_US if number % 2 else 0
-        made = record_phase(folder / f"{phase}-{number}", phase, seed + number, start=start, sync_us=slow_us)
+        place, sync_us = folder / f"{phase}-{number}", SLOW_SYNC_US if number % 2 else 0
+        if PHASES[phase].from_cuts:
+            made = record_after_a_cut(place, phase, recordings, seed + number, sync_us)
+        else:
+            made = record_phase(place, phase, seed + number, sync_us=sync_us)
         recordings.append(made)
     return recordings
+
+
+def record_after_a_cut(folder: Path, phase: str, made: Sequence[Recording], seed: int, sync_us: int) -> Recording:
+    """Record an opening that had to set files aside; `made`: recordings to begin with a cut in."""
+    rng = random.Random(f"{phase} {seed}")
+    name = rng.choice(PHASES[phase].from_cuts)
+    first = next((recording for recording in made if recording.phase == name), None)
+    first = first or record_phase(folder.with_name(f"before-{folder.name}"), name, seed)
+    for _ in range(MOST_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        replay = first.replay()
+        replay.until(moments_of(first).choose(rng))
+        start = replay.cut(rng.choice(("half", "zeros", "mixed")), rng)
+        recording = record_phase(folder, phase, seed, start=start, sync_us=sync_us)
+        if (folder / "disk" / "store" / "set-aside").exists():
+            break
+    return recording
 
 
 def recordings_in(folder: Path, phases: Sequence[str]) -> list[Recording]:

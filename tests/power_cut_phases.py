@@ -35,14 +35,14 @@ _COLLECTION: Final[dict[str, Any]] = {**_COMPACTION, "gc_age_s": 0.05}
 class Phase(NamedTuple):
     """The processes that work on a store one after the other, and the mark from which on power may be cut.
 
-    `prepares`: processes that come before, whose work was on the disk long ago. `from_cut`: the phase whose disk after
-    a cut it begins with.
+    `prepares`: processes that come before, whose work was on the disk long ago. `from_cuts`: the phases, after a cut
+    in one of which it begins.
     """
 
     asks: tuple[Ask, ...]
     mark: str = ""
     prepares: tuple[Ask, ...] = ()
-    from_cut: str = ""
+    from_cuts: tuple[str, ...] = ()
 
 
 _PREPARED: Final[tuple[Ask, ...]] = ({"task": "load", "facts": 120, "closes": True, "store": _FLUSHES},)
@@ -65,7 +65,7 @@ PHASES: Final[dict[str, Phase]] = {
     ),
     "rebuild": Phase(({"task": "rebuild"},), "rebuilding", prepares=_HARMED),
     "copy": Phase(({"task": "copy"},), "rebuilding", prepares=_PREPARED),
-    "heal": Phase(({"task": "load", "facts": 60, "store": _COLLECTION},), from_cut="collect"),
+    "heal": Phase(({"task": "load", "facts": 60, "store": _COLLECTION},), from_cuts=("collect", "flush", "create")),
 }
 
 
