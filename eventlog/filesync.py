@@ -27,6 +27,7 @@ _log = logger("store")
 STORE_FOLDERS: Final = ("manifest", "wal", "compacted", "compactions", "gc")
 _SUFFIXES: Final = {"manifest": ".manifest", "compacted": ".sst", "compactions": ".compactions"}
 _NOTE: Final = "synced"
+_TRIES: Final = 10
 _NOTE_BYTES: Final = 100
 
 
@@ -215,15 +216,22 @@ def sync_path(path: Path) -> None:
 
 def write_small(path: Path, content: bytes) -> None:
     """Replace a small file so that a power cut leaves the old one or the new one, whole. Raises OSError."""
-    beside = path.with_name(f"{path.name}.new")
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        heir = heir_of(path.parent)
-        if heir is not None:
-            os.fchown(fd, *heir)
-        os.write(fd, content)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    beside.replace(path)
+    for left in reversed(range(_TRIES)):
+        beside = path.with_name(f"{path.name}.new")
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            heir = heir_of(path.parent)
+            if heir is not None:
+                os.fchown(fd, *heir)
+            os.write(fd, content)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        try:
+            beside.replace(path)
+            break
+        except FileNotFoundError:
+            # A writer that was just fenced may write it at the same time, and has moved the new one into its place.
+            if not left:
+                raise
     sync_path(path.parent)

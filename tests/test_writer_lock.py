@@ -14,6 +14,7 @@ import pytest
 from ledgerq import Fenced, ManualClock, Queue, StoreInUse, StoreNotFound, StoreUnavailable
 from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned
+from ledgerq.eventlog.filesync import write_small
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.stores import open_reader, open_store
@@ -389,3 +390,23 @@ async def test_a_look_at_who_writes_makes_no_file_and_disturbs_no_opener(url: st
         assert found is not None
         assert found.pid == os.getpid()
         await opening.result().close()
+
+
+def test_a_note_that_another_writer_moved_into_place_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fenced writer may sync for some seconds yet; the one that takes over must not fail to open for that."""
+    replace, times = Path.replace, 0
+
+    def both(self: Path, target: Path) -> Path:
+        nonlocal times
+        times += 1
+        if times == 1:
+            replace(self, target)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", both)
+    write_small(tmp_path / "synced", b"7 7\n")
+    assert times == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["synced"]
+    assert (tmp_path / "synced").read_bytes() == b"7 7\n"
