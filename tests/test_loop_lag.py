@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from ledgerq.eventlog import commits, writer
 from ledgerq.eventlog.errors import QueueClosed
 from ledgerq.eventlog.events import Enqueued
 from ledgerq.eventlog.memory import MemoryBatch
+from ledgerq.tools.simulate import run_seeds
 from ledgerq.worker import enqueue, live
 from ledgerq.worker.options import NewJob
 from tests.loops import settle
@@ -173,3 +175,15 @@ async def test_thousands_of_operators_calls_at_once_read_a_few_at_a_time(
         done = await asyncio.gather(*(getattr(rig.queue, call)(job.job_id, **WHO) for job in added))
         assert {job.state for job in done} == {"pending" if call == "requeue" else "cancelled"}
         assert 1 < most <= 64
+
+
+def test_simulated_worlds_keep_their_promises_when_every_commit_is_written_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(enqueue, "_AT_ONCE", 2)
+    monkeypatch.setattr(live, "_PIECE_JOBS", 2)
+    for module in (writer, commits):
+        monkeypatch.setattr(module, "PIECE_ROWS", 3)
+    results = run_seeds(0, 15)
+    assert {result.seed: result.broken for result in results if result.broken is not None} == {}
+    assert sum(result.commits for result in results) > 300
