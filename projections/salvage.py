@@ -199,6 +199,9 @@ class _Salvage:
             )
         if not verified.events:
             what = f"{len(self._files)} files of {self._location} were read, and none holds the log's first event"
+            if any(fault.is_foreign for fault in self._faults.values()):
+                remedy = f"rebuild-projections {self._location} --into NEW (and --until OFFSET) reads through it"
+                raise StoreNotFound(f"{what}, but some are written in a way that only SlateDB reads: {remedy}")
             raise StoreNotFound(f"{what}: check the URL, or restore the files from a copy")
 
     # ------------------------------------------------------------------ what follows from them

@@ -17,6 +17,7 @@ from ledgerq.eventlog.events import DeadLettered, Rebuilt
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
+from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.sst import read_sst
 from ledgerq.eventlog.stores import open_store
 from ledgerq.projections import row_writer
@@ -226,6 +227,14 @@ async def test_where_nothing_is_nothing_is_made(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFound, match="none holds the log's first event"):
         await salvaged(tmp_path / "empty", disk)
     assert not disk.rows
+
+
+async def test_of_compressed_files_only_slatedb_reads_the_rows(tmp_path: Path) -> None:
+    options = StoreOptions(settings={"compression_codec": "Zstd"})
+    async with Queue.open(str(tmp_path / "store"), clock=ManualClock(END_MS), store_options=options) as queue:
+        await queue.enqueue("mail", b"x")
+    with pytest.raises(StoreNotFound, match=r"only SlateDB reads: rebuild-projections .* --into NEW"):
+        await salvaged(tmp_path / "store")
 
 
 async def test_a_newer_store_is_refused(tmp_path: Path) -> None:
