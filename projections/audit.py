@@ -32,7 +32,8 @@ _MAX_DIFFERENCES: Final = 1000
 _MAX_TEXT_CHARS: Final = 400
 # An audit accepts nothing: it can only name who can.
 _OWN_ANCHOR: Final = (
-    "Restore the lost files, or accept the loss when the queue is opened next: accept_rollback=True, or "
+    "Restore the lost files, or save what more they hold with: rebuild-projections URL --into NEW --salvage, or accept "
+    "the loss when the queue is opened next: accept_rollback=True, or "
     "--accept-rollback of the commands that change it"
 )
 _OTHER_ANCHOR: Final = (

@@ -37,7 +37,7 @@ _PAYLOAD_RANGES: Final = ((b"p/", b"p0"),)
 _JOB_RANGES: Final = ((JOB, keys.after_prefix(JOB)),)
 _OFFSET_KEY_BYTES: Final = len(keys.log_key(0))
 _MAX_LOST_JOBS: Final = 100_000
-_NOT_FOUND: Final = f"{MISSING}: it was not found when the store was salvaged"
+_NOT_FOUND: Final = f"{MISSING} since the store was salvaged"
 
 
 class LostJob(NamedTuple):

@@ -64,7 +64,7 @@ def _refuse_inside(source: "Location", target: "Location") -> None:
 def _facts(report: "SalvageReport", into: str) -> Iterator[tuple[str, str]]:
     verified, end = report.rebuilt.verified, report.end
     manifest = "no manifest can be read" if report.manifest is None else f"manifest {report.manifest} is the newest"
-    yield "read", f"{report.files} {'file' if report.files == 1 else 'files'} that hold rows; {manifest}"
+    yield "read", f"{report.files} {'file' if report.files == 1 else 'files'} of rows; {manifest}"
     if report.faults:
         yield "wrong", _lines([f"{fault.path}: {what}" for fault in report.faults for what in fault.problems])
     at = f" of {local_time(verified.head.time_ms)}"
