@@ -30,12 +30,6 @@ __all__ = ["AuditReport", "Difference", "audit"]
 
 _MAX_DIFFERENCES: Final = 1000
 _MAX_TEXT_CHARS: Final = 400
-# An audit accepts nothing: it can only name who can.
-_OWN_ANCHOR: Final = (
-    "Restore the lost files, or save what more they hold with: rebuild-projections URL --into NEW --salvage, or accept "
-    "the loss when the queue is opened next: accept_rollback=True, or "
-    "--accept-rollback of the commands that change it"
-)
 _OTHER_ANCHOR: Final = (
     "If the anchor given is one of this very store, restore the store from a copy that holds the commit; this one is "
     "evidence, so keep it as it is"
@@ -102,7 +96,7 @@ async def audit(
     Raises `LogCorrupt` or `LogRolledBack` when the log itself can't be trusted: then there is nothing to compare with.
     """
     log = LogReader(store, clock=clock)
-    remedy = _OWN_ANCHOR if anchor is None else _OTHER_ANCHOR
+    remedy = "" if anchor is None else _OTHER_ANCHOR
     damaged = tuple(await store.damaged_files(remote=deep))
     try:
         format_version = await log.require_format()
