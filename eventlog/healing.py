@@ -40,11 +40,12 @@ _TRIAL_LIMIT_S: Final = 10.0
 _SEARCH_LIMIT_S: Final = 20.0
 
 
-async def heal(location: Location, *, thorough: bool = False) -> SetAside | None:
+async def heal(location: Location, *, thorough: bool = False, limit_s: float = _SEARCH_LIMIT_S) -> SetAside | None:
     """Set aside what keeps the store from being opened; None when there is nothing of the kind.
 
     `thorough` is for a store that SlateDB refused although nothing is seen to be wrong with its files. It must not have
-    a writer. Raises `LogPoisoned` when something promised would be missing, and OSError.
+    a writer. The search ends after `limit_s`. Raises `LogPoisoned` when something promised would be missing, or was not
+    found in that time, and OSError.
     """
     problem: LogPoisoned | None = None
     try:
@@ -57,9 +58,11 @@ async def heal(location: Location, *, thorough: bool = False) -> SetAside | None
     except LogPoisoned as error:
         problem = error
     try:
-        async with asyncio.timeout(_SEARCH_LIMIT_S):
+        async with asyncio.timeout(limit_s):
             found = await find_set_aside(location, thorough=thorough)
     except TimeoutError:
+        if problem is not None:
+            raise problem from None
         found = None
     # A block of payloads costs its jobs, which will be dead letters, and nothing else.
     if found is None and problem is not None and not isinstance(problem, RowUnreadable):
@@ -76,6 +79,8 @@ async def _through(work: Coroutine[Any, Any, _T]) -> _T:
         except asyncio.CancelledError:
             cancelled = True
     if cancelled:
+        if not task.cancelled():
+            task.exception()  # nobody is there to be told
         raise asyncio.CancelledError
     return task.result()
 

@@ -282,19 +282,25 @@ class SlateStore(SlateReads):
             await self._release()
 
     async def _release(self) -> None:
+        hold = self.hold
         try:
             if self._files is not None:
+                closing = self._threads.submit(self._files.close)
                 async with asyncio.timeout(self._options.commit_timeout_s):
-                    await self._in_thread(self._files.close)
+                    await asyncio.wrap_future(closing)
         except TimeoutError:
-            what = "%s: the disk hangs, so a thread and two files stay open"
+            what = "%s: the disk hangs, so a thread and two files stay open, and the store held, until it answers"
             _log.warning(what, self.location, extra=about("close_unfinished"))
+            if hold is not None:
+                # A commit that hangs there would still write its anchor, over that of the next writer.
+                abandon, hold = hold.abandon, None
+                closing.add_done_callback(lambda _: abandon())
         finally:
             self._threads.shutdown()
             if self.fence is not None:
                 await self.fence.close()
-            if self.hold is not None:
-                await self.hold.release()
+            if hold is not None:
+                await hold.release()
 
     def _in_thread(self, function: Callable[..., _T], *arguments: object) -> asyncio.Future[_T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

@@ -67,7 +67,9 @@ def translate(error: BaseException, url: str) -> LedgerError:
         return StoreUnavailable(f"{url}: {message}")
     if isinstance(error, Error.Data):
         return LogPoisoned(f"{url}: the store's files are damaged or missing ({message}); {salvage_it(url)}")
-    return LogPoisoned(f"{url}: {message}; what it holds is unknown, open it again")
+    return LogPoisoned(
+        f"{url}: {message}; what it holds is unknown: open it again, and if that fails, {salvage_it(url)}"
+    )
 
 
 def closed_error(reason: CloseReason, url: str, message: str = "") -> LedgerError:

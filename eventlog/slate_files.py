@@ -138,7 +138,9 @@ def _check_ends(location: Location, manifest: VersionedManifest, trusted: frozen
     wrong = wrong_sorted_file(location.folder, manifest, trusted)
     if wrong is not None:
         remedy = salvage_it(location.original)
-        error = RowUnreadable if _costs_payloads_only(location.folder, manifest) else LogPoisoned
+        error = (
+            RowUnreadable if _costs_payloads_only(location.folder, manifest, trusted or frozenset()) else LogPoisoned
+        )
         raise error(f"{location.original}: manifest/{manifest.id:020d}.manifest can't be used: {wrong}; {remedy}")
     for path in sorted(location.folder.glob("wal/*.sst")):
         if path.stem.isdigit() and int(path.stem) > manifest.replay_after_wal_id and not ends_well(path, None):
@@ -180,12 +182,18 @@ def wrong_log_file(path: Path) -> str:
     return "" if problem is None else f"is damaged (the {problem.kind} at byte {problem.start}: {problem.problem})"
 
 
-def _costs_payloads_only(folder: Path, manifest: VersionedManifest) -> bool:
+def _costs_payloads_only(folder: Path, manifest: VersionedManifest, trusted: frozenset[str]) -> bool:
     """Whether blocks of payloads are all that is damaged: each costs its jobs, and the store is well without them."""
-    after = after_prefix(PAYLOAD_PREFIX)
-    for view in [*manifest.l0, *(view for run in manifest.compacted for view in run.sst_views)]:
+    after, left_bytes = after_prefix(PAYLOAD_PREFIX), _MAX_CHECKED_BYTES
+    views = [*manifest.l0, *(view for run in manifest.compacted for view in run.sst_views)]
+    for view in sorted(views, key=lambda view: str(view.sst.id.value), reverse=True):
         path = folder / f"compacted/{view.sst.id.value}.sst"
-        ranges = damaged_ranges(path.read_bytes()) if path.exists() and ends_well(path, view.sst.info) else None
+        if not (path.exists() and ends_well(path, view.sst.info)):
+            return False
+        if path.name in trusted or left_bytes <= 0:
+            continue
+        left_bytes -= path.stat().st_size
+        ranges = damaged_ranges(path.read_bytes())
         if ranges is None or not all(first >= PAYLOAD_PREFIX and (stop or after) <= after for first, stop in ranges):
             return False
     return True

@@ -68,13 +68,15 @@ async def _open_held(
                 with suppress(RowUnreadable):  # it costs the jobs of a block
                     await check_files(location, writing=True)
             elif location.is_file:
-                healed = await heal(location) is not None
+                healed = await heal(location, limit_s=options.open_timeout_s / 2) is not None
         try:
             return await _open(location, hold, clock, options, lane, tries=_TRIES_HEALED if healed else 1)
         except LogPoisoned:
+            # What SlateDB finds in a file's middle, nothing before it has looked for.
+            if not location.is_file or hold.took_over:
+                raise
             async with asyncio.timeout(options.open_timeout_s):
-                # What SlateDB finds in a file's middle, nothing before it has looked for.
-                if not location.is_file or hold.took_over or await heal(location, thorough=True) is None:
+                if await heal(location, thorough=True, limit_s=options.open_timeout_s / 2) is None:
                     raise
         return await _open(location, hold, clock, options, lane, tries=_TRIES_HEALED)
     except TimeoutError as error:

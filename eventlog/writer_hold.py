@@ -209,7 +209,8 @@ class _ObjectStore:
             is_mine = await asyncio.shield(taking)
         except asyncio.CancelledError:
             # The request is on its way, and what it wrote must not hinder the next opener.
-            taking.add_done_callback(lambda _: asyncio.ensure_future(hold.release()))
+            await asyncio.wait({taking})
+            await hold.release()
             raise
         except BaseException:
             await hold.release()
