@@ -99,7 +99,7 @@ async def fenced_writer(folder: Path, port: int) -> AsyncIterator[None]:
     url = str(folder / "fenced")
     async with Queue.open(url) as queue:
         metrics = Metrics(queue)
-        async with metrics.serve(port=port), Queue.open(url):
+        async with metrics.serve(port=port), Queue.open(url, take_over=True):
             yield
         metrics.close()
 
