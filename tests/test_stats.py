@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 
-from ledgerq.eventlog.codec import pack
+from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.events import (
     STATES,
@@ -173,3 +173,15 @@ def test_an_empty_tally_is_all_zero() -> None:
 def test_a_malformed_row_is_drift(value: bytes) -> None:
     with pytest.raises(ProjectionDrift, match="rebuild-projections"):
         Tally.decode(value)
+
+
+def test_a_row_is_longer_only_once_a_payload_was_lost() -> None:
+    """Rows that were written before lost payloads were counted are the same today, byte for byte."""
+    fold = Fold()
+    fold.apply(0, START_MS, enqueued())
+    before = [len(unpack(fold.tally("mail").encode(version))[1]) for version in (1, 2)]
+    fold.apply(1, START_MS, DeadLettered(job_id(1), START_MS, "ann", "the payload is lost"))
+    after = [len(unpack(fold.tally("mail").encode(version))[1]) for version in (1, 2)]
+    assert (before, after) == ([12, 12], [12, 13])
+    again = Tally.decode(fold.tally("mail").encode()).view("mail")
+    assert (again.dead, again.totals["dead"], again.totals["dead_lettered"]) == (1, 1, 1)
