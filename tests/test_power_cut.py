@@ -52,7 +52,7 @@ async def test_after_a_power_cut_in_any_phase_it_opens_with_everything(tmp_path:
 @needs_strace
 async def test_without_syncs_the_same_cuts_lose_what_was_promised(tmp_path: Path) -> None:
     made = await asyncio.to_thread(record_phase, tmp_path / "recordings" / "steady-0", "steady", 0, fsync=False)
-    result = await explore(states_of([made], ["strict"], 6, 0), tmp_path, jobs=1)
+    result = await explore(states_of([made], ["strict"], 24, 0), tmp_path, jobs=1)
     assert result.failed
 
 
