@@ -78,6 +78,7 @@ async def test_after_a_kill_each_command_works_at_once(url: str, tmp_path: Path)
         assert (code, err) == (0, "")
 
 
+@pytest.mark.proof
 async def test_a_command_waits_for_the_writers_end(url: str, tmp_path: Path) -> None:
     async with writer(url) as first:
 
@@ -94,6 +95,7 @@ async def test_a_command_waits_for_the_writers_end(url: str, tmp_path: Path) -> 
         assert (code, "--wait" in err) == (2, True)
 
 
+@pytest.mark.proof
 async def test_a_worker_waits_for_the_writers_end(url: str, tmp_path: Path) -> None:
     (tmp_path / "in_use_jobs.py").write_text(JOBS.format(url=url))
     async with writer(url) as first:

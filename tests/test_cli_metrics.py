@@ -60,7 +60,7 @@ async def until_acked(worker: Program, count: int) -> dict[str, float]:
             found = samples(await worker.ask())
             if found.get('ledgerq_transitions_total{kind="acked",queue="mail"}', 0) >= count:
                 return found
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
 
 
 async def test_a_worker_serves_its_numbers_and_ends_cleanly(tmp_path: Path, url: str) -> None:
