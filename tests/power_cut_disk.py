@@ -49,6 +49,7 @@ class Disk:
         self._fds: dict[int, _Opened] = {}
         self._begun: dict[int, Call] = {}
         self._hurried: set[int] = set()
+        self._removed: dict[tuple[Inode, str], Inode] = {}
         self._syncing: dict[int, tuple[Inode, bytes, int, int]] = {}
         self._number = 0
         self._changed = False
@@ -120,9 +121,11 @@ class Disk:
         if parent is None:
             return
         inode = self._looked_up(parent, name) if name else parent
-        if inode is None:
-            assert "O_CREAT" in flags, f"{text} was opened, and is not there"
+        if inode is None and "O_CREAT" in flags:
             inode = self._create(parent, name)
+        elif inode is None:
+            # The end of its removal was seen before that of this call.
+            inode = self._removed[parent, name]
         if "O_TRUNC" in flags:
             inode.resize(0)
             self._changed = True
@@ -206,6 +209,7 @@ class Disk:
         if folder is not None:
             gone = self._looked_up(folder, name)
             assert gone is not None, f"{path!r} was removed, and is not there"
+            self._removed[folder, name] = gone
             self._change(folder, (folder, name, None, gone))
 
     def _end_link(self, call: Call, old: bytes, new: bytes) -> None:
@@ -230,6 +234,7 @@ class Disk:
         if source is not None and folder is not None and call.thread not in self._hurried:
             target = self._looked_up(source, name)
             assert target is not None, f"{old!r} was renamed, and is not there"
+            self._removed[source, name] = target
             self._change(folder, (folder, new_name, target, None), (source, name, None, target))
             if new_name == NOTE:
                 self._take_note(folder, bytes(target.data))
