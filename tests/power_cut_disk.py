@@ -27,6 +27,10 @@ __all__ = ["Disk"]
 _HARMLESS: Final = ("fcntl", "ioctl", "close", "close_range")
 
 
+# Calls that make a name, and where among their arguments it is.
+_NEW_NAME: Final = {"mkdir": 0, "mkdirat": 1, "link": 1, "linkat": 3, "rename": 1, "renameat": 3, "renameat2": 3}
+
+
 class _Opened:
     """What a file descriptor stands for."""
 
@@ -49,6 +53,7 @@ class Disk:
         self._fds: dict[int, _Opened] = {}
         self._begun: dict[int, Call] = {}
         self._hurried: set[int] = set()
+        self._removed: dict[tuple[Inode, str], Inode] = {}
         self._syncing: dict[int, tuple[Inode, bytes, int, int]] = {}
         self._number = 0
         self._changed = False
@@ -65,11 +70,13 @@ class Disk:
         folder.names[name] = folder.durable[name] = inode
 
     def restart(self) -> None:
-        """Another process begins; the kernel is the same."""
+        """Another process begins; the kernel is the same, and may have done what the one before was killed in."""
         self._fds.clear()
         self._sink_fds.clear()
-        self._begun.clear()
         self._syncing.clear()
+        left = [call for call in self._begun.values() if call.name in _NEW_NAME and call.thread not in self._hurried]
+        self._begun = {-number: call._replace(thread=-number) for number, call in enumerate(left, 1)}
+        self._hurried.clear()
 
     # ------------------------------------------------------------------ the calls
 
@@ -120,9 +127,12 @@ class Disk:
         if parent is None:
             return
         inode = self._looked_up(parent, name) if name else parent
-        if inode is None:
-            assert "O_CREAT" in flags, f"{text} was opened, and is not there"
+        if inode is None and "O_CREAT" in flags:
             inode = self._create(parent, name)
+        elif inode is None:
+            # The end of its removal was seen before that of this call.
+            inode = self._removed.get((parent, name))
+            assert inode is not None, f"{text} was opened, and is not there"
         if "O_TRUNC" in flags:
             inode.resize(0)
             self._changed = True
@@ -206,6 +216,7 @@ class Disk:
         if folder is not None:
             gone = self._looked_up(folder, name)
             assert gone is not None, f"{path!r} was removed, and is not there"
+            self._removed[folder, name] = gone
             self._change(folder, (folder, name, None, gone))
 
     def _end_link(self, call: Call, old: bytes, new: bytes) -> None:
@@ -230,6 +241,7 @@ class Disk:
         if source is not None and folder is not None and call.thread not in self._hurried:
             target = self._looked_up(source, name)
             assert target is not None, f"{old!r} was renamed, and is not there"
+            self._removed[source, name] = target
             self._change(folder, (folder, new_name, target, None), (source, name, None, target))
             if new_name == NOTE:
                 self._take_note(folder, bytes(target.data))
@@ -264,12 +276,16 @@ class Disk:
     def _looked_up(self, folder: Inode, name: str) -> Inode | None:
         """What has this name; a call that makes it may have done so already, though its end was not seen yet."""
         if name not in folder.names:
-            for thread, call in self._begun.items():
-                if call.name in ("mkdir", "mkdirat", "link", "linkat", "rename", "renameat", "renameat2"):
-                    if thread in self._hurried:
-                        continue
+            for call in [*self._begun.values()]:
+                if call.name not in _NEW_NAME or call.thread in self._hurried:
+                    continue
+                at = _NEW_NAME[call.name]
+                path, place = call.arguments[at], call.arguments[at - 1] if "at" in call.name else "AT_FDCWD"
+                assert isinstance(path, bytes)
+                assert isinstance(place, str)
+                if path.decode().rpartition("/")[2] == name and self._find(path.decode(), place) == (folder, name):
                     getattr(self, f"_end_{call.name}")(call, *call.arguments)
-                    self._hurried.add(thread)
+                    self._hurried.add(call.thread)
         return folder.names.get(name)
 
     def _create(self, folder: Inode, name: str, *, is_folder: bool = False) -> Inode:

@@ -196,6 +196,31 @@ def test_a_call_whose_end_was_not_seen_yet_may_have_been_done() -> None:
     assert script.left("killed") == {"a": b"x"}
 
 
+def test_a_call_that_will_fail_is_not_taken_for_done() -> None:
+    script = Script({"d": None, "d/a": b"x"})
+    script.begin("mkdir", b"/r/d", "0700", thread=2)
+    script.write("/r/new", b"y")
+    assert script.left("killed") == {"d": None, "d/a": b"x", "new": b"y"}
+
+
+def test_what_a_process_was_killed_in_may_be_done() -> None:
+    script = Script({"a#1": b"x"})
+    script.begin("link", b"/r/a#1", b"/r/a", thread=2)
+    script.disk.restart()
+    assert script.left("killed") == {"a#1": b"x"}
+    script.sync("/r/a")
+    assert script.left("killed") == {"a": b"x", "a#1": b"x"}
+
+
+def test_a_file_that_is_removed_while_it_is_opened_was_opened_before() -> None:
+    script = Script({"a": b"x"})
+    opening = script.begin("openat", "AT_FDCWD", b"/r/a", "O_RDONLY", thread=2)
+    script.do("unlink", b"/r/a")
+    script.end(opening, 9)
+    script.do("fsync", "9")
+    assert script.left("killed") == {}
+
+
 def test_a_call_that_is_not_modelled_is_an_error_only_on_what_is_watched() -> None:
     script = Script({"a": b"x"})
     fd = script.open("/r/a")
