@@ -96,7 +96,14 @@ class SlateStore(SlateReads):
         options = self._options
         self._upkeep = Upkeep(self._place, self._files, self._in_thread)
         await self._while_synced(self._upkeep.opened())
-        self._spawn(self._upkeep.keep_up(self._clock, gc_interval_s=options.gc_interval_s, gc_age_s=options.gc_age_s))
+        self._spawn(
+            self._upkeep.keep_up(
+                self._clock,
+                gc_interval_s=options.gc_interval_s,
+                gc_age_s=options.gc_age_s,
+                has_stopped=lambda: self.failure() is not None,
+            )
+        )
 
     @property
     def is_fenced(self) -> bool:

@@ -54,8 +54,12 @@ class Upkeep:
                 self._noted = manifest.id
                 await self._run(self._files.note, manifest.id)
 
-    async def keep_up(self, clock: Clock, *, gc_interval_s: float, gc_age_s: float) -> None:
+    async def keep_up(
+        self, clock: Clock, *, gc_interval_s: float, gc_age_s: float, has_stopped: Callable[[], bool]
+    ) -> None:
         """Sync every 10 s and collect garbage every `gc_interval_s`, until cancelled; a failed round is tried again.
+
+        It ends when the writer `has_stopped`: the files are those of the one that fenced it then.
 
         The first collection comes with the first sync: a program that is restarted within each interval has garbage
         too.
@@ -65,6 +69,8 @@ class Upkeep:
         seldom = Seldom(period_ms=_SAY_EVERY_MS)
         while True:
             await sleep_until(clock, clock.now_ms() + min(_SYNC_EVERY_MS, gc_every_ms))
+            if has_stopped():
+                return
             try:
                 await self.sync()
                 if clock.now_ms() >= gc_due_ms:

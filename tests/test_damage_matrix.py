@@ -72,7 +72,6 @@ async def test_each_damage_is_harmless_or_mended_or_refused_by_name(root: Path) 
     assert max(result.peak_rss_kib for result in results) < MAX_RSS_KIB
 
 
-@pytest.mark.xfail(strict=False, reason="the judge does not know yet all that healing at opening says and does")
 @pytest.mark.proof
 async def test_no_byte_of_the_newest_manifest_leads_to_a_wrong_answer(root: Path) -> None:
     results = await run_cases(root, newest_bytes(root), jobs=JOBS)
@@ -102,7 +101,6 @@ async def test_a_process_that_has_seen_other_stores_says_the_same_as_a_new_one(r
     assert told(await run_cases(root, cases, jobs=1)) == told(await run_cases(root, cases, jobs=JOBS, fresh=True))
 
 
-@pytest.mark.xfail(strict=False, reason="the judge does not know yet all that healing at opening says and does")
 @pytest.mark.proof
 async def test_the_command_line_says_it_on_one_line(root: Path) -> None:
     none_is_wrong(await run_commands(root, few(root), jobs=JOBS))

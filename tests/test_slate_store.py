@@ -31,6 +31,7 @@ from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.slate_reader import open_slate_reader
 from ledgerq.eventlog.store import ReadStore, Store
 from ledgerq.eventlog.stores import open_reader, open_store
+from ledgerq.eventlog.upkeep import Upkeep
 from tests.store_contract import ANCHOR, StoreContract, put_all, scan_all
 
 
@@ -311,6 +312,29 @@ async def test_upkeep_syncs_and_collects_by_the_clock(tmp_path: Path) -> None:
     reopened = await opened(tmp_path / "s")
     assert len(await scan_all(reopened, b"0", b"1")) == 5
     await reopened.close()
+
+
+async def test_the_upkeep_of_a_fenced_writer_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, place = ManualClock(), parse_location(str(tmp_path / "s"))
+    store = await open_slate(place, clock=clock, options=StoreOptions(gc_interval_s=1))
+    other = await open_slate(place, clock=SystemClock(), take_over=True)
+    async with asyncio.timeout(30):
+        while store.failure() is None:
+            await asyncio.sleep(0.01)
+    rounds: list[object] = []
+
+    async def sync(self: Upkeep) -> None:
+        rounds.append(self)
+
+    monkeypatch.setattr(Upkeep, "sync", sync)
+    async with asyncio.timeout(30):
+        while store._tasks:
+            clock.advance(1000)
+            await asyncio.sleep(0.005)
+    assert rounds == []
+    monkeypatch.undo()
+    await store.close()
+    await other.close()
 
 
 async def test_a_writer_that_never_lives_for_a_whole_interval_removes_old_files_too(tmp_path: Path) -> None:

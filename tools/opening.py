@@ -182,7 +182,8 @@ async def opened_store(url: str, access: Access, *, create: bool = False) -> Asy
         store = await open_store(
             url, clock=SystemClock(), create=create, take_over=access.take_over, wait=access.wait_s
         )
-    for folder, names in await store.set_aside():
+    # Where stderr was left alone, the record of the log has said it.
+    for folder, names in [] if isinstance(quietly, nullcontext) else await store.set_aside():
         typer.echo(
             f"{url}: {len(names)} files kept it from being opened and are in {folder} now; none is needed", err=True
         )
