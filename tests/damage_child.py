@@ -205,6 +205,12 @@ class Trial:
             return self._name(audited.report)
         if not audited.report.clean:
             self._named = True
+            if audited.report.unreadable:
+                if audited.report.verified.head.next_offset > self._expected.end:
+                    raise Wrong(f"more is proven than there ever was: {audited.report.verified}")
+                return f"unreadable: {audited.report.unreadable}"
+            if not audited.report.differences:
+                return f"{len(audited.report.damaged_files)} damaged files"
             first = audited.report.differences[0]
             return f"{audited.report.difference_count} differences, the first in {first.range_name} at {first.key}"
         if isinstance(audited.rows, LedgerError):
