@@ -27,7 +27,14 @@ from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.scratch import scratch_view
 from ledgerq.eventlog.set_aside import SetAside, move_aside
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS
-from ledgerq.eventlog.slate_files import check_files, numbers_of, trusted_files, wrong_log_file, wrong_sorted_file
+from ledgerq.eventlog.slate_files import (
+    check_files,
+    numbers_of,
+    trusted_files,
+    wrong_log_file,
+    wrong_sequence,
+    wrong_sorted_file,
+)
 from ledgerq.eventlog.slate_reader import open_slate_reader
 
 __all__ = ["find_set_aside", "heal"]
@@ -65,7 +72,7 @@ async def heal(location: Location, *, thorough: bool = False, limit_s: float = _
             raise problem from None
         found = None
     # A block of payloads costs its jobs, which will be dead letters, and nothing else.
-    if found is None and problem is not None and not isinstance(problem, RowUnreadable):
+    if not found and problem is not None and not isinstance(problem, RowUnreadable):
         raise problem
     return await _through(asyncio.to_thread(move_aside, location.folder, found)) if found else None
 
@@ -107,7 +114,7 @@ async def find_set_aside(location: Location, *, thorough: bool = False) -> dict[
                 files = await _files_without(location, manifest, left_out, thorough=thorough)
                 if files is not None:
                     return None if files == "short" else files
-                wrong = "what was promised is not in what it names"
+                wrong = "what was promised is not in what it names, or it was altered"
         left_out[f"manifest/{number:020d}.manifest"] = wrong
     return await asyncio.to_thread(_before_the_first_commit, location.folder)
 
@@ -219,6 +226,8 @@ async def _try(location: Location, left_out: dict[str, str]) -> Literal["whole",
     try:
         place = await _through(asyncio.to_thread(view.__enter__))
         async with asyncio.timeout(_TRIAL_LIMIT_S):
+            if await wrong_sequence(place) is not None:
+                return "broken"
             store = await open_slate_reader(place, pinned=True)
             try:
                 log = LogReader(store, clock=SystemClock())
@@ -230,7 +239,7 @@ async def _try(location: Location, left_out: dict[str, str]) -> Literal["whole",
                 await store.close()
     except LogRolledBack as error:
         return "short" if error.head_offset <= error.anchored_offset else "broken"
-    except (LedgerError, TimeoutError):
+    except (LedgerError, TimeoutError, *SLATE_ERRORS):
         return "broken"
     finally:
         await asyncio.to_thread(view.__exit__, None, None, None)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from slatedb.uniffi import Admin, SsTableInfo, VersionedManifest
+from slatedb.uniffi import SsTableInfo, VersionedManifest
 
 from ledgerq.eventlog.errors import LogPoisoned, RowUnreadable
 from ledgerq.eventlog.file_garbage import admin_of, sorted_files
@@ -27,7 +27,15 @@ from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.slate_errors import NO_COMPACTIONS, SLATE_ERRORS, salvage_it, translate
 from ledgerq.eventlog.sst import COMPRESSED, UNKNOWN_VERSION, damaged_ranges, read_sst
 
-__all__ = ["check_files", "ends_well", "numbers_of", "trusted_files", "wrong_log_file", "wrong_sorted_file"]
+__all__ = [
+    "check_files",
+    "ends_well",
+    "numbers_of",
+    "trusted_files",
+    "wrong_log_file",
+    "wrong_sequence",
+    "wrong_sorted_file",
+]
 
 _T = TypeVar("_T")
 _FOOTER: Final = struct.Struct(">QH")
@@ -52,7 +60,11 @@ async def check_files(location: Location, *, writing: bool) -> VersionedManifest
         return None
     trusted: frozenset[str] | None = None
     if writing:
-        await _check_sequence(location, admin, manifest)
+        wrong = await wrong_sequence(location)
+        if wrong is not None:
+            raise LogPoisoned(
+                f"{location.original}: manifest/{manifest.id:020d}.manifest {wrong}; {salvage_it(location.original)}"
+            )
         trusted = await trusted_files(location)
     await asyncio.to_thread(_check_ends, location, manifest, trusted)
     return manifest
@@ -124,14 +136,17 @@ def numbers_of(folder: Path, kind: str) -> list[int]:
     return sorted((int(path.stem) for path in folder.glob(f"{kind}/*.{suffix}") if path.stem.isdigit()), reverse=True)
 
 
-async def _check_sequence(location: Location, admin: Admin, manifest: VersionedManifest) -> None:
-    """What the manifest remembers of sequence numbers may not lead: SlateDB could then never write a sorted file."""
+async def wrong_sequence(location: Location) -> str | None:
+    """What is wrong with the sequence numbers that the newest manifest remembers, or None.
+
+    They may not lead: SlateDB would open, and could never write a sorted file.
+    """
+    admin = admin_of(location)
     tracked = await admin.get_sequence_for_timestamp(_FAR_FUTURE_S, False)
-    if tracked is not None and tracked > manifest.last_l0_seq:
-        raise LogPoisoned(
-            f"{location.original}: manifest/{manifest.id:020d}.manifest was altered: it remembers sequence number "
-            f"{tracked}, and {manifest.last_l0_seq} is its last; {salvage_it(location.original)}"
-        )
+    manifest = await admin.read_manifest(None)
+    if manifest is None or tracked is None or tracked <= manifest.last_l0_seq:
+        return None
+    return f"was altered: it remembers sequence number {tracked}, and {manifest.last_l0_seq} is its last"
 
 
 def _check_ends(location: Location, manifest: VersionedManifest, trusted: frozenset[str] | None) -> None:

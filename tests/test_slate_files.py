@@ -284,6 +284,28 @@ async def test_damaged_compactions_are_set_aside(folder: Path, harm: Callable[[P
     assert f"compactions/{harmed.name}" in read_set_aside(folder)[0].files
 
 
+def lead(manifest: Path) -> Path:
+    """Have it remember a sequence number that no row ever had, as one flipped bit can."""
+    version, one, count = b"\x01", (1).to_bytes(4, "little"), (1).to_bytes(4, "big")
+    before, found, after = manifest.read_bytes().partition(version + one + count)
+    assert found
+    assert len(after) > 8
+    manifest.write_bytes(before + found + bytes((after[0] ^ 0x40,)) + after[1:])
+    return manifest
+
+
+async def test_a_manifest_whose_sequence_numbers_lead_is_set_aside_or_refused(folder: Path) -> None:
+    """SlateDB would open it, and end at its first sorted file."""
+    collected = Path(shutil.copytree(folder, folder.parent / "collected"))
+    collect(collected)
+    lead(newest(collected, "manifest"))
+    with pytest.raises(LogPoisoned, match="remembers sequence number 46116860184"):
+        await Queue.open(collected.as_uri(), clock=ManualClock())
+    harmed = lead(newest(folder, "manifest"))
+    await opens(folder)
+    assert "altered" in read_set_aside(folder)[0].files[f"manifest/{harmed.name}"]
+
+
 async def test_what_slatedb_panics_of_is_one_line_at_the_command_line(folder: Path) -> None:
     collect(folder)
     manifest = newest(folder, "manifest")
