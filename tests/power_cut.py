@@ -1,7 +1,8 @@
 """Power cuts at any moment of recorded work on a file store, and whether everything that was promised is there after.
 
-    python -m tests.power_cut [--states N] [--model M] [--phase P] [--seed S] [--keep FOLDER]
+    python -m tests.power_cut [--states N] [--model M] [--phase P] [--seed S] [--salvage] [--keep FOLDER]
 
+`--salvage` has each store salvaged as it was left, before it is opened: what it makes must hold all that was promised.
 `--states` is for each model; models are in power_cut_files.py, phases in power_cut_phases.py. Moments, and what is lost
 at them, follow from the seed and the recording. `--keep` keeps the recordings, which are used again when they are
 there, and the disks of states that failed, each with what was said.
@@ -218,14 +219,17 @@ def recordings_in(folder: Path, phases: Sequence[str]) -> list[Recording]:
     return [Recording(path, path.name.partition("-")[0]) for path in found if path.name.partition("-")[0] in phases]
 
 
-def states_of(recordings: Sequence[Recording], models: Sequence[str], count: int, seed: int) -> list[State]:
+def states_of(
+    recordings: Sequence[Recording], models: Sequence[str], count: int, seed: int, *, salvaged: bool = False
+) -> list[State]:
     """So many states of each model, over all recordings in turn."""
     states = []
     for number, recording in enumerate(recordings):
         moments, rng = moments_of(recording), random.Random(f"{seed} {number}")
         share = range(number, count, len(recordings))
         chosen = sorted((moments.choose(rng), model, i) for model in models for i in share)
-        states += [State(str(recording.folder), recording.phase, moment, model, i) for moment, model, i in chosen]
+        folder, phase = str(recording.folder), recording.phase
+        states += [State(folder, phase, moment, model, i, salvaged) for moment, model, i in chosen]
     return states
 
 
@@ -262,6 +266,7 @@ def main() -> int:
     parser.add_argument("--phase", action="append", choices=PHASES)
     parser.add_argument("--recordings", type=int, default=2, help="of each phase")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--salvage", action="store_true", help="salvage each store before it is opened")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--keep", type=Path)
     asked = parser.parse_args()
@@ -272,7 +277,7 @@ def main() -> int:
         folder = (asked.keep.absolute() if asked.keep else Path(name)) / "recordings"
         phases = asked.phase or [*PHASES]
         recordings = recordings_in(folder, phases) or record_all(folder, phases, asked.seed, each=asked.recordings)
-        states = states_of(recordings, asked.model or MODELS, asked.states, asked.seed)
+        states = states_of(recordings, asked.model or MODELS, asked.states, asked.seed, salvaged=asked.salvage)
         begun_s = time.monotonic()
         explored = asyncio.run(explore(states, Path(name), jobs=asked.jobs, keep=asked.keep))
         took_s = time.monotonic() - begun_s

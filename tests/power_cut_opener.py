@@ -20,10 +20,16 @@ from typing import Final, NamedTuple, TypedDict
 from slatedb.uniffi import DbBuilder
 
 from ledgerq.eventlog.clock import ManualClock, SystemClock
+from ledgerq.eventlog.damaged import damaged_store
 from ledgerq.eventlog.entropy import job_id_bytes
-from ledgerq.eventlog.errors import LedgerError, LogRolledBack
+from ledgerq.eventlog.errors import LedgerError, LogRolledBack, StoreNotFound
+from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
+from ledgerq.projections.salvage import salvage
 from ledgerq.worker.queue import Queue
-from tests.kills import Facts, check_queue
+from tests.kills import Facts, check_log, check_queue
+from tests.ledger_checks import check_ledger
 from tests.power_cut_load import rebuild_command
 from tests.power_cut_phases import Recording, Replay, Start
 
@@ -52,6 +58,8 @@ class State(NamedTuple):
     moment: int
     model: str
     seed: int
+    # Whether the store is salvaged before it is opened.
+    salvage: bool = False
 
 
 class Answer(TypedDict):
@@ -77,8 +85,10 @@ class Trial:
         self._facts.read()
 
     def run(self) -> Answer:
-        """Open it twice."""
+        """Open it twice, after a salvage if there shall be one."""
         try:
+            if self._state.salvage:
+                asyncio.run(self._salvage())
             self._rebuild()
             asyncio.run(self._open_twice())
         except LogRolledBack as error:
@@ -114,6 +124,19 @@ class Trial:
             return
         if code != 0:
             raise LedgerError(said)
+
+    async def _salvage(self) -> None:
+        """What a salvage of it as it lies there makes holds all that was promised, and every payload."""
+        disk, clock = MemoryDisk(), ManualClock(SystemClock().now_ms())
+        try:
+            async with damaged_store(parse_location(self._url)) as damaged:
+                report = await salvage(damaged, MemoryStore(disk), clock=clock, actor="ann", reason="power")
+        except StoreNotFound:
+            assert not self._facts.enqueued, "jobs were reported, and there is nothing to salvage"
+            return
+        assert report.is_whole, f"salvaged in part: {report}"
+        store = MemoryReader(disk)
+        await check_log(LogReader(store, clock=clock), self._facts, await check_ledger(store))
 
     async def _open_twice(self) -> None:
         """To read everything takes longer than all the rest, so it is done the first time or the second."""
