@@ -15,6 +15,8 @@ PYTHON ?=
 DIR ?=
 ARGS ?=
 SITE ?= site
+# Tests of one file stay together: they share servers and stores. ARGS=-n0 runs all of them in one process.
+PROCESSES := --numprocesses auto --dist loadfile
 
 pythons := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 pip_install := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
@@ -26,10 +28,10 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/ledgerq demo $(if $(DIR),"$(DIR)")
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m "not proof" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not proof" $(PROCESSES) $(ARGS)
 
 proof: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m proof $(ARGS)
+	$(VENV)/bin/python -m pytest -m proof $(PROCESSES) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

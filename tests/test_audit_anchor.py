@@ -155,6 +155,7 @@ async def test_an_audit_of_a_queue_at_work_in_memory_is_consistent_at_one_commit
         assert len(set(ends)) > 20
 
 
+@pytest.mark.proof
 async def test_an_audit_of_a_queue_at_work_on_files_is_consistent_at_one_commit(tmp_path: Path) -> None:
     url = (tmp_path / "store").as_uri()
     options = QueueOptions(keep_done_s=0.1, backoff_base_s=0.01)

@@ -86,6 +86,7 @@ def check_measurement(one: dict[str, Any], *, runs: int) -> None:
         assert isinstance(one["target"]["reached"], bool)
 
 
+@pytest.mark.proof
 def test_only_some_and_several_runs_as_a_table(tmp_path: Path) -> None:
     arguments = ["--quick", "--only", "enqueue", "--runs", "2", "--no-fsync", "--commit-interval-ms", "1"]
     done = CliRunner().invoke(app, [*arguments, "--dir", str(tmp_path)])

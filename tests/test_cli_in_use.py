@@ -56,6 +56,7 @@ async def ledgerq(*argv: str, folder: Path, while_it_runs: Callable[[], Awaitabl
     return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.proof
 async def test_a_store_in_use_has_an_exit_code_of_its_own(url: str, tmp_path: Path) -> None:
     async with writer(url) as first:
         code, out, err = await ledgerq("enqueue", url, "q", "x", folder=tmp_path)
@@ -69,6 +70,7 @@ async def test_a_store_in_use_has_an_exit_code_of_its_own(url: str, tmp_path: Pa
         assert len(await first.ask("enqueue")) == 26, "it was not disturbed"
 
 
+@pytest.mark.proof
 async def test_after_a_kill_each_command_works_at_once(url: str, tmp_path: Path) -> None:
     for argv in (["enqueue", url, "q", "x"], ["pause", url, "q", "--reason", "why"], ["rebuild-projections", url]):
         async with writer(url) as first:
@@ -111,6 +113,7 @@ async def test_a_worker_waits_for_the_writers_end(url: str, tmp_path: Path) -> N
         assert (code, out, err) == (0, "handled\n", "")
 
 
+@pytest.mark.proof
 async def test_the_doctor_names_the_writer(url: str, tmp_path: Path) -> None:
     async def look() -> dict[str, str]:
         code, out, _ = await ledgerq("doctor", url, "--json", folder=tmp_path)

@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 ROUNDS = 6
 NOBODY_THERE = "http://127.0.0.1:9"  # the discard port: connections are refused at once
 
 
+@pytest.mark.proof
 def test_a_command_on_an_unreachable_bucket_ends_with_its_exit_code() -> None:
     env = os.environ | {
         "AWS_ACCESS_KEY_ID": "a",

@@ -114,6 +114,7 @@ async def test_its_numbers_are_the_writers(tmp_path: Path, url: str) -> None:
         assert "Traceback" not in said
 
 
+@pytest.mark.proof
 async def test_what_it_shows_is_of_one_commit_however_busy_the_writer_is(tmp_path: Path, url: str) -> None:
     async with Queue.open(url) as queue:
         await queue.enqueue("mail", b"a")
@@ -140,6 +141,7 @@ async def test_what_it_shows_is_of_one_commit_however_busy_the_writer_is(tmp_pat
         await asyncio.gather(working, return_exceptions=True)
 
 
+@pytest.mark.proof
 async def test_it_writes_nothing(tmp_path: Path, url: str) -> None:
     async with Queue.open(url) as queue:
         await work(queue, 5)
@@ -232,6 +234,7 @@ def run_command(*argv: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LIMIT_S)
 
 
+@pytest.mark.proof
 async def test_a_damaged_row_and_a_rebuild_are_waited_out(tmp_path: Path, url: str) -> None:
     async with Queue.open(url) as queue:
         await work(queue, 2)

@@ -177,6 +177,7 @@ async def test_thousands_of_operators_calls_at_once_read_a_few_at_a_time(
         assert 1 < most <= 64
 
 
+@pytest.mark.proof
 def test_simulated_worlds_keep_their_promises_when_every_commit_is_written_in_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -235,6 +235,7 @@ def test_every_alert_has_a_case_that_fires_and_one_that_does_not(name: str) -> N
     assert {case.labels is None for case in CASES if case.alert == name} == {True, False}
 
 
+@pytest.mark.proof
 def test_alerts_fire_when_they_should_and_only_then(files: Path) -> None:
     # All in one run: starting promtool takes longer than what it does.
     code, said = rule_test(files, CASES)

@@ -93,6 +93,7 @@ async def check_promises(url: str, promised: list[str]) -> None:
         await check_ledger(queue.log.store)
 
 
+@pytest.mark.proof
 async def test_a_full_disk_is_named_and_what_was_promised_is_there_once_there_is_room(disk: Path) -> None:
     url = str(disk / "store")
     queue = await Queue.open(url, store_options=StoreOptions(commit_timeout_s=1.5))

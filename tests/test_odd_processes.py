@@ -17,6 +17,7 @@ from tests.ledger_checks import check_ledger
 from tests.loops import settle
 from tests.queue_calls import CALLS, Call, every_call
 from tests.rig import Rig
+from tests.tiers import sampled
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 60
@@ -24,7 +25,7 @@ LIMIT_S = 60
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("where", ["file", "memory"])
-@pytest.mark.parametrize("way", ["fork", "multiprocessing"])
+@pytest.mark.parametrize("way", sampled(["fork", "multiprocessing"]))
 async def test_a_forked_child_is_told_so_and_its_parent_goes_on(tmp_path: Path, way: str, where: str) -> None:
     url = str(tmp_path / "store") if where == "file" else "memory:///"
     done = await asyncio.to_thread(

@@ -19,8 +19,8 @@ from tests.power_cut_phases import PHASES, record_phase
 from tests.power_cut_trace import Call, why_not
 
 JOBS = 2
-QUICK_PHASES = ("create", "collect", "close")
-QUICK_STATES_EACH = 6
+QUICK_PHASES = ("create", "close")
+QUICK_STATES_EACH = 2
 PROOF_STATES_EACH = 60
 needs_strace = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -49,6 +49,7 @@ async def test_after_a_power_cut_in_any_phase_it_opens_with_everything(tmp_path:
     check(await explored(tmp_path, [*PHASES], PROOF_STATES_EACH, each=2), PROOF_STATES_EACH)
 
 
+@pytest.mark.proof
 @needs_strace
 async def test_without_syncs_the_same_cuts_lose_what_was_promised(tmp_path: Path) -> None:
     made = await asyncio.to_thread(record_phase, tmp_path / "recordings" / "steady-0", "steady", 0, fsync=False)

@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.worker.metrics import Metrics
@@ -127,6 +129,7 @@ async def test_files_that_are_gone_are_noticed_and_that_they_are_back(tmp_path: 
         probe.close()
 
 
+@pytest.mark.proof
 async def test_a_bucket_that_can_not_be_reached_is_noticed(bucket: str, proxy: Proxy) -> None:
     async with Queue.open(f"s3://{bucket}/store") as queue:
         probe = StoreProbe(queue.log.store, valid_s=0)

@@ -10,6 +10,7 @@ README = Page.read(ROOT / "README.md")
 MAX_LINES = 250
 
 
+@pytest.mark.proof
 def test_all_blocks_pasted_in_order_come_to_their_end(tmp_path: Path) -> None:
     run_page(README.blocks(), tmp_path)
 

@@ -132,6 +132,7 @@ class _Model:
         self.held = []
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("window", sampled([2, 1, 5]))
 async def test_refills_interleaved_with_everything_else_lose_nothing(window: int) -> None:
     async with Rig(ready_window=window) as rig:

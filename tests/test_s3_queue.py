@@ -48,6 +48,7 @@ def closed_port() -> Iterator[int]:
 # Whole life
 
 
+@pytest.mark.proof
 @both_servers
 def test_from_the_doctor_to_a_rebuilt_copy(bucket: str, cli: Cli) -> None:
     url, copy = f"s3://{bucket}/jobs", f"s3://{bucket}/copy"
@@ -263,6 +264,7 @@ def test_a_missing_bucket_is_said_in_one_line(bucket: str, cli: Cli) -> None:
     assert time.monotonic() - began_s < UNREACHABLE_LIMIT_S
 
 
+@pytest.mark.proof
 def test_a_dead_endpoint_is_said_in_one_line(
     bucket: str, cli: Cli, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,6 +305,7 @@ async def damaged_at_random(root: Path, scratch: Path, seeds: Iterable[int]) -> 
     return count
 
 
+@pytest.mark.proof
 async def test_ten_random_damages_never_give_a_wrong_answer(root: Path, tmp_path: Path) -> None:
     await damaged_at_random(root, tmp_path / "store", seeds=range(12))
 

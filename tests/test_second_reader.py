@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
@@ -31,6 +33,7 @@ async def write_without_pause(queue: Queue) -> None:
             await queue.cancel(added.job_id, actor="operator", reason="a test")
 
 
+@pytest.mark.proof
 async def test_a_second_process_proves_the_ledger_while_the_first_one_writes(tmp_path: Path) -> None:
     url = (tmp_path / "store").as_uri()
     options = QueueOptions(keep_done_s=0.2, keep_cancelled_s=0.2)

@@ -24,7 +24,7 @@ from ledgerq.tools.simulate import run_seeds
 from tests.simulation_defects import DEFECTS
 from tests.tiers import sampled
 
-QUICK_SEEDS = 60
+QUICK_SEEDS = 25
 SEEDS = 3_000
 CHUNK_SEEDS = 50
 DEFECT_SEEDS = 60
@@ -81,6 +81,7 @@ def test_a_planted_defect_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) 
     raise AssertionError(f"{DEFECT_SEEDS} worlds did not notice: {DEFECTS[name].__doc__ or name}")
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("seeds", sampled([4, 40]))
 def test_the_same_seed_gives_the_same_run_byte_for_byte_in_any_process(seeds: int) -> None:
     command = [sys.executable, "-m", "ledgerq.tools.simulate", "--seeds", f"100:{100 + seeds}", "--digests"]
@@ -96,6 +97,7 @@ def test_the_same_seed_gives_the_same_run_byte_for_byte_in_any_process(seeds: in
     assert len({line.split()[1] for line in said[0]}) == seeds
 
 
+@pytest.mark.proof
 def test_a_broken_promise_is_told_with_the_shortest_run_and_one_command_that_repeats_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -381,6 +381,7 @@ async def test_a_short_run_restarts_in_every_way_and_finds_nothing(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"store", "resident.log", "guest-1.log"}
 
 
+@pytest.mark.proof
 async def test_a_broken_promise_and_an_audit_that_finds_something_fail_the_run(
     tmp_path: Path, lenient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ async def past_the_lease() -> None:
     await asyncio.sleep(2 * LEASE_S)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("what", sampled(["async", "thread"]))
 @pytest.mark.parametrize("ends", sampled(["while it stands still", "later"]))
 async def test_a_worker_that_stood_still_past_its_lease_settles_its_job_once(
@@ -134,6 +135,7 @@ async def test_a_worker_that_stood_still_past_its_lease_settles_its_job_once(
     assert happened[-1] == "Acked"
 
 
+@pytest.mark.proof
 async def test_a_claim_whose_lease_ended_while_its_process_stood_still_is_lost(tmp_path: Path) -> None:
     async with child(tmp_path, "claims") as holder:
         await holder.says("started 1")
@@ -163,6 +165,7 @@ async def test_who_acks_first_after_standing_still_past_the_lease_wins(tmp_path:
         assert happened == ["Claimed", "Acked"]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("what", sampled(["async", "thread"]))
 @pytest.mark.parametrize("ends", sampled(["while it stands still", "never"]))
 async def test_a_worker_that_was_taken_over_while_it_stood_still_settles_nothing(

@@ -81,6 +81,7 @@ def kinds(records: list[Record], job_id: str) -> list[str]:
     ]
 
 
+@pytest.mark.proof
 async def test_set_forward_by_three_days_and_back_while_a_queue_is_open(url: str, clock: FakedClock) -> None:
     async with clock.child(url) as child:
         assert abs(await child.now() - SystemClock().now_ms()) < 60_000
@@ -147,6 +148,7 @@ async def test_a_worker_keeps_its_jobs_when_the_clock_is_set_back(url: str, cloc
     assert (happened[Claimed], happened[Acked], happened[LeaseExpired]) == (2, 2, 0)
 
 
+@pytest.mark.proof
 async def test_a_store_written_under_a_clock_that_was_ahead(url: str, tmp_path: Path, clock: FakedClock) -> None:
     clock.set("+3d")
     async with clock.child(url) as child:
@@ -203,6 +205,7 @@ async def test_a_store_written_under_a_clock_that_was_ahead(url: str, tmp_path: 
     assert (await checked(url))[: len(before)] == before
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("when", ["1970-01-01 00:00:10", "1980-01-01 00:00:00", "2005-06-01 00:00:00"])
 async def test_a_store_made_under_a_clock_that_was_never_set(url: str, clock: FakedClock, when: str) -> None:
     clock.set(f"@{when}")
@@ -231,6 +234,7 @@ async def test_a_store_made_under_a_clock_that_was_never_set(url: str, clock: Fa
     assert (await checked(url))[: len(records)] == records
 
 
+@pytest.mark.proof
 async def test_an_older_store_under_a_clock_that_was_never_set(url: str, clock: FakedClock) -> None:
     async with Queue.open(url) as queue:
         job_id = (await queue.enqueue("q", b"kept")).job_id
@@ -246,6 +250,7 @@ async def test_an_older_store_under_a_clock_that_was_never_set(url: str, clock: 
         assert (await queue.get(job_id)).state == "pending"
 
 
+@pytest.mark.proof
 async def test_before_1970_each_command_says_so_in_one_line(url: str, clock: FakedClock) -> None:
     async with Queue.open(url) as queue:
         await queue.enqueue("q", b"kept")

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.proof
 @pytest.mark.skipif(find_spec("mypy") is None, reason="mypy is not installed: it comes with the dev extra")
 def test_the_public_face_is_typed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--strict", "--warn-unused-ignores", "--cache-dir", str(tmp_path)]

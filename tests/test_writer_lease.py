@@ -25,6 +25,7 @@ from ledgerq.eventlog.writer_hold import current_writer
 from ledgerq.eventlog.writer_lease import LeaseHold
 from tests.s3_proxy import Fault, fault_proxy
 from tests.s3_server import S3Server, both_servers, bucket, s3_server
+from tests.tiers import sampled
 from tests.writers import ROOT, writer
 
 __all__ = ["bucket", "s3_server"]
@@ -103,6 +104,7 @@ async def test_of_several_that_open_at_once_one_gets_it(place: Place) -> None:
     await queue.close()
 
 
+@pytest.mark.proof
 async def test_a_process_of_this_machine_that_was_killed_holds_up_nobody(place: Place) -> None:
     async with writer(place.url) as first:
         await first.ask("enqueue")
@@ -111,6 +113,7 @@ async def test_a_process_of_this_machine_that_was_killed_holds_up_nobody(place: 
             assert (await queue.stats("q")).pending == 1
 
 
+@pytest.mark.proof
 async def test_a_silent_writer_elsewhere_is_waited_for_until_its_lease_has_run_out(place: Place) -> None:
     async with Queue.open(place.url):
         pass
@@ -143,7 +146,7 @@ async def test_the_lease_is_renewed_without_a_commit_and_while_the_event_loop_st
             await Queue.open(place.url)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0", b"{}", b'{"host":"h","pid":1,"opened_ms":1,"lease_ms":-5}'])
+@pytest.mark.parametrize("content", sampled([b"", b"\0", b"{}", b'{"host":"h","pid":1,"opened_ms":1,"lease_ms":-5}']))
 async def test_a_damaged_lease_counts_for_the_usual_time_and_no_longer(
     place: Place, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +196,7 @@ async def refused_renewals(
         await queue.close()
 
 
-@pytest.mark.parametrize("fault", [Fault.ERROR_503, Fault.DENY, Fault.DROP_REQUEST, Fault.CONFLICT])
+@pytest.mark.parametrize("fault", sampled([Fault.ERROR_503, Fault.DENY, Fault.DROP_REQUEST, Fault.CONFLICT]))
 async def test_a_renewal_that_fails_does_not_end_the_writer(
     s3_server: S3Server, place: Place, monkeypatch: pytest.MonkeyPatch, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,6 +218,7 @@ async def test_a_renewal_whose_answer_was_lost_is_known_again(
 # Versions without leases
 
 
+@pytest.mark.proof
 async def test_recent_commits_are_a_sign_of_life_where_there_is_no_lease(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +310,7 @@ else:
 """
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("where", ["main", "thread"])
 async def test_a_program_that_does_not_close_renews_its_lease_and_ends(place: Place, where: str) -> None:
     process = await asyncio.create_subprocess_exec(

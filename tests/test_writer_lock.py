@@ -86,6 +86,7 @@ async def test_of_processes_that_start_at_the_same_moment_one_gets_it(url: str) 
     assert await is_free(url)
 
 
+@pytest.mark.proof
 async def test_of_three_that_take_over_at_once_the_one_that_is_not_fenced_has_the_lock(url: str) -> None:
     for _ in range(ROUNDS):
         async with writer(url) as first, writers(url, "take-over", count=3) as found:
@@ -104,6 +105,7 @@ async def test_of_three_that_take_over_at_once_the_one_that_is_not_fenced_has_th
         assert await is_free(url)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("point", POINTS)
 async def test_one_that_is_killed_while_it_takes_over_leaves_the_store_to_who_still_writes_it(
     url: str, point: str
