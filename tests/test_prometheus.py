@@ -18,7 +18,6 @@ from tests.programs import ROOT
 from tests.prometheus import ALERTMANAGER, MISSING, MISSING_ALERTMANAGER, PROMETHEUS, promtool
 from tests.prometheus_run import FIRING, KINDS, WORKER, Run, as_grafana, observed
 
-
 pytestmark = [pytest.mark.proof, pytest.mark.skipif(PROMETHEUS is None, reason=MISSING)]
 
 AT = f'job="{WORKER}"'
