@@ -105,6 +105,13 @@ class SlateStore(SlateReads):
             )
         )
 
+    def held(self, hold: Hold) -> None:
+        """Give `hold` back when this closes, and not while a hung disk may still write the anchor."""
+        self.hold = hold
+        if self._files is not None:
+            files = self._files
+            hold.ends_with(lambda: files.close(wait=False))
+
     @property
     def is_fenced(self) -> bool:
         """Whether SlateDB has noticed that another writer opened the store, or takes a refused write for that."""

@@ -53,7 +53,7 @@ async def open_slate(
     except BaseException:
         await asyncio.shield(hold.release())
         raise
-    store.hold = hold
+    store.held(hold)
     return store
 
 

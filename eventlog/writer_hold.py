@@ -53,8 +53,14 @@ class Hold(Protocol):
     note: WriterNote
     loop: asyncio.AbstractEventLoop
 
-    def abandon(self) -> None:
-        """What `release` does, as far as it can be done at once: for one whose event loop has ended."""
+    def abandon(self) -> bool:
+        """What `release` does, as far as it can be done at once: for one whose event loop has ended.
+
+        False, and nothing is done, while a commit hangs that may still write an anchor.
+        """
+
+    def ends_with(self, stop: Callable[[], bool]) -> None:
+        """Before it is abandoned `stop` must say that the writer writes nothing more."""
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
         """SlateDB has opened; `has_stopped` tells later whether it writes no more, from any thread."""
@@ -69,10 +75,9 @@ _holds: weakref.WeakSet[Hold] = weakref.WeakSet()
 
 def _abandoned(note: WriterNote | None) -> bool:
     """Give back what a store of this process holds whose event loop has ended; whether there was one."""
-    found = [hold for hold in list(_holds) if hold.note == note and hold.loop.is_closed()]
+    found = [hold for hold in list(_holds) if hold.note == note and hold.loop.is_closed() and hold.abandon()]
     for hold in found:
         _holds.discard(hold)
-        hold.abandon()
     return bool(found)
 
 
@@ -173,9 +178,16 @@ class _LockHold:
         self.loop = asyncio.get_running_loop()
         self._location = location
         self._hold = hold
+        self._stop: Callable[[], bool] = lambda: True
 
-    def abandon(self) -> None:
+    def ends_with(self, stop: Callable[[], bool]) -> None:
+        self._stop = stop
+
+    def abandon(self) -> bool:
+        if not self._stop():
+            return False
         self._hold.release()
+        return True
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
         await _in_thread(self._location, self._hold.opened, lambda _: None)

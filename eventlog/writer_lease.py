@@ -111,10 +111,14 @@ class LeaseHold:
         self._thread.start()
         return True
 
-    def abandon(self) -> None:
+    def abandon(self) -> bool:
         """Let others of this process take the lease: its event loop has ended, so nothing is written any more."""
         self._stopping.set()
         _held.discard(self.note)
+        return True
+
+    def ends_with(self, stop: Callable[[], bool]) -> None:
+        """Nothing: only a store on files has threads that outlive its event loop."""
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
         """SlateDB has opened the store; `has_stopped`: whether it was fenced or forgotten since, and writes no more.
