@@ -1,4 +1,4 @@
-"""A disk that hangs in the sync of a commit: until it answers the store stays held, since the anchor may yet be written.
+"""A disk that hangs in the sync of a commit: the store stays held until it answers, for the anchor may yet be written.
 
 The sync waits for an event, so nothing depends on how fast the machine is.
 """
