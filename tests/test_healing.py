@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -135,10 +135,10 @@ async def test_an_opening_that_is_given_up_holds_the_store_until_all_is_moved(
     manifests = empty_newest(folder)
     move, begun, may_end = healing.move_aside, threading.Event(), threading.Event()
 
-    def slow(store: Path, files: Mapping[str, str]) -> SetAside:
+    def slow(store: Path, files: Mapping[str, str], synced: Callable[[], None]) -> SetAside:
         begun.set()
         may_end.wait(60)
-        return move(store, files)
+        return move(store, files, synced)
 
     monkeypatch.setattr(healing, "move_aside", slow)
     opening = asyncio.ensure_future(Queue.open(str(folder), store_options=StoreOptions(open_timeout_s=60)))
