@@ -9,6 +9,7 @@ next sync as done. Everything here blocks, and runs in threads.
 """
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Iterable
@@ -48,6 +49,7 @@ class FileSync:
         self._synced: dict[str, set[str]] = {name: set() for name in _SUFFIXES}
         self._failed: set[str] = set()
         self._heir: tuple[int, int] | None = None
+        self._is_closed = False
         self.steps = 0  # syncs that are done: who waits for many of them sees whether the disk gets on
 
     def note(self, manifest_id: int) -> None:
@@ -88,8 +90,11 @@ class FileSync:
             sync_path(self._folder.parent)
 
     def commit(self, anchor: Anchor) -> None:
-        """Make the log files that appeared since the last call durable, then note `anchor`."""
+        """Make the log files that appeared since the last call durable, then note `anchor`; an OSError once closed."""
         with self._lock:
+            if self._is_closed:
+                # The anchor is the next writer's by now.
+                raise OSError(errno.EBADF, "its files were closed")
             if self._fsync:
                 first = self._next_wal_id
                 while self._sync_wal_file(self._next_wal_id):
@@ -118,13 +123,22 @@ class FileSync:
         """The numbers of the manifests (or lists of compactions) known to be on the disk, newest first."""
         return sorted(map(_number, self._synced[kind]), reverse=True)
 
-    def close(self) -> None:
-        """Give back what is open, once a commit under way is through."""
-        with self._lock:
+    def close(self, *, wait: bool = True) -> bool:
+        """Give back what is open, once a commit under way is through; False when there is one and this is not to wait.
+
+        No commit writes anything afterwards.
+        """
+        if not self._lock.acquire(blocking=wait):
+            return False
+        try:
+            self._is_closed = True
             self.anchor.close()
             if self._wal_fd >= 0:
                 os.close(self._wal_fd)
                 self._wal_fd = -1
+        finally:
+            self._lock.release()
+        return True
 
     def _present(self, kind: str) -> set[str]:
         suffix = _SUFFIXES[kind]

@@ -11,9 +11,9 @@ that opens the store puts the fact into the log (`FilesSetAside`). Without such 
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal
 
 from slatedb.uniffi import VersionedManifest
 
@@ -36,24 +36,40 @@ from ledgerq.eventlog.slate_files import (
     wrong_sorted_file,
 )
 from ledgerq.eventlog.slate_reader import open_slate_reader
+from ledgerq.eventlog.threads import DaemonThreads
+from ledgerq.eventlog.waits import Steps, to_the_end, while_synced
+from ledgerq.eventlog.writer_hold import Hold
 
 __all__ = ["find_set_aside", "heal"]
 
-_T = TypeVar("_T")
 _MAX_MANIFESTS: Final = 200
 # One flush is under way at a time, so a power cut leaves few log files whose data is not on the disk.
 _MAX_CUTS: Final = 12
 _TRIAL_LIMIT_S: Final = 10.0
-_SEARCH_LIMIT_S: Final = 20.0
 
 
-async def heal(location: Location, *, thorough: bool = False, limit_s: float = _SEARCH_LIMIT_S) -> SetAside | None:
+async def heal(location: Location, hold: Hold, *, thorough: bool = False, limit_s: float) -> SetAside | None:
     """Set aside what keeps the store from being opened; None when there is nothing of the kind.
 
-    `thorough` is for a store that SlateDB refused although nothing is seen to be wrong with its files. It must not have
-    a writer. The search ends after `limit_s`. Raises `LogPoisoned` when something promised would be missing, or was not
-    found in that time, and OSError.
+    `thorough` is for a store that SlateDB refused although nothing is seen to be wrong with its files. `hold` is held,
+    and nobody else writes. Looking ends after `limit_s`, half of it for the search; moving files may take any time in
+    which the disk syncs something within `limit_s`. Raises `LogPoisoned` when something promised would be missing, or
+    was not found in that time, `StoreUnavailable`, TimeoutError and OSError.
     """
+    async with asyncio.timeout(limit_s):
+        found = await _what_to_move(location, thorough=thorough, limit_s=limit_s / 2)
+    if not found:
+        return None
+    threads, steps = DaemonThreads("ledgerq-heal"), Steps()
+    moving = threads.submit(move_aside, location.folder, found, steps.done)
+    threads.shutdown()
+    # Also when this is given up: what is moved must not be the next writer's.
+    hold.keep_until(moving)
+    work = while_synced(asyncio.wrap_future(moving), lambda: steps.count, limit_s=limit_s, location=location.original)
+    return await to_the_end(work)
+
+
+async def _what_to_move(location: Location, *, thorough: bool, limit_s: float) -> dict[str, str] | None:
     problem: LogPoisoned | None = None
     try:
         manifest = await check_files(location, writing=True)
@@ -68,28 +84,14 @@ async def heal(location: Location, *, thorough: bool = False, limit_s: float = _
         async with asyncio.timeout(limit_s):
             found = await find_set_aside(location, thorough=thorough)
     except TimeoutError:
+        # An older manifest may hold what is missing, and a writer's collection would remove it.
         if problem is not None:
             raise problem from None
         found = None
     # A block of payloads costs its jobs, which will be dead letters, and nothing else.
     if not found and problem is not None and not isinstance(problem, RowUnreadable):
         raise problem
-    return await _through(asyncio.to_thread(move_aside, location.folder, found)) if found else None
-
-
-async def _through(work: Coroutine[Any, Any, _T]) -> _T:
-    """Wait for the end of `work` also when this is cancelled: the store is held for this process until then."""
-    task, cancelled = asyncio.ensure_future(work), False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        if not task.cancelled():
-            task.exception()  # nobody is there to be told
-        raise asyncio.CancelledError
-    return task.result()
+    return found
 
 
 async def find_set_aside(location: Location, *, thorough: bool = False) -> dict[str, str] | None:
@@ -224,7 +226,7 @@ async def _try(location: Location, left_out: dict[str, str]) -> Literal["whole",
     """
     view = scratch_view(location, leave_out=left_out)
     try:
-        place = await _through(asyncio.to_thread(view.__enter__))
+        place = await to_the_end(asyncio.to_thread(view.__enter__))
         async with asyncio.timeout(_TRIAL_LIMIT_S):
             if await wrong_sequence(place) is not None:
                 return "broken"

@@ -5,7 +5,7 @@ log: a crash between any two steps leaves something that the next opening finish
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -35,8 +35,11 @@ class SetAside(NamedTuple):
     is_recorded: bool
 
 
-def move_aside(store: Path, files: Mapping[str, str]) -> SetAside:
-    """Move `files`, with what is wrong with each, out of the way of the store in the folder `store`. Raises OSError."""
+def move_aside(store: Path, files: Mapping[str, str], synced: Callable[[], None]) -> SetAside:
+    """Move `files`, with what is wrong with each, out of the way of the store in the folder `store`. Raises OSError.
+
+    `synced` is called after each sync or two.
+    """
     stamp = datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC).strftime("%Y%m%dT%H%M%S.%f")
     target, more = store / _FOLDER / f"{stamp}Z", 0
     while target.exists():
@@ -44,8 +47,10 @@ def move_aside(store: Path, files: Mapping[str, str]) -> SetAside:
         target = store / _FOLDER / f"{stamp}Z-{more}"
     target.mkdir(mode=0o700, parents=True)
     write_small(target / _REPORT, json.dumps({"files": dict(files)}, indent=1).encode())
-    sync_path(store / _FOLDER)
-    sync_path(store)
+    synced()
+    for folder in (store / _FOLDER, store):
+        sync_path(folder)
+        synced()
     # Manifests last: without the newest one, whatever is still there would go with it, not with the one before.
     for name in sorted(files, key=lambda name: name.startswith("manifest/")):
         (target / name).parent.mkdir(mode=0o700, exist_ok=True)
@@ -54,6 +59,7 @@ def move_aside(store: Path, files: Mapping[str, str]) -> SetAside:
         for folder in (target / kind, store / kind):
             if folder.is_dir():
                 sync_path(folder)
+                synced()
     sync_path(target)
     moved = SetAside(f"{_FOLDER}/{target.name}", dict(files), False)
     some = "; ".join(f"{name}: {what}" for name, what in list(files.items())[:10])

@@ -4,9 +4,9 @@ slate_open.py is the way in. Reading is in `slate_reads.py`, a reader for other 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from slatedb.uniffi import CloseOptions, CloseReason, Db, FlushType
 
@@ -39,6 +39,7 @@ from ledgerq.eventlog.slate_reads import SlateReads
 from ledgerq.eventlog.store import Anchor, Batch
 from ledgerq.eventlog.threads import DaemonThreads
 from ledgerq.eventlog.upkeep import Upkeep
+from ledgerq.eventlog.waits import while_synced
 from ledgerq.eventlog.writer_hold import Hold
 
 __all__ = ["SlateStore"]
@@ -95,7 +96,8 @@ class SlateStore(SlateReads):
             return
         options = self._options
         self._upkeep = Upkeep(self._place, self._files, self._in_thread)
-        await self._while_synced(self._upkeep.opened())
+        files, limit_s = self._files, options.open_timeout_s
+        await while_synced(self._upkeep.opened(), lambda: files.steps, limit_s=limit_s, location=self.location)
         self._spawn(
             self._upkeep.keep_up(
                 self._clock,
@@ -105,27 +107,17 @@ class SlateStore(SlateReads):
             )
         )
 
+    def held(self, hold: Hold) -> None:
+        """Give `hold` back when this closes, and not while a hung disk may still write the anchor."""
+        self.hold = hold
+        if self._files is not None:
+            files = self._files
+            hold.ends_with(lambda: files.close(wait=False))
+
     @property
     def is_fenced(self) -> bool:
         """Whether SlateDB has noticed that another writer opened the store, or takes a refused write for that."""
         return bool(self._db.status().close_reason == CloseReason.FENCED)
-
-    async def _while_synced(self, work: Coroutine[Any, Any, None]) -> None:
-        """Wait for `work`, and give it up when no file was synced for `open_timeout_s`."""
-        assert self._files is not None
-        task, steps, limit_s = asyncio.ensure_future(work), -1, self._options.open_timeout_s
-        try:
-            while not task.done():
-                if steps == self._files.steps:
-                    raise StoreUnavailable(
-                        f"{self.location} could not be opened: the disk has synced no file for {limit_s:g} s; check "
-                        "the disk, or raise open_timeout_s"
-                    )
-                steps = self._files.steps
-                await asyncio.wait({task}, timeout=limit_s)
-            await task
-        finally:
-            task.cancel()
 
     def batch(self) -> Batch:
         """A new, empty batch; it can be written once."""
@@ -300,8 +292,7 @@ class SlateStore(SlateReads):
             _log.warning(what, self.location, extra=about("close_unfinished"))
             if hold is not None:
                 # A commit that hangs there would still write its anchor, over that of the next writer.
-                abandon, hold = hold.abandon, None
-                closing.add_done_callback(lambda _: abandon())
+                hold.keep_until(closing)
         finally:
             self._threads.shutdown()
             if self.fence is not None:

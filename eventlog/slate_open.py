@@ -21,6 +21,7 @@ from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
 from ledgerq.eventlog.slate_files import check_files
 from ledgerq.eventlog.slate_metrics import SlateMetrics
 from ledgerq.eventlog.slate_options import StoreOptions
+from ledgerq.eventlog.waits import to_the_end
 from ledgerq.eventlog.writer_hold import Hold, check_wait, hold_store
 
 __all__ = ["open_slate"]
@@ -51,9 +52,9 @@ async def open_slate(
     try:
         store = await _open_held(location, hold, clock, options, lane)
     except BaseException:
-        await asyncio.shield(hold.release())
+        await to_the_end(hold.release())
         raise
-    store.hold = hold
+    store.held(hold)
     return store
 
 
@@ -61,23 +62,22 @@ async def _open_held(
     location: Location, hold: Hold, clock: Clock, options: StoreOptions, lane: Lane | None
 ) -> SlateStore:
     try:
-        async with asyncio.timeout(options.open_timeout_s):
-            healed = False
-            if location.is_file and hold.took_over:
-                # Its writer is at work until SlateDB has opened, and nothing of it may be moved.
+        limit_s, healed = options.open_timeout_s, False
+        if location.is_file and hold.took_over:
+            # Its writer is at work until SlateDB has opened, and nothing of it may be moved.
+            async with asyncio.timeout(limit_s):
                 with suppress(RowUnreadable):  # it costs the jobs of a block
                     await check_files(location, writing=True)
-            elif location.is_file:
-                healed = await heal(location, limit_s=options.open_timeout_s / 2) is not None
+        elif location.is_file:
+            healed = await heal(location, hold, limit_s=limit_s) is not None
         try:
             return await _open(location, hold, clock, options, lane, tries=_TRIES_HEALED if healed else 1)
         except LogPoisoned:
             # What SlateDB finds in a file's middle, nothing before it has looked for.
             if not location.is_file or hold.took_over:
                 raise
-            async with asyncio.timeout(options.open_timeout_s):
-                if await heal(location, thorough=True, limit_s=options.open_timeout_s / 2) is None:
-                    raise
+            if await heal(location, hold, thorough=True, limit_s=limit_s) is None:
+                raise
         return await _open(location, hold, clock, options, lane, tries=_TRIES_HEALED)
     except TimeoutError as error:
         raise StoreUnavailable(

@@ -10,7 +10,7 @@ import errno
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from ledgerq.eventlog.clock import Clock, sleep_until
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, StoreInUse, StoreUnavailable
@@ -20,6 +20,7 @@ from ledgerq.eventlog.objects import Objects
 from ledgerq.eventlog.older_writer import older_writer_left_s
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.threads import DaemonThreads
+from ledgerq.eventlog.waits import to_the_end
 from ledgerq.eventlog.writer_lease import Lease, LeaseHold, ServiceClock, read_lease
 from ledgerq.eventlog.writer_lock import FileHold, Held, hold_folder, live_writer
 from ledgerq.eventlog.writer_note import WriterNote, in_use, new_note
@@ -53,8 +54,17 @@ class Hold(Protocol):
     note: WriterNote
     loop: asyncio.AbstractEventLoop
 
-    def abandon(self) -> None:
-        """What `release` does, as far as it can be done at once: for one whose event loop has ended."""
+    def abandon(self) -> bool:
+        """What `release` does, as far as it can be done at once: for one whose event loop has ended.
+
+        False, and nothing is done, while a commit hangs that may still write an anchor.
+        """
+
+    def ends_with(self, stop: Callable[[], bool]) -> None:
+        """Before it is abandoned `stop` must say that the writer writes nothing more."""
+
+    def keep_until(self, work: "Future[Any]") -> None:
+        """It is not given back before `work` in a thread has ended, though `release` returns at once."""
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
         """SlateDB has opened; `has_stopped` tells later whether it writes no more, from any thread."""
@@ -69,10 +79,9 @@ _holds: weakref.WeakSet[Hold] = weakref.WeakSet()
 
 def _abandoned(note: WriterNote | None) -> bool:
     """Give back what a store of this process holds whose event loop has ended; whether there was one."""
-    found = [hold for hold in list(_holds) if hold.note == note and hold.loop.is_closed()]
+    found = [hold for hold in list(_holds) if hold.note == note and hold.loop.is_closed() and hold.abandon()]
     for hold in found:
         _holds.discard(hold)
-        hold.abandon()
     return bool(found)
 
 
@@ -173,14 +182,28 @@ class _LockHold:
         self.loop = asyncio.get_running_loop()
         self._location = location
         self._hold = hold
+        self._stop: Callable[[], bool] = lambda: True
+        self._work: Future[Any] | None = None
 
-    def abandon(self) -> None:
+    def ends_with(self, stop: Callable[[], bool]) -> None:
+        self._stop = stop
+
+    def keep_until(self, work: "Future[Any]") -> None:
+        self._work = work
+
+    def abandon(self) -> bool:
+        if not self._stop() or (self._work is not None and not self._work.done()):
+            return False
         self._hold.release()
+        return True
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
         await _in_thread(self._location, self._hold.opened, lambda _: None)
 
     async def release(self) -> None:
+        if self._work is not None and not self._work.done():
+            self._work.add_done_callback(lambda _: self.abandon())
+            return
         try:
             await _in_thread(self._location, self._hold.release, lambda _: None)
         except LedgerError as error:
@@ -204,16 +227,11 @@ class _ObjectStore:
         hold = LeaseHold(self._objects, self._note, self._lease_s, took_over=left_s > 0)
         if hold.took_over:
             return hold
-        taking = asyncio.ensure_future(hold.take(None if found is None else found.version))
         try:
-            is_mine = await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            # The request is on its way, and what it wrote must not hinder the next opener.
-            await asyncio.wait({taking})
-            await hold.release()
-            raise
+            # When this is cancelled the request is on its way, and what it wrote must not hinder the next opener.
+            is_mine = await to_the_end(hold.take(None if found is None else found.version))
         except BaseException:
-            await hold.release()
+            await to_the_end(hold.release())
             raise
         if not is_mine:
             await hold.release()

@@ -14,8 +14,9 @@ fence it. Whoever takes a store over writes the lease once SlateDB has fenced th
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from itertools import count
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from obstore.exceptions import BaseError
 
@@ -111,10 +112,17 @@ class LeaseHold:
         self._thread.start()
         return True
 
-    def abandon(self) -> None:
+    def abandon(self) -> bool:
         """Let others of this process take the lease: its event loop has ended, so nothing is written any more."""
         self._stopping.set()
         _held.discard(self.note)
+        return True
+
+    def ends_with(self, stop: Callable[[], bool]) -> None:
+        """Nothing: only a store on files has threads that outlive its event loop."""
+
+    def keep_until(self, work: "Future[Any]") -> None:
+        """Nothing, for the same reason."""
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
         """SlateDB has opened the store; `has_stopped`: whether it was fenced or forgotten since, and writes no more.

@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ledgerq.eventlog.process import has_ended
 from ledgerq.eventlog.writer_note import MAX_NOTE_BYTES, NOTE_NAME, WriterNote, decode_note
 
 __all__ = ["FileHold", "Held", "hold_folder", "live_writer"]
@@ -36,6 +37,8 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, 
 # `live_writer` holds the lock for some microseconds, shared, and that must look like a writer to no opener.
 _TRIES: Final = 4
 _TRY_AGAIN_S: Final = 0.01
+# The same for one that was stopped meanwhile, while whoever the note names is gone: 5 s.
+_TRIES_ENDED: Final = 500
 
 
 class Held(NamedTuple):
@@ -69,12 +72,13 @@ class _LockFile:
 
     def lock(self) -> bool:
         """Lock it; False when another one has. Raises OSError where there are no locks."""
-        for left in reversed(range(_TRIES)):
+        for number in range(_TRIES_ENDED):
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if left:
-                    time.sleep(_TRY_AGAIN_S)
+                if number >= _TRIES - 1 and not ((note := self.read_note()) and has_ended(note.identity)):
+                    return False
+                time.sleep(_TRY_AGAIN_S)
             else:
                 return True
         return False

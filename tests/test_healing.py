@@ -1,17 +1,22 @@
 """Healing at open goes no further than what is proven, and leaves nothing half done, also when it is cut short."""
 
 import asyncio
+import gc
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from ledgerq.eventlog import healing
-from ledgerq.eventlog.errors import LedgerError, LogPoisoned, StoreInUse
+from ledgerq.eventlog.clock import SystemClock
+from ledgerq.eventlog.errors import LedgerError, LogPoisoned, RowUnreadable, StoreInUse
+from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.set_aside import SetAside, read_set_aside
 from ledgerq.eventlog.slate_options import StoreOptions
+from ledgerq.eventlog.waits import to_the_end
+from ledgerq.eventlog.writer_hold import hold_store
 from ledgerq.worker.queue import Queue
 from tests.ledger_checks import check_ledger
 
@@ -135,10 +140,10 @@ async def test_an_opening_that_is_given_up_holds_the_store_until_all_is_moved(
     manifests = empty_newest(folder)
     move, begun, may_end = healing.move_aside, threading.Event(), threading.Event()
 
-    def slow(store: Path, files: Mapping[str, str]) -> SetAside:
+    def slow(store: Path, files: Mapping[str, str], synced: Callable[[], None]) -> SetAside:
         begun.set()
         may_end.wait(60)
-        return move(store, files)
+        return move(store, files, synced)
 
     monkeypatch.setattr(healing, "move_aside", slow)
     opening = asyncio.ensure_future(Queue.open(str(folder), store_options=StoreOptions(open_timeout_s=60)))
@@ -154,3 +159,66 @@ async def test_an_opening_that_is_given_up_holds_the_store_until_all_is_moved(
     assert {f"manifest/{file.name}" for file in manifests} <= set(read_set_aside(folder)[0].files)
     monkeypatch.undo()
     await opens(folder)
+
+
+async def test_two_log_files_that_were_exchanged_are_no_dead_end(folder: Path) -> None:
+    first, second = log_files(folder)[-10:-8]
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    with pytest.raises(LogPoisoned, match="--salvage"):
+        await Queue.open(str(folder))
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+async def test_a_search_that_ran_out_of_time_gives_up_no_payload_that_an_older_manifest_may_hold(
+    folder: Path, thorough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def damaged(*_: object, **__: object) -> None:
+        raise RowUnreadable("a block of payloads")
+
+    async def endless(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(healing, "check_files", damaged)
+    monkeypatch.setattr(healing, "find_set_aside", endless)
+    hold = await hold_store(
+        parse_location(str(folder)), clock=SystemClock(), options=StoreOptions(), take_over=False, wait=0
+    )
+    with pytest.raises(RowUnreadable):
+        await healing.heal(parse_location(str(folder)), hold, thorough=thorough, limit_s=0.2)
+    await hold.release()
+    assert read_set_aside(folder) == []
+
+
+async def test_a_search_has_half_of_the_time_of_an_opening(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def endless(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    flip(log_files(folder)[-20])
+    monkeypatch.setattr(healing, "find_set_aside", endless)
+    with pytest.raises(LogPoisoned, match="--salvage"):
+        await Queue.open(str(folder), store_options=StoreOptions(open_timeout_s=3))
+
+
+async def test_what_fails_when_nobody_waits_any_more_is_no_complaint_of_asyncio() -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    fails = asyncio.Event()
+
+    async def work() -> None:
+        await fails.wait()
+        raise OSError("nobody is told")
+
+    waiting = asyncio.ensure_future(to_the_end(work()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    fails.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    del waiting
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []

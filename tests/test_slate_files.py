@@ -18,6 +18,7 @@ from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import LogPoisoned
 from ledgerq.eventlog.events import FilesSetAside
 from ledgerq.eventlog.file_garbage import admin_of
+from ledgerq.eventlog.file_garbage import sorted_files as sorted_files_of
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.set_aside import read_set_aside
 from ledgerq.eventlog.slate_errors import translate
@@ -146,6 +147,23 @@ async def test_a_sorted_file_with_a_hole_is_set_aside_with_the_manifest_that_nam
     harmed = hole(sorted_files(folder)[1])
     await opens(folder)
     assert harmed.name in "".join(read_set_aside(folder)[0].files.values())
+
+
+async def test_no_more_is_read_to_see_what_damage_costs_than_to_find_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = parse_location(folder.as_uri())
+    manifest = await admin_of(location).read_manifest(None)
+    assert manifest is not None
+    names = sorted(sorted_files_of(manifest))
+    read: list[bytes] = []
+    monkeypatch.setattr(slate_files, "damaged_ranges", lambda data: read.append(data) or [])
+    for trusted, limit_bytes, count in ((names[:-1], 2**30, 1), ([], 2**30, len(names)), ([], 1, 1)):
+        monkeypatch.setattr(slate_files, "_MAX_CHECKED_BYTES", limit_bytes)
+        read.clear()
+        assert slate_files._costs_payloads_only(folder, manifest, frozenset(trusted))
+        assert len(read) == count
+    assert len(names) > 1
 
 
 async def test_files_that_are_known_to_be_on_the_disk_are_not_read_again(

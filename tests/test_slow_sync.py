@@ -10,11 +10,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ledgerq.eventlog import healing, set_aside
 from ledgerq.eventlog.clock import SystemClock
-from ledgerq.eventlog.errors import StoreUnavailable
+from ledgerq.eventlog.errors import StoreInUse, StoreUnavailable
+from ledgerq.eventlog.set_aside import SetAside
+from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.stores import open_store
 from ledgerq.worker.queue import Queue
 
@@ -70,6 +74,63 @@ async def test_an_older_store_opens_too_however_many_files_its_writer_left(
     assert disk.syncs > 20
     monkeypatch.undo()
     await store.close()
+
+
+async def killed(tmp_path: Path) -> Path:
+    """A store as after kill -9 and a power cut: the two newest manifests have lost their data."""
+    for _ in range(2):
+        async with Queue.open(str(tmp_path / "store")) as queue:
+            await queue.enqueue("mail", b"x")
+    async with Queue.open(str(tmp_path / "store")) as queue:
+        await queue.enqueue("mail", b"x")
+        copy = Path(shutil.copytree(tmp_path / "store", tmp_path / "copy"))
+    for file in sorted((copy / "manifest").iterdir())[-2:]:
+        file.write_bytes(b"")
+    return copy
+
+
+async def test_files_are_moved_for_longer_than_the_whole_limit_of_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, synced = await killed(tmp_path), []
+    move = healing.move_aside
+
+    def counted(*given: Any) -> SetAside:
+        before = disk.syncs
+        done = move(*given)
+        synced.append(disk.syncs - before)
+        return done
+
+    monkeypatch.setattr(healing, "move_aside", counted)
+    disk = SlowDisk(monkeypatch, sync_s=5)
+    store = await open_store(str(copy), clock=SystemClock())
+    assert synced[0] * 5 > 30
+    monkeypatch.undo()
+    await store.close()
+    async with Queue.open(str(copy)) as queue:
+        assert (await queue.stats("mail")).pending == 3
+
+
+async def test_a_disk_that_hangs_while_files_are_moved_keeps_the_store_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = await killed(tmp_path)
+    answers, real = threading.Event(), set_aside.sync_path
+
+    def hang(path: Path) -> None:
+        if path == copy:
+            assert answers.wait(LIMIT_S)
+        real(path)
+
+    monkeypatch.setattr(set_aside, "sync_path", hang)
+    impatient = StoreOptions(open_timeout_s=1)
+    with pytest.raises(StoreUnavailable, match="the disk has synced no file for 1 s"):
+        await open_store(str(copy), clock=SystemClock(), options=impatient)
+    with pytest.raises(StoreInUse):
+        await open_store(str(copy), clock=SystemClock())
+    answers.set()
+    async with Queue.open(str(copy), wait=LIMIT_S) as queue:
+        assert (await queue.stats("mail")).pending == 3
 
 
 async def test_a_disk_that_does_not_get_on_is_given_up_and_named(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ledgerq import Fenced, ManualClock, Queue, StoreInUse, StoreNotFound, StoreUnavailable
+from ledgerq.eventlog import writer_lock
 from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned
 from ledgerq.eventlog.filesync import write_small
@@ -311,6 +312,63 @@ async def test_a_close_that_hangs_gives_the_lock_back(url: str) -> None:
     await store.close()
     assert await current_writer(parse_location(url), SystemClock()) is None
     await real.shutdown()
+
+
+# A look that is stopped
+
+
+class Stopped:
+    """One that looks who writes, and was stopped with its shared lock until an opener has tried `tries` times."""
+
+    def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch, tries: int) -> None:
+        self.tried = 0
+        self._left = tries
+        self._fd = os.open(Path(url, "writer"), os.O_RDONLY)
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        monkeypatch.setattr(writer_lock.time, "sleep", self._sleep)
+
+    def _sleep(self, _: float) -> None:
+        self.tried += 1
+        if self.tried == self._left:
+            os.close(self._fd)
+
+
+async def dead(url: str) -> int:
+    """A store whose writer was killed, and its process."""
+    async with writer(url) as first:
+        await first.kill()
+        return first.pid
+
+
+@pytest.mark.parametrize("tries", [2, 100])
+async def test_a_look_that_is_stopped_hinders_no_opener_once_the_writer_is_dead(
+    url: str, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await dead(url)
+    look = Stopped(url, monkeypatch, tries)
+    async with Queue.open(url):
+        assert look.tried == tries
+
+
+async def test_a_lock_that_stays_though_its_writer_is_dead_is_tried_for_some_seconds(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = await dead(url)
+    look = Stopped(url, monkeypatch, 100_000)
+    with pytest.raises(StoreInUse) as caught:
+        await Queue.open(url)
+    assert caught.value.pid == pid
+    assert look.tried == 500
+
+
+async def test_a_live_writers_lock_is_tried_for_a_moment_only(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with writer(url):
+        look = Stopped.__new__(Stopped)
+        look.tried, look._left = 0, 100_000
+        monkeypatch.setattr(writer_lock.time, "sleep", look._sleep)
+        with pytest.raises(StoreInUse):
+            await Queue.open(url)
+        assert look.tried < 5
 
 
 # The files

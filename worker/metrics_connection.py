@@ -131,7 +131,9 @@ class Connection:
         reason = HTTPStatus(response.status).phrase.encode()
         parts: list[h11.Event] = [h11.Response(status_code=response.status, headers=fields, reason=reason)]
         parts += [h11.Data(data=response.body)] if with_body else []
-        self._writer.writelines([self._http.send(part) or b"" for part in [*parts, h11.EndOfMessage()]])
+        # In one piece: with `writelines` of CPython 3.12 an empty part at the end is tried again without end, and a
+        # full buffer holds up no `drain`.
+        self._writer.write(b"".join(self._http.send(part) or b"" for part in [*parts, h11.EndOfMessage()]))
         await self._writer.drain()
 
     async def _drain_input(self) -> None:

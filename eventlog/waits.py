@@ -1,0 +1,54 @@
+"""Waits for work that goes on whatever becomes of its caller: a step to its end, a disk for as long as it gets on."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from ledgerq.eventlog.errors import StoreUnavailable
+
+__all__ = ["Steps", "to_the_end", "while_synced"]
+
+_T = TypeVar("_T")
+
+
+class Steps:
+    """How many syncs are done, counted in a thread: who waits for many of them sees whether the disk gets on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def done(self) -> None:
+        """One more."""
+        self.count += 1
+
+
+async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for the end of `work` also when this is cancelled, and only then be cancelled."""
+    task, cancelled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        if not task.cancelled():
+            task.exception()  # nobody is there to be told
+        raise asyncio.CancelledError
+    return task.result()
+
+
+async def while_synced(work: Awaitable[_T], steps: Callable[[], int], *, limit_s: float, location: str) -> _T:
+    """Wait for `work`, and give it up with `StoreUnavailable` when `steps` have not grown for `limit_s` seconds."""
+    task, seen = asyncio.ensure_future(work), -1
+    try:
+        while not task.done():
+            if seen == steps():
+                raise StoreUnavailable(
+                    f"{location} could not be opened: the disk has synced no file for {limit_s:g} s; check the disk, "
+                    "or raise open_timeout_s"
+                )
+            seen = steps()
+            await asyncio.wait({task}, timeout=limit_s)
+        return await task
+    finally:
+        task.cancel()
