@@ -67,7 +67,9 @@ async def test_what_the_newest_synced_manifest_replaced_goes(folder: Path) -> No
     files.close()
     assert {name for name in gone if name.startswith("wal/")}
     assert all(int(Path(name).stem) < newest.replay_after_wal_id for name in gone if name.startswith("wal/"))
-    assert numbers_of(folder, "manifest") == [newest.id]
+    # A compaction that was at work when its writer closed holds the manifest that it began with for a while.
+    held = {checkpoint.manifest_id for checkpoint in newest.checkpoints}
+    assert set(numbers_of(folder, "manifest")) == {newest.id} | held
     assert (folder / "gc" / "manifest.boundary").read_bytes() == str(newest.id - 1).encode()
     assert {f"compacted/{name}" for name in sorted_files(newest)} <= files_in(folder)
     await opens(folder)
