@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ _log = logger("store")
 
 STORE_FOLDERS: Final = ("manifest", "wal", "compacted", "compactions", "gc")
 _SUFFIXES: Final = {"manifest": ".manifest", "compacted": ".sst", "compactions": ".compactions"}
+_TICK_NS: Final = 100_000_000  # more than between two times that a file system gives
 _NOTE: Final = "synced"
 _TRIES: Final = 10
 _NOTE_BYTES: Final = 100
@@ -45,7 +47,7 @@ class FileSync:
         self._next_wal_id = 1
         # A commit whose caller gave up may still hang in here when the store is closed.
         self._lock = threading.Lock()
-        self._changed_ns: dict[str, int] = {}
+        self._changed_ns: dict[str, int | None] = {}
         self._synced: dict[str, set[str]] = {name: set() for name in _SUFFIXES}
         self._failed: set[str] = set()
         self._heir: tuple[int, int] | None = None
@@ -152,7 +154,9 @@ class FileSync:
             return set()
         present = self._present(kind)
         self._synced[kind] &= present
-        self._changed_ns[kind] = changed_ns
+        # What comes within the same tick of the clock leaves the folder's time as it is: look again next time then.
+        is_settled = time.time_ns() - changed_ns > _TICK_NS
+        self._changed_ns[kind] = changed_ns if is_settled else None
         return {name for name in present - self._synced[kind] if f"{kind}/{name}" not in self._failed}
 
     def _sync(self, kind: str, names: set[str]) -> None:

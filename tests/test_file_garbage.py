@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,18 @@ async def test_the_next_opener_syncs_only_what_the_one_before_has_not(
     paths.clear()
     async with Queue.open(str(copy), store_options=OPTIONS):
         assert {path.name for path in old} <= {path.name for path in paths}, "a copy was not synced by who copied it"
+
+
+async def test_a_file_that_came_within_the_same_tick_of_the_clock_is_noticed(folder: Path) -> None:
+    files, compacted = await synced(folder), folder / "compacted"
+    tick = (time.time_ns() + 10**9,) * 2
+    os.utime(compacted, ns=tick)
+    await asyncio.to_thread(files.sync_behind)
+    (compacted / "later.sst").write_bytes(b"x")
+    os.utime(compacted, ns=tick)
+    await asyncio.to_thread(files.sync_behind)
+    assert files.is_synced("compacted", ["later.sst"])
+    files.close()
 
 
 async def test_what_cant_be_synced_at_opening_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
