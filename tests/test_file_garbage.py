@@ -161,7 +161,9 @@ async def test_the_next_opener_syncs_only_what_the_one_before_has_not(
     paths: list[Path] = []
     sync_path = filesync.sync_path
     monkeypatch.setattr(filesync, "sync_path", lambda path: (paths.append(path), sync_path(path)))
-    old = set((folder / "compacted").iterdir())
+    newest = await admin_of(parse_location(str(folder))).read_manifest(None)
+    assert newest is not None
+    old = {folder / "compacted" / name for name in sorted_files(newest)}
     assert old
     async with Queue.open(str(folder), store_options=OPTIONS):
         assert not old & set(paths)
