@@ -10,13 +10,14 @@ tells what is true.
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import chain
 from typing import Final
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
-from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_head
+from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_batch_pieces, encode_head
 from ledgerq.eventlog.commits import PIECE_ROWS, Commit, Projector, pieces
 from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed
 from ledgerq.eventlog.event_loop import check_owner, loop_or_none
@@ -54,6 +55,8 @@ class EventLog(LogReader):
         self._open: Commit | None = None
         self._in_flight: Commit | None = None
         self._wake = asyncio.Event()
+        self._gathering = asyncio.Lock()
+        self._is_gathering = False
         self._news_waiters: list[asyncio.Future[None]] = []
         self._closing = False
         self._timer: Timer | None = None
@@ -160,6 +163,23 @@ class EventLog(LogReader):
         self.next_offset = offset + 1
         return offset
 
+    @asynccontextmanager
+    async def gathering(self) -> AsyncIterator[None]:
+        """All that is staged in the block goes into one commit, however many turns of the event loop that takes.
+
+        Waits for its turn, and for `room`. Raises like `check`.
+        """
+        async with self._gathering:
+            await self.room()
+            self.check()
+            self._is_gathering = True
+            try:
+                yield
+            finally:
+                self._is_gathering = False
+                if self._open is not None or self._closing:
+                    self._wake.set()
+
     def append_payload(self, offset: int, record: bytes) -> None:
         """Stage the payload record of the enqueued event at `offset`."""
         commit = self._open or self.commit()
@@ -186,6 +206,8 @@ class EventLog(LogReader):
             wait_s = last_flush_s + self._interval_s - self._loop.time()
             if wait_s > 0 and not self._closing:
                 await asyncio.sleep(wait_s)
+            if self._is_gathering:
+                continue  # woken again when all of it is staged
             commit, self._open = self._open, None
             if commit is None:
                 return  # woken by close with nothing left to write
@@ -209,7 +231,7 @@ class EventLog(LogReader):
 
     async def _write(self, commit: Commit) -> Head:
         begun_s = stopwatch_s()
-        value = encode_batch(self.epoch, self._durable.digest, commit.time_ms, bytes(commit.kinds), commit.events)
+        value = await self._encoded(commit)
         next_offset = commit.base_offset + len(commit.events)
         head = Head(next_offset, digest_of(value), self.epoch, commit.time_ms, commit.base_offset)
         anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
@@ -240,6 +262,18 @@ class EventLog(LogReader):
             else:
                 self._measure(commit, len(value), begun_s, filled_s, times)
                 return head
+
+    async def _encoded(self, commit: Commit) -> bytes:
+        fields = self.epoch, self._durable.digest, commit.time_ms, bytes(commit.kinds), commit.events
+        if len(commit.events) <= PIECE_ROWS:
+            return encode_batch(*fields)
+        # Before anything is waited for, as below; it is called again for the batch that is written.
+        self._projector.fill(commit, self.store.batch())
+        parts: list[bytes] = []
+        for part in encode_batch_pieces(*fields, PIECE_ROWS):
+            parts.append(part)
+            await asyncio.sleep(0)
+        return b"".join(parts)
 
     def _measure(
         self, commit: Commit, log_bytes: int, begun_s: float, filled_s: float, times: CommitTimes | None
