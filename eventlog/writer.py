@@ -18,7 +18,7 @@ from typing import Final
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
 from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_batch_pieces, encode_head
-from ledgerq.eventlog.commits import PIECE_ROWS, Commit, Projector, pieces
+from ledgerq.eventlog.commits import PIECE_ROWS, Answers, Commit, Projector, pieces
 from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed
 from ledgerq.eventlog.event_loop import check_owner, loop_or_none
 from ledgerq.eventlog.events import Event
@@ -55,6 +55,7 @@ class EventLog(LogReader):
         self._open: Commit | None = None
         self._in_flight: Commit | None = None
         self._wake = asyncio.Event()
+        self._answers = Answers()
         self._gathering = asyncio.Lock()
         self._is_gathering = False
         self._news_waiters: list[asyncio.Future[None]] = []
@@ -145,8 +146,7 @@ class EventLog(LogReader):
 
     def commit(self) -> Commit:
         """The open commit; a new one opens when there is none."""
-        commit = self._open
-        if commit is None:
+        if (commit := self._open) is None:
             if self.failure is not None:
                 raise self.failure.with_traceback(None)
             self.time_ms = max(self.time_ms, self.clock.now_ms())
@@ -226,7 +226,7 @@ class EventLog(LogReader):
             self._durable = head
             self._in_flight = None
             self._projector.committed(commit)
-            commit.resolve(None)
+            self._answers.give(commit.waiters)
             self._tell_news()
 
     async def _write(self, commit: Commit) -> Head:
@@ -296,15 +296,13 @@ class EventLog(LogReader):
         self._projector.failed(error)
         for commit in (in_flight, opened):
             if commit is not None:
-                commit.resolve(error)
+                commit.fail(error)
         self._tell_news()
         self._wake.set()
 
     def _tell_news(self) -> None:
         waiters, self._news_waiters = self._news_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._answers.give(waiters)
 
     async def end(self) -> int:
         """Like `LogReader.end`; what is on its way is in the store already."""
@@ -338,6 +336,7 @@ class EventLog(LogReader):
         try:
             if self._task is not None:
                 await asyncio.shield(self._task)
+            await self._answers.given()
         finally:
             self._tell_news()
 

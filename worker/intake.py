@@ -19,7 +19,7 @@ __all__ = ["Intake"]
 
 _FORGET_ROWS: Final = 1000
 # So many jobs are staged in one turn of the event loop.
-_PIECE_JOBS: Final = 250
+_PIECE_JOBS: Final = 50
 
 
 class Intake:
