@@ -6,7 +6,7 @@ the fields of an old kind into those of a current one, and is the one place for 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -48,6 +48,7 @@ __all__ = [
     "decode_payload",
     "digest_of",
     "encode_batch",
+    "encode_batch_pieces",
     "encode_head",
     "encode_payload",
 ]
@@ -161,6 +162,18 @@ class PayloadRecord(NamedTuple):
 def encode_batch(epoch: int, previous: bytes, time_ms: int, kinds: bytes, events: Sequence[Event]) -> bytes:
     """The value of a record batch; `kinds` holds `KIND_OF[type(event)]` for each event."""
     return pack((BATCH_VERSION, epoch, previous, time_ms, kinds, events))
+
+
+def encode_batch_pieces(
+    epoch: int, previous: bytes, time_ms: int, kinds: bytes, events: Sequence[Event], piece_events: int
+) -> Iterator[bytes]:
+    """What `encode_batch` gives, in parts of so many events."""
+    # An array of six: of these five, and of the events.
+    yield _packer.pack_array_header(6) + pack((BATCH_VERSION, epoch, previous, time_ms, kinds))[1:]
+    yield _packer.pack_array_header(len(events))
+    for at in range(0, len(events), piece_events):
+        piece = events[at : at + piece_events]
+        yield pack(piece)[len(_packer.pack_array_header(len(piece))) :]
 
 
 def decode_batch(base_offset: int, value: bytes) -> RecordBatch:

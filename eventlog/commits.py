@@ -1,6 +1,7 @@
 """A commit: what is staged to be written together, and what projections add to it."""
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Final, Protocol
@@ -10,10 +11,11 @@ from ledgerq.eventlog.errors import LedgerError
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.store import Batch
 
-__all__ = ["PIECE_ROWS", "Commit", "Projector", "pieces"]
+__all__ = ["PIECE_ROWS", "Answers", "Commit", "Projector", "pieces"]
 
 # So many rows are handed to the store in one turn of the event loop: 2 or 3 ms.
 PIECE_ROWS: Final = 500
+PIECE_CALLERS: Final = 100
 
 
 def pieces(rows: Mapping[bytes, bytes | None]) -> Iterator[dict[bytes, bytes | None]]:
@@ -38,14 +40,40 @@ class Commit:
         self.payload_bytes = 0
         self.waiters: list[asyncio.Future[None]] = []
 
-    def resolve(self, error: LedgerError | None) -> None:
+    def fail(self, error: LedgerError) -> None:
         """Tell everyone who waits; those who stopped waiting don't hear it."""
         for waiter in self.waiters:
             if not waiter.done():
-                if error is None:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(error)
+                waiter.set_exception(error)
+
+
+class Answers:
+    """Wakes the callers of durable commits in order, `PIECE_CALLERS` of them in one turn of the event loop."""
+
+    def __init__(self) -> None:
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    async def given(self) -> None:
+        """Return when all are woken."""
+        if self._waiters:
+            last: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(last)
+            await last
+
+    def give(self, waiters: list[asyncio.Future[None]]) -> None:
+        """What these wait for is done; those who stopped waiting don't hear it."""
+        is_at_it = bool(self._waiters)
+        self._waiters.extend(waiters)
+        if not is_at_it:
+            self._wake()
+
+    def _wake(self) -> None:
+        for _ in range(min(PIECE_CALLERS, len(self._waiters))):
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._waiters:
+            asyncio.get_running_loop().call_soon(self._wake)
 
 
 class Projector(Protocol):

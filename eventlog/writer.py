@@ -10,14 +10,15 @@ tells what is true.
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import chain
 from typing import Final
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
-from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_head
-from ledgerq.eventlog.commits import PIECE_ROWS, Commit, Projector, pieces
+from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_batch_pieces, encode_head
+from ledgerq.eventlog.commits import PIECE_ROWS, Answers, Commit, Projector, pieces
 from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed
 from ledgerq.eventlog.event_loop import check_owner, loop_or_none
 from ledgerq.eventlog.events import Event
@@ -54,6 +55,9 @@ class EventLog(LogReader):
         self._open: Commit | None = None
         self._in_flight: Commit | None = None
         self._wake = asyncio.Event()
+        self._answers = Answers()
+        self._gathering = asyncio.Lock()
+        self._is_gathering = False
         self._news_waiters: list[asyncio.Future[None]] = []
         self._closing = False
         self._timer: Timer | None = None
@@ -142,8 +146,7 @@ class EventLog(LogReader):
 
     def commit(self) -> Commit:
         """The open commit; a new one opens when there is none."""
-        commit = self._open
-        if commit is None:
+        if (commit := self._open) is None:
             if self.failure is not None:
                 raise self.failure.with_traceback(None)
             self.time_ms = max(self.time_ms, self.clock.now_ms())
@@ -159,6 +162,23 @@ class EventLog(LogReader):
         offset = self.next_offset
         self.next_offset = offset + 1
         return offset
+
+    @asynccontextmanager
+    async def gathering(self) -> AsyncIterator[None]:
+        """All that is staged in the block goes into one commit, however many turns of the event loop that takes.
+
+        Waits for its turn, and for `room`. Raises like `check`.
+        """
+        async with self._gathering:
+            await self.room()
+            self.check()
+            self._is_gathering = True
+            try:
+                yield
+            finally:
+                self._is_gathering = False
+                if self._open is not None or self._closing:
+                    self._wake.set()
 
     def append_payload(self, offset: int, record: bytes) -> None:
         """Stage the payload record of the enqueued event at `offset`."""
@@ -186,6 +206,8 @@ class EventLog(LogReader):
             wait_s = last_flush_s + self._interval_s - self._loop.time()
             if wait_s > 0 and not self._closing:
                 await asyncio.sleep(wait_s)
+            if self._is_gathering:
+                continue  # woken again when all of it is staged
             commit, self._open = self._open, None
             if commit is None:
                 return  # woken by close with nothing left to write
@@ -204,12 +226,12 @@ class EventLog(LogReader):
             self._durable = head
             self._in_flight = None
             self._projector.committed(commit)
-            commit.resolve(None)
+            self._answers.give(commit.waiters)
             self._tell_news()
 
     async def _write(self, commit: Commit) -> Head:
         begun_s = stopwatch_s()
-        value = encode_batch(self.epoch, self._durable.digest, commit.time_ms, bytes(commit.kinds), commit.events)
+        value = await self._encoded(commit)
         next_offset = commit.base_offset + len(commit.events)
         head = Head(next_offset, digest_of(value), self.epoch, commit.time_ms, commit.base_offset)
         anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
@@ -241,6 +263,18 @@ class EventLog(LogReader):
                 self._measure(commit, len(value), begun_s, filled_s, times)
                 return head
 
+    async def _encoded(self, commit: Commit) -> bytes:
+        fields = self.epoch, self._durable.digest, commit.time_ms, bytes(commit.kinds), commit.events
+        if len(commit.events) <= PIECE_ROWS:
+            return encode_batch(*fields)
+        # Before anything is waited for, as below; it is called again for the batch that is written.
+        self._projector.fill(commit, self.store.batch())
+        parts: list[bytes] = []
+        for part in encode_batch_pieces(*fields, PIECE_ROWS):
+            parts.append(part)
+            await asyncio.sleep(0)
+        return b"".join(parts)
+
     def _measure(
         self, commit: Commit, log_bytes: int, begun_s: float, filled_s: float, times: CommitTimes | None
     ) -> None:
@@ -262,15 +296,13 @@ class EventLog(LogReader):
         self._projector.failed(error)
         for commit in (in_flight, opened):
             if commit is not None:
-                commit.resolve(error)
+                commit.fail(error)
         self._tell_news()
         self._wake.set()
 
     def _tell_news(self) -> None:
         waiters, self._news_waiters = self._news_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._answers.give(waiters)
 
     async def end(self) -> int:
         """Like `LogReader.end`; what is on its way is in the store already."""
@@ -304,6 +336,7 @@ class EventLog(LogReader):
         try:
             if self._task is not None:
                 await asyncio.shield(self._task)
+            await self._answers.given()
         finally:
             self._tell_news()
 

@@ -35,7 +35,7 @@ __all__ = ["RebuildReport", "rebuild"]
 class RebuildReport(NamedTuple):
     """What a rebuild did: which projections, from which log, and how many rows it set and removed.
 
-    `lost`: jobs whose payload could not be copied into a new store.
+    `lost`: jobs whose payload could not be copied into a new store. `is_recorded`: the log tells of it.
     """
 
     names: tuple[str, ...]
@@ -44,11 +44,12 @@ class RebuildReport(NamedTuple):
     rows_put: int
     rows_deleted: int
     lost: tuple[LostPayload, ...] = ()
+    is_recorded: bool = False
 
     @property
     def changed(self) -> bool:
         """Whether anything was written."""
-        return self.rows_put + self.rows_deleted > 0
+        return self.is_recorded or self.rows_put + self.rows_deleted > 0
 
 
 async def rebuild(
@@ -104,6 +105,7 @@ async def rebuild(
         log = EventLog(store, clock=clock, projector=Finish(follow))
         last = Rebuilt(actor, reason, report.names, report.rows_put, report.rows_deleted)
         await finish(log, last, accept_rollback=until is not None)
+        report = report._replace(is_recorded=True)
     return report
 
 

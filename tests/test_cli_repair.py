@@ -140,6 +140,20 @@ def test_a_changed_log_is_refused_unless_it_is_cut(cli: Cli, ledger: Ledger) -> 
     assert cli.ok("jobs", ledger.url, "mail", "--json").out.count("\n") == 2
 
 
+def test_a_rolled_back_log_that_is_accepted_is_written_to_though_no_row_differs(
+    cli: Cli, ledger: Ledger, tmp_path: Path
+) -> None:
+    events = cli.ok("audit", ledger.url, "--json").json["events"]
+    old = shutil.copytree(ledger.url, tmp_path / "old")
+    cli.ok("enqueue", ledger.url, "mail", "x")
+    shutil.copy(Path(ledger.url, "anchor"), old)
+    assert "but the log ends before it" in cli.fails(1, "rebuild-projections", old)
+    assert "nothing was written" not in cli.ok("rebuild-projections", old, "--until", events).out
+    again = cli.ok("rebuild-projections", old)
+    assert "nothing was written" in again.out
+    assert f"{events + 1} events" in again.out
+
+
 def test_rebuild_into_a_new_store(cli: Cli, ledger: Ledger, tmp_path: Path) -> None:
     damage(ledger.url)
     target = tmp_path / "new"

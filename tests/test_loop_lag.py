@@ -5,8 +5,9 @@ being written is no part of it, which the audit at the end of each rig would sho
 """
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 
 from ledgerq.eventlog import commits, writer
-from ledgerq.eventlog.errors import QueueClosed
-from ledgerq.eventlog.events import Enqueued
+from ledgerq.eventlog.codec import encode_batch, encode_batch_pieces
+from ledgerq.eventlog.errors import LogPoisoned, QueueClosed
+from ledgerq.eventlog.events import Acked, Enqueued
 from ledgerq.eventlog.memory import MemoryBatch
 from ledgerq.tools.simulate import run_seeds
-from ledgerq.worker import enqueue, live
+from ledgerq.worker import enqueue, intake, live
 from ledgerq.worker.options import NewJob
 from tests.loops import settle
 from tests.rig import Rig, claim_all
@@ -32,7 +34,13 @@ class Turns:
 
     def __init__(self) -> None:
         self.now = 0
-        self.done: dict[str, Counter[int]] = {"prepared": Counter(), "indexed": Counter(), "put": Counter()}
+        self.done: dict[str, Counter[int]] = {
+            "prepared": Counter(),
+            "staged": Counter(),
+            "encoded": Counter(),
+            "indexed": Counter(),
+            "put": Counter(),
+        }
 
     def add(self, kind: str, number: int) -> None:
         self.done[kind][self.now] += number
@@ -45,6 +53,7 @@ class Turns:
 async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Turns]:
     turns = Turns()
     prepare, index_changes, update = enqueue.prepare, live.index_changes, MemoryBatch.update
+    stage, encode = intake.Intake.stage, writer.encode_batch_pieces
 
     def counted_prepare(*given: Any, **more: Any) -> Any:
         turns.add("prepared", 1)
@@ -58,6 +67,17 @@ async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Turns]:
         turns.add("put", len(changes))
         update(self, changes)
 
+    def counted_stage(self: Any, prepared: Any) -> Any:
+        turns.add("staged", 1)
+        return stage(self, prepared)
+
+    def counted_encode(*given: Any) -> Iterator[bytes]:
+        for part in encode(*given):
+            turns.add("encoded", given[-1])
+            yield part
+
+    monkeypatch.setattr(intake.Intake, "stage", counted_stage)
+    monkeypatch.setattr(writer, "encode_batch_pieces", counted_encode)
     monkeypatch.setattr(enqueue, "prepare", counted_prepare)
     monkeypatch.setattr(live, "index_changes", counted_changes)
     monkeypatch.setattr(MemoryBatch, "update", counted_update)
@@ -87,7 +107,10 @@ async def test_a_bulk_call_does_a_little_in_each_turn_and_is_one_commit(
         async with counted(monkeypatch) as turns:
             results = await rig.queue.enqueue_many("q", jobs(MANY, later=later))
         assert sum(turns.done["prepared"].values()) == sum(turns.done["indexed"].values()) == MANY
-        assert turns.most("prepared") <= 250
+        assert sum(turns.done["staged"].values()) == MANY
+        assert turns.most("prepared") <= 50
+        assert turns.most("staged") <= 50
+        assert 0 < turns.most("encoded") <= 500
         assert turns.most("indexed") <= 250
         assert turns.most("put") <= 1000
         assert len({result.job_id for result in results}) == MANY
@@ -112,6 +135,97 @@ async def test_what_is_staged_meanwhile_goes_into_the_next_commit() -> None:
         enqueued = sum(isinstance(event, Enqueued) for event in await rig.events())
         assert (await rig.queue.stats("q")).pending == enqueued - 400
         await rig.check()
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_a_bulk_call_that_is_cancelled_while_it_is_staged_is_one_commit_all_the_same(keyed: bool) -> None:
+    async with Rig() as rig:
+        made = [NewJob(payload=b"x", unique_key=f"{i}") if keyed else b"x" for i in range(MANY)]
+        bulk = asyncio.create_task(rig.queue.enqueue_many("q", made))
+        while rig.queue.log.next_offset < 300:
+            await asyncio.sleep(0)
+        assert rig.queue.log.next_offset < MANY
+        bulk.cancel()
+        others = [asyncio.create_task(rig.queue.enqueue("q", b"between")) for _ in range(3)]
+        with pytest.raises(asyncio.CancelledError):
+            await bulk
+        await asyncio.gather(*others)
+        assert [len(batch.events) for batch in await rig.batches()] == [1, MANY + 3]
+        await rig.check()
+
+
+async def test_a_queue_that_closes_while_a_bulk_call_is_staged_takes_all_of_it() -> None:
+    rig = Rig()
+    queue = await rig.open()
+    bulk = asyncio.create_task(queue.enqueue_many("q", [b"x"] * MANY))
+    while queue.log.next_offset < 300:
+        await asyncio.sleep(0)
+    await queue.close()
+    assert len(await bulk) == MANY
+    await rig.reopen()
+    assert (await rig.queue.stats("q")).pending == MANY
+    await rig.queue.close()
+
+
+async def test_bulk_calls_at_once_are_commits_of_their_own() -> None:
+    async with Rig() as rig:
+        await asyncio.gather(*(rig.queue.enqueue_many("q", [b"x"] * 9_999) for _ in range(4)))
+        sizes = [len(batch.events) for batch in await rig.batches()]
+        assert sum(sizes) == 1 + 4 * 9_999
+        assert max(sizes) <= 2 * 9_999, "a commit that is full takes no more"
+        await rig.check()
+
+
+async def test_a_bulk_call_whose_log_fails_while_it_is_staged_leaves_nothing() -> None:
+    rig = Rig()
+    queue = await rig.open()
+    bulk = asyncio.create_task(queue.enqueue_many("q", [b"x"] * MANY))
+    while queue.log.next_offset < 300:
+        await asyncio.sleep(0)
+    queue.log._fail(LogPoisoned("so to speak"))
+    with pytest.raises(LogPoisoned):
+        await bulk
+    with contextlib.suppress(LogPoisoned):
+        await queue.close()
+    await rig.reopen()
+    assert (await rig.queue.stats("q")).pending == 0
+    await rig.queue.close()
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 250, 65_536])
+def test_a_record_batch_in_pieces_has_the_same_bytes(count: int) -> None:
+    events = [Acked(bytes([i % 256]) * 16, i) for i in range(count)]
+    fields = 7, bytes(32), 1_700_000_000_000, bytes([3] * count), events
+    for piece in (1, 15, 16, 100, 70_000) if count < 1000 else (500, 70_000):
+        assert b"".join(encode_batch_pieces(*fields, piece)) == encode_batch(*fields)
+
+
+async def test_the_callers_of_a_large_commit_are_woken_a_few_at_a_time_and_in_order() -> None:
+    async with Rig() as rig:
+        turn = 0
+        woken: list[tuple[int, int]] = []
+
+        async def call(number: int) -> None:
+            await rig.queue.enqueue("q", b"x")
+            woken.append((turn, number))
+
+        calls = [asyncio.create_task(call(number)) for number in range(MANY)]
+        while len(woken) < MANY:
+            turn += 1
+            await asyncio.sleep(0)
+        assert [number for _, number in woken] == [*range(MANY)]
+        assert max(Counter(turn for turn, _ in woken).values()) <= 100
+        await asyncio.gather(*calls)
+
+
+async def test_a_close_waits_until_all_callers_are_woken() -> None:
+    rig = Rig()
+    queue = await rig.open()
+    calls = [asyncio.create_task(queue.enqueue("q", b"x")) for _ in range(MANY)]
+    await asyncio.sleep(0)
+    await queue.close()
+    await asyncio.sleep(0)
+    assert all(call.done() for call in calls)
 
 
 async def test_a_key_that_goes_from_one_job_to_another_in_one_large_commit_stays_with_the_second() -> None:
@@ -183,6 +297,7 @@ def test_simulated_worlds_keep_their_promises_when_every_commit_is_written_in_pi
 ) -> None:
     monkeypatch.setattr(enqueue, "_AT_ONCE", 2)
     monkeypatch.setattr(live, "_PIECE_JOBS", 2)
+    monkeypatch.setattr(intake, "_PIECE_JOBS", 2)
     for module in (writer, commits):
         monkeypatch.setattr(module, "PIECE_ROWS", 3)
     results = run_seeds(0, 15)

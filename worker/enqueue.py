@@ -17,7 +17,7 @@ __all__ = ["KeyLocks", "Prepared", "due_ms_of", "prepare", "prepare_many"]
 
 SALT_BYTES: Final = 16
 MAX_BULK_JOBS: Final = 10_000
-_AT_ONCE: Final = 250
+_AT_ONCE: Final = 50
 
 
 class Prepared(NamedTuple):

@@ -1,12 +1,14 @@
 """Taking jobs in: staging enqueued events, and keeping job ids and unique keys unique while look-ups are under way."""
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import DuplicateJobId
+from ledgerq.eventlog.waits import to_the_end
 from ledgerq.projections.indexes import job_key, unique_key
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Enqueued
@@ -16,6 +18,8 @@ from ledgerq.worker.live import Live
 __all__ = ["Intake"]
 
 _FORGET_ROWS: Final = 1000
+# So many jobs are staged in one turn of the event loop.
+_PIECE_JOBS: Final = 50
 
 
 class Intake:
@@ -40,7 +44,7 @@ class Intake:
         """Stage all of them in one commit, or none: raises `DuplicateJobId`. A unique hit answers `created=False`."""
         lock_keys = [key for prepared in batch for key in _keys(prepared)]
         if not lock_keys:
-            return [self.stage(prepared) for prepared in batch]
+            return await self._stage_together(batch, self.stage)
         async with self._locks.hold(lock_keys):
             own_ids = [p.event.job_id for p in batch if p.own_id]
             while True:
@@ -57,19 +61,36 @@ class Intake:
                     f"job id {job_id_text(taken)} is in use; nothing was written. Leave job_id out for a new one"
                 )
             self._live.log.check()
-            # Nothing is awaited from here on, and nobody else stages these keys while their locks are held.
-            results: list[Enqueued] = []
-            for prepared in batch:
+
+            def stage(prepared: Prepared) -> Enqueued:
                 key = _unique(prepared)
                 holder = None if key is None else holders[key]
                 if holder is not None:
-                    results.append(Enqueued(holder, False))
-                    continue
-                results.append(self.stage(prepared))
+                    return Enqueued(holder, False)
+                result = self.stage(prepared)
                 if key is not None:
                     holders[key] = prepared.event.job_id
                     self.hold(key, prepared.event.job_id)
+                return result
+
+            # Nobody else stages these keys while their locks are held.
+            return await self._stage_together(batch, stage)
+
+    async def _stage_together(self, batch: Sequence[Prepared], stage: Callable[[Prepared], Enqueued]) -> list[Enqueued]:
+        """Stage all in one commit: many of them a few at a time, to the end also when the caller is cancelled."""
+        if len(batch) <= _PIECE_JOBS:
+            return [stage(prepared) for prepared in batch]
+
+        async def in_pieces() -> list[Enqueued]:
+            results: list[Enqueued] = []
+            async with self._live.log.gathering():
+                for at, prepared in enumerate(batch):
+                    if at and at % _PIECE_JOBS == 0:
+                        await asyncio.sleep(0)
+                    results.append(stage(prepared))
             return results
+
+        return await to_the_end(in_pieces())
 
     @asynccontextmanager
     async def unique(self, job: Job) -> AsyncIterator[bytes | None]:
