@@ -17,11 +17,11 @@ from ledgerq.eventlog import commits, writer
 from ledgerq.eventlog.errors import QueueClosed
 from ledgerq.eventlog.events import Enqueued
 from ledgerq.eventlog.memory import MemoryBatch
-from ledgerq.tools.simulate import run_seeds
 from ledgerq.worker import enqueue, live
 from ledgerq.worker.options import NewJob
 from tests.loops import settle
 from tests.rig import Rig, claim_all
+from tests.simulation.command import run_seeds
 
 MANY = 3000
 WHO = {"actor": "ada", "reason": "test"}
