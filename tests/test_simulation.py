@@ -14,11 +14,11 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from ledgerq.eventlog.clock import ManualClock
+from tests.model.job import Violation
 from tests.simulation import command
 from tests.simulation.command import run_seeds
 from tests.simulation.defects import DEFECTS
 from tests.simulation.loop import SimLoop, Stuck
-from tests.simulation.model import Violation
 from tests.simulation.plan import Plan, make_plan
 from tests.simulation.shrink import keep_moves, shrink
 from tests.simulation.world import Outcome, run_plan

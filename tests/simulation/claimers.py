@@ -10,8 +10,8 @@ from typing import Final, TypeVar
 from ledgerq.eventlog.errors import ClaimLost, DuplicateJobId, InvalidState, JobNotFound, LedgerError
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.queue import Queue
+from tests.model.job import Violation
 from tests.simulation.machine import CALL_LIMIT_S, Machine
-from tests.simulation.model import Violation
 from tests.simulation.process import Process
 
 __all__ = ["Calls", "Claimers", "Gone"]

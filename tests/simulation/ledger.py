@@ -1,6 +1,6 @@
 """The durable ledger under a simulation, checked at each commit: chain, order, epochs, indexes, counters, payloads.
 
-`SimStore.flush` hands over each change of the disk. The state machine is judged by the model (model.py); the
+`SimStore.flush` hands over each change of the disk. The state machine is judged by the model (tests/model/job.py); the
 index rows are compared with what the fold of the log asks for. Only rows that changed, or should have, are looked at,
 which by induction is as good as all of them; `check_everything` looks at all of them.
 """
@@ -15,7 +15,7 @@ from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, stats_key
 from ledgerq.projections.stats import Tally
-from tests.simulation.model import Model, Violation
+from tests.model.job import Model, Violation
 from tests.simulation.projection import NAME, Counts
 
 __all__ = ["SimLedger"]

@@ -16,9 +16,9 @@ from ledgerq.eventlog.errors import Fenced, LedgerError
 from ledgerq.worker.core import Core
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
+from tests.model.job import Model, Violation
 from tests.simulation.ledger import SimLedger
 from tests.simulation.loop import SimLoop, Stuck
-from tests.simulation.model import Model, Violation
 from tests.simulation.oracle import Book
 from tests.simulation.plan import Plan
 from tests.simulation.process import Process
@@ -49,8 +49,8 @@ class Machine:
         self.loop.set_exception_handler(self._unhandled)
         self.disk = SimDisk()
         self.book = Book()
-        self.book.model = model = Model(self.loop.now_ms, self.clock.now_ms)
-        model.keep_ms, model.backoff_ms = plan.settings["keep_ms"], plan.settings["backoff_ms"]
+        options = (plan.settings["keep_ms"], plan.settings["backoff_ms"])
+        self.book.model = model = Model(self.loop.now_ms, self.clock.now_ms, options)
         self.ledger = SimLedger(self.disk, self.book.enqueued_event, model)
         self.entropy = SeededEntropy(plan.seed)
         self.weather: list[Weather] = []

@@ -15,8 +15,8 @@ from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryReader
 from ledgerq.projections.audit import audit
 from ledgerq.projections.job import MAX_OFFSETS, Job
+from tests.model.job import UNFINISHED, ModelJob, Violation
 from tests.simulation.claimers import Calls
-from tests.simulation.model import UNFINISHED, ModelJob, Violation
 from tests.simulation.process import Process
 from tests.simulation.projection import SimProjection
 

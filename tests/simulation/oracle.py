@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.events import Enqueued as EnqueuedEvent
 from ledgerq.worker.claims import Claim, Enqueued
-from tests.simulation.model import UNFINISHED, Model, Violation
+from tests.model.job import UNFINISHED, Model, Violation
 
 __all__ = ["Asked", "Book"]
 

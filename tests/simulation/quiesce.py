@@ -12,8 +12,8 @@ from ledgerq.eventlog.codec import Head, decode_batch, encode_head
 from ledgerq.eventlog.errors import LedgerError, LogCorrupt, LogRolledBack
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryReader
+from tests.model.job import UNFINISHED, Violation
 from tests.simulation.machine import Machine
-from tests.simulation.model import UNFINISHED, Violation
 from tests.simulation.process import Process
 
 __all__ = ["work_off"]

@@ -7,8 +7,8 @@ claim that nobody received must be given back. "Soon" is `Machine.patience_ms`, 
 import asyncio
 from typing import Final
 
+from tests.model.job import ModelJob, Violation
 from tests.simulation.machine import Machine
-from tests.simulation.model import ModelJob, Violation
 
 __all__ = ["watch"]
 

@@ -15,10 +15,10 @@ from ledgerq.worker.claims import Claim
 from ledgerq.worker.outcomes import Dead, Retry
 from ledgerq.worker.running import JobContext
 from ledgerq.worker.worker import Worker
+from tests.model.job import Violation
 from tests.queue_relay import QueueRelay
 from tests.simulation.claimers import Calls
 from tests.simulation.machine import Machine
-from tests.simulation.model import Violation
 from tests.simulation.process import Process
 
 __all__ = ["Workers"]

@@ -14,8 +14,8 @@ from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.errors import DuplicateJobId, InvalidState, JobNotFound
 from ledgerq.eventlog.events import QueuePaused, QueueResumed
 from ledgerq.worker.options import NewJob
+from tests.model.job import Violation
 from tests.simulation.claimers import Claimers, Gone
-from tests.simulation.model import Violation
 from tests.simulation.observers import Readers
 from tests.simulation.oracle import Asked
 from tests.simulation.plan import Move

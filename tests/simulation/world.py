@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from tests.model.job import Violation
 from tests.simulation.loop import Stuck
 from tests.simulation.machine import KILL_TURNS, Machine
-from tests.simulation.model import Violation
 from tests.simulation.plan import Plan
 from tests.simulation.quiesce import work_off
 from tests.simulation.watchdog import watch

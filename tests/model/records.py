@@ -1,9 +1,9 @@
-"""What the outside account of a simulation is made of: jobs as their events tell them, the counters of their queues."""
+"""What the reference model is made of: jobs as their events tell them, the counters of their queues."""
 
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from tests.simulation.measures import Measures
+from tests.model.measures import Measures
 
 __all__ = ["UNFINISHED", "ModelJob", "Moment", "QueueCounts", "Violation"]
 

@@ -1,7 +1,9 @@
-"""What a ledger may say: a second, plain account of the life of jobs, kept apart from the code that it judges.
+"""The reference model of a job's life: a second, plain account of what a log may say, apart from the code it judges.
 
-It reads the durable events one by one and knows nothing of how ledgerq decides or keeps its state. Whatever an
-event says that can't be is a `Violation`.
+It reads the durable events one by one and knows nothing of how ledgerq decides or keeps its state: nothing of
+ledgerq.projections or ledgerq.worker is imported. Whatever an event says that can't be is a `Violation`. The
+simulation, the long run and the processes that are killed are all held to it. What is due by a clock is judged where
+that clock stands still between two events, in the simulation: elsewhere time passes from a decision to its commit.
 """
 
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from ledgerq.eventlog.events import (
     Swept,
     WriterOpened,
 )
-from tests.simulation.jobs import UNFINISHED, ModelJob, Moment, QueueCounts, Violation
+from tests.model.records import UNFINISHED, ModelJob, Moment, QueueCounts, Violation
 
 __all__ = ["UNFINISHED", "Model", "ModelJob", "Violation"]
 
@@ -44,13 +46,21 @@ _COUNTED: Final[dict[type[Any], str]] = {
 
 
 class Model:
-    """All jobs, swept ones too, and all claims that ever were."""
+    """All jobs, swept ones too until they are forgotten, and all their claims.
 
-    def __init__(self, now_ms: Callable[[], int], wall_ms: Callable[[], int]) -> None:
+    `options`: how long finished jobs are kept, and the first backoff, both in ms; without them no time is judged.
+    """
+
+    def __init__(
+        self,
+        now_ms: Callable[[], int] = lambda: 0,
+        wall_ms: Callable[[], int] = lambda: 0,
+        options: tuple[int, int] | None = None,
+    ) -> None:
         self._now_ms = now_ms
         self._wall_ms = wall_ms
-        self.keep_ms = 0  # what the options say
-        self.backoff_ms = 0
+        self._is_timed = options is not None
+        self._keep_ms, self._backoff_ms = options or (0, 0)
         self.jobs: dict[bytes, ModelJob] = {}
         self.queues: dict[str, QueueCounts] = {}
         self.pending: dict[str, dict[bytes, tuple[int, int]]] = {}
@@ -67,6 +77,13 @@ class Model:
         if self.counts(queue).paused:
             return []
         return [job_id for job_id in self.pending.get(queue, {}) if self.pending_since_ms[job_id] <= since_ms]
+
+    def forget(self, job_id: bytes) -> None:
+        """Drop what is known of a job, if it was swept."""
+        if job_id in self.jobs and self.jobs[job_id].state == "gone":
+            for moment in self.jobs.pop(job_id).life:
+                self.claims.pop((job_id, moment.offset), None)
+            self.pending_since_ms.pop(job_id, None)
 
     def counts(self, queue: str) -> QueueCounts:
         """The counters of a queue."""
@@ -164,7 +181,7 @@ class Model:
 
     def _promoted(self, job: ModelJob, offset: int, event: Promoted) -> str:
         self._must_be(job, offset, event, "scheduled")
-        if self.time_ms < job.due_ms:
+        if self._is_timed and self.time_ms < job.due_ms:
             raise Violation("early", f"promoted at {offset}, {job.due_ms - self.time_ms} ms before it was due")
         return "pending"
 
@@ -192,8 +209,8 @@ class Model:
 
     def _keep(self, offset: int, sweep_at_ms: int) -> None:
         """Finished jobs are kept as long as the options say, from the moment of the decision."""
-        latest_ms = self._wall_ms() + self.keep_ms
-        if not self.clock_went_back and not self.time_ms + self.keep_ms <= sweep_at_ms <= latest_ms:
+        latest_ms = self._wall_ms() + self._keep_ms
+        if self._is_timed and not self.clock_went_back and not self.time_ms + self._keep_ms <= sweep_at_ms <= latest_ms:
             raise Violation("kept", f"finished at {offset}, {self.time_ms}, and to be swept at {sweep_at_ms}")
 
     def _acked(self, job: ModelJob, offset: int, event: Acked) -> str:
@@ -220,12 +237,14 @@ class Model:
         return event.to
 
     def _check_retry(self, job: ModelJob, offset: int, event: Nacked) -> None:
+        if not self._is_timed:
+            return
         if event.to == "dead":
             self._keep(offset, event.sweep_at_ms)
             if job.stop_asked or (job.attempt < job.max_attempts and "hopeless" not in event.error):
                 raise Violation("dead", f"{job.id.hex()} is dead at {offset}, with attempts left, or asked to stop")
         elif event.error == "it failed" and not job.stop_asked:
-            most_ms = min(self.backoff_ms * 2 ** (job.attempt - 1), 300_000)
+            most_ms = min(self._backoff_ms * 2 ** (job.attempt - 1), 300_000)
             if (event.to == "scheduled") != (most_ms > 0):
                 raise Violation("backoff", f"nacked at {offset}: {event.to}, the backoff is at most {most_ms} ms")
             earliest_ms, latest_ms = self.time_ms, self._wall_ms() + most_ms
@@ -240,7 +259,7 @@ class Model:
         if event.reason == "interrupted":
             if job.claim_offset > self.opened_at:
                 raise Violation("early", f"the claim of this writer was interrupted at {offset}")
-        elif self.time_ms < end_ms and not self.clock_went_back:
+        elif self._is_timed and self.time_ms < end_ms and not self.clock_went_back:
             raise Violation("early", f"the lease ended at {offset}, {end_ms - self.time_ms} ms before its end")
         if job.attempt >= job.max_attempts and event.to != "dead" and not job.stop_asked:
             raise Violation("attempts", f"expired at {offset} with no attempt left, and {event.to}")
@@ -275,12 +294,12 @@ class Model:
 
     def _swept(self, job: ModelJob, offset: int, event: Swept) -> str:
         self._must_be(job, offset, event, "done", "dead", "cancelled")
-        if self.time_ms < job.sweep_at_ms:
+        if self._is_timed and self.time_ms < job.sweep_at_ms:
             raise Violation("early", f"swept at {offset}, {job.sweep_at_ms - self.time_ms} ms before its time")
         return "gone"
 
     def _dead_lettered(self, job: ModelJob, offset: int, event: DeadLettered) -> str:
-        """No payload is ever lost in the simulation, so none may be taken for lost."""
+        """No payload is ever lost where this model is used, so none may be taken for lost."""
         raise Violation("dead", f"{job.id.hex()} is dead-lettered at {offset}: {event.reason}")
 
 
