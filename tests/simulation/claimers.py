@@ -1,4 +1,4 @@
-"""Those who claim in a simulated world: callers who settle what they claimed in every way.
+"""Claimers in a simulated world: callers that claim jobs and settle them in every way.
 
 `Calls` is what every caller shares: patience, and knowing an error that has a reason from one that has none.
 """
@@ -30,7 +30,7 @@ class Calls:
 
     def __init__(self, world: Machine) -> None:
         self._world = world
-        self._book = world.book
+        self._oracle = world.oracle
 
     async def call(self, process: Process, what: str, call: Awaitable[T]) -> T:
         """Wait for an answer, within the limits of patience; raises `Gone` when it failed for a reason."""
@@ -79,9 +79,9 @@ class Claimers(Calls):
             await self._nothing_overlooked(process, queues, max(asked_ms if wait_ms == 0 else 0, opened_ms))
         for claim in claims:
             lease_ms_of = lease_ms or round(queue.options(claim.queue).lease_s * 1000)
-            self._book.receive(claim, lease_ms_of, self._world.clock.now_ms())
-            self._book.hand(claim)
-        places = [(claim.priority, self._book.model.jobs[claim.id].offset) for claim in claims]
+            self._oracle.receive(claim, lease_ms_of, self._world.clock.now_ms())
+            self._oracle.hand(claim)
+        places = [(claim.priority, self._oracle.model.jobs[claim.id].offset) for claim in claims]
         if places != sorted(places):
             raise Violation("order", f"one claim brought jobs in the order {places}")
         if together and claims:
@@ -100,7 +100,7 @@ class Claimers(Calls):
         calm_ms = self._world.calm_since_ms(process)
         if calm_ms is None or calm_ms > self._world.loop.now_ms() - self._world.patience_ms:
             return  # a read that stalls, say, finds out nothing
-        overlooked = [job_id for name in queues for job_id in self._book.model.overlooked(name, since_ms)]
+        overlooked = [job_id for name in queues for job_id in self._oracle.model.overlooked(name, since_ms)]
         if overlooked:
             raise Violation("overlooked", f"a claim of {queues} brought nothing; {overlooked[0].hex()} was pending")
 
@@ -108,12 +108,12 @@ class Claimers(Calls):
         try:
             await self.call(process, "ack_many", self._queue(process).ack_many(claims))
         except ClaimLost:
-            how = {claim.offset: self._book.model.claims[claim.id, claim.offset] for claim in claims}
+            how = {claim.offset: self._oracle.model.claims[claim.id, claim.offset] for claim in claims}
             if not all(how.values()) or set(how.values()) == {"acked"}:
                 raise Violation("settled", f"ack_many lost some claims, and the log says {how}") from None
             return
         for claim in claims:
-            self._book.settled(claim, "acked")
+            self._oracle.settled(claim, "acked")
 
     async def _settle(self, process: Process, claim: Claim, fate: str, hold_ms: int) -> None:
         """Work on a claim for a while, and then do with it what its fate says."""
@@ -140,16 +140,16 @@ class Claimers(Calls):
             await self.call(process, what, call())
         except ClaimLost:
             self._world.say(f"p{process.number} {what}: lost")
-            self._book.lost(claim)
+            self._oracle.lost(claim)
             return
         self._world.say(f"p{process.number} {what}: yes")
-        self._book.settled(claim, how)
+        self._oracle.settled(claim, how)
 
     async def _extend(self, process: Process, claim: Claim) -> Claim:
         try:
             renewed = await self.call(process, "extend", self._queue(process).extend(claim, claim.lease_ms / 500))
         except ClaimLost as error:
-            self._book.lost(claim)
+            self._oracle.lost(claim)
             raise Gone from error
-        self._book.renewed(renewed)
+        self._oracle.renewed(renewed)
         return renewed

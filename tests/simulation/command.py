@@ -1,7 +1,7 @@
 """Deterministic simulation: `python -m tests.simulation --seeds 0:1000000 --jobs 2`.
 
 Each seed is a whole world (world.py): processes that are killed, fenced and restarted, stores that fail in every
-way seen, clocks that are set, callers that give up, and a book of what was promised to whom (oracle.py). The same
+way seen, clocks that are set, callers that give up, and an oracle that keeps what was promised (oracle.py). The same
 seed gives the same run, byte for byte. A seed that breaks a promise is printed with the shortest run found that still
 breaks it, and with one command that repeats it.
 """

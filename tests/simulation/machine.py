@@ -1,4 +1,4 @@
-"""The machine of a simulated world: its clocks, its disk, its weather, and the processes that come and go on it.
+"""The machine of a simulated world: its clocks, its disk, its faults, and the processes that come and go on it.
 
 A process is a `Queue` on the one disk, with everybody who uses it. It can be killed at any turn of the event loop or at
 any call of its store, be overtaken by another one, fail, close, and be started anew, as a service manager does.
@@ -19,11 +19,11 @@ from ledgerq.worker.queue import Queue
 from tests.model.job import Model, Violation
 from tests.simulation.ledger import SimLedger
 from tests.simulation.loop import SimLoop, Stuck
-from tests.simulation.oracle import Book
+from tests.simulation.oracle import Oracle
 from tests.simulation.plan import Plan
 from tests.simulation.process import Process
 from tests.simulation.projection import SimProjection
-from tests.simulation.store_faults import SimDisk, SimStore, Weather
+from tests.simulation.store_faults import Fault, SimDisk, SimStore
 
 __all__ = ["CALL_LIMIT_S", "KILL_TURNS", "Machine"]
 
@@ -48,12 +48,12 @@ class Machine:
         self.loop.before_turn = self._count_down
         self.loop.set_exception_handler(self._unhandled)
         self.disk = SimDisk()
-        self.book = Book()
+        self.oracle = Oracle()
         options = (plan.settings["keep_ms"], plan.settings["backoff_ms"])
-        self.book.model = model = Model(self.loop.now_ms, self.clock.now_ms, options)
-        self.ledger = SimLedger(self.disk, self.book.enqueued_event, model)
+        self.oracle.model = model = Model(self.loop.now_ms, self.clock.now_ms, options)
+        self.ledger = SimLedger(self.disk, self.oracle.enqueued_event, model)
         self.entropy = SeededEntropy(plan.seed)
-        self.weather: list[Weather] = []
+        self.faults: list[Fault] = []
         self.processes: list[Process] = []
         self.broken: Violation | None = None
         self.over = False
@@ -152,14 +152,14 @@ class Machine:
             return None
         return max(process.opened_ms, process.disturbed_ms, self.jumped_ms)
 
-    def weather_now(self) -> list[Weather]:
+    def faults_now(self) -> list[Fault]:
         """The trouble that is not over yet."""
-        self.weather = [weather for weather in self.weather if weather.until_ms > self.loop.now_ms()]
-        return self.weather
+        self.faults = [fault for fault in self.faults if fault.until_ms > self.loop.now_ms()]
+        return self.faults
 
     def calm(self) -> None:
         """No more trouble."""
-        self.weather = []
+        self.faults = []
         self.kill_next = {}
         self.second_next = self._countdown = None
 

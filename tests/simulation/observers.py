@@ -1,4 +1,4 @@
-"""Those who only look in a simulated world: at jobs, pages, counters, payloads and histories, at the log as it grows.
+"""Observers in a simulated world: they read jobs, pages, counters, payloads, histories and the log as it grows.
 
 What a reader is told must be durable by then, and as new as what was durable when it asked. The audit is run beside the
 writer, and must never find a difference.
@@ -20,22 +20,22 @@ from tests.simulation.claimers import Calls
 from tests.simulation.process import Process
 from tests.simulation.projection import SimProjection
 
-__all__ = ["Readers"]
+__all__ = ["Observers"]
 
 _PAGE_ROWS: Final = 5
 _MAX_PAGES: Final = 50
 
 
-class Readers(Calls):
+class Observers(Calls):
     """See the module's text."""
 
     def _some_job(self, which: int) -> bytes | None:
-        created = self._book.created
+        created = self._oracle.created
         return created[which % len(created)] if created else None
 
     def _job_is(self, job: Job, before: ModelJob | None, length: int) -> None:
         """`job` was shown: it must be as it was after one of its durable events, not before the `length`-th."""
-        model = self._book.model.jobs.get(job.id)
+        model = self._oracle.model.jobs.get(job.id)
         lives = [one for one in (model, before) if one is not None and one.offset == job.offset]
         offsets = (job.offset, *job.offsets)
         if lives and len(job.offsets) < MAX_OFFSETS:
@@ -49,16 +49,16 @@ class Readers(Calls):
                 raise Violation("stale", f"{job.job_id} is shown as of {offsets[-1]}, which was over")
         raise Violation("too early", f"{job.job_id} is shown as {job.state} after {offsets}, which is not durable")
 
-    async def _look(self, process: Process, queue: str, which: int, state: State | None) -> None:
-        await self._look_at_stats(process, queue)
-        await self._look_at_pages(process, queue, state)
+    async def _observe(self, process: Process, queue: str, which: int, state: State | None) -> None:
+        await self._observe_stats(process, queue)
+        await self._observe_pages(process, queue, state)
         job_id = self._some_job(which)
         if job_id is not None:
-            await self._look_at_job(process, job_id)
-            await self._look_at_history(process, job_id)
+            await self._observe_job(process, job_id)
+            await self._observe_history(process, job_id)
 
-    async def _look_at_stats(self, process: Process, queue: str) -> None:
-        counts = self._book.model.counts(queue)
+    async def _observe_stats(self, process: Process, queue: str) -> None:
+        counts = self._oracle.model.counts(queue)
         before = dict(counts.totals)
         stats = await self.call(process, "stats", self._queue(process).stats(queue))
         for name, count in stats.totals.items():
@@ -66,15 +66,15 @@ class Readers(Calls):
                 raise Violation("counters", f"stats said {count} {name}: {before.get(name)} to {counts.totals}")
         if before == counts.totals and any(getattr(stats, name) != counts.states.get(name, 0) for name in STATES):
             raise Violation("counters", f"stats said {stats}, has {counts.states}")
-        names = {name for name, one in self._book.model.queues.items() if one.first_offset >= 0}
+        names = {name for name, one in self._oracle.model.queues.items() if one.first_offset >= 0}
         found = await self.call(process, "queues", self._queue(process).queues())
-        known = {name for name, one in self._book.model.queues.items() if one.first_offset >= 0}
+        known = {name for name, one in self._oracle.model.queues.items() if one.first_offset >= 0}
         if found != sorted(found) or not names <= set(found) <= known:
             raise Violation("counters", f"queues() said {found}, there are {sorted(known)}")
 
-    async def _look_at_pages(self, process: Process, queue: str, state: State | None) -> None:
+    async def _observe_pages(self, process: Process, queue: str, state: State | None) -> None:
         """All pages of a listing: what did not change meanwhile is there once, and in order."""
-        model = self._book.model
+        model = self._oracle.model
         before = {job.id: (job, len(job.life)) for job in model.jobs.values() if job.queue == queue}
         shown: list[Job] = []
         after: str | None = None
@@ -105,8 +105,8 @@ class Readers(Calls):
         if state == "pending" and places != sorted(places):
             raise Violation("page", f"the pending jobs of {queue} are shown in the order {places}")
 
-    async def _look_at_job(self, process: Process, job_id: bytes) -> None:
-        before = self._book.model.jobs[job_id]
+    async def _observe_job(self, process: Process, job_id: bytes) -> None:
+        before = self._oracle.model.jobs[job_id]
         length = len(before.life)
         try:
             job = await self.call(process, "get", self._queue(process).get(job_id_text(job_id)))
@@ -121,15 +121,15 @@ class Readers(Calls):
         except (JobNotFound, PayloadMissing):
             self._must_be_gone(before, "payload")
             return
-        if self._book.model.jobs[job_id] is before and payload != self._book.payloads[job_id]:
+        if self._oracle.model.jobs[job_id] is before and payload != self._oracle.payloads[job_id]:
             raise Violation("payload", f"the payload of {job.job_id} is another one")
 
     def _must_be_gone(self, before: ModelJob, what: str) -> None:
         if before.state != "gone":
             raise Violation("lost", f"{what}: job {before.id.hex()} is {before.state} and was not found")
 
-    async def _look_at_history(self, process: Process, job_id: bytes) -> None:
-        before = self._book.model.jobs[job_id]
+    async def _observe_history(self, process: Process, job_id: bytes) -> None:
+        before = self._oracle.model.jobs[job_id]
         length = len(before.life)
         try:
             records = await self.call(process, "history", self._queue(process).history(job_id_text(job_id)))
@@ -185,7 +185,7 @@ class Readers(Calls):
                 return
             calm_ms, now_ms = self._world.calm_since_ms(process), self._world.loop.now_ms()
             long_ago_ms = now_ms - self._world.patience_ms
-            jobs = [job for job in self._book.model.jobs.values() if job.queue in queues]
+            jobs = [job for job in self._oracle.model.jobs.values() if job.queue in queues]
             busy = any(job.state in UNFINISHED or job.changed_at_ms > long_ago_ms for job in jobs)
             if not busy and calm_ms is not None and calm_ms < long_ago_ms and for_ms > self._world.patience_ms:
                 raise Violation("drained", f"{queues} have been drained for long, and nobody was told")
@@ -199,7 +199,7 @@ class Readers(Calls):
     def _drained(self, done: "asyncio.Task[None]", queues: Sequence[str]) -> None:
         if not done.cancelled() and done.exception() is None:
             try:
-                self._book.drained(queues)
+                self._oracle.drained(queues)
             except Violation as violation:
                 self._world.break_(violation)
 

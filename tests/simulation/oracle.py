@@ -1,4 +1,4 @@
-"""The outside book of a simulation: what was asked, what was promised to whom, and whether the ledger keeps it.
+"""The oracle of a simulation: what was asked for, what was promised to which caller, and whether the ledger keeps it.
 
 Everything here is about answers that a caller received. Each is compared at that very moment with what is durable:
 what the ledger does not hold when the caller hears of it was promised too early.
@@ -12,7 +12,7 @@ from ledgerq.eventlog.events import Enqueued as EnqueuedEvent
 from ledgerq.worker.claims import Claim, Enqueued
 from tests.model.job import UNFINISHED, Model, Violation
 
-__all__ = ["Asked", "Book"]
+__all__ = ["Asked", "Oracle"]
 
 
 class Asked(NamedTuple):
@@ -29,7 +29,7 @@ class Asked(NamedTuple):
     job_id: bytes | None
 
 
-class Book:
+class Oracle:
     """See the module's text. A token is the number that the payload of each job begins with, never the same twice."""
 
     def __init__(self) -> None:

@@ -64,10 +64,10 @@ def make_plan(seed: int) -> Plan:
     makers: list[Callable[[], tuple[str, dict[str, Any]]]] = []
     for maker, weight in ((draw.enqueue, 8), (draw.enqueue_many, 2), (draw.claim, 9), (draw.worker, 1)):
         makers += [maker] * weight
-    for maker, weight in ((draw.cancel, 2), (draw.requeue, 1), (draw.pause, 1), (draw.look, 2)):
+    for maker, weight in ((draw.cancel, 2), (draw.requeue, 1), (draw.pause, 1), (draw.observe, 2)):
         makers += [maker] * rng.randrange(weight + 1)
     makers += rng.sample([draw.follow, draw.drain, draw.audit], rng.randrange(3))
-    trouble = [draw.weather, draw.weather, draw.kill, draw.kill_at, draw.restart, draw.second, draw.jump]
+    trouble = [draw.fault, draw.fault, draw.kill, draw.kill_at, draw.restart, draw.second, draw.jump]
     makers += rng.sample(trouble, rng.randrange(len(trouble) + 1))
     moves: list[Move] = []
     for _ in range(rng.choice((10, 30, 60))):
@@ -80,7 +80,7 @@ def make_plan(seed: int) -> Plan:
 
 
 _CALLS: Final = frozenset(
-    {"enqueue", "enqueue_many", "claim", "cancel", "requeue", "pause", "look", "worker", "follow", "drain"}
+    {"enqueue", "enqueue_many", "claim", "cancel", "requeue", "pause", "observe", "worker", "follow", "drain"}
 )
 
 
@@ -152,10 +152,10 @@ class _Draw:
     def pause(self) -> tuple[str, dict[str, Any]]:
         return "pause", {"queue": self._rng.choice(self._queues), "for_ms": self._rng.choice((1, 500, 10 * _S))}
 
-    def look(self) -> tuple[str, dict[str, Any]]:
+    def observe(self) -> tuple[str, dict[str, Any]]:
         rng = self._rng
         state = rng.choice((None, "scheduled", "pending", "claimed", "done", "dead", "cancelled"))
-        return "look", {"queue": rng.choice(self._queues), "which": rng.randrange(1 << 30), "state": state}
+        return "observe", {"queue": rng.choice(self._queues), "which": rng.randrange(1 << 30), "state": state}
 
     def follow(self) -> tuple[str, dict[str, Any]]:
         rng = self._rng
@@ -170,9 +170,9 @@ class _Draw:
     def audit(self) -> tuple[str, dict[str, Any]]:
         return "audit", {"deep": self._rng.random() < 0.5}
 
-    def weather(self) -> tuple[str, dict[str, Any]]:
+    def fault(self) -> tuple[str, dict[str, Any]]:
         rng = self._rng
-        return "weather", {
+        return "fault", {
             "kind": rng.choice(FAULTS),
             "for_ms": rng.choice((1, 100, 2 * _S, 20 * _S)),
             "chance": rng.choice((0.05, 0.3, 1.0)),

@@ -36,7 +36,7 @@ class Process:
         self.disturbed_ms = 0
         self.disturbances = 0
         self.causes: set[str] = set()
-        """Why its calls may fail: weather, clock, closing."""
+        """Why its calls may fail: fault, clock, closing."""
 
     @property
     def healthy(self) -> bool:

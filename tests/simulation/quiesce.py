@@ -1,4 +1,4 @@
-"""The end of a simulated world: no more trouble; everything left is worked off, swept, and the book is closed.
+"""The quiet end of a simulated world: no more faults; everything left is worked off, swept, and compared at last.
 
 At last the log is tampered with, to see that it is noticed: a ledger that can't tell proves nothing.
 """
@@ -16,13 +16,13 @@ from tests.model.job import UNFINISHED, Violation
 from tests.simulation.machine import Machine
 from tests.simulation.process import Process
 
-__all__ = ["work_off"]
+__all__ = ["quiesce"]
 
 _LIMIT_S: Final = 24 * 3600.0
 _IDLE_S: Final = 5.0
 
 
-async def work_off(world: Machine, supervisor: "asyncio.Task[Any]") -> None:
+async def quiesce(world: Machine, supervisor: "asyncio.Task[Any]") -> None:
     """See the module's text; raises `Violation`."""
     world.say("the end begins")
     world.calm()
@@ -42,7 +42,7 @@ async def work_off(world: Machine, supervisor: "asyncio.Task[Any]") -> None:
     except TimeoutError as error:
         raise Violation("hang", "the jobs that are left don't come to an end") from error
     world.ledger.check_everything()
-    world.book.finished(swept=True)
+    world.oracle.finished(swept=True)
     await world.close_process(process)
     world.ledger.check_everything()
     await tamper(world)
@@ -53,7 +53,7 @@ def _is_sound(process: Process) -> bool:
 
 
 async def _drain(world: Machine, process: Process) -> None:
-    queue, model = process.queue, world.book.model
+    queue, model = process.queue, world.oracle.model
     assert queue is not None
     await queue.log.committed()  # what a caller who gave up had asked for may be on its way
     names = [name for name, counts in model.queues.items() if counts.first_offset >= 0]
@@ -64,15 +64,15 @@ async def _drain(world: Machine, process: Process) -> None:
         claims = await queue.claim(names, limit=5, wait=3600.0)
         for claim in claims:
             lease_ms = round(queue.options(claim.queue).lease_s * 1000)
-            world.book.receive(claim, lease_ms, world.clock.now_ms())
-            world.book.hand(claim)
+            world.oracle.receive(claim, lease_ms, world.clock.now_ms())
+            world.oracle.hand(claim)
         if claims:
             await queue.ack_many(claims)
             for claim in claims:
-                world.book.settled(claim, "acked")
+                world.oracle.settled(claim, "acked")
     if names:
         await queue.drained(names)
-    world.book.finished(swept=False)
+    world.oracle.finished(swept=False)
     # A call that stalled before the end began may stall yet.
     while process.disturbances:
         await asyncio.sleep(_IDLE_S)

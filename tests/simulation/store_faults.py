@@ -18,7 +18,7 @@ from tests.simulation.loop import SimLoop
 from tests.simulation.plan import Plan
 from tests.simulation.process import Process
 
-__all__ = ["Host", "SimDisk", "SimStore", "Weather"]
+__all__ = ["Host", "SimDisk", "SimStore", "Fault"]
 
 _STALL_MS: Final = 60_000
 _SLOW_MS: Final = 50
@@ -33,7 +33,7 @@ class SimDisk(MemoryDisk):
         self.last_tick_ms = 0
 
 
-class Weather:
+class Fault:
     """One kind of trouble for a while; see `FAULTS` in plan.py."""
 
     def __init__(self, kind: str, until_ms: int, chance: float, seed: int) -> None:
@@ -64,7 +64,7 @@ class Host(Protocol):
     async def meet(self, process: Process, call: str) -> None:
         """Let happen now what was planned for such a call of a store."""
 
-    def weather_now(self) -> list[Weather]:
+    def faults_now(self) -> list[Fault]:
         """Return the trouble that is not over yet."""
 
     def on_flush(self, process: Process, changes: Mapping[bytes, bytes | None]) -> None:
@@ -91,11 +91,11 @@ class SimStore(MemoryStore):
         latency_ms = world.plan.settings["latency_ms"]
         if latency_ms:
             await asyncio.sleep(latency_ms / 1000)
-        for weather in world.weather_now():
-            if weather.strikes():
+        for fault in world.faults_now():
+            if fault.strikes():
                 process.disturbances += 1
                 try:
-                    await self._strike(weather, call)
+                    await self._strike(fault, call)
                 finally:
                     process.disturbances -= 1
                     process.disturbed_ms = world.loop.now_ms()
@@ -105,26 +105,26 @@ class SimStore(MemoryStore):
         if error is not None:
             raise error
 
-    async def _strike(self, weather: Weather, call: str) -> None:
-        if weather.kind == "slow":
-            await asyncio.sleep(weather.rng.randrange(_SLOW_MS) / 1000)
-        elif weather.kind == "stall":
-            await asyncio.sleep(weather.rng.randrange(_STALL_MS) / 1000)
-        elif weather.kind == "stops" and self._stopped is None:
+    async def _strike(self, fault: Fault, call: str) -> None:
+        if fault.kind == "slow":
+            await asyncio.sleep(fault.rng.randrange(_SLOW_MS) / 1000)
+        elif fault.kind == "stall":
+            await asyncio.sleep(fault.rng.randrange(_STALL_MS) / 1000)
+        elif fault.kind == "stops" and self._stopped is None:
             # By itself, and silently: whoever calls next hears of it, or who asks.
             self._stopped = self._trouble(LogPoisoned("the simulated store stopped"))
-        elif weather.kind == "fail" and call == "write:before":
+        elif fault.kind == "fail" and call == "write:before":
             raise self._trouble(StoreUnavailable("the simulated store takes no writes"))
-        elif weather.kind == "reads" and call in ("get", "scan"):
+        elif fault.kind == "reads" and call in ("get", "scan"):
             raise self._trouble(StoreUnavailable("the simulated store can't be read"))
-        elif (weather.kind == "lost" and call == "sync:before") or (weather.kind == "doubt" and call == "sync:after"):
+        elif (fault.kind == "lost" and call == "sync:before") or (fault.kind == "doubt" and call == "sync:after"):
             raise self._trouble(OutcomeUnknown("the simulated store does not say what became of it"))
-        elif weather.kind == "late" and call == "sync:before":
-            asyncio.get_running_loop().call_later(weather.rng.randrange(_LATE_MS) / 1000, self.land)
+        elif fault.kind == "late" and call == "sync:before":
+            asyncio.get_running_loop().call_later(fault.rng.randrange(_LATE_MS) / 1000, self.land)
             raise self._trouble(OutcomeUnknown("the simulated store is late"))
 
     def _trouble(self, error: LedgerError) -> LedgerError:
-        self._process.causes.add("weather")
+        self._process.causes.add("fault")
         self._world.say(f"p{self._process.number} meets {error}")
         return error
 

@@ -1,4 +1,4 @@
-"""Somebody who looks at a simulated world now and then: what is due must happen in time, when nothing is in its way.
+"""The watchdog of a simulated world: now and then it checks that what is due happens in time, without faults.
 
 A job that is due must be pending soon after, a lease that is over must end, what was kept long enough must go, and a
 claim that nobody received must be given back. "Soon" is `Machine.patience_ms`, and counts from the end of all trouble.
@@ -31,7 +31,7 @@ def _look(world: Machine) -> int | None:
     calm_ms = None if process is None else world.calm_since_ms(process)
     is_calm = calm_ms is not None and calm_ms < now_ms - patience_ms
     next_ms: int | None = None
-    for job in world.book.model.jobs.values():
+    for job in world.oracle.model.jobs.values():
         due_ms = _due_ms(world, job)
         if due_ms is None:
             continue
@@ -51,5 +51,5 @@ def _due_ms(world: Machine, job: ModelJob) -> int | None:
     if job.state == "claimed":
         claim = (job.id, job.claim_offset)
         # One that nobody has received by now was given up by who asked for it, and must be given back.
-        return world.book.model.leases[claim] if claim in world.book.received else job.claim_ms
+        return world.oracle.model.leases[claim] if claim in world.oracle.received else job.claim_ms
     return None

@@ -1,4 +1,4 @@
-"""Real workers in a simulated world, and whoever stands between a worker and its queue and looks at both.
+"""Real workers in a simulated world, and a relay between each worker and its queue that checks both.
 
 What a worker promises is checked where it meets its queue and its handlers: how many it runs and holds, that each try
 is settled as its handler ended, that time-outs, the grace time and requests to stop are kept, and that nothing is left.
@@ -37,7 +37,7 @@ class _Between(QueueRelay):
         assert process.queue is not None
         super().__init__(process.queue)
         self._world = world
-        self._book = world.book
+        self._oracle = world.oracle
         self._process = process
         self._capacity = capacity
         self._since_ms: dict[Key, int] = {}
@@ -55,7 +55,7 @@ class _Between(QueueRelay):
         """See `Queue.drained`."""
         await self.queue.drained(queues)
         try:
-            self._book.drained(queues)
+            self._oracle.drained(queues)
         except Violation as violation:
             self._world.break_(violation)
         self.stopped_ms = self._world.loop.now_ms()
@@ -75,12 +75,12 @@ class _Between(QueueRelay):
         try:
             for claim in claims:
                 lease_ms = round(self.queue.options(claim.queue).lease_s * 1000)
-                self._book.receive(claim, lease_ms, self._world.clock.now_ms())
+                self._oracle.receive(claim, lease_ms, self._world.clock.now_ms())
                 self.held[claim.id, claim.offset] = None
                 self._since_ms[claim.id, claim.offset] = self._world.loop.now_ms()
         except Violation as violation:
             self._world.break_(violation)
-        held = [key for key in self.held if not self._book.model.claims[key]]
+        held = [key for key in self.held if not self._oracle.model.claims[key]]
         if len(claims) > limit or len(held) > self._capacity:
             self.broke("limit", f"it got {len(claims)} of {limit}, and holds {len(held)} of {self._capacity}")
         return claims
@@ -88,7 +88,7 @@ class _Between(QueueRelay):
     async def extend(self, claim: Claim, lease: float) -> Claim:
         """See `Queue.extend`."""
         renewed = await self.queue.extend(claim, lease)
-        self._book.renewed(renewed)
+        self._oracle.renewed(renewed)
         return renewed
 
     async def ack(self, claim: Claim) -> None:
@@ -101,7 +101,7 @@ class _Between(QueueRelay):
     async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
         """See `Queue.nack`."""
         how, more = self.ended.get((claim.id, claim.offset), ("", None))
-        job, now_ms = self._book.model.jobs[claim.id], self._world.loop.now_ms()
+        job, now_ms = self._oracle.model.jobs[claim.id], self._world.loop.now_ms()
         since_ms = self._since_ms[claim.id, claim.offset]
         in_time = how == "cancelled" and now_ms - since_ms < _TIMEOUT_MS and self._world.jumped_ms < since_ms
         expected = (how, delay, dead) in (("retry", more, False), ("dead", None, True), ("failed", None, False))
@@ -132,17 +132,17 @@ class _Between(QueueRelay):
             await call()
         except ClaimLost:
             try:
-                self._book.lost(claim)
+                self._oracle.lost(claim)
             except Violation as violation:
                 self._world.break_(violation)
             calm_ms = self._world.calm_since_ms(self._process)
-            if self._book.model.claims[key] == "expired" and calm_ms is not None and calm_ms < self._since_ms[key]:
+            if self._oracle.model.claims[key] == "expired" and calm_ms is not None and calm_ms < self._since_ms[key]:
                 self.broke("renewal", f"the lease of {claim.offset} ended while it worked on it, without trouble")
             raise
         finally:
             self.held.pop(key, None)
         try:
-            self._book.settled(claim, how)
+            self._oracle.settled(claim, how)
         except Violation as violation:
             self._world.break_(violation)
 
@@ -180,7 +180,7 @@ class Workers(Calls):
         self._ended(process, between)
 
     def _ended(self, process: Process, between: _Between) -> None:
-        world, model = self._world, self._book.model
+        world, model = self._world, self._oracle.model
         calm_ms = world.calm_since_ms(process)
         if calm_ms is None:
             return
@@ -207,7 +207,7 @@ class Workers(Calls):
             claim, begun_ms = job.claim, world.loop.now_ms()
             key = (claim.id, claim.offset)
             try:  # raised through the handler it would only fail the job
-                self._book.hand(claim)
+                self._oracle.hand(claim)
             except Violation as violation:
                 world.break_(violation)
             running.append(claim)
@@ -236,13 +236,13 @@ class Workers(Calls):
         self, process: Process, between: _Between, claim: Claim, begun_ms: int, timeout_ms: int | None
     ) -> None:
         """A handler ended, or was ended: was that in time?"""
-        world, now_ms, job = self._world, self._world.loop.now_ms(), self._book.model.jobs[claim.id]
+        world, now_ms, job = self._world, self._world.loop.now_ms(), self._oracle.model.jobs[claim.id]
         calm_ms = world.calm_since_ms(process)
         if calm_ms is None or calm_ms >= begun_ms:
             return
         if timeout_ms is not None and now_ms - begun_ms > timeout_ms + world.patience_ms:
             between.broke("timeout", f"the handler of {claim.offset} ran for {now_ms - begun_ms} ms")
-        current = not self._book.model.claims[claim.id, claim.offset]
+        current = not self._oracle.model.claims[claim.id, claim.offset]
         if current and job.stop_asked and job.stop_asked_at_ms < now_ms - world.patience_ms:
             between.broke("stop", f"the handler of {claim.offset} was to be stopped at {job.stop_asked_at_ms} ms")
         if not current and job.changed_at_ms < now_ms - world.patience_ms:

@@ -1,8 +1,8 @@
-"""Who acts in a simulated world: producers, claimers, workers, operators, readers, fate.
+"""The workload of a simulated world: producers, claimers, workers, operators, observers, and faults.
 
 Each move of a plan is a method here, or in what this is made of.
 
-What a caller hears is told to the book at once. A caller whose call fails for a reason (its store, its process, its
+What a caller hears is told to the oracle at once. A caller whose call fails for a reason (its store, its process, its
 clock) knows nothing and says nothing; one that fails without a reason breaks the run.
 """
 
@@ -16,26 +16,26 @@ from ledgerq.eventlog.events import QueuePaused, QueueResumed
 from ledgerq.worker.options import NewJob
 from tests.model.job import Violation
 from tests.simulation.claimers import Claimers, Gone
-from tests.simulation.observers import Readers
+from tests.simulation.observers import Observers
 from tests.simulation.oracle import Asked
 from tests.simulation.plan import Move
 from tests.simulation.process import Process
-from tests.simulation.store_faults import Weather
+from tests.simulation.store_faults import Fault
 from tests.simulation.workers import Workers
 
-__all__ = ["Cast"]
+__all__ = ["Workload"]
 
 _OWN_ID_BYTE: Final = 0xEE
 
 
-class Cast(Claimers, Workers, Readers):
+class Workload(Claimers, Workers, Observers):
     """See the module's text."""
 
     async def play(self, move: Move) -> None:
         """Make one move and wait for its end."""
         act: Callable[..., Awaitable[None]] = getattr(self, f"_{move.what}")
         world = self._world
-        if move.what in ("weather", "kill_at", "second", "jump", "audit"):
+        if move.what in ("fault", "kill_at", "second", "jump", "audit"):
             await act(**move.args)
             return
         process = await world.process()
@@ -59,7 +59,7 @@ class Cast(Claimers, Workers, Readers):
     # ------------------------------------------------------------------ producers
 
     def _arguments(self, process: Process, queue: str, job: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-        """What an enqueue is called with, now; the book is told."""
+        """What an enqueue is called with, now; the oracle is told."""
         options, now_ms, token = self._queue(process).options(queue), self._world.clock.now_ms(), job["token"]
         payload, delay_ms = b"%d " % token + b"x" * job["size"], job.get("delay_ms", 0)
         headers = {"token": str(token)} if token % 3 == 0 else None
@@ -74,7 +74,7 @@ class Cast(Claimers, Workers, Readers):
             named |= {"unique_key": b"key-%d" % job["unique"], "unique_until": job["until"]}
         if "own_id" in job:
             named["job_id"] = job_id_text(bytes([0] * 14 + [_OWN_ID_BYTE, job["own_id"]]))
-        self._book.asked[token] = Asked(
+        self._oracle.asked[token] = Asked(
             queue,
             payload,
             headers,
@@ -96,7 +96,7 @@ class Cast(Claimers, Workers, Readers):
             self._duplicate([job])
             return
         self._world.say(f"p{process.number} {what} -> {answer.id.hex()[-6:]} {answer.created}")
-        self._book.answered(job["token"], queue, named.get("unique_key"), answer)
+        self._oracle.answered(job["token"], queue, named.get("unique_key"), answer)
 
     async def _enqueue_many(self, process: Process, queue: str, jobs: Sequence[dict[str, Any]]) -> None:
         made = [self._arguments(process, queue, job) for job in jobs]
@@ -109,15 +109,15 @@ class Cast(Claimers, Workers, Readers):
             return
         self._world.say(f"p{process.number} {what} -> {[answer.created for answer in answers]}")
         for job, (_, named), answer in zip(jobs, made, answers, strict=True):
-            self._book.answered(job["token"], queue, named.get("unique_key"), answer)
+            self._oracle.answered(job["token"], queue, named.get("unique_key"), answer)
 
     def _duplicate(self, jobs: Sequence[dict[str, Any]]) -> None:
         """All or none: none of these jobs may ever be in the log."""
         if not any("own_id" in job for job in jobs):
             raise Violation("error", "DuplicateJobId for jobs without an id of their own")
         for job in jobs:
-            self._book.refused.add(job["token"])
-            if job["token"] in self._book.durable:
+            self._oracle.refused.add(job["token"])
+            if job["token"] in self._oracle.durable:
                 raise Violation("repeated", f"the job {job['token']} was refused, and added")
 
     # ------------------------------------------------------------------ operators
@@ -134,7 +134,7 @@ class Cast(Claimers, Workers, Readers):
         job_id = self._some_job(which)
         if job_id is None:
             return
-        model = self._book.model.jobs[job_id]
+        model = self._oracle.model.jobs[job_id]
         before = (model.ends, model.requeues, model.stop_asked)
         try:
             job = await self.call(process, what, call(job_id_text(job_id)))
@@ -148,7 +148,7 @@ class Cast(Claimers, Workers, Readers):
                 raise Violation("state", f"{what} of a job that never ended was refused: {refused}") from refused
             return
         self._world.say(f"p{process.number} {what} {job_id.hex()[-6:]} -> {job.state}")
-        if self._book.model.jobs[job_id] is not model:
+        if self._oracle.model.jobs[job_id] is not model:
             return  # its id was used again
         after = (model.ends, model.requeues, model.stop_asked)
         if what == "cancel" and after == before and not model.stop_asked:
@@ -170,15 +170,15 @@ class Cast(Claimers, Workers, Readers):
         """It is durable that a queue is paused, or not, unless somebody changed that since the offset `asked`."""
         since = self._world.ledger.records[asked:]
         changed = any(isinstance(one.event, QueuePaused | QueueResumed) and one.event.queue == queue for one in since)
-        if not changed and self._book.model.counts(queue).paused != wanted:
+        if not changed and self._oracle.model.counts(queue).paused != wanted:
             raise Violation("too early", f"{queue} was {'paused' if wanted else 'resumed'}, and that is not durable")
 
     # ------------------------------------------------------------------ fate
 
-    async def _weather(self, kind: str, for_ms: int, chance: float, seed: int) -> None:
+    async def _fault(self, kind: str, for_ms: int, chance: float, seed: int) -> None:
         world = self._world
-        world.say(f"weather: {kind} for {for_ms} ms")
-        world.weather.append(Weather(kind, world.loop.now_ms() + for_ms, chance, seed))
+        world.say(f"fault: {kind} for {for_ms} ms")
+        world.faults.append(Fault(kind, world.loop.now_ms() + for_ms, chance, seed))
 
     async def _jump(self, by_ms: int, back_after_ms: int | None) -> None:
         world = self._world

@@ -1,7 +1,7 @@
 """A simulated world: people who use processes on one machine (machine.py), fate, and the end.
 
 Everything runs on one simulated event loop, a manual clock and one seed, so that a run can be repeated exactly. When
-the moves of the plan are over, the trouble ends, everything left is worked off, and the book is closed. `run_plan`
+the moves of the plan are over, the trouble ends, everything left is worked off, and the oracle compares. `run_plan`
 returns what happened; a promise that was broken on the way is in it.
 """
 
@@ -16,9 +16,9 @@ from tests.model.job import Violation
 from tests.simulation.loop import Stuck
 from tests.simulation.machine import KILL_TURNS, Machine
 from tests.simulation.plan import Plan
-from tests.simulation.quiesce import work_off
+from tests.simulation.quiesce import quiesce
 from tests.simulation.watchdog import watch
-from tests.simulation.workload import Cast
+from tests.simulation.workload import Workload
 
 __all__ = ["Outcome", "World", "run_plan"]
 
@@ -38,7 +38,7 @@ class World(Machine):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self._cast = Cast(self)
+        self._workload = Workload(self)
 
     async def main(self) -> None:
         """The moves in order, then the end of all trouble and of all jobs."""
@@ -55,12 +55,12 @@ class World(Machine):
             wait_ms = move.at_ms - self.loop.now_ms()
             if wait_ms > 0:
                 await asyncio.sleep(wait_ms / 1000)
-            task = self.spawn(None, self._cast.play, move)
+            task = self.spawn(None, self._workload.play, move)
             playing[task] = None
             task.add_done_callback(lambda done: playing.pop(done, None))
         while playing:
             await asyncio.wait([*playing])
-        await work_off(self, supervisor)
+        await quiesce(self, supervisor)
         watcher.cancel()
 
     def run(self) -> Outcome:
