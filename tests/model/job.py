@@ -2,7 +2,7 @@
 
 It reads the durable events one by one and knows nothing of how ledgerq decides or keeps its state: nothing of
 ledgerq.projections or ledgerq.worker is imported. Whatever an event says that can't be is a `Violation`. The
-simulation, the long run and the processes that are killed are all held to it. What is due by a clock is judged where
+simulation, the long run, the processes that are killed and the state machine test are all held to it. What is due by a clock is judged where
 that clock stands still between two events, in the simulation: elsewhere time passes from a decision to its commit.
 """
 
