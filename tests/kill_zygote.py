@@ -184,7 +184,7 @@ async def check(ask: Mapping[str, Any]) -> None:
         "acked": len(facts.acked),
         "dead": len(facts.dead),
         "cancelled": len(facts.cancelled),
-        "swept": len(book.swept),
+        "swept": len(book.once("gone")),
         "requeued": len(book.requeued),
         "settled": book.settled,
         "expired": book.expired,

@@ -12,27 +12,14 @@ from pathlib import Path
 from ledgerq.eventlog.clock import ManualClock, SystemClock
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.errors import JobNotFound, StoreNotFound
-from ledgerq.eventlog.events import (
-    Acked,
-    Cancelled,
-    Claimed,
-    Enqueued,
-    JobEvent,
-    LeaseExpired,
-    Nacked,
-    Promoted,
-    Rebuilt,
-    Record,
-    Requeued,
-    Swept,
-    WriterOpened,
-)
+from ledgerq.eventlog.events import Enqueued, LeaseExpired, Rebuilt, Record, WriterOpened
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.fold import Fold
 from ledgerq.worker.decisions import LEASE_EXPIRED
 from ledgerq.worker.queue import Queue
 from tests.ledger_checks import check_ledger
+from tests.model.job import UNFINISHED, Model, Violation
 
 __all__ = [
     "Book",
@@ -103,105 +90,73 @@ async def run_and_kill(
 
 
 class Book:
-    """What the log says, kept by rules of its own: it knows nothing of the state machine that it watches."""
+    """What the log says, by the reference model."""
 
     def __init__(self) -> None:
-        self.enqueued: set[bytes] = set()
-        self.claimed: dict[int, bytes] = {}
-        self.acked: dict[bytes, int] = {}
-        self.dead: set[bytes] = set()
-        self.cancelled: set[bytes] = set()
-        self.requeued: set[bytes] = set()
-        self.swept: set[bytes] = set()
-        self.settled = self.expired = self.promoted = self.writers = self.rebuilt = 0
-        self._current: dict[bytes, int] = {}
-        self._max_attempts: dict[bytes, int] = {}
-        self._finished: set[bytes] = set()
-        self._unique: dict[bytes, bytes] = {}
-        self._holders: dict[bytes, bytes] = {}
+        self.model = Model()
+        self.expired = self.writers = self.rebuilt = 0
+
+    def note(self, record: Record) -> None:
+        """Take one record in; an AssertionError names what must not be."""
+        event = record.event
+        if isinstance(event, Enqueued):
+            assert event.job_id not in self.model.jobs, f"{event.job_id.hex()} is enqueued again at {record.offset}"
+        self.expired += isinstance(event, LeaseExpired) and event.reason == LEASE_EXPIRED
+        self.writers += isinstance(event, WriterOpened)
+        self.rebuilt += isinstance(event, Rebuilt)
+        try:
+            self.model.apply(record.offset, record.time_ms, event)
+        except Violation as violation:
+            raise AssertionError(str(violation)) from violation
 
     @property
     def unfinished(self) -> set[bytes]:
         """The jobs that are still to be worked on."""
-        return self.enqueued - self._finished
+        return {job.id for job in self.model.jobs.values() if job.state in UNFINISHED}
 
-    def note(self, record: Record) -> None:
-        """Take one record in; an AssertionError names what must not be."""
-        event, at = record.event, record.offset
-        match event:
-            case Enqueued():
-                assert event.job_id not in self.enqueued, f"{_text(event)} is enqueued twice, again at {at}"
-                self.enqueued.add(event.job_id)
-                self._max_attempts[event.job_id] = event.max_attempts
-                if event.unique_key is not None:
-                    self._unique[event.job_id] = event.unique_key
-                    self._hold_key(event.job_id, at)
-            case Claimed():
-                assert event.job_id not in self.acked, f"{_text(event)} was acked and is claimed again at {at}"
-                assert event.job_id not in self._finished, f"{_text(event)} is finished and claimed at {at}"
-                assert event.job_id not in self._current, f"{_text(event)} has two current claims at {at}"
-                assert event.attempt <= self._max_attempts[event.job_id], f"{_text(event)}: attempt {event.attempt}"
-                self._current[event.job_id] = at
-                self.claimed[at] = event.job_id
-            case Acked() | Nacked() | LeaseExpired():
-                assert event.job_id in self._current, f"{_text(event)} is settled at {at} without a claim"
-                claimed_at = self._current.pop(event.job_id)
-                self.settled += 1
-                self.expired += isinstance(event, LeaseExpired) and event.reason == LEASE_EXPIRED
-                if isinstance(event, Acked):
-                    self.acked[event.job_id] = claimed_at
-                    self._finish(event.job_id)
-                elif event.to == "dead":
-                    self.dead.add(event.job_id)
-                    self._finish(event.job_id)
-            case Cancelled():
-                assert event.job_id not in self._current, f"{_text(event)} is cancelled at {at} while it is claimed"
-                self.cancelled.add(event.job_id)
-                self._finish(event.job_id)
-            case Requeued():
-                self.requeued.add(event.job_id)
-                self._finished.remove(event.job_id)
-                self._hold_key(event.job_id, at)
-            case Swept():
-                assert event.job_id in self._finished, f"{_text(event)} is swept at {at} before it is finished"
-                self.swept.add(event.job_id)
-            case Promoted():
-                self.promoted += 1
-            case WriterOpened():
-                self.writers += 1
-            case Rebuilt():
-                self.rebuilt += 1
+    @property
+    def settled(self) -> int:
+        """How many claims ended."""
+        return sum(bool(how) for how in self.model.claims.values())
 
-    def _hold_key(self, job_id: bytes, at: int) -> None:
-        key = self._unique.get(job_id)
-        if key is not None:
-            other = self._holders.setdefault(key, job_id)
-            assert other == job_id, f"two unfinished jobs have the unique key {key!r} at {at}"
+    @property
+    def promoted(self) -> int:
+        """How many scheduled jobs fell due."""
+        return sum(counts.totals.get("promoted", 0) for counts in self.model.queues.values())
 
-    def _finish(self, job_id: bytes) -> None:
-        assert job_id not in self._finished, f"{job_id_text(job_id)} is finished twice"
-        self._finished.add(job_id)
-        key = self._unique.get(job_id)
-        if key is not None:
-            del self._holders[key]
+    @property
+    def claimed(self) -> dict[int, bytes]:
+        """Whose the claim at an offset was."""
+        return {offset: job_id for job_id, offset in self.model.claims}
 
+    @property
+    def acked(self) -> dict[bytes, int]:
+        """The claim that each job was acked by."""
+        return {job_id: offset for (job_id, offset), how in self.model.claims.items() if how == "acked"}
 
-def _text(event: JobEvent) -> str:
-    return job_id_text(event.job_id)
+    @property
+    def requeued(self) -> set[bytes]:
+        """The jobs that got a new start."""
+        return {job.id for job in self.model.jobs.values() if job.requeues}
+
+    def once(self, state: str) -> set[bytes]:
+        """The jobs that were in this state at some time; "gone": swept."""
+        return {job.id for job in self.model.jobs.values() if any(one.state == state for one in job.life)}
 
 
 def check_promises(facts: Facts, fold: Fold, book: Book) -> None:
     """Nothing that was reported is lost, and what was acked, dead or cancelled is still, or was swept."""
     reported = {job_id_bytes(job_id) for job_id in facts.enqueued}
     states = {job.id: job.state for job in fold.jobs.values()}
-    lost = reported - book.enqueued
+    acked, claimed, swept, enqueued = book.acked, book.claimed, book.once("gone"), book.model.jobs.keys()
+    lost = reported - enqueued
     assert not lost, f"{len(lost)} jobs that were reported are gone: {[job_id_text(job_id) for job_id in lost][:3]}"
-    assert book.enqueued == states.keys() | book.swept
-    assert not book.swept & states.keys()
+    assert enqueued == states.keys() | swept
+    assert not swept & states.keys()
     for name, told, noted, state in (
-        ("acked", facts.acked.keys(), book.acked.keys(), "done"),
-        ("dead", facts.dead, book.dead, "dead"),
-        ("cancelled", facts.cancelled, book.cancelled, "cancelled"),
+        ("acked", facts.acked.keys(), acked.keys(), "done"),
+        ("dead", facts.dead, book.once("dead"), "dead"),
+        ("cancelled", facts.cancelled, book.once("cancelled"), "cancelled"),
     ):
         ids = {job_id_bytes(job_id) for job_id in told}
         lost = ids - noted
@@ -210,9 +165,9 @@ def check_promises(facts: Facts, fold: Fold, book: Book) -> None:
         if name == "dead":
             gone -= book.requeued
         assert not gone, f"{len(gone)} jobs were reported {name} and are {[states[job_id] for job_id in gone][:3]}"
-    foreign = [job_id for job_id, offset in facts.acked.items() if book.acked[job_id_bytes(job_id)] != offset]
+    foreign = [job_id for job_id, offset in facts.acked.items() if acked[job_id_bytes(job_id)] != offset]
     assert not foreign, f"{len(foreign)} acks were accepted from others than the current claim: {foreign[:3]}"
-    missing = {offset for offset, job_id in facts.claimed.items() if book.claimed.get(offset) != job_id_bytes(job_id)}
+    missing = {offset for offset, job_id in facts.claimed.items() if claimed.get(offset) != job_id_bytes(job_id)}
     assert not missing, f"claims were handed over that the log does not have: {sorted(missing)[:3]}"
 
 

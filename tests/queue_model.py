@@ -1,125 +1,141 @@
-"""What a queue should do, as a dict of plain records: the model that the state machine test compares a queue with."""
+"""What a queue should do, call by call: each call becomes the event it should cause, in the reference model."""
 
-from dataclasses import dataclass, field
-
+from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
+from ledgerq.eventlog.events import (
+    Acked,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    Enqueued,
+    Event,
+    LeaseExpired,
+    Nacked,
+    Promoted,
+    QueuePaused,
+    QueueResumed,
+    Requeued,
+    State,
+    Swept,
+    UniqueUntil,
+    WriterOpened,
+)
 from ledgerq.worker.claims import Claim
+from tests.model import job as reference
+from tests.model.job import ModelJob
 
-__all__ = ["LEASE_S", "MAX_ATTEMPTS", "Model", "ModelJob"]
+__all__ = ["LEASE_S", "MAX_ATTEMPTS", "Model"]
 
 LEASE_S = 30
 MAX_ATTEMPTS = 2
-KEEP_MS = {"done": 24 * 3600 * 1000, "cancelled": 24 * 3600 * 1000, "dead": 7 * 24 * 3600 * 1000}
+KEEP_MS = {"done": 24 * 3600 * 1000, "cancelled": 24 * 3600 * 1000, "dead": 7 * 24 * 3600 * 1000, "pending": 0}
+WHO = ("ann", "because")
 
 
-@dataclass
-class ModelJob:
-    """A job as a user would describe it."""
-
-    queue: str
-    place: tuple[int, int]
-    state: str
-    due_ms: int = 0
-    attempt: int = 0
-    key: str | None = None
-    until: str = "finished"
-    held: bool = False
-    sweep_at_ms: int = 0
-    asked_to_stop: bool = False
-    claim: Claim | None = None
-    lease_ends_ms: int = 0
-
-
-@dataclass
 class Model:
-    """All jobs that are not swept, by id."""
+    """The queue as its callers see it."""
 
-    now_ms: int
-    jobs: dict[str, ModelJob] = field(default_factory=dict)
-    swept: list[str] = field(default_factory=list)
-    lost_claims: list[Claim] = field(default_factory=list)
-    paused: set[str] = field(default_factory=set)
-    number: int = 0
+    def __init__(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+        self.swept: list[str] = []
+        self.lost_claims: list[Claim] = []
+        self.lease_ends_ms: dict[str, int] = {}
+        self._claims: dict[str, Claim] = {}
+        self._reference = reference.Model()
+        self._offset = 0
 
-    def added(self, job_id: str, queue: str, priority: int, delay: float, key: str | None, until: str) -> None:
+    def _happened(self, event: Event) -> None:
+        self._offset += 1
+        self._reference.apply(self._offset, self.now_ms, event)
+
+    @property
+    def jobs(self) -> dict[str, ModelJob]:
+        """All jobs that are not swept, by id."""
+        return {job_id_text(job.id): job for job in self._reference.jobs.values() if job.state != "gone"}
+
+    def is_paused(self, queue: str) -> bool:
+        """Whether nothing of a queue is handed out."""
+        return self._reference.counts(queue).paused
+
+    def added(self, job_id: str, queue: str, priority: int, delay: float, key: str | None, until: UniqueUntil) -> None:
         """A job was enqueued."""
-        assert job_id not in self.jobs
-        self.number += 1
-        job = self.jobs[job_id] = ModelJob(queue, (priority, self.number), "pending", key=key, until=until)
-        job.held = key is not None
-        if delay:
-            job.state, job.due_ms = "scheduled", self.now_ms + round(delay * 1000)
+        due_ms = self.now_ms + round(delay * 1000) if delay else 0
+        unique_key = None if key is None else key.encode()
+        job = job_id_bytes(job_id)
+        self._happened(Enqueued(job, queue, priority, MAX_ATTEMPTS, due_ms, unique_key, until, 1, bytes(32)))
 
     def holder(self, queue: str, key: str) -> str | None:
-        """Who holds a unique key."""
-        found = [i for i, job in self.jobs.items() if job.queue == queue and job.key == key and job.held]
-        assert len(found) <= 1
-        return found[0] if found else None
+        """The job that holds a unique key."""
+        found = self._reference.keys.get((queue, key.encode()))
+        return None if found is None else job_id_text(found)
 
     def pending(self, queue: str) -> list[str]:
         """The jobs of a queue that can be claimed, in order."""
-        found = [(job.place, i) for i, job in self.jobs.items() if job.queue == queue and job.state == "pending"]
-        return [job_id for _, job_id in sorted(found)]
+        waiting = self._reference.pending.get(queue, {})
+        return [job_id_text(job_id) for job_id in sorted(waiting, key=waiting.__getitem__)]
 
     def claimed(self, claim: Claim, lease_ms: int) -> None:
         """A claim was handed over."""
-        job = self.jobs[claim.job_id]
-        assert job.state == "pending", f"a job that is {job.state} was claimed"
-        assert job.queue not in self.paused
-        assert claim.payload == b"%d" % job.place[0]
-        job.state, job.claim, job.lease_ends_ms = "claimed", claim, self.now_ms + lease_ms
-        job.attempt += 1
-        assert claim.attempt == job.attempt
-        job.held = job.held and job.until == "finished"
+        self._happened(Claimed(claim.id, claim.attempt, lease_ms, None))
+        assert claim.payload == b"%d" % self.jobs[claim.job_id].priority
+        self._claims[claim.job_id], self.lease_ends_ms[claim.job_id] = claim, self.now_ms + lease_ms
 
     def current(self) -> list[tuple[str, Claim]]:
         """All current claims."""
-        return [(i, job.claim) for i, job in self.jobs.items() if job.state == "claimed" and job.claim is not None]
+        return [(job_id, self._claims[job_id]) for job_id, job in self.jobs.items() if job.state == "claimed"]
 
-    def finish(self, job_id: str, state: str) -> None:
-        """A job's life ends in this state."""
+    def acked(self, job_id: str) -> None:
+        """A job is done."""
+        self.lost_claims.append(self._claims[job_id])
+        self._happened(Acked(job_id_bytes(job_id), self.now_ms + KEEP_MS["done"]))
+
+    def cancelled(self, job_id: str) -> None:
+        """A job was cancelled, or its claim is asked to stop."""
         job = self.jobs[job_id]
-        self._end_claim(job)
-        job.state, job.held, job.due_ms = state, False, 0
-        job.sweep_at_ms = self.now_ms + KEEP_MS[state]
+        if job.state == "claimed":
+            self._happened(CancelRequested(job.id, *WHO))
+        else:
+            self._happened(Cancelled(job.id, self.now_ms + KEEP_MS["cancelled"], *WHO))
 
     def gave_up(self, job_id: str, *, dead: bool = False, delay_ms: int = 0, released: bool = False) -> None:
-        """A claim ended without success: nacked, released, or its lease was over."""
-        job = self.jobs[job_id]
-        if job.asked_to_stop:
-            job.attempt -= released
-            self.finish(job_id, "cancelled")
-        elif not released and (dead or job.attempt >= MAX_ATTEMPTS):
-            self.finish(job_id, "dead")
-        else:
-            self._end_claim(job)
-            job.attempt -= released
-            job.state = "scheduled" if delay_ms else "pending"
-            job.due_ms = self.now_ms + delay_ms if delay_ms else 0
+        """A claim was nacked or released."""
+        to, sweep_at_ms = self._claim_ended(job_id, dead=dead, released=released)
+        due_ms = self.now_ms + delay_ms if to == "pending" and delay_ms else 0
+        job = job_id_bytes(job_id)
+        self._happened(Nacked(job, "scheduled" if due_ms else to, due_ms, sweep_at_ms, released, "e"))
 
-    def _end_claim(self, job: ModelJob) -> None:
-        if job.claim is not None:
-            self.lost_claims.append(job.claim)
-        job.claim, job.asked_to_stop = None, False
+    def _claim_ended(self, job_id: str, *, dead: bool = False, released: bool = False) -> tuple[State, int]:
+        """What becomes of a job whose claim ended without success, and when it is swept."""
+        job = self.jobs[job_id]
+        self.lost_claims.append(self._claims[job_id])
+        is_dead = not released and (dead or job.attempt >= MAX_ATTEMPTS)
+        to: State = "cancelled" if job.stop_asked else "dead" if is_dead else "pending"
+        return to, self.now_ms + KEEP_MS[to] if to != "pending" else 0
+
+    def _expired(self, job_id: str, reason: str) -> None:
+        self._happened(LeaseExpired(job_id_bytes(job_id), *self._claim_ended(job_id), reason))
 
     def requeued(self, job_id: str) -> None:
         """A dead job got a new start."""
-        job = self.jobs[job_id]
-        job.state, job.attempt, job.sweep_at_ms = "pending", 0, 0
-        job.held = job.key is not None and job.until == "finished"
+        self._happened(Requeued(job_id_bytes(job_id), *WHO))
+
+    def paused(self, queue: str, *, now: bool) -> None:
+        """A queue was paused or resumed."""
+        self._happened((QueuePaused if now else QueueResumed)(queue, *WHO))
 
     def passed(self, now_ms: int) -> None:
         """Time went on, and what it brings about happened."""
         self.now_ms = now_ms
-        for job_id, job in list(self.jobs.items()):
-            if job.state == "claimed" and job.lease_ends_ms <= now_ms:
-                self.gave_up(job_id)
+        for job_id, job in self.jobs.items():
+            if job.state == "claimed" and self.lease_ends_ms[job_id] <= now_ms:
+                self._expired(job_id, "lease expired")
             elif job.state == "scheduled" and job.due_ms <= now_ms:
-                job.state, job.due_ms = "pending", 0
-            elif job.sweep_at_ms and job.sweep_at_ms <= now_ms:
-                del self.jobs[job_id]
+                self._happened(Promoted(job.id))
+            elif job.state in ("done", "dead", "cancelled") and job.sweep_at_ms <= now_ms:
+                self._happened(Swept(job.id))
                 self.swept.append(job_id)
 
     def restarted(self) -> None:
         """The process ended; the next one found its claims interrupted."""
+        self._happened(WriterOpened("next", "1", None))
         for job_id, _ in self.current():
-            self.gave_up(job_id)
+            self._expired(job_id, "interrupted")

@@ -19,11 +19,11 @@ from ledgerq.eventlog.codec import encode_batch, encode_batch_pieces
 from ledgerq.eventlog.errors import LogPoisoned, QueueClosed
 from ledgerq.eventlog.events import Acked, Enqueued
 from ledgerq.eventlog.memory import MemoryBatch
-from ledgerq.tools.simulate import run_seeds
 from ledgerq.worker import enqueue, intake, live
 from ledgerq.worker.options import NewJob
 from tests.loops import settle
 from tests.rig import Rig, claim_all
+from tests.simulation.command import run_seeds
 
 MANY = 3000
 WHO = {"actor": "ada", "reason": "test"}

@@ -45,6 +45,20 @@ def test_every_import_is_a_declared_dependency() -> None:
     assert not bad, "\n" + "\n".join(bad)
 
 
+def test_programs_for_development_alone_are_no_part_of_the_package() -> None:
+    for name in ("simulation", "soak", "dashboard_picture"):
+        assert (ROOT / "tests" / name / "__main__.py").is_file()
+    words = re.compile(r"simul|sim_|soak|picture|draw")
+    shipped = [file.relative_to(ROOT).as_posix() for room in ROOMS for file in (ROOT / room).rglob("*")]
+    assert not [name for name in shipped if words.search(name) and "__pycache__" not in name]
+
+
+def test_the_reference_model_knows_nothing_of_the_code_that_it_judges() -> None:
+    for file in (ROOT / "tests" / "model").glob("*.py"):
+        names = set(re.findall(r"^(?:from|import) ((?:ledgerq|tests)\S*)", file.read_text("utf-8"), re.MULTILINE))
+        assert not {name for name in names if name != "ledgerq.eventlog.events" and not name.startswith("tests.model.")}
+
+
 @pytest.mark.proof
 def test_wheel_holds_the_four_rooms_and_no_tests(tmp_path: Path) -> None:
     # From a copy: setuptools would take modules that are long gone from a left-over build/ folder.

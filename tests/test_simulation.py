@@ -1,6 +1,6 @@
 """The deterministic simulation: all worlds keep their promises, and a world with a planted defect does not.
 
-More worlds by hand: `python -m ledgerq.tools.simulate --seeds 0:1000000 --jobs 2`.
+More worlds by hand: `python -m tests.simulation --seeds 0:1000000 --jobs 2`.
 """
 
 import multiprocessing
@@ -14,14 +14,14 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from ledgerq.eventlog.clock import ManualClock
-from ledgerq.tools import sim_shrink, simulate
-from ledgerq.tools.sim_loop import SimLoop, Stuck
-from ledgerq.tools.sim_model import Violation
-from ledgerq.tools.sim_plan import Plan, make_plan
-from ledgerq.tools.sim_shrink import keep_moves
-from ledgerq.tools.sim_world import Outcome, run_plan
-from ledgerq.tools.simulate import run_seeds
-from tests.simulation_defects import DEFECTS
+from tests.model.job import Violation
+from tests.simulation import command
+from tests.simulation.command import run_seeds
+from tests.simulation.defects import DEFECTS
+from tests.simulation.loop import SimLoop, Stuck
+from tests.simulation.plan import Plan, make_plan
+from tests.simulation.shrink import keep_moves, shrink
+from tests.simulation.world import Outcome, run_plan
 from tests.tiers import sampled
 
 QUICK_SEEDS = 25
@@ -48,9 +48,9 @@ FIRST_SEED = {
 }
 
 
-def all_kept(results: Sequence[simulate.Result]) -> None:
+def all_kept(results: Sequence[command.Result]) -> None:
     broken = {result.seed: result.broken for result in results if result.broken is not None}
-    assert not broken, f"tell more with: python -m ledgerq.tools.simulate --seeds {min(broken)}:{min(broken) + 1}"
+    assert not broken, f"tell more with: python -m tests.simulation --seeds {min(broken)}:{min(broken) + 1}"
     assert sum(result.commits for result in results) > 20 * len(results)
     assert sum(result.jobs for result in results) > 10 * len(results)
 
@@ -84,12 +84,12 @@ def test_a_planted_defect_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.proof
 @pytest.mark.parametrize("seeds", sampled([4, 40]))
 def test_the_same_seed_gives_the_same_run_byte_for_byte_in_any_process(seeds: int) -> None:
-    command = [sys.executable, "-m", "ledgerq.tools.simulate", "--seeds", f"100:{100 + seeds}", "--digests"]
+    program = [sys.executable, "-m", "tests.simulation", "--seeds", f"100:{100 + seeds}", "--digests"]
     said: list[list[str]] = []
     for hash_seed, more in (("1", []), ("2", ["--jobs", "2"])):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
         ran = subprocess.run(
-            [*command, *more], env=environment, capture_output=True, text=True, timeout=300, check=True
+            [*program, *more], env=environment, capture_output=True, text=True, timeout=300, check=True
         )
         said.append(ran.stdout.splitlines()[:-1])
     assert said[0] == said[1]
@@ -103,15 +103,15 @@ def test_a_broken_promise_is_told_with_the_shortest_run_and_one_command_that_rep
 ) -> None:
     DEFECTS["ack_told_before_the_flush"](monkeypatch)
     with pytest.raises(SystemExit) as ended:
-        simulate.main(["--seeds", "0:100"])
+        command.main(["--seeds", "0:100"])
     assert ended.value.code == 1
     said = capsys.readouterr().out
     (kept, of) = re.findall(r"(\d+) of its (\d+) moves are enough", said)[0]
     assert int(kept) < int(of)
     assert int(kept) <= 3, "an enqueue and a claim are enough"
-    command, *_ = re.findall(r"to repeat this:  python -m ledgerq.tools.simulate (.*)", said)
+    arguments, *_ = re.findall(r"to repeat this:  python -m tests.simulation (.*)", said)
     with pytest.raises(SystemExit) as again:
-        simulate.main(command.split())
+        command.main(arguments.split())
     assert again.value.code == 1
     assert "BROKEN: settled" in capsys.readouterr().out
 
@@ -125,7 +125,7 @@ def test_shrinking_keeps_only_what_is_needed() -> None:
         broken = simulate_violation() if needed <= numbers else None
         return Outcome(broken, "", 0, 0, ())
 
-    kept, outcome = sim_shrink.shrink(plan, "made up", run=run)
+    kept, outcome = shrink(plan, "made up", run=run)
     assert set(kept) == needed
     assert outcome.broken is not None
     assert keep_moves(plan, kept).moves == tuple(plan.moves[number] for number in sorted(needed))
@@ -142,7 +142,7 @@ def simulate_violation() -> Violation:
 )
 def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        simulate.main(arguments)
+        command.main(arguments)
     assert ended.value.code == 2
     assert "--" in capsys.readouterr().err
 

@@ -28,17 +28,17 @@ from ledgerq.eventlog.events import (
     WriterOpened,
 )
 from ledgerq.eventlog.memory import MemoryDisk, MemoryStore
-from ledgerq.tools import soak_load, soak_report
-from ledgerq.tools.soak_audit import FactFiles
-from ledgerq.tools.soak_book import Book
-from ledgerq.tools.soak_conductor import Conductor, Plan
-from ledgerq.tools.soak_drift import Tolerance, judge, theil_sen
-from ledgerq.tools.soak_load import Load
-from ledgerq.tools.soak_meter import Facts, Meter, held_by_process
-from ledgerq.tools.soak_queue import WatchedQueue, sealed
-from ledgerq.tools.soak_report import judge_all
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.queue import Queue
+from tests.soak import report
+from tests.soak.auditor import FactFiles
+from tests.soak.book import Book
+from tests.soak.conductor import Conductor, Plan
+from tests.soak.drift import Tolerance, judge, theil_sen
+from tests.soak.load import Counts, Load
+from tests.soak.meter import Facts, Meter, held_by_process
+from tests.soak.queue import WatchedQueue, sealed
+from tests.soak.report import judge_all
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 110
@@ -183,19 +183,19 @@ def test_the_book_agrees_with_a_log_that_is_right(events: tuple[Event, ...], fac
         ((ENQUEUED,), f"X {TEXT}", "was cancelled"),
         ((ENQUEUED, CLAIMED, DEAD), f"Q {TEXT}", "was requeued"),
         ((ENQUEUED,), "! the payload is not what it was", "the payload is not what it was"),
-        ((ENQUEUED, ENQUEUED), "", "was enqueued a second time at offset 1"),
-        ((CLAIMED,), "", "Claimed of job 00000000000000000000000000, which is gone"),
+        ((ENQUEUED, ENQUEUED), "", "is enqueued at 1 while it is pending"),
+        ((CLAIMED,), "", "about a job that was never enqueued"),
         (
             (ENQUEUED, CLAIMED, Acked(ID, 9), CLAIMED._replace(attempt=2)),
             "",
-            "offset 3: Claimed of job " + TEXT + ", which was done",
+            "Claimed at 3: the job " + ID.hex() + " is done",
         ),
-        ((ENQUEUED, CLAIMED, CLAIMED._replace(attempt=2)), "", "which was claimed"),
-        ((ENQUEUED, CLAIMED, Acked(ID, 9), Acked(ID, 9)), "", "Acked of job " + TEXT + ", which was done"),
-        ((ENQUEUED, Swept(ID)), "", "which was pending"),
-        ((ENQUEUED, CLAIMED, NACKED, CLAIMED), "", "try 1 of job " + TEXT + ", which had 1 of 2 tries before"),
-        ((ENQUEUED._replace(max_attempts=1), CLAIMED, NACKED, CLAIMED._replace(attempt=2)), "", "had 1 of 1 tries"),
-        ((keyed(ENQUEUED), other(keyed(ENQUEUED))), "", "is held by unfinished job " + TEXT),
+        ((ENQUEUED, CLAIMED, CLAIMED._replace(attempt=2)), "", "is claimed, not"),
+        ((ENQUEUED, CLAIMED, Acked(ID, 9), Acked(ID, 9)), "", "Acked at 3: the job " + ID.hex() + " is done"),
+        ((ENQUEUED, Swept(ID)), "", "is pending, not"),
+        ((ENQUEUED, CLAIMED, NACKED, CLAIMED), "", "the claim at 3 is attempt 2, it says 1"),
+        ((ENQUEUED._replace(max_attempts=1), CLAIMED, NACKED), "", "nacked at 2 with no attempt left"),
+        ((keyed(ENQUEUED), other(keyed(ENQUEUED))), "", "which " + ID.hex() + " holds"),
     ],
 )
 def test_the_book_names_what_was_broken(events: tuple[Event, ...], fact: str, message: str) -> None:
@@ -270,7 +270,7 @@ async def test_a_planted_leak_is_found(tmp_path: Path, monkeypatch: pytest.Monke
                     await asyncio.sleep(0.15)
                     samples.append((float(i), held_by_process()["blocks"] / 1000))
                 await load.stop()
-        series_of = next(one for one in soak_report._SERIES if one.name == "blocks allocated by Python")
+        series_of = next(one for one in report._SERIES if one.name == "blocks allocated by Python")
         return judge("blocks", "thousand", samples, series_of.tolerance).failed
 
     assert not await blocks(leaks=False)
@@ -327,7 +327,7 @@ async def test_a_read_that_meets_the_fence_before_its_queue_does_is_no_broken_pr
 def start(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
     (tmp_path / "tmp").mkdir()
     return subprocess.Popen(
-        [sys.executable, "-m", "ledgerq.tools.soak", *arguments],
+        [sys.executable, "-m", "tests.soak", *arguments],
         cwd=tmp_path,
         env={"TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -339,8 +339,8 @@ def start(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
 @pytest.fixture
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies say nothing on a machine that does other things besides."""
-    series = tuple(one for one in soak_report._SERIES if one.unit != "ms")
-    monkeypatch.setattr(soak_report, "_SERIES", series)
+    series = tuple(one for one in report._SERIES if one.unit != "ms")
+    monkeypatch.setattr(report, "_SERIES", series)
 
 
 def plan(folder: Path, **changed: Any) -> Plan:
@@ -394,7 +394,7 @@ async def test_a_broken_promise_and_an_audit_that_finds_something_fail_the_run(
     def other_counts(self: object, transition: object) -> dict[bytes, bytes]:
         return {b"mail": b"7"}
 
-    monkeypatch.setattr(soak_load.Counts, "apply", other_counts)
+    monkeypatch.setattr(Counts, "apply", other_counts)
     assert await conductor.run() == 1
     failed = [line for line in lines if line.startswith("FAILED: ")]
     assert f"FAILED: job {TEXT} was acked, but the log has no such job" in failed

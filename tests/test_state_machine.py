@@ -87,7 +87,7 @@ class QueueMachine(RuleBasedStateMachine):
     def claim(self, queue: str, limit: int, lease: float | None) -> None:
         """Without a wait: the first jobs in order, at least one if there is one."""
         claims = self.run(self.rig.queue.claim(queue, limit=limit, lease=lease))
-        wanted = [] if queue in self.model.paused else self.model.pending(queue)[:limit]
+        wanted = [] if self.model.is_paused(queue) else self.model.pending(queue)[:limit]
         assert [claim.job_id for claim in claims] == wanted[: len(claims)]
         assert bool(claims) == bool(wanted)
         for claim in claims:
@@ -118,7 +118,7 @@ class QueueMachine(RuleBasedStateMachine):
         """A current claim's work is done."""
         job_id, claim = self.pick_claim(number)
         self.run(self.rig.queue.ack(claim))
-        self.model.finish(job_id, "done")
+        self.model.acked(job_id)
         self.after()
 
     @precondition(lambda self: self.model.current())
@@ -151,7 +151,7 @@ class QueueMachine(RuleBasedStateMachine):
         """A current claim gets another end, sooner or later."""
         job_id, claim = self.pick_claim(number)
         extended = self.run(self.rig.queue.extend(claim, lease))
-        ends_ms = self.model.jobs[job_id].lease_ends_ms = self.model.now_ms + lease * 1000
+        ends_ms = self.model.lease_ends_ms[job_id] = self.model.now_ms + lease * 1000
         assert extended.lease_expires_ms == ends_ms
         self.after()
 
@@ -187,10 +187,7 @@ class QueueMachine(RuleBasedStateMachine):
         except InvalidState:
             assert job.state in ("done", "dead", "cancelled")
         else:
-            if job.state == "claimed":
-                job.asked_to_stop = True
-            else:
-                self.model.finish(job_id, "cancelled")
+            self.model.cancelled(job_id)
             assert answer.state == job.state
         self.after()
 
@@ -202,7 +199,8 @@ class QueueMachine(RuleBasedStateMachine):
         ids = sorted(dead or self.model.jobs)
         job_id = ids[number % len(ids)]
         job = self.model.jobs[job_id]
-        taken = job.until == "finished" and job.key is not None and self.model.holder(job.queue, job.key) is not None
+        key = None if job.until_claimed or job.unique_key is None else job.unique_key.decode()
+        taken = key is not None and self.model.holder(job.queue, key) is not None
         try:
             self.run(self.rig.queue.requeue(job_id, **WHO))
         except InvalidState:
@@ -217,14 +215,14 @@ class QueueMachine(RuleBasedStateMachine):
     def pause(self, queue: str) -> None:
         """Nothing is handed out."""
         self.run(self.rig.queue.pause(queue, **WHO))
-        self.model.paused.add(queue)
+        self.model.paused(queue, now=True)
         self.after()
 
     @rule(queue=queues)
     def resume(self, queue: str) -> None:
         """Jobs are handed out again."""
         self.run(self.rig.queue.resume(queue, **WHO))
-        self.model.paused.discard(queue)
+        self.model.paused(queue, now=False)
         self.after()
 
     # ------------------------------------------------------------------ time and restarts
@@ -278,7 +276,7 @@ class QueueMachine(RuleBasedStateMachine):
             (new,) = [job.job_id for job in page.jobs if job.job_id not in self.model.jobs]
             self.model.added(new, queue, 1, 0, None, "finished")
             if acked is not None:
-                self.model.finish(acked[0], "done")
+                self.model.acked(acked[0])
         self.model.restarted()
         self.after()
 
@@ -302,7 +300,7 @@ class QueueMachine(RuleBasedStateMachine):
                 for claim in claims:
                     self.model.claimed(claim, LEASE_S * 1000)
         for queue, _ in self.waiting:
-            assert queue in self.model.paused or not self.model.pending(queue), "a waiting claim was not woken"
+            assert self.model.is_paused(queue) or not self.model.pending(queue), "a waiting claim was not woken"
         self.run(self.compare())
 
     async def compare(self) -> None:
@@ -313,13 +311,14 @@ class QueueMachine(RuleBasedStateMachine):
             states = [job.state for job in self.model.jobs.values() if job.queue == queue]
             for state in ("scheduled", "pending", "claimed", "done", "dead", "cancelled"):
                 assert getattr(stats, state) == states.count(state), (queue, state)
-            assert stats.paused == (queue in self.model.paused)
+            assert stats.paused == self.model.is_paused(queue)
         assert {job.job_id for job in fold.jobs.values()} == self.model.jobs.keys()
         for job in fold.jobs.values():
             model = self.model.jobs[job.job_id]
-            assert (job.state, job.attempt, job.due_ms) == (model.state, model.attempt, model.due_ms)
-            assert (job.unique_held, job.sweep_at_ms) == (model.held, model.sweep_at_ms)
-            assert (job.cancel_request is not None) == model.asked_to_stop
+            assert (job.state, job.attempt, job.unique_held) == (model.state, model.attempt, model.key_held)
+            assert job.due_ms == (model.due_ms if model.state == "scheduled" else 0)
+            assert job.sweep_at_ms == (model.sweep_at_ms if model.state in ("done", "dead", "cancelled") else 0)
+            assert (job.cancel_request is not None) == (model.state == "claimed" and model.stop_asked)
         for job_id in [*self.model.jobs][-2:]:
             assert await self.rig.queue.get(job_id) == next(j for j in fold.jobs.values() if j.job_id == job_id)
         for job_id in self.model.swept[-1:]:

@@ -12,7 +12,7 @@ __all__ = ["start_module"]
 async def start_module(
     name: str, arguments: Sequence[str], *, folder: Path, errors: Path, defaults: Mapping[str, str] | None = None
 ) -> asyncio.subprocess.Process:
-    """Start the module `name` of ledgerq in `folder`, with pipes for input and output; stderr is added to `errors`.
+    """Start the module `name` (in full) in `folder`, with pipes for input and output; stderr is added to `errors`.
 
     `defaults`: environment variables for what this process's own environment leaves open. The folder should hold no
     Python files, so that none of a user's own shadows a module.
@@ -21,7 +21,7 @@ async def start_module(
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            f"ledgerq.{name}",
+            name,
             *arguments,
             cwd=folder,
             env=dict(defaults or {}) | _environment(),

@@ -74,7 +74,7 @@ class Child:
 async def started(place: Path, arguments: Sequence[str]) -> AsyncIterator[Child]:
     """A worker process with these arguments; it never outlives this, nor the demo."""
     errors = place / "worker.log"
-    process = await start_module("tools.demo_worker", arguments, folder=place, errors=errors)
+    process = await start_module("ledgerq.tools.demo_worker", arguments, folder=place, errors=errors)
     try:
         yield Child(process, errors)
     finally:

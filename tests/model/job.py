@@ -1,0 +1,317 @@
+"""The reference model of a job's life: a second, plain account of what a log may say, apart from the code it judges.
+
+It reads the durable events one by one and knows nothing of how ledgerq decides or keeps its state: nothing of
+ledgerq.projections or ledgerq.worker is imported. Whatever an event says that can't be is a `Violation`. The
+simulation, the long run, the processes that are killed and the state machine test are all held to it. What is due by a clock is judged where
+that clock stands still between two events, in the simulation: elsewhere time passes from a decision to its commit.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from ledgerq.eventlog.events import (
+    Acked,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    DeadLettered,
+    Enqueued,
+    Event,
+    LeaseExpired,
+    Nacked,
+    Promoted,
+    QueuePaused,
+    QueueResumed,
+    Requeued,
+    Swept,
+    WriterOpened,
+)
+from tests.model.records import UNFINISHED, ModelJob, Moment, QueueCounts, Violation
+
+__all__ = ["UNFINISHED", "Model", "ModelJob", "Violation"]
+
+_COUNTED: Final[dict[type[Any], str]] = {
+    Enqueued: "enqueued",
+    Promoted: "promoted",
+    Claimed: "claimed",
+    Acked: "acked",
+    Nacked: "nacked",
+    LeaseExpired: "lease_expired",
+    CancelRequested: "cancel_requested",
+    Cancelled: "cancelled",
+    Requeued: "requeued",
+    Swept: "swept",
+    DeadLettered: "dead_lettered",
+}
+
+
+class Model:
+    """All jobs, swept ones too until they are forgotten, and all their claims.
+
+    `options`: how long finished jobs are kept, and the first backoff, both in ms; without them no time is judged.
+    """
+
+    def __init__(
+        self,
+        now_ms: Callable[[], int] = lambda: 0,
+        wall_ms: Callable[[], int] = lambda: 0,
+        options: tuple[int, int] | None = None,
+    ) -> None:
+        self._now_ms = now_ms
+        self._wall_ms = wall_ms
+        self._is_timed = options is not None
+        self._keep_ms, self._backoff_ms = options or (0, 0)
+        self.jobs: dict[bytes, ModelJob] = {}
+        self.queues: dict[str, QueueCounts] = {}
+        self.pending: dict[str, dict[bytes, tuple[int, int]]] = {}
+        self.pending_since_ms: dict[bytes, int] = {}  # by the clock of the simulation, which nobody sets
+        self.claims: dict[tuple[bytes, int], str] = {}  # how each claim ended; "" while it is current
+        self.leases: dict[tuple[bytes, int], int] = {}  # ends that were promised by a renewal
+        self.keys: dict[tuple[str, bytes], bytes] = {}
+        self.opened_at = -1
+        self.clock_went_back = False  # then leases, which go by the clock, may end early by the log's time
+        self.time_ms = 0
+
+    def overlooked(self, queue: str, since_ms: int) -> list[bytes]:
+        """Jobs of a queue that hands out that could be claimed since then, and were not."""
+        if self.counts(queue).paused:
+            return []
+        return [job_id for job_id in self.pending.get(queue, {}) if self.pending_since_ms[job_id] <= since_ms]
+
+    def forget(self, job_id: bytes) -> None:
+        """Drop what is known of a job, if it was swept."""
+        if job_id in self.jobs and self.jobs[job_id].state == "gone":
+            for moment in self.jobs.pop(job_id).life:
+                self.claims.pop((job_id, moment.offset), None)
+            self.pending_since_ms.pop(job_id, None)
+
+    def counts(self, queue: str) -> QueueCounts:
+        """The counters of a queue."""
+        return self.queues.setdefault(queue, QueueCounts())
+
+    def apply(self, offset: int, time_ms: int, event: Event) -> None:
+        """Take note of one durable event; raises `Violation`."""
+        self.time_ms = time_ms
+        if isinstance(event, QueuePaused | QueueResumed | Enqueued):
+            counts = self.counts(event.queue)
+            counts.first_offset = offset if counts.first_offset < 0 else counts.first_offset
+        if isinstance(event, QueuePaused | QueueResumed):
+            counts.paused = isinstance(event, QueuePaused)
+        elif isinstance(event, WriterOpened):
+            self.opened_at = offset
+        elif isinstance(event, Enqueued):
+            self._enqueued(offset, event)
+        elif type(event) in _COUNTED:
+            job = self.jobs.get(event.job_id)  # type: ignore[union-attr]
+            if job is None:
+                raise Violation("log", f"{event} at {offset} is about a job that was never enqueued")
+            self._change(job, offset, event)
+
+    def _enqueued(self, offset: int, event: Enqueued) -> None:
+        old = self.jobs.get(event.job_id)
+        if old is not None and old.state != "gone":
+            raise Violation("log", f"{event.job_id.hex()} is enqueued at {offset} while it is {old.state}")
+        state = "scheduled" if event.due_ms else "pending"
+        job = ModelJob(
+            event.job_id,
+            event.queue,
+            event.priority,
+            offset,
+            event.max_attempts,
+            event.unique_key,
+            event.unique_until == "claimed",
+            state,
+            self.time_ms,
+            due_ms=event.due_ms,
+            since_ms=event.due_ms or self.time_ms,
+            changed_at_ms=self._now_ms(),
+        )
+        job.life.append(Moment(offset, self.time_ms, event, state, 0))
+        self.jobs[job.id] = job
+        counts = self.counts(job.queue)
+        counts.count("enqueued")
+        counts.states[state] = counts.states.get(state, 0) + 1
+        if state == "pending":
+            self.pending.setdefault(job.queue, {})[job.id] = (job.priority, offset)
+            self.pending_since_ms[job.id] = self._now_ms()
+        self._take_key(job, offset)
+
+    def _take_key(self, job: ModelJob, offset: int) -> None:
+        if job.unique_key is None:
+            return
+        place = (job.queue, job.unique_key)
+        holder = self.keys.get(place)
+        if holder is not None:
+            raise Violation("unique", f"{job.id.hex()} takes the key {place} at {offset}, which {holder.hex()} holds")
+        self.keys[place] = job.id
+        job.key_held = True
+
+    def _drop_key(self, job: ModelJob) -> None:
+        if job.key_held and job.unique_key is not None:
+            del self.keys[job.queue, job.unique_key]
+            job.key_held = False
+
+    def _change(self, job: ModelJob, offset: int, event: Any) -> None:
+        counts, before = self.counts(job.queue), job.state
+        counts.count(_COUNTED[type(event)])
+        after = _HOW[type(event)](self, job, offset, event)
+        job.life.append(Moment(offset, self.time_ms, event, after, job.attempt))
+        if after == before:
+            return
+        job.state = after
+        job.changed_at_ms = self._now_ms()
+        if after == "pending" and before != "scheduled":
+            job.since_ms = self.time_ms
+        counts.move(before, after)
+        waiting = self.pending.setdefault(job.queue, {})
+        waiting.pop(job.id, None)
+        if after == "pending":
+            waiting[job.id] = (job.priority, job.offset)
+            self.pending_since_ms[job.id] = self._now_ms()
+        elif after in ("done", "dead", "cancelled"):
+            self._drop_key(job)
+            job.ends += 1
+            if after == "dead":
+                counts.count("dead")
+
+    def _must_be(self, job: ModelJob, offset: int, event: Any, *states: str) -> None:
+        if job.state not in states:
+            what = type(event).__name__
+            raise Violation("state", f"{what} at {offset}: the job {job.id.hex()} is {job.state}, not {states}")
+
+    def _promoted(self, job: ModelJob, offset: int, event: Promoted) -> str:
+        self._must_be(job, offset, event, "scheduled")
+        if self._is_timed and self.time_ms < job.due_ms:
+            raise Violation("early", f"promoted at {offset}, {job.due_ms - self.time_ms} ms before it was due")
+        return "pending"
+
+    def _claimed(self, job: ModelJob, offset: int, event: Claimed) -> str:
+        self._must_be(job, offset, event, "pending")
+        if job.stop_asked:
+            raise Violation("stop", f"{job.id.hex()} was claimed at {offset}, and somebody had asked that it stops")
+        if self.counts(job.queue).paused:
+            raise Violation("paused", f"{job.id.hex()} was claimed at {offset} from a paused queue")
+        first = min(self.pending[job.queue].values())
+        if first != (job.priority, job.offset):
+            raise Violation("order", f"{(job.priority, job.offset)} was claimed at {offset} before {first}")
+        job.attempt += 1
+        self.counts(job.queue).measures.claimed(self.time_ms - job.since_ms)
+        if event.attempt != job.attempt:
+            raise Violation("attempts", f"the claim at {offset} is attempt {job.attempt}, it says {event.attempt}")
+        if job.attempt > job.max_attempts:
+            raise Violation("attempts", f"attempt {job.attempt} of {job.max_attempts} at {offset}")
+        if job.until_claimed:
+            self._drop_key(job)
+        job.claim_offset, job.claim_ms, job.lease_ms = offset, self.time_ms, event.lease_ms
+        job.stop_asked = False
+        self.claims[job.id, offset] = ""
+        return "claimed"
+
+    def _keep(self, offset: int, sweep_at_ms: int) -> None:
+        """Finished jobs are kept as long as the options say, from the moment of the decision."""
+        latest_ms = self._wall_ms() + self._keep_ms
+        if self._is_timed and not self.clock_went_back and not self.time_ms + self._keep_ms <= sweep_at_ms <= latest_ms:
+            raise Violation("kept", f"finished at {offset}, {self.time_ms}, and to be swept at {sweep_at_ms}")
+
+    def _acked(self, job: ModelJob, offset: int, event: Acked) -> str:
+        self._must_be(job, offset, event, "claimed")
+        self._keep(offset, event.sweep_at_ms)
+        self.claims[job.id, job.claim_offset] = "acked"
+        measures = self.counts(job.queue).measures
+        measures.acked(self.time_ms - job.claim_ms, self.time_ms - job.enqueued_ms, job.attempt)
+        job.sweep_at_ms = event.sweep_at_ms
+        return "done"
+
+    def _nacked(self, job: ModelJob, offset: int, event: Nacked) -> str:
+        self._must_be(job, offset, event, "claimed")
+        self.claims[job.id, job.claim_offset] = "released" if event.released else "nacked"
+        if event.released:
+            job.attempt -= 1
+            self.counts(job.queue).count("released")
+        else:
+            self.counts(job.queue).measures.nacked(self.time_ms - job.claim_ms)
+            if job.attempt >= job.max_attempts and event.to != "dead" and not job.stop_asked:
+                raise Violation("attempts", f"nacked at {offset} with no attempt left, and {event.to}")
+            self._check_retry(job, offset, event)
+        job.due_ms, job.sweep_at_ms, job.since_ms = event.due_ms, event.sweep_at_ms, event.due_ms
+        return event.to
+
+    def _check_retry(self, job: ModelJob, offset: int, event: Nacked) -> None:
+        if not self._is_timed:
+            return
+        if event.to == "dead":
+            self._keep(offset, event.sweep_at_ms)
+            if job.stop_asked or (job.attempt < job.max_attempts and "hopeless" not in event.error):
+                raise Violation("dead", f"{job.id.hex()} is dead at {offset}, with attempts left, or asked to stop")
+        elif event.error == "it failed" and not job.stop_asked:
+            most_ms = min(self._backoff_ms * 2 ** (job.attempt - 1), 300_000)
+            if (event.to == "scheduled") != (most_ms > 0):
+                raise Violation("backoff", f"nacked at {offset}: {event.to}, the backoff is at most {most_ms} ms")
+            earliest_ms, latest_ms = self.time_ms, self._wall_ms() + most_ms
+            if most_ms and not self.clock_went_back and not earliest_ms < event.due_ms <= latest_ms:
+                raise Violation("backoff", f"nacked at {offset}, {earliest_ms}, due {event.due_ms}: most {most_ms} ms")
+
+    def _expired(self, job: ModelJob, offset: int, event: LeaseExpired) -> str:
+        self._must_be(job, offset, event, "claimed")
+        claim = (job.id, job.claim_offset)
+        self.claims[claim] = "expired"
+        end_ms = self.leases.get(claim, job.claim_ms + job.lease_ms)
+        if event.reason == "interrupted":
+            if job.claim_offset > self.opened_at:
+                raise Violation("early", f"the claim of this writer was interrupted at {offset}")
+        elif self._is_timed and self.time_ms < end_ms and not self.clock_went_back:
+            raise Violation("early", f"the lease ended at {offset}, {end_ms - self.time_ms} ms before its end")
+        if job.attempt >= job.max_attempts and event.to != "dead" and not job.stop_asked:
+            raise Violation("attempts", f"expired at {offset} with no attempt left, and {event.to}")
+        if event.to == "dead":
+            self._keep(offset, event.sweep_at_ms)
+            if job.stop_asked or job.attempt < job.max_attempts:
+                raise Violation("dead", f"{job.id.hex()} is dead at {offset}, with attempts left, or asked to stop")
+        job.sweep_at_ms = event.sweep_at_ms
+        return event.to
+
+    def _stop_asked(self, job: ModelJob, offset: int, event: CancelRequested) -> str:
+        self._must_be(job, offset, event, "claimed")
+        job.stop_asked = True
+        job.stop_asked_at_ms = self._now_ms()
+        return job.state
+
+    def _cancelled(self, job: ModelJob, offset: int, event: Cancelled) -> str:
+        self._must_be(job, offset, event, "pending", "scheduled")
+        self._keep(offset, event.sweep_at_ms)
+        job.stop_asked = False
+        job.sweep_at_ms = event.sweep_at_ms
+        return "cancelled"
+
+    def _requeued(self, job: ModelJob, offset: int, event: Requeued) -> str:
+        self._must_be(job, offset, event, "dead")
+        job.attempt = 0
+        job.stop_asked = False
+        job.requeues += 1
+        if not job.until_claimed:
+            self._take_key(job, offset)
+        return "pending"
+
+    def _swept(self, job: ModelJob, offset: int, event: Swept) -> str:
+        self._must_be(job, offset, event, "done", "dead", "cancelled")
+        if self._is_timed and self.time_ms < job.sweep_at_ms:
+            raise Violation("early", f"swept at {offset}, {job.sweep_at_ms - self.time_ms} ms before its time")
+        return "gone"
+
+    def _dead_lettered(self, job: ModelJob, offset: int, event: DeadLettered) -> str:
+        """No payload is ever lost where this model is used, so none may be taken for lost."""
+        raise Violation("dead", f"{job.id.hex()} is dead-lettered at {offset}: {event.reason}")
+
+
+_HOW: Final[dict[type[Any], Any]] = {
+    Promoted: Model._promoted,
+    Claimed: Model._claimed,
+    Acked: Model._acked,
+    Nacked: Model._nacked,
+    LeaseExpired: Model._expired,
+    CancelRequested: Model._stop_asked,
+    Cancelled: Model._cancelled,
+    Requeued: Model._requeued,
+    Swept: Model._swept,
+    DeadLettered: Model._dead_lettered,
+}

@@ -1,0 +1,77 @@
+"""What the reference model is made of: jobs as their events tell them, the counters of their queues."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from tests.model.measures import Measures
+
+__all__ = ["UNFINISHED", "ModelJob", "Moment", "QueueCounts", "Violation"]
+
+UNFINISHED: Final = ("scheduled", "pending", "claimed")
+
+
+class Violation(Exception):
+    """A promise was broken. `kind` is which one, in a word or two; the text says who, where and how."""
+
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(f"{kind}: {what}")
+        self.kind = kind
+
+
+class Moment(NamedTuple):
+    """A durable event of a job, and what the job was after it."""
+
+    offset: int
+    time_ms: int
+    event: Any
+    state: str
+    attempt: int
+
+
+@dataclass
+class ModelJob:
+    """A job as its events tell it. Times are ms since the Unix epoch."""
+
+    id: bytes
+    queue: str
+    priority: int
+    offset: int
+    max_attempts: int
+    unique_key: bytes | None
+    until_claimed: bool
+    state: str
+    enqueued_ms: int
+    due_ms: int = 0
+    since_ms: int = 0
+    attempt: int = 0
+    claim_offset: int = -1
+    claim_ms: int = 0
+    lease_ms: int = 0
+    sweep_at_ms: int = 0
+    stop_asked: bool = False
+    stop_asked_at_ms: int = 0  # like each `_at_ms` by the clock of the simulation
+    changed_at_ms: int = 0
+    key_held: bool = False
+    ends: int = 0
+    requeues: int = 0
+    life: list[Moment] = field(default_factory=list)
+
+
+@dataclass
+class QueueCounts:
+    """What the counters of a queue must say."""
+
+    states: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
+    paused: bool = False
+    first_offset: int = -1
+    measures: Measures = field(default_factory=Measures)
+
+    def move(self, left: str, entered: str) -> None:
+        """A job left one state for another."""
+        self.states[left] = self.states.get(left, 0) - 1
+        self.states[entered] = self.states.get(entered, 0) + 1
+
+    def count(self, what: str) -> None:
+        """One more of these."""
+        self.totals[what] = self.totals.get(what, 0) + 1

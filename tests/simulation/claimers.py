@@ -1,0 +1,155 @@
+"""Claimers in a simulated world: callers that claim jobs and settle them in every way.
+
+`Calls` is what every caller shares: patience, and knowing an error that has a reason from one that has none.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+from ledgerq.eventlog.errors import ClaimLost, DuplicateJobId, InvalidState, JobNotFound, LedgerError
+from ledgerq.worker.claims import Claim
+from ledgerq.worker.queue import Queue
+from tests.model.job import Violation
+from tests.simulation.machine import CALL_LIMIT_S, Machine
+from tests.simulation.process import Process
+
+__all__ = ["Calls", "Claimers", "Gone"]
+
+T = TypeVar("T")
+# A job that could be claimed for longer than this, without trouble, must have been brought to whoever waited.
+_PATIENCE_MS: Final = 1000
+
+
+class Gone(Exception):
+    """The call failed for a reason: nothing is known, nothing more is done by this caller."""
+
+
+class Calls:
+    """What every caller shares."""
+
+    def __init__(self, world: Machine) -> None:
+        self._world = world
+        self._oracle = world.oracle
+
+    async def call(self, process: Process, what: str, call: Awaitable[T]) -> T:
+        """Wait for an answer, within the limits of patience; raises `Gone` when it failed for a reason."""
+        world = self._world
+        try:
+            async with asyncio.timeout(CALL_LIMIT_S):
+                answer = await call
+        except TimeoutError as error:
+            raise Violation("hang", f"p{process.number} {what} did not end in {CALL_LIMIT_S:g} s") from error
+        except (ClaimLost, InvalidState, JobNotFound, DuplicateJobId):
+            raise
+        except LedgerError as error:
+            world.say(f"p{process.number} {what}: {type(error).__name__}")
+            if process.excuses(error):
+                raise Gone from error
+            raise Violation("error", f"p{process.number} {what} failed, for no reason: {error!r}") from error
+        return answer
+
+    @staticmethod
+    def _queue(process: Process) -> Queue:
+        assert process.queue is not None
+        return process.queue
+
+
+class Claimers(Calls):
+    """See the module's text."""
+
+    async def _claim(
+        self,
+        process: Process,
+        queues: Sequence[str],
+        limit: int,
+        wait_ms: int,
+        fates: Sequence[tuple[str, int]],
+        together: bool,
+        lease_ms: int | None = None,
+    ) -> None:
+        queue, lease = self._queue(process), None if lease_ms is None else lease_ms / 1000
+        call = queue.claim(queues, limit=limit, wait=wait_ms / 1000, lease=lease)
+        asked_ms, opened_ms = self._world.loop.now_ms(), process.opened_ms
+        claims = await self.call(process, f"claim {queues}", call)
+        self._world.say(f"p{process.number} claim {queues} -> {[claim.offset for claim in claims]}")
+        if len(claims) > limit or len({claim.queue for claim in claims}) > 1:
+            raise Violation("order", f"a claim of {limit} brought {len(claims)} jobs of several queues, or too many")
+        if not claims and (wait_ms == 0 or wait_ms > _PATIENCE_MS):  # a short wait may end before anything was read
+            await self._nothing_overlooked(process, queues, max(asked_ms if wait_ms == 0 else 0, opened_ms))
+        for claim in claims:
+            lease_ms_of = lease_ms or round(queue.options(claim.queue).lease_s * 1000)
+            self._oracle.receive(claim, lease_ms_of, self._world.clock.now_ms())
+            self._oracle.hand(claim)
+        places = [(claim.priority, self._oracle.model.jobs[claim.id].offset) for claim in claims]
+        if places != sorted(places):
+            raise Violation("order", f"one claim brought jobs in the order {places}")
+        if together and claims:
+            await asyncio.sleep(fates[0][1] / 1000)  # long enough, and some are lost
+            await self._ack_many(process, claims)
+            return
+        for claim, (fate, hold_ms) in zip(claims, fates, strict=False):
+            await self._settle(process, claim, fate, hold_ms)
+
+    async def _nothing_overlooked(self, process: Process, queues: Sequence[str], waiting_since_ms: int) -> None:
+        """A claim brought nothing: then no job of these queues may have been there for a while without trouble."""
+        since_ms = waiting_since_ms or self._world.loop.now_ms()
+        since_ms -= self._world.patience_ms
+        # A job may have been given to others, and the commit that says so be on its way.
+        await self.call(process, "flush", self._queue(process).log.committed())
+        calm_ms = self._world.calm_since_ms(process)
+        if calm_ms is None or calm_ms > self._world.loop.now_ms() - self._world.patience_ms:
+            return  # a read that stalls, say, finds out nothing
+        overlooked = [job_id for name in queues for job_id in self._oracle.model.overlooked(name, since_ms)]
+        if overlooked:
+            raise Violation("overlooked", f"a claim of {queues} brought nothing; {overlooked[0].hex()} was pending")
+
+    async def _ack_many(self, process: Process, claims: Sequence[Claim]) -> None:
+        try:
+            await self.call(process, "ack_many", self._queue(process).ack_many(claims))
+        except ClaimLost:
+            how = {claim.offset: self._oracle.model.claims[claim.id, claim.offset] for claim in claims}
+            if not all(how.values()) or set(how.values()) == {"acked"}:
+                raise Violation("settled", f"ack_many lost some claims, and the log says {how}") from None
+            return
+        for claim in claims:
+            self._oracle.settled(claim, "acked")
+
+    async def _settle(self, process: Process, claim: Claim, fate: str, hold_ms: int) -> None:
+        """Work on a claim for a while, and then do with it what its fate says."""
+        queue = self._queue(process)
+        if hold_ms:
+            await asyncio.sleep(hold_ms / 1000)
+        if fate == "late":
+            await asyncio.sleep(claim.lease_ms / 1000 + 1)
+        elif fate == "extend":
+            claim = await self._extend(process, claim)
+            await asyncio.sleep(claim.lease_ms / 2000)
+        if fate in ("ack", "late", "twice", "extend"):
+            await self._end(process, claim, "acked", lambda: queue.ack(claim))
+        if fate in ("nack", "twice"):
+            await self._end(process, claim, "nacked", lambda: queue.nack(claim, "it failed"))
+        elif fate == "dead":
+            await self._end(process, claim, "nacked", lambda: queue.nack(claim, "hopeless", dead=True))
+        elif fate == "release":
+            await self._end(process, claim, "released", lambda: queue.release(claim))
+
+    async def _end(self, process: Process, claim: Claim, how: str, call: Callable[[], Awaitable[None]]) -> None:
+        what = f"{how} {claim.offset}"
+        try:
+            await self.call(process, what, call())
+        except ClaimLost:
+            self._world.say(f"p{process.number} {what}: lost")
+            self._oracle.lost(claim)
+            return
+        self._world.say(f"p{process.number} {what}: yes")
+        self._oracle.settled(claim, how)
+
+    async def _extend(self, process: Process, claim: Claim) -> Claim:
+        try:
+            renewed = await self.call(process, "extend", self._queue(process).extend(claim, claim.lease_ms / 500))
+        except ClaimLost as error:
+            self._oracle.lost(claim)
+            raise Gone from error
+        self._oracle.renewed(renewed)
+        return renewed

@@ -1,0 +1,467 @@
+"""Defects to plant in the library, one at a time: each breaks one promise, and the simulation must notice each of them.
+
+A checker that never complains proves nothing; these show that it does. A defect is a function that patches the library
+through pytest's `monkeypatch`.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from ledgerq.eventlog import log, memory, writer
+from ledgerq.eventlog.codec import encode_batch
+from ledgerq.eventlog.errors import OutcomeUnknown
+from ledgerq.eventlog.events import Claimed, Nacked
+from ledgerq.projections import host, stats
+from ledgerq.projections.indexes import CLAIMED, SCHEDULED, leading_ms
+from ledgerq.worker import (
+    core,
+    decisions,
+    handout,
+    intake,
+    leases,
+    live,
+    maintenance,
+    opening,
+    operate,
+    ready,
+    running,
+    settle,
+)
+from ledgerq.worker.claims import Waiter
+from ledgerq.worker.queue import Queue
+
+__all__ = ["DEFECTS"]
+
+Patch = pytest.MonkeyPatch
+
+
+def ack_told_before_the_flush(patch: Patch) -> None:
+    """`ack` returns while its event is only staged."""
+
+    async def ack(parts: Any, claim: Any) -> None:
+        settle._stage_ack(parts, claim)
+
+    patch.setattr(settle, "ack", ack)
+
+
+def everything_told_before_the_flush(patch: Patch) -> None:
+    """Nobody waits for a commit."""
+
+    def committed(self: Any) -> "asyncio.Future[None]":
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_result(None)
+        return future
+
+    patch.setattr(writer.EventLog, "committed", committed)
+
+
+def claim_handed_over_before_the_flush(patch: Patch) -> None:
+    """A claim is returned while its event is only staged."""
+
+    async def claim(
+        self: Any, queues: Sequence[str], *, limit: int, lease_ms: int | None, wait_ms: int | None, worker: str | None
+    ) -> list[Any]:
+        for queue in queues:
+            if claims := self._take(queue, limit, lease_ms, worker):
+                return list(claims)
+        return list(await self._wait(Waiter(queues, limit, lease_ms, worker), wait_ms))
+
+    patch.setattr(handout.Handout, "claim", claim)
+
+
+def claims_not_checked(patch: Patch) -> None:
+    """Whoever once held a job may settle it."""
+    real = decisions.current
+
+    def current(job: Any, claim_offset: int) -> Any:
+        return job if job is not None and job.state == "claimed" else real(job, claim_offset)
+
+    patch.setattr(decisions, "current", current)
+
+
+def refusals_told_before_the_flush(patch: Patch) -> None:
+    """A refusal rests on what is only staged."""
+
+    class Refusing:
+        async def __aenter__(self) -> None: ...
+        async def __aexit__(self, *error: object) -> None: ...
+
+    patch.setattr(core.Core, "refusing", lambda self: Refusing())
+
+
+def leases_never_end(patch: Patch) -> None:
+    """Nobody looks whether a lease is over."""
+    patch.setattr(leases.LeaseBook, "expired", lambda self, now_ms, limit: [])
+    patch.setattr(leases.LeaseBook, "next_ms", lambda self: None)
+
+
+def leases_end_at_once(patch: Patch) -> None:
+    """A lease is over whenever somebody looks."""
+    real = leases.LeaseBook.expired
+    patch.setattr(leases.LeaseBook, "expired", lambda self, now_ms, limit: real(self, now_ms + 86_400_000, limit))
+
+
+def interrupted_claims_stay(patch: Patch) -> None:
+    """Claims of a writer that is gone are found by nobody."""
+
+    async def none(live_: Any) -> list[Any]:
+        return []
+
+    patch.setattr(opening, "_claimed", none)
+
+
+def _rows_left(prefix: bytes) -> Callable[[Patch], None]:
+    real = live.index_changes
+
+    def index_changes(touched: Any) -> Any:
+        return {key: value for key, value in real(touched).items() if value is not None or not key.startswith(prefix)}
+
+    return lambda patch: patch.setattr(live, "index_changes", index_changes)
+
+
+def payload_deleted_with_the_ack(patch: Patch) -> None:
+    """A done job's payload goes at once, not when it is swept."""
+    real = live.index_changes
+
+    def index_changes(touched: Any) -> Any:
+        done = [after for _, after in touched.values() if after is not None and after.state == "done"]
+        return real(touched) | {codec_key(after.offset): None for after in done}
+
+    patch.setattr(live, "index_changes", index_changes)
+
+
+def codec_key(offset: int) -> bytes:
+    """Where a payload lies."""
+    return b"p/" + offset.to_bytes(8)
+
+
+def wake_up_lost(patch: Patch) -> None:
+    """New jobs are not given to those who wait."""
+    patch.setattr(handout.Handout, "serve", lambda self: self._fresh.clear())
+
+
+def scheduled_jobs_overlooked(patch: Patch) -> None:
+    """Nobody is woken for what is due."""
+    patch.setattr(maintenance._TimedRange, "note", lambda self, key, due_ms: False)
+
+
+def promoted_too_early(patch: Patch) -> None:
+    """A job is pending a second before it is due."""
+    real = decisions.promote
+    patch.setattr(decisions, "promote", lambda job, *, now_ms: real(job, now_ms=now_ms + 1000))
+    real_ms = leading_ms
+    patch.setattr(maintenance, "leading_ms", lambda key, prefix: real_ms(key, prefix) - 1000)
+
+
+def chained_to_a_wrong_digest(patch: Patch) -> None:
+    """A record batch carries another digest than that of the one before it."""
+    real = encode_batch
+
+    def encoded(epoch: int, previous: bytes, *more: Any) -> bytes:
+        return real(epoch, bytes(32), *more)
+
+    patch.setattr(writer, "encode_batch", encoded)
+
+
+def digests_not_checked(patch: Patch) -> None:
+    """The chain is walked, and its digests are not looked at."""
+
+    def add(self: Any, batch: Any) -> None:
+        self._last = batch
+        self._batches += 1
+        self.next_offset = batch.next_offset
+
+    patch.setattr(log.Chain, "add", add)
+    patch.setattr(log.Chain, "end", lambda self, head: None)
+
+
+def anchor_not_checked(patch: Patch) -> None:
+    """A log that was cut off opens without a word."""
+
+    async def check_anchor(self: Any, anchor: Any) -> None: ...
+
+    patch.setattr(log.LogReader, "check_anchor", check_anchor)
+
+
+def time_goes_back(patch: Patch) -> None:
+    """A commit bears the clock's time even when that is before the last one's."""
+
+    def commit(self: Any) -> Any:
+        if self._open is None:
+            self._open = writer.Commit(self.next_offset, self.clock.now_ms())
+            self._wake.set()
+        return self._open
+
+    patch.setattr(writer.EventLog, "commit", commit)
+
+
+def failed_commit_taken_for_durable(patch: Patch) -> None:
+    """A commit whose fate is unknown counts as done, and the log goes on after it."""
+    real = writer.EventLog._write
+
+    async def write(self: Any, commit: Any) -> Any:
+        store_commit = self.store.commit
+
+        async def forgiving(batch: Any, anchor: Any) -> None:
+            try:
+                await store_commit(batch, anchor)
+            except OutcomeUnknown:
+                return
+
+        self.store.commit = forgiving
+        try:
+            return await real(self, commit)
+        finally:
+            self.store.commit = store_commit
+
+    patch.setattr(writer.EventLog, "_write", write)
+
+
+def unique_keys_not_looked_up(patch: Patch) -> None:
+    """A unique key is free for everybody."""
+
+    async def holders(self: Any, wanted: Sequence[bytes]) -> dict[bytes, bytes | None]:
+        return dict.fromkeys(wanted)
+
+    patch.setattr(intake.Intake, "holders", holders)
+
+
+def attempts_without_end(patch: Patch) -> None:
+    """A claim whose lease ended is tried again, however often."""
+    real = decisions.expire
+
+    def expire(job: Any, **more: Any) -> Any:
+        spec = job.spec._replace(max_attempts=1 << 20)
+        return real(job._replace(spec=spec), **more)
+
+    patch.setattr(decisions, "expire", expire)
+
+
+def counters_drift(patch: Patch) -> None:
+    """Claims given back are not counted."""
+    real = stats.stats_delta
+
+    def stats_delta(before: Any, event: Any, after: Any) -> Any:
+        if type(event) is Nacked and event.released:
+            event = event._replace(released=False)
+        return real(before, event, after)
+
+    patch.setattr(stats, "stats_delta", stats_delta)
+
+
+def newest_first(patch: Patch) -> None:
+    """The window hands out the job that came last."""
+    real = ready.ReadyWindow.take
+
+    def take(self: Any) -> Any:
+        last = max(self.jobs.values(), key=lambda one: one.place, default=None)
+        if last is None or last.payload is None:
+            return real(self)
+        self.drop(last.job.spec.job_id)
+        return last
+
+    patch.setattr(ready.ReadyWindow, "take", take)
+
+
+def hints_lead(patch: Patch) -> None:
+    """The hint says that a whole priority has been worked off."""
+    real = ready.ReadyWindow.place_after
+    patch.setattr(ready.ReadyWindow, "place_after", lambda self: (real(self)[0] + 1, 0))
+
+
+def paused_queues_hand_out(patch: Patch) -> None:
+    """Nobody looks whether a queue is paused."""
+    patch.setattr(live.Live, "paused", lambda self, queue: False)
+
+
+def failed_queue_rings_for_ever(patch: Patch) -> None:
+    """The maintenance of a queue that failed is woken again and again by what is due."""
+    real = maintenance.Maintenance._run
+
+    async def run(self: Any) -> None:
+        await real(self)
+        while self._next_ms() <= self._clock.now_ms():
+            await asyncio.sleep(0)
+
+    patch.setattr(maintenance.Maintenance, "_run", run)
+
+
+def cancel_forgotten(patch: Patch) -> None:
+    """`cancel` answers, and stages nothing."""
+
+    async def cancel(parts: Any, job_id: str, *, actor: str, reason: str) -> Any:
+        return await operate.find(parts, job_id)
+
+    patch.setattr(operate, "cancel", cancel)
+
+
+def given_up_claims_kept(patch: Patch) -> None:
+    """Claims for somebody who stopped waiting are given back by nobody."""
+    patch.setattr(handout.Handout, "_give_back", lambda self, claims: None)
+
+
+def lease_begins_before_its_holder_knows(patch: Patch) -> None:
+    """A lease is over as if it had begun long before its holder heard of it."""
+    real = handout.Handout._begin_leases
+
+    def begin(self: Any, claims: Any) -> Any:
+        now_ms = self._clock.now_ms()
+        for claim in real(self, claims):
+            self.leases.hold(leases.Lease(now_ms + claim.lease_ms // 2, claim.id, claim.offset, now_ms))
+        return claims
+
+    patch.setattr(handout.Handout, "_begin_leases", begin)
+
+
+def reads_told_before_the_flush(patch: Patch) -> None:
+    """What `jobs`, `stats` and `history` answer may not be durable."""
+
+    async def durably(self: Any, answer: Any) -> Any:
+        return await answer
+
+    patch.setattr(core.Core, "durably", durably)
+
+
+def drained_before_the_flush(patch: Patch) -> None:
+    """`drained` returns while the last settlement is only staged."""
+
+    async def drained(self: Any, queues: Sequence[str]) -> None:
+        while self._unfinished(queues):
+            waiter = asyncio.get_running_loop().create_future()
+            self._drain_waiters.append(waiter)
+            await waiter
+
+    patch.setattr(core.Core, "drained", drained)
+
+
+def stop_forgotten_at_the_end_of_a_lease(patch: Patch) -> None:
+    """A job that was to stop is tried again when its lease ends."""
+    real = decisions.expire
+    patch.setattr(decisions, "expire", lambda job, **more: real(job._replace(cancel_request=None), **more))
+
+
+def backoff_left_out(patch: Patch) -> None:
+    """A failed try is tried again at once."""
+    patch.setattr(decisions, "backoff_ms", lambda attempt, options, fraction: 0)
+
+
+def waiting_counted_from_the_beginning(patch: Patch) -> None:
+    """The histogram of waiting has the time since a job was enqueued, retries and all."""
+    real = stats.Tally.apply
+
+    def apply(self: Any, before: Any, event: Any, after: Any) -> None:
+        if type(event) is Claimed and before is not None:
+            before = before._replace(since_ms=before.enqueued_ms)
+        real(self, before, event, after)
+
+    patch.setattr(stats.Tally, "apply", apply)
+
+
+def promoted_a_minute_late(patch: Patch) -> None:
+    """Who waits for what is due is woken a minute later."""
+    real = maintenance._TimedRange.note
+    patch.setattr(maintenance._TimedRange, "note", lambda self, key, due_ms: real(self, key, due_ms + 60_000))
+
+
+def followers_skip(patch: Patch) -> None:
+    """A follower of the log passes over what came while it read."""
+    real = log.LogReader.read
+
+    async def read(self: Any, start: int = 0, stop: int | None = None) -> Any:
+        async for record in real(self, start + 1 if start else 0, stop):
+            yield record
+
+    patch.setattr(log.LogReader, "read", read)
+
+
+def projections_begin_again(patch: Patch) -> None:
+    """A user's projection is given what it has had already when the queue opens."""
+    real = host.ProjectionHost.restore
+
+    async def restore(self: Any, store: Any) -> None:
+        await real(self, store)
+        self.offsets = dict.fromkeys(self.offsets, 0)
+
+    patch.setattr(host.ProjectionHost, "restore", restore)
+
+
+def worker_runs_too_many(patch: Patch) -> None:
+    """A worker runs as many handlers as it holds claims."""
+
+    class Open:
+        async def acquire(self) -> None: ...
+        def release(self) -> None: ...
+
+    patch.setattr(asyncio, "Semaphore", lambda count: Open())
+
+
+def worker_renews_nothing(patch: Patch) -> None:
+    """A worker lets the leases of what it works on end."""
+
+    async def extend(self: Any, claim: Any, lease: float) -> Any:
+        return claim
+
+    patch.setattr(Queue, "extend", extend)
+
+
+def handlers_run_without_end(patch: Patch) -> None:
+    """A handler may run for longer than its time-out."""
+    patch.setattr(running.Handler, "timeout_ms", None)
+
+
+def files_set_aside_untold(patch: Patch) -> None:
+    """Files were moved out of the store's way, and the log has no event of it."""
+
+    async def none(self: Any) -> list[Any]:
+        return []
+
+    patch.setattr(memory.MemoryStore, "set_aside", none)
+
+
+DEFECTS: dict[str, Callable[[Patch], None]] = {
+    one.__name__: one
+    for one in (
+        ack_told_before_the_flush,
+        everything_told_before_the_flush,
+        claim_handed_over_before_the_flush,
+        claims_not_checked,
+        refusals_told_before_the_flush,
+        leases_never_end,
+        leases_end_at_once,
+        interrupted_claims_stay,
+        payload_deleted_with_the_ack,
+        wake_up_lost,
+        scheduled_jobs_overlooked,
+        promoted_too_early,
+        chained_to_a_wrong_digest,
+        digests_not_checked,
+        anchor_not_checked,
+        time_goes_back,
+        failed_commit_taken_for_durable,
+        unique_keys_not_looked_up,
+        attempts_without_end,
+        counters_drift,
+        newest_first,
+        hints_lead,
+        paused_queues_hand_out,
+        failed_queue_rings_for_ever,
+        cancel_forgotten,
+        given_up_claims_kept,
+        lease_begins_before_its_holder_knows,
+        reads_told_before_the_flush,
+        drained_before_the_flush,
+        stop_forgotten_at_the_end_of_a_lease,
+        backoff_left_out,
+        waiting_counted_from_the_beginning,
+        promoted_a_minute_late,
+        followers_skip,
+        projections_begin_again,
+        worker_runs_too_many,
+        worker_renews_nothing,
+        handlers_run_without_end,
+        files_set_aside_untold,
+    )
+} | {"scheduled_rows_left": _rows_left(SCHEDULED), "claimed_rows_left": _rows_left(CLAIMED)}

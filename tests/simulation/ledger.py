@@ -1,0 +1,197 @@
+"""The durable ledger under a simulation, checked at each commit: chain, order, epochs, indexes, counters, payloads.
+
+`SimStore.flush` hands over each change of the disk. The state machine is judged by the model (tests/model/job.py); the
+index rows are compared with what the fold of the log asks for. Only rows that changed, or should have, are looked at,
+which by induction is as good as all of them; `check_everything` looks at all of them.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.codec import PayloadRecord, decode_batch, decode_head, decode_payload, unpack
+from ledgerq.eventlog.events import STATES, Enqueued, FilesSetAside, Record, WriterOpened
+from ledgerq.eventlog.memory import MemoryDisk
+from ledgerq.projections.fold import Fold
+from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, stats_key
+from ledgerq.projections.stats import Tally
+from tests.model.job import Model, Violation
+from tests.simulation.projection import NAME, Counts
+
+__all__ = ["SimLedger"]
+
+_STATS: bytes = b"i/stats/"
+
+
+class SimLedger:
+    """See the module's text. `on_enqueued` is told the payload of each job that becomes durable."""
+
+    def __init__(self, disk: MemoryDisk, on_enqueued: Callable[[Enqueued, PayloadRecord], None], model: Model) -> None:
+        self.disk = disk
+        self.model = model
+        self.commits = 0
+        self.records: list[Record] = []
+        self._counts = Counts()
+        self._on_enqueued = on_enqueued
+        self._fold = Fold()
+        self._wanted: dict[bytes, bytes] = {}
+        self._owners: dict[bytes, bytes] = {}
+        self._digest = bytes(32)
+        self._next_offset = 0
+        self._epoch = 0
+        self._time_ms = 0
+
+    def changed(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """The disk holds these changes now; raises `Violation`."""
+        touched = {key for key in changes if key.startswith(INDEX_PREFIX)}
+        batches = sorted(key for key in changes if key.startswith(keys.LOG_PREFIX))
+        for key in batches:
+            self.commits += 1
+            value = changes[key]
+            if value is None:
+                raise Violation("chain", f"the record batch {key.hex()} was deleted")
+            touched |= self._take(key, value, changes)
+        if batches:
+            self._check_head()
+        for key in sorted(touched):
+            self._check_row(key)
+        if keys.projection_key(NAME) in changes:
+            self._check_projection()
+        for key in changes:
+            if key.startswith(keys.PAYLOAD_PREFIX) and key not in self.disk.rows:
+                self._check_gone(key)
+        for queue in {key[len(_STATS) :].decode() for key in touched if key.startswith(_STATS)}:
+            self._check_counts(queue)
+        for key, value in changes.items():
+            if key.startswith(keys.HINT_PREFIX) and value is not None:
+                self._check_hint(key[len(keys.HINT_PREFIX) :].decode(), value)
+
+    def _take(self, key: bytes, value: bytes, changes: Mapping[bytes, bytes | None]) -> set[bytes]:
+        """One new record batch; returns the index rows that may follow from it."""
+        offset = int.from_bytes(key[len(keys.LOG_PREFIX) :])
+        if offset != self._next_offset:
+            raise Violation("chain", f"a record batch stands at offset {offset}, the log ended at {self._next_offset}")
+        batch = decode_batch(offset, value)
+        if batch.previous != self._digest:
+            raise Violation("chain", f"the batch at {offset} has a wrong digest of the one before it")
+        if batch.epoch < self._epoch:
+            raise Violation("epoch", f"the batch at {offset} has epoch {batch.epoch}, after {self._epoch}")
+        if isinstance(batch.events[0], WriterOpened) != (batch.epoch > self._epoch):
+            raise Violation("epoch", f"the batch at {offset} has epoch {batch.epoch}, and each writer has its own")
+        told = {event.folder: list(event.names) for event in batch.events if isinstance(event, FilesSetAside)}
+        if told != (self.disk.set_aside if batch.epoch > self._epoch else {}):
+            raise Violation("set aside", f"the batch at {offset} tells of {told}, and there was {self.disk.set_aside}")
+        if batch.time_ms < self._time_ms:
+            raise Violation("time", f"the batch at {offset} was committed before the one before it")
+        self._digest = hashlib.blake2b(value, digest_size=32).digest()
+        self._epoch, self._time_ms = batch.epoch, batch.time_ms
+        self._next_offset = offset + len(batch.events)
+        touched: set[bytes] = set()
+        for at, event in enumerate(batch.events, offset):
+            self.records.append(Record(at, batch.time_ms, batch.epoch, event))
+            self.model.apply(at, batch.time_ms, event)
+            self._counts.take(event)
+            if isinstance(event, Enqueued):
+                self._owners[keys.payload_key(at)] = event.job_id
+                self._on_enqueued(event, self._payload(at, event, changes))
+            before, after = self._fold.apply(at, batch.time_ms, event)[3:]
+            for job in (before, after):
+                touched |= set() if job is None else {*index_entries(job), stats_key(job.queue)}
+            for row in () if before is None else index_entries(before):
+                self._wanted.pop(row, None)
+            self._wanted.update({} if after is None else index_entries(after))
+        return touched
+
+    def _payload(self, offset: int, event: Enqueued, changes: Mapping[bytes, bytes | None]) -> PayloadRecord:
+        value = changes.get(keys.payload_key(offset))
+        if value is None:
+            raise Violation("payload", f"the job enqueued at {offset} came without its payload")
+        if hashlib.blake2b(value, digest_size=32).digest() != event.payload_digest or len(value) != event.payload_bytes:
+            raise Violation("payload", f"the payload of the job enqueued at {offset} is not what its event says")
+        return decode_payload(value)
+
+    def _check_gone(self, key: bytes) -> None:
+        owner = self._owners.get(key)
+        job = None if owner is None else self._fold.jobs.get(owner)
+        if job is not None and keys.payload_key(job.offset) == key:
+            raise Violation("payload", f"the payload of {job.job_id} is gone while the job is {job.state}")
+
+    def _check_head(self) -> None:
+        head = decode_head(self.disk.rows[keys.HEAD_KEY])
+        found = (head.next_offset, head.digest, head.epoch, head.time_ms)
+        if found != (self._next_offset, self._digest, self._epoch, self._time_ms):
+            raise Violation("chain", f"the head says {found}, the log ends at {self._next_offset}")
+
+    def _check_row(self, key: bytes) -> None:
+        found = self.disk.rows.get(key)
+        if key.startswith(_STATS):
+            return
+        wanted = self._wanted.get(key)
+        if found != wanted:
+            what = (
+                "is missing" if found is None else "should not be there" if wanted is None else "is not as it should be"
+            )
+            raise Violation("index", f"{parse_key(key, wanted or found or b'')} {what} at offset {self._next_offset}")
+
+    def _check_counts(self, queue: str) -> None:
+        value = self.disk.rows.get(_STATS + queue.encode())
+        if value is None:
+            raise Violation("counters", f"queue {queue!r} has no counters")
+        tally, counts = Tally.decode(value).view(queue), self.model.counts(queue)
+        for state in STATES:
+            if getattr(tally, state) != counts.states.get(state, 0):
+                raise Violation(
+                    "counters", f"{queue!r} counts {getattr(tally, state)} {state}, has {counts.states.get(state, 0)}"
+                )
+        for name, count in tally.totals.items():
+            if count != counts.totals.get(name, 0):
+                raise Violation("counters", f"{queue!r} counts {count} {name} ever, had {counts.totals.get(name, 0)}")
+        if tally.paused != counts.paused:
+            raise Violation("counters", f"{queue!r} has the wrong mark for being paused")
+        first_offset, histograms = unpack(value)[3:]
+        if first_offset != counts.first_offset:
+            raise Violation("counters", f"{queue!r} began at {counts.first_offset}, its row says {first_offset}")
+        if histograms != counts.measures.rows():
+            raise Violation("measures", f"{queue!r} has {histograms}, should have {counts.measures.rows()}")
+
+    def _check_hint(self, queue: str, value: bytes) -> None:
+        hint = (int.from_bytes(value[:4]), int.from_bytes(value[4:]))
+        skipped = [place for place in self.model.pending.get(queue, {}).values() if place < hint]
+        if skipped:
+            raise Violation("hint", f"the hint of {queue!r} is {hint} and leads {min(skipped)}")
+
+    def _check_projection(self) -> None:
+        prefix = keys.projection_rows_prefix(NAME)
+        rows = {key[len(prefix) :]: self.disk.rows[key] for key in self.disk.rows.irange(prefix, prefix + b"\xff")}
+        wrong = self._counts.wrong(rows)
+        offset = int.from_bytes(self.disk.rows[keys.projection_key(NAME)])
+        if wrong is not None or offset != self._next_offset:
+            raise Violation("projection", f"the row {wrong!r} is wrong at offset {self._next_offset}, or {offset}")
+
+    def check_everything(self) -> None:
+        """Each row of the disk is one that the log asks for, and none is missing; raises `Violation`."""
+        rows = self.disk.rows
+        wanted = set(self._wanted) | {_STATS + queue.encode() for queue in self._fold.tallies}
+        for key in sorted(wanted | {key for key in rows if key.startswith(INDEX_PREFIX)}):
+            self._check_row(key)
+        for queue in self._fold.tallies:
+            self._check_counts(queue)
+        for key, value in rows.items():
+            if key.startswith(keys.HINT_PREFIX):
+                self._check_hint(key[len(keys.HINT_PREFIX) :].decode(), value)
+        owners = {keys.payload_key(job.offset): job for job in self._fold.jobs.values()}
+        payloads = {key for key in rows if key.startswith(keys.PAYLOAD_PREFIX)}
+        if payloads != owners.keys():
+            missing, extra = sorted(owners.keys() - payloads), sorted(payloads - owners.keys())
+            raise Violation("payload", f"payload rows are missing: {missing[:3]}, or of no job: {extra[:3]}")
+        for key, job in owners.items():
+            if hashlib.blake2b(rows[key], digest_size=32).digest() != job.spec.payload_digest:
+                raise Violation("payload", f"the payload of {job.job_id} was altered")
+        digest, offset = bytes(32), 0
+        for key in [key for key in rows if key.startswith(keys.LOG_PREFIX)]:
+            batch = decode_batch(offset, rows[key])
+            if key != keys.log_key(offset) or batch.previous != digest:
+                raise Violation("chain", f"the chain breaks at offset {offset}")
+            digest, offset = hashlib.blake2b(rows[key], digest_size=32).digest(), batch.next_offset
+        if (digest, offset) != (self._digest, self._next_offset):
+            raise Violation("chain", f"the log ends at {offset}, the last commit was at {self._next_offset}")

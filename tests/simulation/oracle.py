@@ -1,0 +1,149 @@
+"""The oracle of a simulation: what was asked for, what was promised to which caller, and whether the ledger keeps it.
+
+Everything here is about answers that a caller received. Each is compared at that very moment with what is durable:
+what the ledger does not hold when the caller hears of it was promised too early.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ledgerq.eventlog.codec import PayloadRecord
+from ledgerq.eventlog.events import Enqueued as EnqueuedEvent
+from ledgerq.worker.claims import Claim, Enqueued
+from tests.model.job import UNFINISHED, Model, Violation
+
+__all__ = ["Asked", "Oracle"]
+
+
+class Asked(NamedTuple):
+    """What a producer asked for; `job_id` None: any. `due_ms` is 0 for at once."""
+
+    queue: str
+    payload: bytes
+    headers: dict[str, str] | None
+    priority: int
+    max_attempts: int
+    due_ms: int
+    unique_key: bytes | None
+    until: str
+    job_id: bytes | None
+
+
+class Oracle:
+    """See the module's text. A token is the number that the payload of each job begins with, never the same twice."""
+
+    def __init__(self) -> None:
+        self.model: Model
+        self.asked: dict[int, Asked] = {}
+        self.refused: set[int] = set()
+        self.promised: dict[int, bytes] = {}
+        self.durable: dict[int, bytes] = {}
+        self.payloads: dict[bytes, PayloadRecord] = {}
+        self.received: set[tuple[bytes, int]] = set()
+        self.handed: set[tuple[bytes, int]] = set()
+        self.acked: set[bytes] = set()
+        self.created: list[bytes] = []
+
+    def enqueued_event(self, event: EnqueuedEvent, record: PayloadRecord) -> None:
+        """A job became durable; raises `Violation`."""
+        token = int(record.payload.split(b" ", 1)[0])
+        if token not in self.asked:
+            raise Violation("invented", f"a job with the payload {record.payload[:20]!r} was never asked for")
+        asked = self.asked[token]
+        told = (event.priority, event.max_attempts, event.due_ms, event.unique_key, event.unique_until)
+        job_id = event.job_id if asked.job_id is not None else None
+        if asked != (event.queue, record.payload, record.headers, *told, job_id):
+            raise Violation("invented", f"the job {token} was asked for as {asked}, and is {event}, {record.headers}")
+        if token in self.durable:
+            raise Violation("repeated", f"the job asked for once as {token} is in the log twice")
+        if token in self.refused:
+            raise Violation("repeated", f"the job {token} is in the log although its caller was refused")
+        self.durable[token] = event.job_id
+        self.acked.discard(event.job_id)  # the id of a job that was swept may be used again
+        self.payloads[event.job_id] = record
+        self.created.append(event.job_id)
+
+    def answered(self, token: int, queue: str, unique: bytes | None, answer: Enqueued) -> None:
+        """An enqueue call returned; raises `Violation`."""
+        if answer.created:
+            if self.durable.get(token) != answer.id:
+                raise Violation("too early", f"enqueue of {token} returned before its event was durable")
+            self.promised[token] = answer.id
+            return
+        self.refused.add(token)
+        holder = self.model.jobs.get(answer.id)
+        if unique is None or holder is None or (holder.queue, holder.unique_key) != (queue, unique):
+            raise Violation("unique", f"enqueue of {token} was answered with {answer.id.hex()}, which has not its key")
+        if token in self.durable:
+            raise Violation("unique", f"enqueue of {token} said that nothing was added, and added a job")
+
+    def receive(self, claim: Claim, lease_ms: int, now_ms: int) -> None:
+        """Somebody was given a claim, now, by the wall clock, for this long; raises `Violation`."""
+        key = (claim.id, claim.offset)
+        if key not in self.model.claims:
+            raise Violation("too early", f"the claim at {claim.offset} was handed over before it was durable")
+        if key in self.received:
+            raise Violation("two claims", f"the claim at {claim.offset} was handed over twice")
+        if claim.id in self.acked:
+            raise Violation("again", f"{claim.id.hex()} was handed over at {claim.offset} although it was acked")
+        self.received.add(key)
+        if (claim.lease_ms, claim.lease_expires_ms) != (lease_ms, now_ms + lease_ms):
+            left_ms = claim.lease_expires_ms - now_ms
+            raise Violation("lease", f"the claim at {claim.offset} is for {left_ms} ms, asked for {lease_ms} ms")
+        self.model.leases[key] = claim.lease_expires_ms
+        job, record = self.model.jobs[claim.id], self.payloads[claim.id]
+        # While it was on its way somebody may have ended it, and its job may have been claimed again.
+        if not self.model.claims[key] and claim.attempt != job.attempt:
+            raise Violation("attempts", f"the claim at {claim.offset} is attempt {job.attempt}, not {claim.attempt}")
+        told = (claim.queue, claim.priority, claim.max_attempts, claim.enqueued_ms)
+        if told != (job.queue, job.priority, job.max_attempts, job.enqueued_ms):
+            raise Violation("claim", f"the claim at {claim.offset} tells of its job what is not so: {claim}")
+        if (claim.payload, claim.headers) != (record.payload, record.headers or {}):
+            raise Violation("payload", f"the claim at {claim.offset} has another payload than its job")
+
+    def hand(self, claim: Claim) -> None:
+        """Somebody who was given a claim begins to work on it; raises `Violation`."""
+        key = (claim.id, claim.offset)
+        if key not in self.received or key in self.handed:
+            raise Violation("two claims", f"the claim at {claim.offset} was worked on twice, or by one who had it not")
+        if claim.id in self.acked:
+            raise Violation("again", f"{claim.id.hex()} was worked on at {claim.offset} although it was acked")
+        self.handed.add(key)
+
+    def settled(self, claim: Claim, how: str) -> None:
+        """A settlement was accepted: `how` is acked, nacked or released; raises `Violation`."""
+        found = self.model.claims.get((claim.id, claim.offset))
+        if found != how:
+            raise Violation("settled", f"the claim at {claim.offset} was {how}, says the call; the log says {found!r}")
+        if how == "acked":
+            self.acked.add(claim.id)
+
+    def lost(self, claim: Claim) -> None:
+        """A settlement was refused with `ClaimLost`; raises `Violation`."""
+        if self.model.claims.get((claim.id, claim.offset)) == "":
+            raise Violation("settled", f"the claim at {claim.offset} is current, and was refused as lost")
+
+    def renewed(self, claim: Claim) -> None:
+        """A lease was renewed."""
+        key = (claim.id, claim.offset)
+        self.model.leases[key] = claim.lease_expires_ms
+
+    def drained(self, queues: Sequence[str]) -> None:
+        """`drained` returned; raises `Violation`."""
+        left = [job for job in self.model.jobs.values() if job.queue in queues and job.state in UNFINISHED]
+        if left:
+            raise Violation("drained", f"{queues} are said to be drained, and {left[0].id.hex()} is {left[0].state}")
+
+    def finished(self, *, swept: bool) -> None:
+        """After everything was worked off: each job that was promised ended, exactly once; raises `Violation`."""
+        lost = [token for token, job_id in self.promised.items() if job_id not in self.model.jobs]
+        if lost:
+            raise Violation("lost", f"jobs that were promised are nowhere: {lost[:5]}")
+        for job in self.model.jobs.values():
+            if job.state in UNFINISHED or (swept and job.state != "gone"):
+                raise Violation("lost", f"{job.id.hex()} enqueued at {job.offset} ends as {job.state}")
+            if job.ends != job.requeues + 1:
+                raise Violation("repeated", f"{job.id.hex()} ended {job.ends} times, requeued {job.requeues} times")
+        current = [key for key, how in self.model.claims.items() if not how]
+        if current:
+            raise Violation("lost", f"claims are current for ever: {current[:5]}")

@@ -1,0 +1,198 @@
+"""What happens in a simulated world: all of it drawn from one seed, as a list of moves that can be made shorter.
+
+A move is something that somebody does at some time: a producer, a worker, an operator, or fate. What it needs beyond
+that is in its own arguments, so that taking other moves away changes nothing about it.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+__all__ = ["FAULTS", "Move", "Plan", "make_plan"]
+
+FAULTS: Final = ("slow", "stall", "fail", "lost", "doubt", "late", "reads", "stops")
+"""What a store does for a while: it is slow; it stalls; writes fail; syncs fail and nothing was kept; syncs report a
+failure although all was kept; syncs report a failure and land later; reads fail; it stops by itself, for good."""
+
+_QUEUES: Final = ("mail", "scan", "bill")
+_FATES: Final = ("ack", "ack", "ack", "ack", "nack", "nack", "dead", "release", "forget", "late", "twice", "extend")
+_S: Final = 1000
+_HOUR_MS: Final = 3_600_000
+
+
+class Move(NamedTuple):
+    """`what` is a method of the world's cast (workload.py); `cancel_after_ms`: the caller is cancelled after that."""
+
+    at_ms: int
+    what: str
+    args: dict[str, Any]
+    cancel_after_ms: int | None = None
+
+    def __str__(self) -> str:
+        args = ", ".join(f"{name}={value!r}" for name, value in self.args.items())
+        cut = "" if self.cancel_after_ms is None else f", cancelled after {self.cancel_after_ms} ms"
+        return f"{self.at_ms / 1000:8.3f} s  {self.what}({args}){cut}"
+
+
+class Plan(NamedTuple):
+    """A whole world: its settings, and its moves in order of time."""
+
+    seed: int
+    settings: dict[str, Any]
+    moves: tuple[Move, ...]
+
+
+def make_plan(seed: int) -> Plan:
+    """The plan of a seed; the same one each time."""
+    rng = random.Random(seed)
+    queues = _QUEUES[: rng.choice((1, 1, 2, 3))]
+    settings: dict[str, Any] = {
+        "max_attempts": rng.choice((1, 2, 3, 5)),
+        "lease_ms": rng.choice((500, 2 * _S, 30 * _S)),
+        "backoff_ms": rng.choice((0, 10, 1 * _S, 60 * _S)),
+        "keep_ms": rng.choice((1, 500, 5 * _S, 60 * _S)),
+        "ready_window": rng.choice((1, 2, 5, 1000)),
+        "commit_interval_ms": rng.choice((0, 0, 2, 50)),
+        "latency_ms": rng.choice((0, 0, 1, 5, 40)),
+        "restart_after_ms": rng.choice((0, 100, 3 * _S)),
+        "checks_clock": rng.random() < 0.5,
+        "projection": rng.choice(("never", "never", "always", "every other")),
+        "every other": {"max_attempts": rng.choice((1, 4)), "ready_window": rng.choice((1, 3, 1000))},
+    }
+    length_ms = rng.choice((2, 10, 30, 120)) * _S
+    draw = _Draw(rng, queues, length_ms, settings)
+    makers: list[Callable[[], tuple[str, dict[str, Any]]]] = []
+    for maker, weight in ((draw.enqueue, 8), (draw.enqueue_many, 2), (draw.claim, 9), (draw.worker, 1)):
+        makers += [maker] * weight
+    for maker, weight in ((draw.cancel, 2), (draw.requeue, 1), (draw.pause, 1), (draw.observe, 2)):
+        makers += [maker] * rng.randrange(weight + 1)
+    makers += rng.sample([draw.follow, draw.drain, draw.audit], rng.randrange(3))
+    trouble = [draw.fault, draw.fault, draw.kill, draw.kill_at, draw.restart, draw.second, draw.jump]
+    makers += rng.sample(trouble, rng.randrange(len(trouble) + 1))
+    moves: list[Move] = []
+    for _ in range(rng.choice((10, 30, 60))):
+        what, args = rng.choice(makers)()
+        # Bursts: what happens at one moment meets in one commit.
+        at_ms = moves[-1].at_ms if moves and rng.random() < 0.3 else rng.randrange(length_ms)
+        cancel = rng.choice((0, 1, 5, 50, 500)) if what in _CALLS and rng.random() < 0.08 else None
+        moves.append(Move(at_ms, what, args, cancel))
+    return Plan(seed, settings, tuple(sorted(moves, key=lambda move: move.at_ms)))
+
+
+_CALLS: Final = frozenset(
+    {"enqueue", "enqueue_many", "claim", "cancel", "requeue", "pause", "observe", "worker", "follow", "drain"}
+)
+
+
+class _Draw:
+    """Draws one move after the other."""
+
+    def __init__(self, rng: random.Random, queues: tuple[str, ...], length_ms: int, settings: dict[str, Any]) -> None:
+        self._rng = rng
+        self._queues = queues
+        self._length_ms = length_ms
+        self._settings = settings
+        self._token = 0
+
+    def _job(self) -> dict[str, Any]:
+        rng = self._rng
+        self._token += 1
+        job: dict[str, Any] = {"token": self._token, "size": rng.choice((0, 10, 2000))}
+        if rng.random() < 0.2:
+            job["priority"] = rng.randrange(4)
+        if rng.random() < 0.25:
+            job["delay_ms"] = rng.choice((1, 20, 1 * _S, self._length_ms, _HOUR_MS))
+        if rng.random() < 0.25:
+            job["unique"] = rng.randrange(3)
+            job["until"] = rng.choice(("finished", "claimed"))
+        if rng.random() < 0.1:
+            job["max_attempts"] = rng.choice((1, 2, 10))
+        if rng.random() < 0.1:
+            job["own_id"] = rng.randrange(5)
+        return job
+
+    def enqueue(self) -> tuple[str, dict[str, Any]]:
+        return "enqueue", {"queue": self._rng.choice(self._queues), **self._job()}
+
+    def enqueue_many(self) -> tuple[str, dict[str, Any]]:
+        count = self._rng.choice((1, 2, 5, 12))
+        return "enqueue_many", {"queue": self._rng.choice(self._queues), "jobs": [self._job() for _ in range(count)]}
+
+    def claim(self) -> tuple[str, dict[str, Any]]:
+        rng = self._rng
+        limit = rng.choice((1, 1, 2, 5))
+        args: dict[str, Any] = {
+            "queues": rng.sample(self._queues, rng.randrange(1, len(self._queues) + 1)),
+            "limit": limit,
+            "wait_ms": rng.choice((0, 0, 5, 1 * _S, self._length_ms)),
+            "fates": [(rng.choice(_FATES), rng.choice((0, 0, 3, 700, 5 * _S))) for _ in range(limit)],
+            "together": rng.random() < 0.2,
+        }
+        if rng.random() < 0.2:
+            args["lease_ms"] = rng.choice((1, 50, 3 * _S))
+        return "claim", args
+
+    def worker(self) -> tuple[str, dict[str, Any]]:
+        rng = self._rng
+        return "worker", {
+            "queues": rng.sample(self._queues, rng.randrange(1, len(self._queues) + 1)),
+            "concurrency": rng.choice((1, 2, 5)),
+            "prefetch": rng.choice((0, 3)),
+            "run_ms": rng.randrange(1, self._length_ms),
+            "seed": rng.randrange(1 << 30),
+            "until_empty": rng.random() < 0.3,
+        }
+
+    def cancel(self) -> tuple[str, dict[str, Any]]:
+        return "cancel", {"which": self._rng.randrange(1 << 30)}
+
+    def requeue(self) -> tuple[str, dict[str, Any]]:
+        return "requeue", {"which": self._rng.randrange(1 << 30)}
+
+    def pause(self) -> tuple[str, dict[str, Any]]:
+        return "pause", {"queue": self._rng.choice(self._queues), "for_ms": self._rng.choice((1, 500, 10 * _S))}
+
+    def observe(self) -> tuple[str, dict[str, Any]]:
+        rng = self._rng
+        state = rng.choice((None, "scheduled", "pending", "claimed", "done", "dead", "cancelled"))
+        return "observe", {"queue": rng.choice(self._queues), "which": rng.randrange(1 << 30), "state": state}
+
+    def follow(self) -> tuple[str, dict[str, Any]]:
+        rng = self._rng
+        start, for_ms = rng.choice((0, rng.randrange(1 << 30))), rng.choice((1 * _S, 10 * _S, self._length_ms))
+        return "follow", {"start": start, "for_ms": for_ms, "apart": rng.random() < 0.3}
+
+    def drain(self) -> tuple[str, dict[str, Any]]:
+        rng = self._rng
+        queues = rng.sample(self._queues, rng.randrange(1, len(self._queues) + 1))
+        return "drain", {"queues": queues, "for_ms": rng.choice((5, 5 * _S, self._length_ms))}
+
+    def audit(self) -> tuple[str, dict[str, Any]]:
+        return "audit", {"deep": self._rng.random() < 0.5}
+
+    def fault(self) -> tuple[str, dict[str, Any]]:
+        rng = self._rng
+        return "fault", {
+            "kind": rng.choice(FAULTS),
+            "for_ms": rng.choice((1, 100, 2 * _S, 20 * _S)),
+            "chance": rng.choice((0.05, 0.3, 1.0)),
+            "seed": rng.randrange(1 << 30),
+        }
+
+    def kill(self) -> tuple[str, dict[str, Any]]:
+        return "kill", {"turns": self._rng.choice((0, 1, 2, 3, 5, 8, 20)), "lands": self._rng.random() < 0.5}
+
+    def kill_at(self) -> tuple[str, dict[str, Any]]:
+        calls = ("write:before", "write:after", "sync:before", "sync:after", "get", "scan", "close")
+        return "kill_at", {"call": self._rng.choice(calls), "lands": self._rng.random() < 0.5}
+
+    def restart(self) -> tuple[str, dict[str, Any]]:
+        return "restart", {}
+
+    def second(self) -> tuple[str, dict[str, Any]]:
+        return "second", {"call": self._rng.choice((None, "write:after", "sync:before", "sync:after", "scan"))}
+
+    def jump(self) -> tuple[str, dict[str, Any]]:
+        rng = self._rng
+        by_ms = rng.choice((200, 4 * _S, 90 * _S, 3 * _HOUR_MS))
+        return "jump", {"by_ms": by_ms if rng.random() < 0.5 else -by_ms, "back_after_ms": rng.choice((None, 2 * _S))}
