@@ -12,12 +12,12 @@ import contextlib
 import errno
 import os
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from ledgerq.eventlog.anchor import FileAnchor
+from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.private_folders import heir_of
 from ledgerq.eventlog.store import Anchor
@@ -28,7 +28,7 @@ _log = logger("store")
 
 STORE_FOLDERS: Final = ("manifest", "wal", "compacted", "compactions", "gc")
 _SUFFIXES: Final = {"manifest": ".manifest", "compacted": ".sst", "compactions": ".compactions"}
-_TICK_NS: Final = 100_000_000  # more than between two times that a file system gives
+_TICK_MS: Final = 100  # more than between two times that a file system gives
 _NOTE: Final = "synced"
 _TRIES: Final = 10
 _NOTE_BYTES: Final = 100
@@ -155,7 +155,7 @@ class FileSync:
         present = self._present(kind)
         self._synced[kind] &= present
         # What comes within the same tick of the clock leaves the folder's time as it is: look again next time then.
-        is_settled = time.time_ns() - changed_ns > _TICK_NS
+        is_settled = SystemClock().now_ms() - changed_ns // 1_000_000 > _TICK_MS
         self._changed_ns[kind] = changed_ns if is_settled else None
         return {name for name in present - self._synced[kind] if f"{kind}/{name}" not in self._failed}
 

@@ -2,8 +2,9 @@
 
 It reads the durable events one by one and knows nothing of how ledgerq decides or keeps its state: nothing of
 ledgerq.projections or ledgerq.worker is imported. Whatever an event says that can't be is a `Violation`. The
-simulation, the long run, the processes that are killed and the state machine test are all held to it. What is due by a clock is judged where
-that clock stands still between two events, in the simulation: elsewhere time passes from a decision to its commit.
+simulation, the long run, the processes that are killed and the state machine test are all held to it. What is due by a
+clock is judged where that clock stands still between two events, in the simulation: elsewhere time passes from a
+decision to its commit.
 """
 
 from collections.abc import Callable
