@@ -303,7 +303,8 @@ async def main():
 
 opened = threading.Event()
 if sys.argv[2] == "thread":
-    threading.Thread(target=lambda: asyncio.run(main())).start()
+    # `asyncio.run` ends with a thread of its own, which CPython 3.12 and later start in no program that is ending.
+    threading.Thread(target=lambda: asyncio.new_event_loop().run_until_complete(main())).start()
     opened.wait()
 else:
     asyncio.run(main())
