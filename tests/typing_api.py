@@ -67,8 +67,7 @@ class PerQueue:
     def apply(self, transition: Transition) -> dict[bytes, bytes | None]:
         assert_type(transition.event, Event)
         if isinstance(transition.event, ledgerq.events.Enqueued):
-            assert_type(transition.event.id, bytes)
-            transition.event.job_id  # type: ignore[attr-defined]  # noqa: B018
+            assert_type(transition.event.queue, str)
         assert_type(transition.before, Job | None)
         if transition.after is None:
             return {}
