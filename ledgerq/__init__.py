@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ledgerq import events as events
+    import ledgerq.events as events
     from ledgerq.eventlog.clock import Clock, ManualClock, SystemClock
     from ledgerq.eventlog.errors import (
         ClaimLost,
