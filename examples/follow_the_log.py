@@ -3,7 +3,7 @@
 import asyncio
 
 from ledgerq import Queue
-from ledgerq.eventlog.events import Acked
+from ledgerq.events import Acked
 
 
 async def main():

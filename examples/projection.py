@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 
 from ledgerq import MemoryDisk, MemoryStore, Queue
-from ledgerq.eventlog.events import Enqueued
+from ledgerq.events import Enqueued
 
 
 class ByCustomer:

@@ -5,14 +5,16 @@
     queue = await Queue.open("file:///var/lib/jobs")
     await queue.enqueue("mail", b"...")
 
-`Queue` and `Worker` are what programs use. `ledgerq.eventlog` and `ledgerq.projections` are for those who read the log
-or write a projection of their own; `ledgerq.tools` is the command line.
+`Queue` and `Worker` are what programs use, and `ledgerq.events` has the events of the log. `ledgerq.eventlog` and
+`ledgerq.projections` are for those who read the log or write a projection of their own; `ledgerq.tools` is the command
+line.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ledgerq.events as events
     from ledgerq.eventlog.clock import Clock, ManualClock, SystemClock
     from ledgerq.eventlog.errors import (
         ClaimLost,
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from ledgerq.projections.job import Job
     from ledgerq.projections.stats import QueueStats
     from ledgerq.projections.view import Page
-    from ledgerq.worker.claims import Claim, Enqueued
+    from ledgerq.worker.claims import Claim, EnqueueResult
     from ledgerq.worker.metrics import Metrics
     from ledgerq.worker.options import NewJob, QueueOptions
     from ledgerq.worker.outcomes import Dead, Retry
@@ -66,7 +68,7 @@ __all__ = [
     "ClockWentBack",
     "Dead",
     "DuplicateJobId",
-    "Enqueued",
+    "EnqueueResult",
     "Fenced",
     "FormatTooNew",
     "InvalidArgument",
@@ -109,6 +111,7 @@ __all__ = [
     "WrongLoop",
     "WrongProcess",
     "claims",
+    "events",
 ]
 
 # Names are imported when they are first used, so that the command line starts at once.
@@ -151,7 +154,7 @@ _HOME = {
     "QueueStats": "ledgerq.projections.stats",
     "Page": "ledgerq.projections.view",
     "Claim": "ledgerq.worker.claims",
-    "Enqueued": "ledgerq.worker.claims",
+    "EnqueueResult": "ledgerq.worker.claims",
     "Metrics": "ledgerq.worker.metrics",
     "NewJob": "ledgerq.worker.options",
     "QueueOptions": "ledgerq.worker.options",
@@ -168,6 +171,8 @@ _HOME = {
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
+        if name == "events":
+            return import_module("ledgerq.events")
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(_HOME[name]), name)
@@ -176,4 +181,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *__all__})

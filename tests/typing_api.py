@@ -15,7 +15,7 @@ from ledgerq import (
     Clock,
     ClockWentBack,
     Dead,
-    Enqueued,
+    EnqueueResult,
     Fenced,
     InvalidArgument,
     Job,
@@ -41,10 +41,11 @@ from ledgerq import (
     claims,
 )
 from ledgerq.eventlog.codec import Head, PayloadRecord
-from ledgerq.eventlog.events import Event, Record, State
+from ledgerq.eventlog.events import State
 from ledgerq.eventlog.log import LogReader, Verified
 from ledgerq.eventlog.store import ReadStore, Store
 from ledgerq.eventlog.stores import open_reader
+from ledgerq.events import Acked, Claimed, Event, Record
 from ledgerq.projections.audit import AuditReport, Difference, audit
 from ledgerq.projections.copying import copy_into
 from ledgerq.projections.fold import Fold
@@ -65,6 +66,8 @@ class PerQueue:
 
     def apply(self, transition: Transition) -> dict[bytes, bytes | None]:
         assert_type(transition.event, Event)
+        if isinstance(transition.event, ledgerq.events.Enqueued):
+            assert_type(transition.event.queue, str)
         assert_type(transition.before, Job | None)
         if transition.after is None:
             return {}
@@ -114,11 +117,11 @@ async def enqueueing(queue: Queue) -> None:
         headers={"trace": "1"},
         job_id="01HF7YAT00000000000000000A",
     )
-    assert_type(added, Enqueued)
+    assert_type(added, EnqueueResult)
     assert_type(added.job_id, str)
     assert_type(added.created, bool)
     many = await queue.enqueue_many("mail", [b"1", NewJob(b"2", priority=5, unique_key=b"key")])
-    assert_type(many, list[Enqueued])
+    assert_type(many, list[EnqueueResult])
     await queue.enqueue("mail", "text")  # type: ignore[arg-type]
     await queue.enqueue("mail", b"", unique_until="forever")  # type: ignore[arg-type]
 
@@ -187,7 +190,19 @@ async def working(queue: Queue) -> None:
         assert_type(job.payload, bytes)
         assert_type(job.headers, dict[str, str])
         assert_type(job.attempt, int)
+        assert_type(job.max_attempts, int)
+        assert_type(job.priority, int)
+        assert_type(job.offset, int)
+        assert_type(job.id, bytes)
+        assert_type(job.job_id, str)
+        assert_type(job.queue, str)
+        assert_type(job.enqueued_ms, int)
+        assert_type(job.lease_ms, int)
+        assert_type(job.lease_expires_ms, int)
+        assert_type(job.lease_expires_at, datetime)
+        assert_type(job.claim, Claim)
         assert_type(job.stop_requested, bool)
+        job.typo  # type: ignore[attr-defined]  # noqa: B018
         raise Retry(5, "busy")
 
     @worker.handler("sms")
@@ -259,8 +274,14 @@ def lacking() -> WorkerQueue:
     return Unclosable()  # type: ignore[return-value]
 
 
-def names() -> None:
+def names(record: Record) -> None:
     print(ledgerq.Queue, ledgerq.claims)
+    if isinstance(record.event, ledgerq.events.Acked | Claimed):
+        assert_type(record.event, Acked | Claimed)
+    if isinstance(record.event, ledgerq.Enqueued):  # type: ignore[attr-defined]
+        print("the result of enqueue is an EnqueueResult, and no event")
+    if isinstance(record.event, ledgerq.events.Typo):  # type: ignore[attr-defined]
+        print("there is no such event")
 
 
 def main(queue: Queue) -> None:

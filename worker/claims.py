@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import job_id_text
 
-__all__ = ["Claim", "Enqueued", "Waiter", "WaitingRoom"]
+__all__ = ["Claim", "EnqueueResult", "Waiter", "WaitingRoom"]
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +53,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Enqueued:
+class EnqueueResult:
     """What `enqueue` answers: the job's id, and whether it is new (False: its unique key was held by this job)."""
 
     id: bytes

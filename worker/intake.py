@@ -11,7 +11,7 @@ from ledgerq.eventlog.errors import DuplicateJobId
 from ledgerq.eventlog.waits import to_the_end
 from ledgerq.projections.indexes import job_key, unique_key
 from ledgerq.projections.job import Job
-from ledgerq.worker.claims import Enqueued
+from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.enqueue import KeyLocks, Prepared
 from ledgerq.worker.live import Live
 
@@ -31,16 +31,16 @@ class Intake:
         self._held: dict[bytes, bytes] = {}
         self._forget_at_rows = _FORGET_ROWS
 
-    def stage(self, prepared: Prepared) -> Enqueued:
+    def stage(self, prepared: Prepared) -> EnqueueResult:
         """Stage a job that needs no look-up."""
         event = prepared.event
         log = self._live.log
         offset = log.next_offset
         self._live.apply(None, event, prepared.record if not event.due_ms else None)
         log.append_payload(offset, prepared.sealed)
-        return Enqueued(event.job_id, True)
+        return EnqueueResult(event.job_id, True)
 
-    async def stage_all(self, batch: Sequence[Prepared]) -> list[Enqueued]:
+    async def stage_all(self, batch: Sequence[Prepared]) -> list[EnqueueResult]:
         """Stage all of them in one commit, or none: raises `DuplicateJobId`. A unique hit answers `created=False`."""
         lock_keys = [key for prepared in batch for key in _keys(prepared)]
         if not lock_keys:
@@ -62,11 +62,11 @@ class Intake:
                 )
             self._live.log.check()
 
-            def stage(prepared: Prepared) -> Enqueued:
+            def stage(prepared: Prepared) -> EnqueueResult:
                 key = _unique(prepared)
                 holder = None if key is None else holders[key]
                 if holder is not None:
-                    return Enqueued(holder, False)
+                    return EnqueueResult(holder, False)
                 result = self.stage(prepared)
                 if key is not None:
                     holders[key] = prepared.event.job_id
@@ -76,13 +76,15 @@ class Intake:
             # Nobody else stages these keys while their locks are held.
             return await self._stage_together(batch, stage)
 
-    async def _stage_together(self, batch: Sequence[Prepared], stage: Callable[[Prepared], Enqueued]) -> list[Enqueued]:
+    async def _stage_together(
+        self, batch: Sequence[Prepared], stage: Callable[[Prepared], EnqueueResult]
+    ) -> list[EnqueueResult]:
         """Stage all in one commit: many of them a few at a time, to the end also when the caller is cancelled."""
         if len(batch) <= _PIECE_JOBS:
             return [stage(prepared) for prepared in batch]
 
-        async def in_pieces() -> list[Enqueued]:
-            results: list[Enqueued] = []
+        async def in_pieces() -> list[EnqueueResult]:
+            results: list[EnqueueResult] = []
             async with self._live.log.gathering():
                 for at, prepared in enumerate(batch):
                     if at and at % _PIECE_JOBS == 0:

@@ -11,6 +11,7 @@ from ledgerq.eventlog.event_loop import running_loop
 from ledgerq.eventlog.events import FilesSetAside, WriterOpened
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.writer import EventLog
+from ledgerq.projections.indexes import CLAIMED
 from ledgerq.projections.job import Job
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker import decisions
@@ -83,10 +84,9 @@ async def take_over(
 
 
 async def _claimed(live: Live) -> list[Job]:
-    prefix = b"i/claimed/"
     found: list[Job] = []
-    async for rows in live.log.store.scan(prefix, keys.after_prefix(prefix)):
-        jobs = await live.jobs([key[len(prefix) :] for key, _ in rows])
+    async for rows in live.log.store.scan(CLAIMED, keys.after_prefix(CLAIMED)):
+        jobs = await live.jobs([key[len(CLAIMED) :] for key, _ in rows])
         found += [job for job in jobs if job is not None and job.state == "claimed"]
     return found
 

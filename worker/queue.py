@@ -24,7 +24,7 @@ from ledgerq.projections.metrics_counters import DEFAULT_LIMIT_QUEUES
 from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import Page
 from ledgerq.worker import decisions, operate, settle
-from ledgerq.worker.claims import Claim, Enqueued
+from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.core import DEFAULT_OPTIONS, Core, open_core
 from ledgerq.worker.enqueue import prepare, prepare_many
 from ledgerq.worker.gauges import QueueCollector
@@ -159,7 +159,7 @@ class Queue:
         unique_until: UniqueUntil = "finished",
         headers: Mapping[str, str] | None = None,
         job_id: str | None = None,
-    ) -> Enqueued:
+    ) -> EnqueueResult:
         """Add one job; it is durable when this returns.
 
         `priority`: lower first (0 to 2^32-1). `delay` (seconds) or `run_at` (aware datetime): not before then.
@@ -198,7 +198,7 @@ class Queue:
         await log.committed()
         return result
 
-    async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[Enqueued]:
+    async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
         """Add up to 10,000 jobs in one commit: all or none. Each is a payload, or a `NewJob` with more to say."""
         self._log.check()
         self._name(queue)

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextvars
 import inspect
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from ledgerq.eventlog.clock import Clock, stopwatch_s
@@ -28,9 +29,6 @@ class JobContext:
         self.claim = claim
         self.stop_requested = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.claim, name)
-
     @property
     def payload(self) -> bytes:
         """The bytes as they were enqueued."""
@@ -38,12 +36,17 @@ class JobContext:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers as they were enqueued."""
+        """The headers as they were enqueued; empty when there were none."""
         return self.claim.headers
 
     @property
+    def id(self) -> bytes:
+        """The ULID's 16 bytes, as in events."""
+        return self.claim.id
+
+    @property
     def job_id(self) -> str:
-        """The ULID's text."""
+        """The ULID's text, as in `Queue`."""
         return self.claim.job_id
 
     @property
@@ -55,6 +58,41 @@ class JobContext:
     def attempt(self) -> int:
         """Which try this is, from 1."""
         return self.claim.attempt
+
+    @property
+    def max_attempts(self) -> int:
+        """How many tries the job has in all."""
+        return self.claim.max_attempts
+
+    @property
+    def priority(self) -> int:
+        """Lower comes first."""
+        return self.claim.priority
+
+    @property
+    def offset(self) -> int:
+        """The place of this try's claimed event in the log: no other try has it."""
+        return self.claim.offset
+
+    @property
+    def enqueued_ms(self) -> int:
+        """When the job was enqueued, in ms since the Unix epoch."""
+        return self.claim.enqueued_ms
+
+    @property
+    def lease_ms(self) -> int:
+        """How long the lease is, in ms; the worker renews it for as long as the handler runs."""
+        return self.claim.lease_ms
+
+    @property
+    def lease_expires_ms(self) -> int:
+        """When the lease ends unless it is renewed, in ms since the Unix epoch."""
+        return self.claim.lease_expires_ms
+
+    @property
+    def lease_expires_at(self) -> datetime:
+        """`lease_expires_ms` as a time in UTC."""
+        return self.claim.lease_expires_at
 
 
 HandlerFunction = Callable[[JobContext], Any] | Callable[[JobContext], Awaitable[Any]]

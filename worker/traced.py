@@ -6,7 +6,7 @@ from typing import Any
 from opentelemetry.trace import TracerProvider
 
 from ledgerq.eventlog.errors import PayloadTooLarge
-from ledgerq.worker.claims import Enqueued
+from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.core import Core
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.queue import Queue
@@ -26,7 +26,7 @@ class TracedQueue(Queue):
 
     async def enqueue(
         self, queue: str, payload: bytes, *, headers: Mapping[str, str] | None = None, **options: Any
-    ) -> Enqueued:
+    ) -> EnqueueResult:
         """See `Queue.enqueue`."""
         sending = self._sender.one(queue, payload, headers)
         if sending is None:
@@ -47,7 +47,7 @@ class TracedQueue(Queue):
         sending.end(result=result)
         return result
 
-    async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[Enqueued]:
+    async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
         """See `Queue.enqueue_many`."""
         sending = self._sender.many(queue, jobs)
         if sending is None:

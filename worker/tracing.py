@@ -34,7 +34,7 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.process import package_version
-from ledgerq.worker.claims import Claim, Enqueued
+from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.outcomes import Retry, plain_text
 from ledgerq.worker.reports import Outcome
@@ -81,12 +81,12 @@ class Sending:
         """There was no room for the context beside the payload."""
         self._careful.call(self._span.add_event, "the trace context did not fit beside the payload")
 
-    def end(self, error: BaseException | None = None, result: Enqueued | None = None) -> None:
+    def end(self, error: BaseException | None = None, result: EnqueueResult | None = None) -> None:
         """The jobs are durable (`result`: the one job), or the call raised."""
         self._careful.call(self._describe, error, result)
         self._careful.call(self._span.end)
 
-    def _describe(self, error: BaseException | None, result: Enqueued | None) -> None:
+    def _describe(self, error: BaseException | None, result: EnqueueResult | None) -> None:
         if not self._span.is_recording():
             return
         if result is not None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ledgerq.eventlog.codec import PayloadRecord
-from ledgerq.eventlog.events import Enqueued as EnqueuedEvent
-from ledgerq.worker.claims import Claim, Enqueued
+from ledgerq.eventlog.events import Enqueued
+from ledgerq.worker.claims import Claim, EnqueueResult
 from tests.model.job import UNFINISHED, Model, Violation
 
 __all__ = ["Asked", "Oracle"]
@@ -44,7 +44,7 @@ class Oracle:
         self.acked: set[bytes] = set()
         self.created: list[bytes] = []
 
-    def enqueued_event(self, event: EnqueuedEvent, record: PayloadRecord) -> None:
+    def enqueued_event(self, event: Enqueued, record: PayloadRecord) -> None:
         """A job became durable; raises `Violation`."""
         token = int(record.payload.split(b" ", 1)[0])
         if token not in self.asked:
@@ -63,7 +63,7 @@ class Oracle:
         self.payloads[event.job_id] = record
         self.created.append(event.job_id)
 
-    def answered(self, token: int, queue: str, unique: bytes | None, answer: Enqueued) -> None:
+    def answered(self, token: int, queue: str, unique: bytes | None, answer: EnqueueResult) -> None:
         """An enqueue call returned; raises `Violation`."""
         if answer.created:
             if self.durable.get(token) != answer.id:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ledgerq.eventlog.errors import ClaimLost
 from ledgerq.projections.job import Job
-from ledgerq.worker.claims import Claim, Enqueued
+from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.queue import Queue
 from tests.queue_relay import QueueRelay
@@ -31,7 +31,7 @@ class WatchedQueue(QueueRelay):
         self.facts = facts
         self.meter = meter
 
-    async def enqueue(self, queue: str, payload: bytes, **options: Any) -> Enqueued:
+    async def enqueue(self, queue: str, payload: bytes, **options: Any) -> EnqueueResult:
         """See `Queue.enqueue`."""
         start_s = time.perf_counter()
         added = await self.queue.enqueue(queue, payload, **options)
@@ -39,7 +39,7 @@ class WatchedQueue(QueueRelay):
         self._added([added])
         return added
 
-    async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[Enqueued]:
+    async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
         """See `Queue.enqueue_many`."""
         start_s = time.perf_counter()
         added = await self.queue.enqueue_many(queue, jobs)
@@ -47,7 +47,7 @@ class WatchedQueue(QueueRelay):
         self._added(added)
         return added
 
-    def _added(self, added: Sequence[Enqueued]) -> None:
+    def _added(self, added: Sequence[EnqueueResult]) -> None:
         new = [job.job_id for job in added if job.created]
         self.meter.enqueued += len(new)
         self.facts.report(f"E {job_id}" for job_id in new)
