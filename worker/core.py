@@ -32,7 +32,6 @@ from ledgerq.eventlog.writer_hold import check_wait
 from ledgerq.projections.host import Projection, ProjectionHost
 from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.view import LedgerView
-from ledgerq.worker.gauges import QueueGauges
 from ledgerq.worker.handout import Handout
 from ledgerq.worker.intake import Intake
 from ledgerq.worker.live import Live
@@ -102,12 +101,13 @@ class Core:
         self.live.on_change = self._changed
         self.live.on_failure = self._failed
         self.live.on_commit = self._committed
-        self.gauges = QueueGauges(self)
         # So many of an operator's calls read and decide at a time: thousands at once would hold the loop, and be late.
         self.operating = asyncio.Semaphore(_OPERATIONS_AT_ONCE)
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._closed: asyncio.Future[None] | None = None
         self.on_failure: list[Callable[[LedgerError], None]] = []
+        # What reads the store in the background ends before it is closed.
+        self.on_close: list[Callable[[], Coroutine[Any, Any, None]]] = []
 
     async def take_over(self, *, accept_rollback: bool) -> None:
         """Become the store's writer; when that fails, the store is closed again."""
@@ -137,7 +137,8 @@ class Core:
     async def _close(self) -> None:
         error = QueueClosed(f"the queue on {self.log.store.location} was closed")
         self.handout.fail(error)
-        await self.gauges.looker.close()
+        for end in self.on_close:
+            await end()
         await self.maintenance.close()
         await self.handout.close()
         try:

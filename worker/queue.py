@@ -27,7 +27,7 @@ from ledgerq.worker import decisions, operate, settle
 from ledgerq.worker.claims import Claim, Enqueued
 from ledgerq.worker.core import DEFAULT_OPTIONS, Core, open_core
 from ledgerq.worker.enqueue import prepare, prepare_many
-from ledgerq.worker.gauges import QueueCollector
+from ledgerq.worker.gauges import QueueCollector, QueueGauges
 from ledgerq.worker.handout import WatchCallback
 from ledgerq.worker.opening import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
@@ -52,6 +52,7 @@ class Queue:
         self._live = core.live
         self._handout = core.handout
         self._clock = core.clock
+        self._gauges = QueueGauges(core)
         self._known_names: set[str] = set()
 
     # ------------------------------------------------------------------ opening and closing
@@ -343,7 +344,7 @@ class Queue:
 
         `limit`: how many queues have series of their own (those that came first); the rest is queue="other".
         """
-        return QueueCollector(self._core.gauges, limit)
+        return QueueCollector(self._gauges, limit)
 
     async def drained(self, queues: str | Sequence[str]) -> None:
         """Return when none of these queues holds an unfinished job (scheduled, pending or claimed)."""
