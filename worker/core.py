@@ -50,6 +50,7 @@ _OBJECT_STORE_INTERVAL_MS: Final = 50.0
 _LOCAL_INTERVAL_MS: Final = 2.0
 _MAX_INTERVAL_MS: Final = 60_000
 _OPERATIONS_AT_ONCE: Final = 64
+_MAX_KNOWN_NAMES: Final = 10_000
 
 
 class Core:
@@ -103,6 +104,7 @@ class Core:
         self.live.on_commit = self._committed
         # So many of an operator's calls read and decide at a time: thousands at once would hold the loop, and be late.
         self.operating = asyncio.Semaphore(_OPERATIONS_AT_ONCE)
+        self._known_names: set[str] = set()
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._closed: asyncio.Future[None] | None = None
         self.on_failure: list[Callable[[LedgerError], None]] = []
@@ -201,6 +203,13 @@ class Core:
         found = await answer
         await self.log.committed()
         return found
+
+    def check_name(self, queue: str) -> None:
+        """Raise `InvalidQueueName` for what names no queue."""
+        if type(queue) is not str or queue not in self._known_names:
+            queue_name_bytes(queue)
+            if len(self._known_names) < _MAX_KNOWN_NAMES:
+                self._known_names.add(queue)
 
     def options(self, queue: str) -> QueueOptions:
         """The options in force for a queue."""
