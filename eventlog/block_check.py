@@ -9,12 +9,12 @@ from typing import Final
 
 from slatedb.uniffi import VersionedManifest
 
-from ledgerq.eventlog.causes import CAUSE_LIMIT_S
 from ledgerq.eventlog.errors import LogPoisoned
 from ledgerq.eventlog.file_garbage import admin_of
 from ledgerq.eventlog.file_garbage import sorted_files as names_of
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.preflight import CAUSE_LIMIT_S
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, translate
 from ledgerq.eventlog.slate_files import numbers_of
 from ledgerq.eventlog.sst import COMPRESSED

@@ -7,10 +7,10 @@ import asyncio
 import re
 from typing import Final
 
-from ledgerq.eventlog.causes import CAUSE_LIMIT_S
 from ledgerq.eventlog.errors import LedgerError, RowUnreadable
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.preflight import CAUSE_LIMIT_S
 from ledgerq.eventlog.sst import damaged_block_of
 from ledgerq.eventlog.sst_files import content_of
 

@@ -1,7 +1,7 @@
 """Can the store be reached, and written? Found out before SlateDB, whose retries never end and say nothing.
 
 A few requests with few retries and a time limit; what is wrong comes out as `StoreUnavailable` with the cause and what
-to do about it.
+to do about it. Once a write has failed, they are asked again, to say why.
 """
 
 import asyncio
@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from ledgerq.eventlog.clock import PLAUSIBLE_MS, SystemClock, time_text
-from ledgerq.eventlog.errors import StoreNotFound, StoreUnavailable
+from ledgerq.eventlog.errors import (
+    ClockWentBack,
+    Fenced,
+    InvalidArgument,
+    LedgerError,
+    StoreNotFound,
+    StoreUnavailable,
+)
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.objects import Objects
@@ -19,17 +26,30 @@ from ledgerq.eventlog.odd_files import new_file, refuse_odd_files
 from ledgerq.eventlog.private_folders import make_private
 from ledgerq.eventlog.redaction import redacted
 from ledgerq.eventlog.slate_files import check_files
+from ledgerq.eventlog.threads import DaemonThreads
 
-__all__ = ["PREFLIGHT_LIMIT_S", "check_clock", "check_readable", "check_writable"]
+__all__ = [
+    "CAUSE_LIMIT_S",
+    "PREFLIGHT_LIMIT_S",
+    "check_clock",
+    "check_readable",
+    "check_writable",
+    "full_disk",
+    "with_cause",
+]
 
 _log = logger("store")
 
 PREFLIGHT_LIMIT_S: Final = 10.0
+CAUSE_LIMIT_S: Final = 5.0
+_DISK_LIMIT_S: Final = 1.0
 # SlateDB hangs on a full disk, and this little is full within seconds.
 _MIN_FREE_BYTES: Final = 16 * 1024 * 1024
 _PROBE: Final = "preflight"
 _FOLDERS: Final = ("manifest", "wal", "compacted", "compactions", "gc")
 _ANCHOR: Final = "anchor"
+# Errors that say what is wrong by themselves.
+_CLEAR: Final = (Fenced, ClockWentBack, InvalidArgument)
 _PROBE_BYTES: Final = 4096
 _REMEDIES: Final = {
     errno.EACCES: "this user may not read or may not write there; change its owner or mode, or choose another folder",
@@ -181,3 +201,35 @@ def _not_found(location: Location) -> StoreNotFound:
     return StoreNotFound(
         f"there is no store at {location.original}; check the URL, or open it for writing to create one"
     )
+
+
+async def with_cause(error: LedgerError, objects: Objects) -> LedgerError:
+    """The same error; unless it is clear already, it says as well what keeps the bucket from being written now.
+
+    Asked after a failure, so all may be well again: then nothing is added.
+    """
+    if isinstance(error, _CLEAR):
+        return error
+    try:
+        await objects.has_any("manifest/")
+        await objects.put(_PROBE, b"")
+        await objects.delete(_PROBE)
+    except StoreUnavailable as cause:
+        error.args = (f"{error}. Asked again, it says: {cause}", *error.args[1:])
+    return error
+
+
+async def full_disk(location: Location) -> str:
+    """What to do about a file store's full disk, if it is that; else an empty text."""
+    if not location.is_file:
+        return ""
+    threads = DaemonThreads("ledgerq-disk")
+    try:
+        async with asyncio.timeout(_DISK_LIMIT_S):
+            disk = await asyncio.get_running_loop().run_in_executor(threads, os.statvfs, location.folder)
+    except (OSError, TimeoutError):
+        return ""
+    finally:
+        threads.shutdown()
+    free_bytes = disk.f_bavail * disk.f_frsize
+    return f"only {free_bytes // 1024} KiB are free on its disk: free some space" * (free_bytes < _MIN_FREE_BYTES)

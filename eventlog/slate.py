@@ -11,7 +11,6 @@ from typing import Final, TypeVar
 from slatedb.uniffi import CloseOptions, CloseReason, Db, FlushType
 
 from ledgerq.eventlog.anchor import ObjectAnchor
-from ledgerq.eventlog.causes import CAUSE_LIMIT_S, full_disk, with_cause
 from ledgerq.eventlog.clock import Clock, stopwatch_s
 from ledgerq.eventlog.errors import (
     ClockWentBack,
@@ -31,6 +30,7 @@ from ledgerq.eventlog.logs import about, logger
 from ledgerq.eventlog.memtable import MemtableFlush
 from ledgerq.eventlog.meters import CommitTimes
 from ledgerq.eventlog.objects import Objects
+from ledgerq.eventlog.preflight import CAUSE_LIMIT_S, full_disk, with_cause
 from ledgerq.eventlog.set_aside import mark_recorded, read_set_aside
 from ledgerq.eventlog.slate_errors import SLATE_ERRORS, closed_error, late_error, translate
 from ledgerq.eventlog.slate_metrics import SlateMetrics

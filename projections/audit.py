@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final, NamedTuple
 
 from ledgerq.eventlog import keys
+from ledgerq.eventlog.audit_note import AuditNote, write_note
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import digest_of, unpack
 from ledgerq.eventlog.entropy import job_id_text
-from ledgerq.eventlog.errors import LogPoisoned, ProjectionDrift
+from ledgerq.eventlog.errors import LogCorrupt, LogPoisoned, LogRolledBack, ProjectionDrift
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.log import LogReader, Progress, Verified
 from ledgerq.eventlog.log_end import readable_part
@@ -26,7 +27,7 @@ from ledgerq.projections.payloads import MISSING, read_payload
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.stats import Tally
 
-__all__ = ["AuditReport", "Difference", "audit"]
+__all__ = ["AuditReport", "Difference", "audit", "record_failure", "record_report"]
 
 _MAX_DIFFERENCES: Final = 1000
 _MAX_TEXT_CHARS: Final = 400
@@ -259,3 +260,15 @@ def _readable(range_name: str, value: bytes | None) -> str | None:
 
 def _bounded(text: str) -> str:
     return text if len(text) <= _MAX_TEXT_CHARS else text[: _MAX_TEXT_CHARS - 3] + "..."
+
+
+async def record_report(url: str, clock: Clock, report: AuditReport, *, deep: bool) -> None:
+    """Note what an audit proved and what it found; raises `StoreUnavailable` when the note can't be written."""
+    proven = report.verified.head.next_offset
+    await write_note(url, AuditNote(clock.now_ms(), proven, report.problem_count, not report.unreadable, deep))
+
+
+async def record_failure(url: str, clock: Clock, error: LogCorrupt | LogRolledBack, *, deep: bool) -> None:
+    """Note an audit that found the log itself damaged or rolled back; raises like `record_report`."""
+    proven = error.offset if isinstance(error, LogCorrupt) else error.first_offset
+    await write_note(url, AuditNote(clock.now_ms(), proven, 0, False, deep))

@@ -14,11 +14,18 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
+from ledgerq.eventlog.slate_metrics import SlateHistogram, SlateReading
 from ledgerq.projections.metrics_catalogue import CATALOGUE, MetricSpec
 
-__all__ = ["Families", "LedgerCollector", "Source", "histogram_samples"]
+__all__ = ["Families", "LedgerCollector", "SlateSource", "Source", "histogram_samples"]
 
 _INF: Final = "+Inf"
+_SLATE_PREFIX: Final = "ledgerq_slatedb_"
+_SLATE_SPECS: Final = {
+    spec.name.removeprefix(_SLATE_PREFIX).removesuffix("_total"): spec
+    for spec in CATALOGUE.values()
+    if spec.name.startswith(_SLATE_PREFIX)
+}
 Buckets = Sequence[tuple[str, int, Exemplar | None]]
 
 
@@ -103,3 +110,22 @@ class LedgerCollector(Collector):
         for source in self._sources:
             source.show(families)
         return list(families.all())
+
+
+class SlateSource:
+    """SlateDB's own numbers: what `read` gives at each scrape, under the names of the catalogue."""
+
+    names = tuple(spec.name for spec in _SLATE_SPECS.values())
+
+    def __init__(self, read: Callable[[], SlateReading]) -> None:
+        self._read = read
+
+    def show(self, families: Families) -> None:
+        """The numbers as of now."""
+        for (name, values), number in self._read().items():
+            spec = _SLATE_SPECS[name]
+            labels = dict(zip(spec.labels, values, strict=True))
+            if isinstance(number, SlateHistogram):
+                families.add_histogram(spec.name, number.bounds, number.counts, number.sum, **labels)
+            else:
+                families.add(spec.name, number, **labels)

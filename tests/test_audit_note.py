@@ -12,7 +12,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.audit_note import AuditNote, decode_note, encode_note, read_note, write_note
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import LogRolledBack
-from ledgerq.projections.audit_record import record_failure
+from ledgerq.projections.audit import record_failure
 from ledgerq.projections.indexes import stats_key
 from ledgerq.projections.metrics_look import StoreLook
 from tests.cli_rig import Cli, change_rows, make_ledger

@@ -69,7 +69,7 @@ async def _audit(
     from ledgerq.eventlog.errors import LogCorrupt, LogRolledBack
     from ledgerq.eventlog.keys import FORMAT_VERSION
     from ledgerq.projections.audit import audit as run_audit
-    from ledgerq.projections.audit_record import record_failure, record_report
+    from ledgerq.projections.audit import record_failure, record_report
 
     anchor = None if anchor_file is None else _read_anchor(anchor_file)
     given = _projections(projections)

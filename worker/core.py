@@ -32,7 +32,6 @@ from ledgerq.eventlog.writer_hold import check_wait
 from ledgerq.projections.host import Projection, ProjectionHost
 from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.view import LedgerView
-from ledgerq.worker.gauges import QueueGauges
 from ledgerq.worker.handout import Handout
 from ledgerq.worker.intake import Intake
 from ledgerq.worker.live import Live
@@ -51,6 +50,7 @@ _OBJECT_STORE_INTERVAL_MS: Final = 50.0
 _LOCAL_INTERVAL_MS: Final = 2.0
 _MAX_INTERVAL_MS: Final = 60_000
 _OPERATIONS_AT_ONCE: Final = 64
+_MAX_KNOWN_NAMES: Final = 10_000
 
 
 class Core:
@@ -102,12 +102,14 @@ class Core:
         self.live.on_change = self._changed
         self.live.on_failure = self._failed
         self.live.on_commit = self._committed
-        self.gauges = QueueGauges(self)
         # So many of an operator's calls read and decide at a time: thousands at once would hold the loop, and be late.
         self.operating = asyncio.Semaphore(_OPERATIONS_AT_ONCE)
+        self._known_names: set[str] = set()
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._closed: asyncio.Future[None] | None = None
         self.on_failure: list[Callable[[LedgerError], None]] = []
+        # What reads the store in the background ends before it is closed.
+        self.on_close: list[Callable[[], Coroutine[Any, Any, None]]] = []
 
     async def take_over(self, *, accept_rollback: bool) -> None:
         """Become the store's writer; when that fails, the store is closed again."""
@@ -137,7 +139,8 @@ class Core:
     async def _close(self) -> None:
         error = QueueClosed(f"the queue on {self.log.store.location} was closed")
         self.handout.fail(error)
-        await self.gauges.looker.close()
+        for end in self.on_close:
+            await end()
         await self.maintenance.close()
         await self.handout.close()
         try:
@@ -200,6 +203,13 @@ class Core:
         found = await answer
         await self.log.committed()
         return found
+
+    def check_name(self, queue: str) -> None:
+        """Raise `InvalidQueueName` for what names no queue."""
+        if type(queue) is not str or queue not in self._known_names:
+            queue_name_bytes(queue)
+            if len(self._known_names) < _MAX_KNOWN_NAMES:
+                self._known_names.add(queue)
 
     def options(self, queue: str) -> QueueOptions:
         """The options in force for a queue."""

@@ -2,19 +2,16 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.process import package_version
 from ledgerq.eventlog.slate import SlateStore
-from ledgerq.projections.metrics import Families, LedgerCollector
+from ledgerq.projections.metrics import Families, LedgerCollector, SlateSource
 from ledgerq.projections.metrics_counters import CountersSource
 from ledgerq.projections.metrics_look import Looker, LookSource, StoreLook
-from ledgerq.projections.metrics_slate import SlateSource
-
-if TYPE_CHECKING:
-    from ledgerq.worker.core import Core
+from ledgerq.worker.core import Core
 
 __all__ = ["QueueCollector", "QueueGauges"]
 
@@ -51,11 +48,12 @@ class QueueCollector(LedgerCollector):
 class QueueGauges:
     """One for each queue object: all its collectors share the looks at the store."""
 
-    def __init__(self, core: "Core") -> None:
+    def __init__(self, core: Core) -> None:
         self.core = core
         self.clock: Clock = core.clock
         self.look = StoreLook(core.clock)
         self.looker = Looker(self._look)
+        core.on_close.append(self.looker.close)
 
     def counters(self, limit: int) -> CountersSource:
         """The durable counters, with exemplars from memory."""
@@ -114,7 +112,7 @@ class WriterSource:
         "ledgerq_build_info",
     )
 
-    def __init__(self, core: "Core", label_of: Callable[[str], str]) -> None:
+    def __init__(self, core: Core, label_of: Callable[[str], str]) -> None:
         self._core = core
         self._label_of = label_of
         self._version = package_version()

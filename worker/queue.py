@@ -14,7 +14,7 @@ from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.events import Record, State, UniqueUntil
-from ledgerq.eventlog.keys import queue_name_bytes, queue_names
+from ledgerq.eventlog.keys import queue_names
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.writer import EventLog
@@ -26,12 +26,12 @@ from ledgerq.projections.view import Page
 from ledgerq.worker import decisions, operate, settle
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.core import DEFAULT_OPTIONS, Core, open_core
-from ledgerq.worker.enqueue import prepare, prepare_many
-from ledgerq.worker.gauges import QueueCollector
+from ledgerq.worker.enqueuer import Enqueuer
+from ledgerq.worker.gauges import QueueCollector, QueueGauges
 from ledgerq.worker.handout import WatchCallback
 from ledgerq.worker.opening import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
-from ledgerq.worker.telemetry import check_provider, traced_queue
+from ledgerq.worker.telemetry import check_provider, traced_enqueuer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -39,20 +39,21 @@ if TYPE_CHECKING:
 __all__ = ["Queue"]
 
 _MAX_CLAIMS: Final = 10_000
-_MAX_KNOWN_NAMES: Final = 10_000
 
 
 class Queue:
     """A durable job queue on one store: `await Queue.open(url)`, or `async with Queue.open(url) as queue`."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, tracer_provider: "TracerProvider | None" = None) -> None:
         """Use `open`."""
         self._core = core
         self._log = core.log
         self._live = core.live
         self._handout = core.handout
         self._clock = core.clock
-        self._known_names: set[str] = set()
+        self._gauges = QueueGauges(core)
+        self._enqueuer = Enqueuer(core) if tracer_provider is None else traced_enqueuer(core, tracer_provider)
+        self._tracer_provider = tracer_provider
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -107,7 +108,7 @@ class Queue:
                 entropy=entropy,
                 projections=projections,
             )
-            return cls(core) if tracer_provider is None else traced_queue(core, tracer_provider)
+            return cls(core, tracer_provider)
 
         return Opening(make)
 
@@ -140,6 +141,11 @@ class Queue:
         """The clock it was opened with."""
         return self._clock
 
+    @property
+    def tracer_provider(self) -> "TracerProvider | None":
+        """OpenTelemetry's provider that it was opened with: workers use it too."""
+        return self._tracer_provider
+
     def options(self, queue: str) -> QueueOptions:
         """The options in force for a queue."""
         return self._core.options(queue)
@@ -168,57 +174,22 @@ class Queue:
 
         Raises `InvalidArgument`, `InvalidQueueName`, `PayloadTooLarge`, before anything is written.
         """
-        log = self._log
-        log.check()
-        self._name(queue)
-        prepared = prepare(
+        return await self._enqueuer.one(
             queue,
             payload,
-            options=self._core.options(queue),
-            now_ms=self._clock.now_ms(),
-            entropy=self._core.entropy,
+            headers,
             priority=priority,
             delay=delay,
             run_at=run_at,
             max_attempts=max_attempts,
             unique_key=unique_key,
             unique_until=unique_until,
-            headers=headers,
             job_id=job_id,
         )
-        if log.full:
-            await log.room()
-            log.check()
-        if unique_key is None and job_id is None:
-            result = self._core.intake.stage(prepared)
-        else:
-            async with self._core.refusing():
-                result = (await self._core.intake.stage_all([prepared]))[0]
-        self._handout.serve()
-        await log.committed()
-        return result
 
     async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
         """Add up to 10,000 jobs in one commit: all or none. Each is a payload, or a `NewJob` with more to say."""
-        self._log.check()
-        self._name(queue)
-        options, now_ms = self.options(queue), self._clock.now_ms()
-        batch = await prepare_many(queue, jobs, options=options, now_ms=now_ms, entropy=self._core.entropy)
-        self._log.check()
-        if self._log.full:
-            await self._log.room()
-            self._log.check()
-        async with self._core.refusing():
-            results = await self._core.intake.stage_all(batch)
-        self._handout.serve()
-        await self._log.committed()
-        return results
-
-    def _name(self, queue: str) -> None:
-        if type(queue) is not str or queue not in self._known_names:
-            queue_name_bytes(queue)
-            if len(self._known_names) < _MAX_KNOWN_NAMES:
-                self._known_names.add(queue)
+        return await self._enqueuer.many(queue, jobs)
 
     # ------------------------------------------------------------------ claim and settle
 
@@ -241,7 +212,7 @@ class Queue:
         if not queues:
             raise InvalidArgument("claim needs at least one queue name")
         for name in queues:
-            self._name(name)
+            self._core.check_name(name)
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_CLAIMS:
             raise InvalidArgument(f"limit is a whole number from 1 to {_MAX_CLAIMS}, not {limit!r}")
         lease_ms = None if lease is None else seconds_ms("lease", lease, least_ms=1)
@@ -343,7 +314,7 @@ class Queue:
 
         `limit`: how many queues have series of their own (those that came first); the rest is queue="other".
         """
-        return QueueCollector(self._core.gauges, limit)
+        return QueueCollector(self._gauges, limit)
 
     async def drained(self, queues: str | Sequence[str]) -> None:
         """Return when none of these queues holds an unfinished job (scheduled, pending or claimed)."""

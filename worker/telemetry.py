@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from ledgerq.worker.core import Core
-    from ledgerq.worker.queue import Queue
+    from ledgerq.worker.enqueuer import Enqueuer
     from ledgerq.worker.running import Tracer
 
-__all__ = ["check_provider", "traced_queue", "try_tracer"]
+__all__ = ["check_provider", "traced_enqueuer", "try_tracer"]
 
 
 def check_provider(provider: "TracerProvider") -> None:
@@ -27,11 +27,11 @@ def check_provider(provider: "TracerProvider") -> None:
         raise InvalidArgument(f"tracer_provider is a TracerProvider of OpenTelemetry, not {provider!r}")
 
 
-def traced_queue(core: "Core", provider: "TracerProvider") -> "Queue":
-    """A queue whose enqueueing is traced."""
-    from ledgerq.worker.traced import TracedQueue
+def traced_enqueuer(core: "Core", provider: "TracerProvider") -> "Enqueuer":
+    """What enqueues with a span around each call."""
+    from ledgerq.worker.traced import TracedEnqueuer
 
-    return TracedQueue(core, provider)
+    return TracedEnqueuer(core, provider)
 
 
 def try_tracer(

@@ -1,4 +1,4 @@
-"""A queue whose enqueueing is traced; see tracing.py. `Queue.open(tracer_provider=...)` makes it."""
+"""Enqueueing with a span around each call; see tracing.py. `Queue.open(tracer_provider=...)` makes it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,59 +8,55 @@ from opentelemetry.trace import TracerProvider
 from ledgerq.eventlog.errors import PayloadTooLarge
 from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.core import Core
+from ledgerq.worker.enqueuer import Enqueuer
 from ledgerq.worker.options import NewJob
-from ledgerq.worker.queue import Queue
 from ledgerq.worker.tracing import Sender
 
-__all__ = ["TracedQueue"]
+__all__ = ["TracedEnqueuer"]
 
 
-class TracedQueue(Queue):
+class TracedEnqueuer(Enqueuer):
     """A class of its own, so that a queue that isn't traced pays nothing."""
 
     def __init__(self, core: Core, tracer_provider: TracerProvider) -> None:
-        """Use `Queue.open`."""
         super().__init__(core)
-        self.tracer_provider = tracer_provider
         self._sender = Sender(tracer_provider)
 
-    async def enqueue(
-        self, queue: str, payload: bytes, *, headers: Mapping[str, str] | None = None, **options: Any
-    ) -> EnqueueResult:
+    async def one(self, queue: str, payload: bytes, headers: Mapping[str, str] | None, **options: Any) -> EnqueueResult:
         """See `Queue.enqueue`."""
         sending = self._sender.one(queue, payload, headers)
         if sending is None:
-            return await super().enqueue(queue, payload, headers=headers, **options)
+            return await super().one(queue, payload, headers, **options)
         carrying = self._sender.carry(headers, sending.carrier) if sending.carrier else headers
         try:
             try:
-                result = await super().enqueue(queue, payload, headers=carrying, **options)
+                result = await super().one(queue, payload, carrying, **options)
             except PayloadTooLarge:
                 if carrying is headers:
                     raise
                 # Refused before anything was written. It is the job that counts.
                 sending.without_context()
-                result = await super().enqueue(queue, payload, headers=headers, **options)
+                result = await super().one(queue, payload, headers, **options)
         except BaseException as error:
             sending.end(error)
             raise
         sending.end(result=result)
         return result
 
-    async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
+    async def many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
         """See `Queue.enqueue_many`."""
         sending = self._sender.many(queue, jobs)
         if sending is None:
-            return await super().enqueue_many(queue, jobs)
+            return await super().many(queue, jobs)
         carrying = self._sender.carry_all(jobs, sending.carrier) if sending.carrier else jobs
         try:
             try:
-                results = await super().enqueue_many(queue, carrying)
+                results = await super().many(queue, carrying)
             except PayloadTooLarge:
                 if carrying is jobs:
                     raise
                 sending.without_context()
-                results = await super().enqueue_many(queue, jobs)
+                results = await super().many(queue, jobs)
         except BaseException as error:
             sending.end(error)
             raise
