@@ -24,7 +24,7 @@ from ledgerq.tools.arguments import (
     Wait,
     parse_time,
 )
-from ledgerq.tools.opening import Access, execute, opened_queue
+from ledgerq.tools.opening import Access, execute, opened_queue, require_queue
 from ledgerq.tools.render import Output
 
 if TYPE_CHECKING:
@@ -219,6 +219,9 @@ def pause(
     queue: QueueName,
     reason: Reason,
     actor: Actor,
+    new: Annotated[
+        bool, typer.Option("--new", help="Also a queue that has had no job yet, instead of refusing an unknown name.")
+    ] = False,
     take_over: TakeOver = False,
     wait: Wait = 0.0,
     accept_rollback: AcceptRollback = False,
@@ -231,7 +234,9 @@ def pause(
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
     execute(
-        _set_paused(True, url, queue, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
+        _set_paused(
+            True, url, queue, new, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json)
+        )
     )
 
 
@@ -250,7 +255,9 @@ def resume(
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
     execute(
-        _set_paused(False, url, queue, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
+        _set_paused(
+            False, url, queue, False, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json)
+        )
     )
 
 
@@ -258,6 +265,7 @@ async def _set_paused(
     paused: bool,
     url: str,
     queue_name: str,
+    is_new: bool,
     actor: str,
     reason: str,
     access: Access,
@@ -266,6 +274,8 @@ async def _set_paused(
 ) -> None:
     _check_operator(actor, reason)
     async with opened_queue(url, access, accept_rollback=accept_rollback) as queue:
+        if not is_new:
+            require_queue(url, queue_name, await queue.queues())
         change = queue.pause if paused else queue.resume
         await change(queue_name, actor=actor, reason=reason)
     if output.as_json:
