@@ -34,8 +34,8 @@ class Projection(Protocol):
     Give instances to `Queue.open(projections=[...])`. One that is new to a store is told of the whole log first.
     `apply` must be pure, since audit and rebuild call it again and compare: no clock, no chance, no input or output.
     It runs on the event loop within every commit, so it should be quick. One that raises is
-    left out of commits from then on; after its code was mended, opening the queue again, or `rebuild-projections --projection MODULE:NAME`, brings it up
-    to date.
+    left out of commits from then on; after its code was mended, opening the queue again brings
+    it up to date.
     """
 
     @property
