@@ -29,7 +29,14 @@ Rows = Mapping[bytes, bytes | None]
 
 
 class Projection(Protocol):
-    """What a user implements."""
+    """A projection of the user's own: rows that follow from the log, written in the same commit as their events.
+
+    Give instances to `Queue.open(projections=[...])`. One that is new to a store is told of the whole log first.
+    `apply` must be pure, since audit and rebuild call it again and compare: no clock, no chance, no input or output.
+    It runs on the event loop within every commit, so it should be quick. One that raises is
+    left out of commits from then on; after its code was mended, opening the queue again brings
+    it up to date.
+    """
 
     @property
     def name(self) -> str:

@@ -97,7 +97,13 @@ def _delta(left: State | None, entered: State | None, total: int, released: bool
 
 
 class QueueStats(NamedTuple):
-    """A queue's counters as users see them."""
+    """A queue's counters: how many jobs are in each state, and how often each transition happened.
+
+    `scheduled` to `cancelled` count the jobs that are there now; a job that was swept is counted in none of them.
+    `paused`: whether claims are held back. `totals` counts events since the queue's first one and never goes down:
+    the names are those of `TOTALS` (`enqueued`, `claimed`, `acked`, ...), among them `dead`, jobs that died, and
+    `released`, claims given back without counting as an attempt. All are projections of the log, exact at any offset.
+    """
 
     queue: str
     scheduled: int

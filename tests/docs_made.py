@@ -15,8 +15,9 @@ import typer
 
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.codec import EVENT_TYPES
+from ledgerq.eventlog.commits import Answers
 from ledgerq.eventlog.slate import SlateStore
-from ledgerq.eventlog.writer import Commit, EventLog
+from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import TRANSITIONS, evolve
 from ledgerq.projections.metrics_catalogue import markdown as metrics
 from ledgerq.tools import cli
@@ -169,7 +170,7 @@ _LIFE: Final = (
     Step("state", "state", index_changes, "rows after, less rows before"),
     Step("log", "store", SlateStore.commit, "one write batch, flushed and synced"),
     Step("log", "state", Live.committed, "it is durable"),
-    Step("log", "caller", Commit.resolve, "the waiting calls return"),
+    Step("log", "caller", Answers.give, "the waiting calls return"),
 )
 
 

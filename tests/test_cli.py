@@ -21,7 +21,21 @@ from ledgerq.tools.cli import exit_code, run
 from tests.cli_rig import BASE_MS, Cli, Ledger, live_queue, make_ledger
 
 COMMANDS = (
-    *("demo", "stats", "jobs", "enqueue", "show", "worker", "history", "log", "audit", "requeue", "cancel", "pause"),
+    *(
+        "demo",
+        "stats",
+        "jobs",
+        "enqueue",
+        "show",
+        "worker",
+        "history",
+        "log",
+        "diff",
+        "audit",
+        "requeue",
+        "cancel",
+        "pause",
+    ),
     *("resume", "exporter", "doctor", "bench", "rebuild-projections"),
 )
 
@@ -96,7 +110,7 @@ def test_jobs_as_text_cannot_steer_the_terminal(cli: Cli, ledger: Ledger) -> Non
     assert row.split()[:5] == [ledger.dead, "mail", "dead", "1000", "1/3"]
     assert row.endswith("  Traceback: \\x1b[31mboom")
     assert count == "1 job"
-    assert cli.ok("jobs", ledger.url, "nothing").out == "0 jobs\n"
+    assert cli.ok("jobs", ledger.url, "other").out == "0 jobs\n"
 
 
 def test_jobs_by_pages(cli: Cli, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

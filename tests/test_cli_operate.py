@@ -14,7 +14,7 @@ import pytest
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.errors import Fenced
 from ledgerq.tools import arguments
-from ledgerq.tools.cli_operate import worker as worker_command
+from ledgerq.tools.cli_worker import worker as worker_command
 from ledgerq.tools.opening import LastWriter, last_writer, reading
 from ledgerq.worker.queue import Queue
 from tests.cli_rig import Cli, change_rows, live_queue
@@ -277,3 +277,42 @@ def test_commands_say_that_they_take_the_store_over(cli: Cli) -> None:
         text = " ".join(cli.ok(command, "--help").out.split())
         assert "stop a writer at work: refused without --take-over" in text
     assert worker_command.__doc__
+
+
+async def make_dead_ones(url: str, count: int) -> list[str]:
+    async with Queue.open(url) as queue:
+        jobs = [(await queue.enqueue("mail", b"x")).job_id for _ in range(count)]
+        for claim in await queue.claim("mail", count):
+            await queue.nack(claim, "boom", dead=True)
+        return jobs
+
+
+def test_many_jobs_are_changed_in_one_opening(cli: Cli, url: str) -> None:
+    jobs = asyncio.run(make_dead_ones(url, 10))
+    said = cli.ok("requeue", url, *jobs, "--reason", "mended", "--json")
+    assert [(job["job_id"], job["state"]) for job in said.lines] == [(job_id, "pending") for job_id in jobs]
+    names = [record["event"] for record in cli.ok("log", url, "--json").lines][-12:]
+    assert names == ["writer-opened", *["requeued"] * 10, "writer-closed"]
+
+
+def test_a_job_that_is_refused_keeps_no_other_from_its_change(cli: Cli, url: str) -> None:
+    unknown = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    first, second = asyncio.run(make_dead_ones(url, 2))
+    ran = cli("requeue", url, first, unknown, second, "--reason", "mended")
+    assert (ran.code, ran.out.count(" is pending")) == (1, 2)
+    assert unknown in ran.message
+    both = cli("cancel", url, unknown, first[:-1] + "!", "--reason", "r")
+    assert both.code == 2, "what is no id is refused before the store is opened"
+
+
+def test_a_mistyped_queue_is_refused_and_not_made(cli: Cli, url: str) -> None:
+    cli.ok("enqueue", url, "mail", "x")
+    for argv in (
+        ["pause", url, "mial", "--reason", "r"],
+        ["resume", url, "mial", "--reason", "r"],
+        ["jobs", url, "mial"],
+    ):
+        assert f"there is no queue 'mial' in {url}; its queues: mail" in cli.fails(2, *argv)
+    assert [queue["queue"] for queue in cli.ok("stats", url, "--json").json["queues"]] == ["mail"]
+    cli.ok("pause", url, "later", "--new", "--reason", "nothing may run yet")
+    assert cli.ok("jobs", url, "later").out == "0 jobs\n"

@@ -268,3 +268,14 @@ def test_differences_beyond_the_bound_are_counted(cli: Cli, ledger: Ledger, monk
     answer = json.loads(cli("audit", ledger.url, "--json").out)
     assert (answer["difference_count"], len(answer["differences"])) == (3, 1)
     assert cli("rebuild-projections", ledger.url, "--check", "--only", "stats").code == 1
+
+
+def test_a_rollback_that_was_accepted_is_not_called_nothing(cli: Cli, ledger: Ledger, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(ledger.url, old)
+    ends = len(cli.ok("log", ledger.url, "--json").lines)
+    cli.ok("enqueue", ledger.url, "mail", "x")
+    shutil.copy(Path(ledger.url) / "anchor", old / "anchor")
+    ran = cli.ok("rebuild-projections", old, "--until", ends)
+    assert ran.out.endswith(f"no row differed; kept the log before offset {ends}\n")
+    assert cli.ok("log", old, "--json").lines[ends]["event"] in ("writer-opened", "rebuilt")

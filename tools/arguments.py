@@ -17,6 +17,7 @@ __all__ = [
     "AsJson",
     "AsOf",
     "JobId",
+    "JobIds",
     "MetricsHost",
     "QueueName",
     "Reason",
@@ -47,6 +48,7 @@ def system_user() -> str:
 Url = Annotated[str, typer.Argument(metavar="URL", help="file:///folder, a path, s3://bucket/prefix, gs:// or az://")]
 QueueName = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue's name.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as enqueue gave it.")]
+JobIds = Annotated[list[str], typer.Argument(metavar="JOB...", help="The ids of the jobs, as enqueue gave them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: one document, or one object a line for lists.")]
 AsOf = Annotated[
     str | None,

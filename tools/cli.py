@@ -1,7 +1,8 @@
 """The command line: `ledgerq COMMAND`, and `rebuild-projections`. This file ties the commands together.
 
-What a command does is in cli_read.py (looking), cli_operate.py (changing), cli_repair.py (auditing and rebuilding) and
-doctor.py. Here is what they share: how an error becomes one line and an exit code.
+What a command does is in cli_read.py and cli_diff.py (looking), cli_operate.py (changing), cli_worker.py (running
+jobs), cli_repair.py (auditing and rebuilding) and doctor.py. Here is what they share: how an error becomes one line and
+an exit code.
 
     0  fine        1  found something: differences, no such job, a log that was changed or lost its end
     2  usage       3  the store can't be read or written        4  salvaged, but something promised was lost
@@ -25,7 +26,7 @@ import typer
 
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.redaction import redact_urls
-from ledgerq.tools import cli_operate, cli_read, cli_repair, doctor, exporter, monitoring_cli
+from ledgerq.tools import cli_diff, cli_operate, cli_read, cli_repair, cli_worker, doctor, exporter, monitoring_cli
 from ledgerq.tools.opening import ClosedPipe, execute
 from ledgerq.tools.render import printable, rich_console
 
@@ -142,9 +143,10 @@ def _full_app() -> typer.Typer:
     app.command()(cli_read.jobs)
     app.command()(cli_operate.enqueue)
     app.command()(cli_read.show)
-    app.command()(cli_operate.worker)
+    app.command()(cli_worker.worker)
     app.command()(cli_read.history)
     app.command()(cli_read.log)
+    app.command()(cli_diff.diff)
     app.command()(cli_repair.audit)
     app.command()(cli_operate.requeue)
     app.command()(cli_operate.cancel)

@@ -1,40 +1,36 @@
-"""The commands that change a queue: enqueue, requeue, cancel, pause, resume, and the worker that runs jobs.
+"""The commands that change a queue: enqueue, requeue, cancel, pause, resume.
 
 Each opens the store for writing. That would fence a writer at work, so a store that another process writes is refused
 without `--take-over`. A service that owns the store does the same through its own `Queue`.
 """
 
-import inspect
+import asyncio
 import sys
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, StoreInUse
+from ledgerq.eventlog.errors import InvalidArgument, InvalidState, JobNotFound
 from ledgerq.tools.arguments import (
     AcceptRollback,
     Actor,
     AsJson,
-    JobId,
-    MetricsHost,
+    JobIds,
     QueueName,
     Reason,
     TakeOver,
     Url,
     Wait,
-    import_object,
     parse_time,
 )
-from ledgerq.tools.opening import Access, execute, opened_queue
+from ledgerq.tools.opening import Access, execute, opened_queue, require_queue
 from ledgerq.tools.render import Output
 
 if TYPE_CHECKING:
     from ledgerq.projections.job import Job
 
-__all__ = ["cancel", "enqueue", "pause", "requeue", "resume", "worker"]
-
-_OPEN_AGAIN_MS: Final = 1000
+__all__ = ["cancel", "enqueue", "pause", "requeue", "resume"]
 
 
 def enqueue(
@@ -140,7 +136,7 @@ def _headers(texts: list[str]) -> dict[str, str] | None:
 
 def requeue(
     url: Url,
-    job: JobId,
+    job: JobIds,
     reason: Reason,
     actor: Actor,
     take_over: TakeOver = False,
@@ -148,7 +144,7 @@ def requeue(
     accept_rollback: AcceptRollback = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give a dead job a new start, with no attempts used.
+    """Give dead jobs a new start, with no attempts used.
 
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
@@ -159,7 +155,7 @@ def requeue(
 
 def cancel(
     url: Url,
-    job: JobId,
+    job: JobIds,
     reason: Reason,
     actor: Actor,
     take_over: TakeOver = False,
@@ -167,7 +163,7 @@ def cancel(
     accept_rollback: AcceptRollback = False,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel a job that is not finished.
+    """Cancel jobs that are not finished.
 
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
@@ -177,11 +173,28 @@ def cancel(
 
 
 async def _change(
-    what: str, url: str, job_id: str, actor: str, reason: str, access: Access, accept_rollback: bool, output: Output
+    what: str,
+    url: str,
+    job_ids: list[str],
+    actor: str,
+    reason: str,
+    access: Access,
+    accept_rollback: bool,
+    output: Output,
 ) -> None:
-    _check_operator(actor, reason, job_id)
+    _check_operator(actor, reason, job_ids)
     async with opened_queue(url, access, accept_rollback=accept_rollback) as queue:
-        job: Job = await getattr(queue, what)(job_id, actor=actor, reason=reason)
+        change = getattr(queue, what)
+        # Together they share a commit; one that is refused keeps no other from its change.
+        calls = (change(job_id, actor=actor, reason=reason) for job_id in dict.fromkeys(job_ids))
+        results: list[Job | BaseException] = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if not isinstance(result, BaseException):
+            _say_changed(result, output)
+    _raise_refused([result for result in results if isinstance(result, BaseException)])
+
+
+def _say_changed(job: "Job", output: Output) -> None:
     if output.as_json:
         from ledgerq.tools.describe import job_json
 
@@ -192,11 +205,23 @@ async def _change(
         output.line(f"job {job.job_id} of queue {job.queue} is {job.state}")
 
 
+def _raise_refused(refused: list[BaseException]) -> None:
+    """One error for all jobs that were refused; any other error is raised as it is."""
+    for error in refused:
+        if not isinstance(error, JobNotFound | InvalidState):
+            raise error
+    if refused:
+        raise type(refused[0])("; ".join(map(str, refused)))
+
+
 def pause(
     url: Url,
     queue: QueueName,
     reason: Reason,
     actor: Actor,
+    new: Annotated[
+        bool, typer.Option("--new", help="Also a queue that has had no job yet, instead of refusing an unknown name.")
+    ] = False,
     take_over: TakeOver = False,
     wait: Wait = 0.0,
     accept_rollback: AcceptRollback = False,
@@ -209,7 +234,9 @@ def pause(
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
     execute(
-        _set_paused(True, url, queue, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
+        _set_paused(
+            True, url, queue, new, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json)
+        )
     )
 
 
@@ -228,7 +255,9 @@ def resume(
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
     execute(
-        _set_paused(False, url, queue, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
+        _set_paused(
+            False, url, queue, False, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json)
+        )
     )
 
 
@@ -236,6 +265,7 @@ async def _set_paused(
     paused: bool,
     url: str,
     queue_name: str,
+    is_new: bool,
     actor: str,
     reason: str,
     access: Access,
@@ -244,6 +274,8 @@ async def _set_paused(
 ) -> None:
     _check_operator(actor, reason)
     async with opened_queue(url, access, accept_rollback=accept_rollback) as queue:
+        if not is_new:
+            require_queue(url, queue_name, await queue.queues())
         change = queue.pause if paused else queue.resume
         await change(queue_name, actor=actor, reason=reason)
     if output.as_json:
@@ -252,76 +284,11 @@ async def _set_paused(
         output.line(f"queue {queue_name} is {'paused' if paused else 'handed out again'}")
 
 
-def _check_operator(actor: str, reason: str, job_id: str | None = None) -> None:
+def _check_operator(actor: str, reason: str, job_ids: Sequence[str] = ()) -> None:
     """Refuse before the store is opened: opening it is not for nothing."""
     from ledgerq.eventlog.entropy import job_id_bytes
     from ledgerq.worker.decisions import operator
 
     operator(actor, reason)
-    if job_id is not None:
+    for job_id in job_ids:
         job_id_bytes(job_id)
-
-
-def worker(
-    target: Annotated[
-        str,
-        typer.Argument(metavar="MODULE:WORKER", help="A Worker, or a function (async or not) that returns one."),
-    ],
-    until_empty: Annotated[
-        bool, typer.Option("--until-empty", help="Stop when there is nothing left to do, instead of waiting for jobs.")
-    ] = False,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Serve /metrics, /healthz and /readyz on this port (0: any free one)."),
-    ] = None,
-    metrics_host: MetricsHost = "127.0.0.1",
-    wait: Wait = 0.0,
-) -> None:
-    """Run a worker until SIGTERM or SIGINT.
-
-    On the first signal it lets running jobs end; a second one ends it at once.
-
-    Modules are looked for in the current folder first. A queue belongs to the event loop that it was opened on, so
-    MODULE:WORKER is best an async function that opens the queue, registers the handlers and returns the worker. With
-    --wait it is called again each second while the store is in use, so it should open the queue first.
-    """
-    execute(_worker(target, until_empty, metrics_host, metrics_port, wait))
-
-
-async def _worker(target: str, until_empty: bool, metrics_host: str, metrics_port: int | None, wait_s: float) -> None:
-    found = await _made_worker(target, wait_s)
-    if not callable(getattr(found, "run", None)) or not hasattr(found, "queue"):
-        raise InvalidArgument(f"{target} is no Worker and returns none, but {type(found).__name__}")
-    try:
-        async with AsyncExitStack() as serving:
-            if metrics_port is not None:
-                from ledgerq.worker.metrics import Metrics
-
-                metrics = Metrics(found.queue, worker=found)
-                serving.callback(metrics.close)
-                server = await serving.enter_async_context(metrics.serve(metrics_host, metrics_port))
-                Output().note(f"metrics at {server.url}/metrics")
-            await found.run(until_empty=until_empty)
-    finally:
-        await found.queue.close()
-
-
-async def _made_worker(target: str, wait_s: float) -> Any:
-    from ledgerq.eventlog.clock import SystemClock, sleep_until
-
-    found, clock = import_object(target), SystemClock()
-    over_ms = clock.now_ms() + round(wait_s * 1000)
-    while True:
-        try:
-            made = found() if callable(found) and not hasattr(found, "run") else found
-            return await made if inspect.isawaitable(made) else made
-        except StoreInUse:
-            now_ms = clock.now_ms()
-            if now_ms >= over_ms:
-                raise
-            await sleep_until(clock, min(now_ms + _OPEN_AGAIN_MS, over_ms))
-        except LedgerError:
-            raise
-        except Exception as error:
-            # It is the user's code: whatever goes wrong in there belongs into one clear line.
-            raise InvalidArgument(f"{target} failed to make a worker: {type(error).__name__}: {error}") from error

@@ -6,7 +6,7 @@ import typer
 
 from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing
 from ledgerq.tools.arguments import AsJson, AsOf, JobId, QueueName, Url, parse_as_of
-from ledgerq.tools.opening import execute, reading
+from ledgerq.tools.opening import execute, reading, require_queue
 from ledgerq.tools.render import Output, local_time, progress
 
 if TYPE_CHECKING:
@@ -80,12 +80,15 @@ def jobs(
 
 
 async def _jobs(url: str, queue: str, state: Any, limit: int, after: str | None, output: Output) -> None:
+    from ledgerq.eventlog.keys import queue_name_bytes
     from ledgerq.projections.view import LedgerView
     from ledgerq.tools.describe import JOB_COLUMNS, JOB_RIGHT, job_json, job_row
 
     rows: list[list[str]] = []
     async with reading(url) as reader:
         view = LedgerView(reader)
+        queue_name_bytes(queue)
+        require_queue(url, queue, await view.queues())
         while True:
             page = await view.jobs(queue, state=state, limit=min(limit, _PAGE_JOBS), after=after)
             limit, after = limit - len(page.jobs), page.next

@@ -234,7 +234,7 @@ async def _rebuild(
                 projections=given,
                 progress=show,
             )
-    _rebuild_result(url, report, output)
+    _rebuild_result(url, report, output, cut=until is not None)
 
 
 async def _rebuild_into(url: str, into: str, actor: str, reason: str, until: int | None, output: Output) -> None:
@@ -252,7 +252,7 @@ async def _rebuild_into(url: str, into: str, actor: str, reason: str, until: int
     _rebuild_result(into, report, output)
 
 
-def _rebuild_result(location: str, report: "RebuildReport", output: Output) -> None:
+def _rebuild_result(location: str, report: "RebuildReport", output: Output, *, cut: bool = False) -> None:
     head = report.verified.head
     if output.as_json:
         output.json(
@@ -275,5 +275,9 @@ def _rebuild_result(location: str, report: "RebuildReport", output: Output) -> N
         output.line(f"lost    {line}")
     if report.changed:
         output.line(f"result  {', '.join(report.names)}: {report.rows_put} rows set, {report.rows_deleted} removed")
+    elif cut:
+        output.line(
+            f"result  {', '.join(report.names)}: no row differed; kept the log before offset {head.next_offset}"
+        )
     else:
         output.line(f"result  {', '.join(report.names)}: nothing differed, nothing was written")

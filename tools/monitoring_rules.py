@@ -237,7 +237,9 @@ _PROOF: Final = (
     # An audit that takes some minutes must not let a daily timer ring.
     Alert(
         "LedgerqNoAudit", "warning", "1h",
-        f"time() - ledgerq_audit_timestamp_seconds > {MAX_AUDIT_AGE_S}",
+        # 0 means never: a store that is a minute old has a day, too.
+        f"time() - (ledgerq_audit_timestamp_seconds != 0) > {MAX_AUDIT_AGE_S}\n"
+        "or time() - (ledgerq_audit_timestamp_seconds == 0 and ledgerq_audit_timestamp_seconds offset 1d == 0) > 0",
         "No audit of the store of {{ $labels.instance }} was recorded for more than a day",
         "Nobody has proven lately that log, indexes and counters agree.",
     ),

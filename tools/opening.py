@@ -6,7 +6,7 @@ with --take-over, and --wait gives that writer time to end.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -31,10 +31,12 @@ __all__ = [
     "opened_store",
     "reading",
     "refuse_memory",
+    "require_queue",
     "without_stderr",
 ]
 
 _PIN_TRIES: Final = 3
+_NAMED_QUEUES: Final = 10
 
 
 class Access(NamedTuple):
@@ -128,6 +130,14 @@ async def reading(url: str, *, pinned: bool = True) -> AsyncIterator["LogReader"
         yield log
     finally:
         await store.close()
+
+
+def require_queue(url: str, queue: str, known: Sequence[str]) -> None:
+    """Raise `InvalidArgument` for a queue that never had an event: most likely its name is mistyped."""
+    if queue not in known:
+        names = ", ".join(known[:_NAMED_QUEUES]) or "none yet"
+        more = ", ..." if len(known) > _NAMED_QUEUES else ""
+        raise InvalidArgument(f"there is no queue {queue!r} in {url}; its queues: {names}{more}")
 
 
 class LastWriter(NamedTuple):
