@@ -7,7 +7,7 @@ import pytest
 from ledgerq.eventlog.errors import ClockWentBack, PayloadTooLarge
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.worker import Worker
-from tests.loops import settle
+from tests.loops import settle, until
 from tests.rig import Rig, payloads
 from tests.workers import Stage, working
 
@@ -125,7 +125,7 @@ async def test_callers_who_wait_for_room_can_go_away() -> None:
         first = asyncio.create_task(rig.queue.enqueue("q", b"first"))
         await settle()
         bulk = asyncio.create_task(rig.queue.enqueue_many("q", [b"x"] * 10_000))
-        await settle()
+        await until(lambda: rig.queue.log.next_offset > 10_000)
         late = [asyncio.create_task(rig.queue.enqueue("q", b"y")) for _ in range(10)]
         late += [asyncio.create_task(rig.queue.claim("q")) for _ in range(3)]  # type: ignore[list-item]
         await settle()

@@ -24,7 +24,7 @@ from ledgerq.projections.indexes import job_key
 from ledgerq.projections.job import Job
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.options import NewJob, QueueOptions
-from tests.loops import settle
+from tests.loops import settle, until
 from tests.rig import Rig
 
 WHO = {"actor": "ann", "reason": "because"}
@@ -84,6 +84,7 @@ async def test_looking_up_beside_a_large_commit_copies_nothing_of_it() -> None:
         added = await rig.queue.enqueue_many("q", [b""] * 100)
         rig.faults.hold("write:before")
         commit = asyncio.create_task(rig.queue.enqueue_many("q", [b""] * 2000))
+        await until(lambda: rig.queue.log.next_offset > 2100)
         await settle()
         rig.faults.hold("get")
         looking = [asyncio.create_task(rig.queue.get(job.job_id)) for job in added]

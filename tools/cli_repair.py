@@ -273,11 +273,10 @@ def _rebuild_result(location: str, report: "RebuildReport", output: Output, *, c
     output.line(f"jobs    {report.jobs}")
     for line in lost_payload_lines(report.lost):
         output.line(f"lost    {line}")
-    if report.changed:
-        output.line(f"result  {', '.join(report.names)}: {report.rows_put} rows set, {report.rows_deleted} removed")
+    if report.rows_put + report.rows_deleted:
+        result = f"{report.rows_put} rows set, {report.rows_deleted} removed"
     elif cut:
-        output.line(
-            f"result  {', '.join(report.names)}: no row differed; kept the log before offset {head.next_offset}"
-        )
+        result = f"no row differed; kept the log before offset {head.next_offset}"
     else:
-        output.line(f"result  {', '.join(report.names)}: nothing differed, nothing was written")
+        result = "no row differed" if report.changed else "nothing differed, nothing was written"
+    output.line(f"result  {', '.join(report.names)}: {result}")
