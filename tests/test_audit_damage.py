@@ -81,6 +81,7 @@ def test_an_unreadable_log_is_proven_as_far_as_it_goes(cli: Cli, folder: Path, t
     assert cli.ok("audit", tmp_path / "new", "--deep")
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("deep", sampled([False, True]))
 def test_a_damaged_block_of_payloads_is_found_without_reading_them(
     cli: Cli, folder: Path, tmp_path: Path, deep: bool

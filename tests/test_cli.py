@@ -314,6 +314,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.proof
 def test_reading_does_not_fence_a_writer_in_another_process(cli: Cli, tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -104,6 +104,7 @@ async def test_no_wait_grows_longer_when_the_clock_is_set_back() -> None:
         assert await waiting == []
 
 
+@pytest.mark.proof
 async def test_callers_wait_for_room_when_the_open_commit_is_full() -> None:
     async with Rig() as rig:
         rig.faults.hold("sync:before")

@@ -166,6 +166,7 @@ def durable(found: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in found.items() if name.startswith(("ledgerq_jobs", "ledgerq_transitions"))}
 
 
+@pytest.mark.proof
 async def test_it_keeps_serving_while_the_store_is_away(tmp_path: Path, url: str) -> None:
     store, away = tmp_path / "store", tmp_path / "away"
     async with Queue.open(url) as queue:

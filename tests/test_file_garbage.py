@@ -16,6 +16,7 @@ from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.slate_files import numbers_of
 from ledgerq.eventlog.slate_options import StoreOptions
 from ledgerq.worker.queue import Queue
+from tests.tiers import sampled
 
 # Each commit goes to a sorted file at once, and nothing is removed by itself.
 OPTIONS = StoreOptions(max_wal_flushes_before_l0_flush=1, gc_interval_s=10**6)
@@ -90,7 +91,7 @@ async def test_an_empty_log_file_stays_since_it_fenced_a_writer(folder: Path) ->
     files.close()
 
 
-@pytest.mark.parametrize("kind", ["compacted", "manifest", "compacted/", "manifest/"])
+@pytest.mark.parametrize("kind", sampled(["compacted", "manifest", "compacted/", "manifest/"]))
 async def test_nothing_goes_that_a_file_replaced_whose_sync_failed(
     folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -161,6 +161,7 @@ async def test_an_opening_that_is_given_up_holds_the_store_until_all_is_moved(
     await opens(folder)
 
 
+@pytest.mark.proof
 async def test_two_log_files_that_were_exchanged_are_no_dead_end(folder: Path) -> None:
     first, second = log_files(folder)[-10:-8]
     one, other = first.read_bytes(), second.read_bytes()
@@ -191,6 +192,7 @@ async def test_a_search_that_ran_out_of_time_gives_up_no_payload_that_an_older_m
     assert read_set_aside(folder) == []
 
 
+@pytest.mark.proof
 async def test_a_search_has_half_of_the_time_of_an_opening(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def endless(*_: object, **__: object) -> None:
         await asyncio.Event().wait()

@@ -137,7 +137,7 @@ async def test_while_its_claim_is_being_made_durable(tmp_path: Path, number: sig
 
 
 @each_signal
-@pytest.mark.parametrize("moment", ["async", "thread", "settle"])
+@pytest.mark.parametrize("moment", sampled(["async", "thread", "settle"]))
 async def test_while_a_job_is_worked_on_or_settled(tmp_path: Path, moment: str, number: signal.Signals) -> None:
     async with worker(tmp_path, moment) as child:
         child.process.send_signal(number)
@@ -148,7 +148,7 @@ async def test_while_a_job_is_worked_on_or_settled(tmp_path: Path, moment: str, 
     assert [line for line in child.said if line.startswith("started")] == ["started 0"]
 
 
-@pytest.mark.parametrize("moment", ["async", "thread"])
+@pytest.mark.parametrize("moment", sampled(["async", "thread"]))
 async def test_twice_in_a_row_while_a_job_is_worked_on(tmp_path: Path, moment: str) -> None:
     async with worker(tmp_path, moment) as child:
         child.process.send_signal(signal.SIGINT)

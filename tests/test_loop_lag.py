@@ -167,6 +167,7 @@ async def test_a_queue_that_closes_while_a_bulk_call_is_staged_takes_all_of_it()
     await rig.queue.close()
 
 
+@pytest.mark.proof
 async def test_bulk_calls_at_once_are_commits_of_their_own() -> None:
     async with Rig() as rig:
         await asyncio.gather(*(rig.queue.enqueue_many("q", [b"x"] * 9_999) for _ in range(4)))

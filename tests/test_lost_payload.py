@@ -69,6 +69,7 @@ def damage(folder: Path, kind: str) -> set[int]:
     return {keys.offset_of(row.key) for row in part.rows if row.key.startswith(keys.PAYLOAD_PREFIX)}
 
 
+@pytest.mark.proof
 async def test_a_worker_goes_on_behind_a_damaged_block(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     lost = damage(folder, "block")
     assert lost

@@ -60,6 +60,7 @@ async def test_without_syncs_the_same_cuts_lose_what_was_promised(tmp_path: Path
     assert result.failed
 
 
+@pytest.mark.proof
 @needs_strace
 async def test_the_disk_that_is_replayed_is_the_disk_that_was_written(tmp_path: Path) -> None:
     made = await asyncio.to_thread(record_phase, tmp_path / "recording", "compact", 3)

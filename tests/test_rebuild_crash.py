@@ -106,6 +106,7 @@ async def test_a_rebuild_that_is_interrupted_anywhere_is_finished_by_the_next(pr
     await crash_everywhere(pristine, end, [{}])
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("end", sampled(ENDS))
 async def test_a_cut_that_is_interrupted_anywhere_is_finished_by_the_next(pristine: Ledger, end: End) -> None:
     until = list(rows_in(pristine.disk, b"l/"))[-9]

@@ -102,6 +102,7 @@ async def test_a_write_that_was_done_and_not_answered_is_known_again(
     assert proxy.seen[kind, "HEAD"] >= 2, "nobody looked whose write it was"
 
 
+@pytest.mark.proof
 @both_servers
 async def test_a_conflict_that_nobody_caused_is_no_fence_and_loses_nothing(
     s3_server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,6 +150,7 @@ async def test_a_conflict_after_a_takeover_is_a_fence(
             await first.close()
 
 
+@pytest.mark.proof
 @both_servers
 async def test_conflicts_elsewhere_are_passed_over(
     s3_server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -110,6 +110,7 @@ async def test_files_that_no_manifest_names_are_read_too(folder: Path) -> None:
     assert report.is_whole
 
 
+@pytest.mark.proof
 async def test_a_lost_payload_costs_its_job_by_name(root: Path, tmp_path: Path) -> None:
     """Each block of payloads in turn: the jobs that are lost are those of the block, and of no other."""
     folder = Path(shutil.copytree(root / "closed", tmp_path / "store"))

@@ -324,6 +324,7 @@ async def test_a_manifest_whose_sequence_numbers_lead_is_set_aside_or_refused(fo
     assert "altered" in read_set_aside(folder)[0].files[f"manifest/{harmed.name}"]
 
 
+@pytest.mark.proof
 async def test_what_slatedb_panics_of_is_one_line_at_the_command_line(folder: Path) -> None:
     collect(folder)
     manifest = newest(folder, "manifest")

@@ -111,6 +111,7 @@ async def test_files_are_moved_for_longer_than_the_whole_limit_of_opening(
         assert (await queue.stats("mail")).pending == 3
 
 
+@pytest.mark.proof
 async def test_a_disk_that_hangs_while_files_are_moved_keeps_the_store_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

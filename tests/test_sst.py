@@ -120,6 +120,7 @@ def test_a_flipped_bit_costs_the_rows_of_its_block_and_no_others(samples: dict[s
         assert rows_of(parts) == [row for part in whole if part != hit for row in part.rows], place
 
 
+@pytest.mark.proof
 def test_random_damage_raises_nothing_and_makes_no_row(samples: dict[str, bytes]) -> None:
     rng = random.Random(3)
     for kind, data in samples.items():

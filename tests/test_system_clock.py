@@ -126,6 +126,7 @@ async def test_set_forward_by_three_days_and_back_while_a_queue_is_open(url: str
         assert (await queue.stats("q")).done == 4
 
 
+@pytest.mark.proof
 async def test_a_worker_keeps_its_jobs_when_the_clock_is_set_back(url: str, clock: FakedClock) -> None:
     clock.set("+3d")
     async with clock.child(url, lease_s=1.0) as child:

@@ -17,6 +17,7 @@ from ledgerq.worker.running import Handler, JobContext, Running
 from ledgerq.worker.worker import Worker
 from tests.loops import settle
 from tests.rig import Rig
+from tests.tiers import sampled
 from tests.workers import LIMIT_S, Stage, handler_threads, state_of
 
 
@@ -46,7 +47,9 @@ def raises_when_awaited(job: JobContext, error: Callable[[], BaseException]) -> 
 
 
 each_kind = pytest.mark.parametrize(
-    "kind", [raises, raises_in_a_thread, raises_when_awaited], ids=["async def", "def", "def with an awaitable"]
+    "kind",
+    sampled([raises, raises_in_a_thread, raises_when_awaited]),
+    ids=["async def", "def", "def with an awaitable"],
 )
 
 

@@ -95,6 +95,7 @@ async def test_a_second_opener_is_refused_and_the_first_goes_on(place: Place) ->
         assert other.is_open
 
 
+@pytest.mark.proof
 @both_servers
 async def test_of_several_that_open_at_once_one_gets_it(place: Place) -> None:
     found = await asyncio.gather(*(Queue.open(place.url)._make() for _ in range(4)), return_exceptions=True)
@@ -127,6 +128,7 @@ async def test_a_silent_writer_elsewhere_is_waited_for_until_its_lease_has_run_o
             assert (await queue.enqueue("q", b"x")).created
 
 
+@pytest.mark.proof
 async def test_a_wait_ends_when_the_writer_closes(place: Place) -> None:
     queue = await Queue.open(place.url)
     waiting = asyncio.ensure_future(open_store(place.url, clock=SystemClock(), wait=None))
@@ -158,6 +160,7 @@ async def test_a_damaged_lease_counts_for_the_usual_time_and_no_longer(
         pass
 
 
+@pytest.mark.proof
 async def test_whoever_takes_over_has_the_lease_and_keeps_it_when_the_other_closes(place: Place) -> None:
     first = await Queue.open(place.url, store_options=BRIEF)
     async with Queue.open(place.url, store_options=BRIEF, take_over=True) as second:
@@ -171,6 +174,7 @@ async def test_whoever_takes_over_has_the_lease_and_keeps_it_when_the_other_clos
     assert place.lease()["ended"] is True
 
 
+@pytest.mark.proof
 async def test_a_lease_that_went_to_one_that_is_gone_is_taken_back(place: Place) -> None:
     async with Queue.open(place.url, store_options=BRIEF) as queue:
         own = place.lease()["identity"]
@@ -236,6 +240,7 @@ async def test_recent_commits_are_a_sign_of_life_where_there_is_no_lease(
     monkeypatch.undo()
 
 
+@pytest.mark.proof
 async def test_an_older_writer_that_closed_holds_up_nobody(place: Place) -> None:
     async with Queue.open(place.url):
         pass

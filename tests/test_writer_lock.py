@@ -77,6 +77,7 @@ async def test_a_killed_writer_holds_up_nobody(url: str) -> None:
             assert await is_free(url)
 
 
+@pytest.mark.proof
 async def test_of_processes_that_start_at_the_same_moment_one_gets_it(url: str) -> None:
     for _ in range(ROUNDS):
         async with writers(url, count=3) as found:
@@ -206,6 +207,7 @@ async def test_a_waiting_process_gets_the_store_of_a_killed_one(url: str) -> Non
         await (await waiting).close()
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("take_over", [False, True])
 async def test_a_wait_that_is_over(url: str, take_over: bool) -> None:
     clock = ManualClock()
