@@ -18,9 +18,9 @@ from typing import Final
 
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
-from ledgerq.eventlog.logs import about, logger
-from ledgerq.eventlog.objects import Objects
-from ledgerq.eventlog.odd_files import open_in_place, read_small
+from ledgerq.eventlog.files.odd_files import open_in_place, read_small
+from ledgerq.eventlog.runtime.log_records import about, logger
+from ledgerq.eventlog.slate.objects import Objects
 from ledgerq.eventlog.store import Anchor
 
 __all__ = ["SLOT_BYTES", "FileAnchor", "ObjectAnchor", "decode_slot", "encode_slot"]

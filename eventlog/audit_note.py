@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog.errors import StoreUnavailable
+from ledgerq.eventlog.files.odd_files import new_file, read_small
 from ledgerq.eventlog.locations import Location, parse_location
-from ledgerq.eventlog.objects import Objects
-from ledgerq.eventlog.odd_files import new_file, read_small
-from ledgerq.eventlog.threads import DaemonThreads
+from ledgerq.eventlog.runtime.threads import DaemonThreads
+from ledgerq.eventlog.slate.objects import Objects
 
 __all__ = ["AuditNote", "NoteReader", "decode_note", "encode_note", "read_note", "write_note"]
 

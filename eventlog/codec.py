@@ -34,7 +34,7 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
-from ledgerq.eventlog.shapes import checked, plain_shapes
+from ledgerq.eventlog.record_types import checked, plain_shapes
 
 __all__ = [
     "EVENT_TYPES",

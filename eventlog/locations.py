@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.eventlog.redaction import redacted
+from ledgerq.eventlog.runtime.redaction import redacted
 
 __all__ = ["Location", "parse_location"]
 

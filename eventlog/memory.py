@@ -11,7 +11,7 @@ from typing import Final
 from sortedcontainers import SortedDict
 
 from ledgerq.eventlog.errors import Fenced, LedgerError, LogPoisoned, QueueClosed, RowUnreadable
-from ledgerq.eventlog.sst_files import FileFault
+from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.store import Anchor, Batch, Row, check_key
 
 __all__ = ["Fault", "MemoryBatch", "MemoryDisk", "MemoryReader", "MemoryStore"]

@@ -1,15 +1,15 @@
 """What the log needs from a store: ordered keys, atomic batches, a way to know that they are durable, and an anchor.
 
-Two implementations stand behind these protocols: `SlateStore` (slate.py) and `MemoryStore` (memory.py). The same
-contract test runs on both. A store knows nothing of events; one process at a time writes it, many may read it.
+Two implementations stand behind these protocols: `SlateStore` (slate/slate_store.py) and `MemoryStore` (memory.py).
+The same contract test runs on both. A store knows nothing of events; one process at a time writes it, many may read it.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
-from ledgerq.eventlog.meters import CommitTimes
-from ledgerq.eventlog.sst_files import FileFault
+from ledgerq.eventlog.recovery.store_files import FileFault
+from ledgerq.eventlog.runtime.meters import CommitTimes
 
 __all__ = ["MAX_KEY_BYTES", "Anchor", "Batch", "ReadStore", "Row", "Store", "check_key"]
 

@@ -2,14 +2,14 @@
 
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import StoreNotFound
-from ledgerq.eventlog.event_loop import running_loop
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.memory import MemoryStore
-from ledgerq.eventlog.slate_open import open_slate
-from ledgerq.eventlog.slate_options import StoreOptions
-from ledgerq.eventlog.slate_reader import open_slate_reader
+from ledgerq.eventlog.runtime.event_loop import running_loop
+from ledgerq.eventlog.single_writer.hold import check_wait
+from ledgerq.eventlog.slate.opening import open_slate
+from ledgerq.eventlog.slate.options import StoreOptions
+from ledgerq.eventlog.slate.slate_reader import open_slate_reader
 from ledgerq.eventlog.store import ReadStore, Store
-from ledgerq.eventlog.writer_hold import check_wait
 
 __all__ = ["open_reader", "open_store"]
 

@@ -18,13 +18,13 @@ from typing import Final
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
 from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_batch_pieces, encode_head
-from ledgerq.eventlog.commits import PIECE_ROWS, Answers, Commit, Projector, pieces
+from ledgerq.eventlog.commit import PIECE_ROWS, Answers, Commit, Projector, pieces
 from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed
-from ledgerq.eventlog.event_loop import check_owner, loop_or_none
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.log import LogReader
-from ledgerq.eventlog.meters import CommitMeters, CommitTimes
-from ledgerq.eventlog.process import own_pid
+from ledgerq.eventlog.runtime.event_loop import check_owner, loop_or_none
+from ledgerq.eventlog.runtime.meters import CommitMeters, CommitTimes
+from ledgerq.eventlog.runtime.process import own_pid
 from ledgerq.eventlog.store import Anchor, Store
 
 __all__ = ["MAX_COMMIT_BYTES", "Commit", "EventLog", "Projector"]

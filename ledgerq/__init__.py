@@ -45,19 +45,19 @@ if TYPE_CHECKING:
         WrongProcess,
     )
     from ledgerq.eventlog.memory import MemoryDisk, MemoryStore
-    from ledgerq.eventlog.slate_options import StoreOptions
+    from ledgerq.eventlog.slate.options import StoreOptions
     from ledgerq.projections.fold import Transition
-    from ledgerq.projections.host import Projection
     from ledgerq.projections.job import Job
+    from ledgerq.projections.runner import Projection
     from ledgerq.projections.stats import QueueStats
     from ledgerq.projections.view import Page
+    from ledgerq.worker.claim_stream import claims
     from ledgerq.worker.claims import Claim, EnqueueResult
-    from ledgerq.worker.metrics import Metrics
+    from ledgerq.worker.execution import JobContext
+    from ledgerq.worker.metrics.endpoint import Metrics
     from ledgerq.worker.options import NewJob, QueueOptions
     from ledgerq.worker.outcomes import Dead, Retry
-    from ledgerq.worker.pipeline import claims
     from ledgerq.worker.queue import Queue
-    from ledgerq.worker.running import JobContext
     from ledgerq.worker.worker import Worker
     from ledgerq.worker.worker_queue import WorkerQueue
 
@@ -147,22 +147,22 @@ _HOME = {
     "WrongProcess": "ledgerq.eventlog.errors",
     "MemoryDisk": "ledgerq.eventlog.memory",
     "MemoryStore": "ledgerq.eventlog.memory",
-    "StoreOptions": "ledgerq.eventlog.slate_options",
+    "StoreOptions": "ledgerq.eventlog.slate.options",
     "Transition": "ledgerq.projections.fold",
-    "Projection": "ledgerq.projections.host",
+    "Projection": "ledgerq.projections.runner",
     "Job": "ledgerq.projections.job",
     "QueueStats": "ledgerq.projections.stats",
     "Page": "ledgerq.projections.view",
     "Claim": "ledgerq.worker.claims",
     "EnqueueResult": "ledgerq.worker.claims",
-    "Metrics": "ledgerq.worker.metrics",
+    "Metrics": "ledgerq.worker.metrics.endpoint",
     "NewJob": "ledgerq.worker.options",
     "QueueOptions": "ledgerq.worker.options",
     "Dead": "ledgerq.worker.outcomes",
     "Retry": "ledgerq.worker.outcomes",
-    "claims": "ledgerq.worker.pipeline",
+    "claims": "ledgerq.worker.claim_stream",
     "Queue": "ledgerq.worker.queue",
-    "JobContext": "ledgerq.worker.running",
+    "JobContext": "ledgerq.worker.execution",
     "Worker": "ledgerq.worker.worker",
     "WorkerQueue": "ledgerq.worker.worker_queue",
 }

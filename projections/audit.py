@@ -15,16 +15,22 @@ from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import LogCorrupt, LogPoisoned, LogRolledBack, ProjectionDrift
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.log import LogReader, Progress, Verified
-from ledgerq.eventlog.log_end import readable_part
-from ledgerq.eventlog.sst_files import FileFault
+from ledgerq.eventlog.recovery.log_end import readable_part
+from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.store import Anchor, ReadStore
-from ledgerq.projections.compare import Mismatch, compare_hints, compare_jobs, compare_projection, compare_stats
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.host import Projection, ProjectionHost
 from ledgerq.projections.indexes import INDEX_PREFIX, ULID_BYTES, decode_job, parse_key
 from ledgerq.projections.job import Job
 from ledgerq.projections.payloads import MISSING, read_payload
+from ledgerq.projections.repair.comparison import (
+    Mismatch,
+    compare_hints,
+    compare_jobs,
+    compare_projection,
+    compare_stats,
+)
 from ledgerq.projections.replay import fold_verified
+from ledgerq.projections.runner import Projection, ProjectionHost
 from ledgerq.projections.stats import Tally
 
 __all__ = ["AuditReport", "Difference", "audit", "record_failure", "record_report"]

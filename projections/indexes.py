@@ -23,7 +23,7 @@ from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.events import STATES, Enqueued
 from ledgerq.eventlog.keys import FORMAT_VERSION, after_prefix, queue_name_bytes
-from ledgerq.eventlog.shapes import checked
+from ledgerq.eventlog.record_types import checked
 from ledgerq.projections.job import FINISHED, Job
 
 __all__ = [

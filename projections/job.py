@@ -1,7 +1,7 @@
 """The job's state machine: the table of its transitions, and `evolve`, which says what a job is after an event.
 
-`evolve` has no opinions: it gathers what an event says. What may happen is decided in worker/decisions.py, by the same
-table. Next: indexes.py says where a job in some state is found, stats.py what is counted.
+`evolve` has no opinions: it gathers what an event says. What may happen is decided in worker/engine/decisions.py, by
+the same table. Next: indexes.py says where a job in some state is found, stats.py what is counted.
 """
 
 from collections.abc import Mapping

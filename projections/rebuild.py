@@ -1,4 +1,5 @@
-"""Rebuilding projections: what the log says is written over what the indexes say. copying.py makes a new store of it.
+"""Rebuilding projections: what the log says is written over what the indexes say. repair/copying.py makes a new store
+of it.
 
 A marker goes in with the first change and out with the `Rebuilt` event that ends the work: between them no queue
 opens, and running the rebuild again finishes it. Nothing is written when nothing differs.
@@ -15,7 +16,9 @@ from ledgerq.eventlog.events import Rebuilt
 from ledgerq.eventlog.log import LogReader, Progress, Verified
 from ledgerq.eventlog.store import Anchor, ReadStore, Store
 from ledgerq.eventlog.writer import EventLog
-from ledgerq.projections.compare import (
+from ledgerq.projections.fold import Fold
+from ledgerq.projections.payloads import LostPayload
+from ledgerq.projections.repair.comparison import (
     BUILT_IN,
     Mismatch,
     compare_hints,
@@ -23,11 +26,9 @@ from ledgerq.projections.compare import (
     compare_projection,
     compare_stats,
 )
-from ledgerq.projections.fold import Fold
-from ledgerq.projections.host import Projection, ProjectionHost
-from ledgerq.projections.payloads import LostPayload
+from ledgerq.projections.repair.row_writer import COPY_MARKER, Finish, RowWriter, finish
 from ledgerq.projections.replay import fold_verified
-from ledgerq.projections.row_writer import COPY_MARKER, Finish, RowWriter, finish
+from ledgerq.projections.runner import Projection, ProjectionHost
 
 __all__ = ["RebuildReport", "rebuild"]
 

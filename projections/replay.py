@@ -7,7 +7,7 @@ from ledgerq.eventlog.codec import RecordBatch
 from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt
 from ledgerq.eventlog.log import Chain, LogReader, Progress, Verified
 from ledgerq.projections.fold import Fold, Transition
-from ledgerq.projections.host import ProjectionHost
+from ledgerq.projections.runner import ProjectionHost
 
 __all__ = ["fold_to", "fold_verified", "replay"]
 

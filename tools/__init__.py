@@ -1,1 +1,1 @@
-"""What people run: the command line (cli.py), the demo, the benchmark (`python -m ledgerq.tools.bench`)."""
+"""What people run: the command line (cli/app.py), the demo, the benchmark (`python -m ledgerq.tools.bench`)."""

@@ -15,23 +15,23 @@ from ledgerq.eventlog.entropy import Entropy, job_id_bytes
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.events import Record, State, UniqueUntil
 from ledgerq.eventlog.keys import queue_names
-from ledgerq.eventlog.slate_options import StoreOptions
+from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.writer import EventLog
-from ledgerq.projections.host import Projection
 from ledgerq.projections.job import Job
-from ledgerq.projections.metrics_counters import DEFAULT_LIMIT_QUEUES
+from ledgerq.projections.metrics.counters import DEFAULT_LIMIT_QUEUES
+from ledgerq.projections.runner import Projection
 from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import Page
-from ledgerq.worker import decisions, operate, settle
 from ledgerq.worker.claims import Claim, EnqueueResult
-from ledgerq.worker.core import DEFAULT_OPTIONS, Core, open_core
-from ledgerq.worker.enqueuer import Enqueuer
-from ledgerq.worker.gauges import QueueCollector, QueueGauges
-from ledgerq.worker.handout import WatchCallback
-from ledgerq.worker.opening import Opening
+from ledgerq.worker.engine import commands, decisions, settlement
+from ledgerq.worker.engine.core import DEFAULT_OPTIONS, Core, open_core
+from ledgerq.worker.engine.dispatcher import WatchCallback
+from ledgerq.worker.engine.enqueue import Enqueuer
+from ledgerq.worker.engine.takeover import Opening
+from ledgerq.worker.metrics.queue_metrics import QueueCollector, QueueGauges
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
-from ledgerq.worker.telemetry import check_provider, traced_enqueuer
+from ledgerq.worker.tracing.provider import check_provider, traced_enqueuer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -79,12 +79,13 @@ class Queue:
         """Open the store at `url` (or `store`, already open) for writing.
 
         While another writer has it open this raises `StoreInUse`, after `wait` seconds (None: never) in which it opens
-        as soon as the other has ended; with `take_over` it fences the other instead. See writer_hold.py.
+        as soon as the other has ended; with `take_over` it fences the other instead. See
+        eventlog/single_writer/hold.py.
 
         `default` and `queues` say how queues treat their jobs; `ready_window` is how many pending jobs of each queue
         are kept in memory; commits follow each other at least `commit_interval_ms` apart under load (None: 50 ms on
         object stores, less elsewhere); `projections` are the user's own; `tracer_provider` switches tracing on, see
-        tracing.py. Use the result with `await` or `async with`.
+        tracing/spans.py. Use the result with `await` or `async with`.
 
         Raises `InvalidArgument`, `StoreUnavailable`, `LogRolledBack` (unless `accept_rollback`), `LogCorrupt`,
         `FormatTooNew`, `NotRebuilt`, `StoreInUse`, and `Fenced` when another one took it over at the same moment.
@@ -227,12 +228,12 @@ class Queue:
     async def ack(self, claim: Claim) -> None:
         """The work is done. Raises `ClaimLost`, and appends nothing, when the claim is no longer current."""
         self._log.check()
-        await settle.ack(self._core, claim)
+        await settlement.ack(self._core, claim)
 
     async def ack_many(self, claims: Sequence[Claim]) -> None:
         """Ack all claims in one commit. When some are lost the others are acked all the same; raises `ClaimLost`."""
         self._log.check()
-        await settle.ack_many(self._core, claims)
+        await settlement.ack_many(self._core, claims)
 
     async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
         """The try failed, with this error: retry after backoff or `delay` seconds, or dead (asked for, or no try left).
@@ -241,12 +242,12 @@ class Queue:
         """
         self._log.check()
         delay_ms = None if delay is None else seconds_ms("delay", delay)
-        await settle.nack(self._core, claim, error, delay_ms=delay_ms, dead=dead)
+        await settlement.nack(self._core, claim, error, delay_ms=delay_ms, dead=dead)
 
     async def release(self, claim: Claim, reason: str = "released") -> None:
         """Give the claim back unused: the job is pending at once and the attempt is not counted. Raises `ClaimLost`."""
         self._log.check()
-        await settle.release(self._core, claim, reason)
+        await settlement.release(self._core, claim, reason)
 
     async def extend(self, claim: Claim, lease: float) -> Claim:
         """Renew the lease to `lease` seconds from now; returns the claim with its new end. Raises `ClaimLost`."""
@@ -266,25 +267,25 @@ class Queue:
 
         Returns the job as it is now. Raises `JobNotFound`, and `InvalidState` for a finished job.
         """
-        return await operate.cancel(self._core, job_id, actor=actor, reason=reason)
+        return await commands.cancel(self._core, job_id, actor=actor, reason=reason)
 
     async def requeue(self, job_id: str, *, actor: str, reason: str) -> Job:
         """Give a dead job a new start, with no attempts used. Raises `JobNotFound`, and `InvalidState` otherwise."""
-        return await operate.requeue(self._core, job_id, actor=actor, reason=reason)
+        return await commands.requeue(self._core, job_id, actor=actor, reason=reason)
 
     async def pause(self, queue: str, *, actor: str, reason: str) -> None:
         """Hand out no more jobs of this queue until `resume`; jobs can be added. Pausing twice changes nothing."""
-        await operate.set_paused(self._core, queue, True, actor=actor, reason=reason)
+        await commands.set_paused(self._core, queue, True, actor=actor, reason=reason)
 
     async def resume(self, queue: str, *, actor: str, reason: str) -> None:
         """Hand out jobs of this queue again."""
-        await operate.set_paused(self._core, queue, False, actor=actor, reason=reason)
+        await commands.set_paused(self._core, queue, False, actor=actor, reason=reason)
 
     # ------------------------------------------------------------------ read
 
     async def get(self, job_id: str) -> Job:
         """A job that is not swept yet; what it says is durable. Raises `JobNotFound`."""
-        job = await operate.find(self._core, job_id)
+        job = await commands.find(self._core, job_id)
         if self._live.undurable(job.id):
             await self._log.committed()
         return job

@@ -12,18 +12,18 @@ from aiostream import stream
 
 from ledgerq.eventlog.clock import sleep_until
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
-from ledgerq.eventlog.event_loop import running_loop
 from ledgerq.eventlog.keys import queue_name_bytes
-from ledgerq.eventlog.logs import Seldom, about, about_job, logger
-from ledgerq.eventlog.threads import DaemonThreads
-from ledgerq.projections.metrics import LedgerCollector
+from ledgerq.eventlog.runtime.event_loop import running_loop
+from ledgerq.eventlog.runtime.log_records import Seldom, about, about_job, logger
+from ledgerq.eventlog.runtime.threads import DaemonThreads
+from ledgerq.projections.metrics.collector import LedgerCollector
+from ledgerq.worker.claim_stream import claim_batches
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.execution import Handler, HandlerFunction, Running, StopReason
+from ledgerq.worker.metrics.worker_metrics import WorkerMeters, WorkerSource
 from ledgerq.worker.options import seconds_ms
-from ledgerq.worker.pipeline import claim_batches
-from ledgerq.worker.running import Handler, HandlerFunction, Running, StopReason
 from ledgerq.worker.signals import listen
-from ledgerq.worker.telemetry import try_tracer
-from ledgerq.worker.worker_meters import WorkerMeters, WorkerSource
+from ledgerq.worker.tracing.provider import try_tracer
 from ledgerq.worker.worker_queue import WorkerQueue
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Worker:
     (None: a quarter of the concurrency). `grace`: seconds that running handlers have after the first signal. `name`:
     what the log says about who claimed. `tracer_provider`: OpenTelemetry's, for a span around each try (None: that of
     the queue, if it was opened with one); `same_trace`: as a child of the span that enqueued the job, where by default
-    it begins a trace of its own that links there. See tracing.py.
+    it begins a trace of its own that links there. See tracing/spans.py.
     """
 
     def __init__(

@@ -5,10 +5,10 @@ from typing import Protocol
 
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import LedgerError
+from ledgerq.worker.claim_stream import ClaimSource
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.execution import Settler
 from ledgerq.worker.options import QueueOptions
-from ledgerq.worker.pipeline import ClaimSource
-from ledgerq.worker.running import Settler
 
 __all__ = ["WorkerQueue"]
 

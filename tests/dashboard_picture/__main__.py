@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from tests.dashboard_picture.picture import Place, picture
-from tests.prometheus_run import RATE_INTERVAL, WORKER, observed
+from tests.monitoring.prometheus_run import RATE_INTERVAL, WORKER, observed
 
 PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "dashboard.png"
 

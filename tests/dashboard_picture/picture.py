@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
-from ledgerq.tools.monitoring_dashboard import GRID_COLUMNS, dashboard, filled_in
+from ledgerq.tools.monitoring.dashboard import GRID_COLUMNS, dashboard, filled_in
 from tests.dashboard_picture.drawing import PAGE, draw, panel_area
 
 __all__ = ["Place", "picture"]

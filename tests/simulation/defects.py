@@ -14,23 +14,23 @@ from ledgerq.eventlog import log, memory, writer
 from ledgerq.eventlog.codec import encode_batch
 from ledgerq.eventlog.errors import OutcomeUnknown
 from ledgerq.eventlog.events import Claimed, Nacked
-from ledgerq.projections import host, stats
+from ledgerq.projections import runner, stats
 from ledgerq.projections.indexes import CLAIMED, SCHEDULED, leading_ms
-from ledgerq.worker import (
+from ledgerq.worker import execution
+from ledgerq.worker.claims import Waiter
+from ledgerq.worker.engine import (
+    admission,
+    commands,
     core,
     decisions,
-    handout,
-    intake,
+    dispatcher,
     leases,
-    live,
     maintenance,
-    opening,
-    operate,
-    ready,
-    running,
-    settle,
+    ready_window,
+    settlement,
+    takeover,
+    writer_state,
 )
-from ledgerq.worker.claims import Waiter
 from ledgerq.worker.queue import Queue
 
 __all__ = ["DEFECTS"]
@@ -42,9 +42,9 @@ def ack_told_before_the_flush(patch: Patch) -> None:
     """`ack` returns while its event is only staged."""
 
     async def ack(parts: Any, claim: Any) -> None:
-        settle._stage_ack(parts, claim)
+        settlement._stage_ack(parts, claim)
 
-    patch.setattr(settle, "ack", ack)
+    patch.setattr(settlement, "ack", ack)
 
 
 def everything_told_before_the_flush(patch: Patch) -> None:
@@ -69,7 +69,7 @@ def claim_handed_over_before_the_flush(patch: Patch) -> None:
                 return list(claims)
         return list(await self._wait(Waiter(queues, limit, lease_ms, worker), wait_ms))
 
-    patch.setattr(handout.Handout, "claim", claim)
+    patch.setattr(dispatcher.Handout, "claim", claim)
 
 
 def claims_not_checked(patch: Patch) -> None:
@@ -110,27 +110,27 @@ def interrupted_claims_stay(patch: Patch) -> None:
     async def none(live_: Any) -> list[Any]:
         return []
 
-    patch.setattr(opening, "_claimed", none)
+    patch.setattr(takeover, "_claimed", none)
 
 
 def _rows_left(prefix: bytes) -> Callable[[Patch], None]:
-    real = live.index_changes
+    real = writer_state.index_changes
 
     def index_changes(touched: Any) -> Any:
         return {key: value for key, value in real(touched).items() if value is not None or not key.startswith(prefix)}
 
-    return lambda patch: patch.setattr(live, "index_changes", index_changes)
+    return lambda patch: patch.setattr(writer_state, "index_changes", index_changes)
 
 
 def payload_deleted_with_the_ack(patch: Patch) -> None:
     """A done job's payload goes at once, not when it is swept."""
-    real = live.index_changes
+    real = writer_state.index_changes
 
     def index_changes(touched: Any) -> Any:
         done = [after for _, after in touched.values() if after is not None and after.state == "done"]
         return real(touched) | {codec_key(after.offset): None for after in done}
 
-    patch.setattr(live, "index_changes", index_changes)
+    patch.setattr(writer_state, "index_changes", index_changes)
 
 
 def codec_key(offset: int) -> bytes:
@@ -140,7 +140,7 @@ def codec_key(offset: int) -> bytes:
 
 def wake_up_lost(patch: Patch) -> None:
     """New jobs are not given to those who wait."""
-    patch.setattr(handout.Handout, "serve", lambda self: self._fresh.clear())
+    patch.setattr(dispatcher.Handout, "serve", lambda self: self._fresh.clear())
 
 
 def scheduled_jobs_overlooked(patch: Patch) -> None:
@@ -226,7 +226,7 @@ def unique_keys_not_looked_up(patch: Patch) -> None:
     async def holders(self: Any, wanted: Sequence[bytes]) -> dict[bytes, bytes | None]:
         return dict.fromkeys(wanted)
 
-    patch.setattr(intake.Intake, "holders", holders)
+    patch.setattr(admission.Intake, "holders", holders)
 
 
 def attempts_without_end(patch: Patch) -> None:
@@ -254,7 +254,7 @@ def counters_drift(patch: Patch) -> None:
 
 def newest_first(patch: Patch) -> None:
     """The window hands out the job that came last."""
-    real = ready.ReadyWindow.take
+    real = ready_window.ReadyWindow.take
 
     def take(self: Any) -> Any:
         last = max(self.jobs.values(), key=lambda one: one.place, default=None)
@@ -263,18 +263,18 @@ def newest_first(patch: Patch) -> None:
         self.drop(last.job.spec.job_id)
         return last
 
-    patch.setattr(ready.ReadyWindow, "take", take)
+    patch.setattr(ready_window.ReadyWindow, "take", take)
 
 
 def hints_lead(patch: Patch) -> None:
     """The hint says that a whole priority has been worked off."""
-    real = ready.ReadyWindow.place_after
-    patch.setattr(ready.ReadyWindow, "place_after", lambda self: (real(self)[0] + 1, 0))
+    real = ready_window.ReadyWindow.place_after
+    patch.setattr(ready_window.ReadyWindow, "place_after", lambda self: (real(self)[0] + 1, 0))
 
 
 def paused_queues_hand_out(patch: Patch) -> None:
     """Nobody looks whether a queue is paused."""
-    patch.setattr(live.Live, "paused", lambda self, queue: False)
+    patch.setattr(writer_state.Live, "paused", lambda self, queue: False)
 
 
 def failed_queue_rings_for_ever(patch: Patch) -> None:
@@ -293,19 +293,19 @@ def cancel_forgotten(patch: Patch) -> None:
     """`cancel` answers, and stages nothing."""
 
     async def cancel(parts: Any, job_id: str, *, actor: str, reason: str) -> Any:
-        return await operate.find(parts, job_id)
+        return await commands.find(parts, job_id)
 
-    patch.setattr(operate, "cancel", cancel)
+    patch.setattr(commands, "cancel", cancel)
 
 
 def given_up_claims_kept(patch: Patch) -> None:
     """Claims for somebody who stopped waiting are given back by nobody."""
-    patch.setattr(handout.Handout, "_give_back", lambda self, claims: None)
+    patch.setattr(dispatcher.Handout, "_give_back", lambda self, claims: None)
 
 
 def lease_begins_before_its_holder_knows(patch: Patch) -> None:
     """A lease is over as if it had begun long before its holder heard of it."""
-    real = handout.Handout._begin_leases
+    real = dispatcher.Handout._begin_leases
 
     def begin(self: Any, claims: Any) -> Any:
         now_ms = self._clock.now_ms()
@@ -313,7 +313,7 @@ def lease_begins_before_its_holder_knows(patch: Patch) -> None:
             self.leases.hold(leases.Lease(now_ms + claim.lease_ms // 2, claim.id, claim.offset, now_ms))
         return claims
 
-    patch.setattr(handout.Handout, "_begin_leases", begin)
+    patch.setattr(dispatcher.Handout, "_begin_leases", begin)
 
 
 def reads_told_before_the_flush(patch: Patch) -> None:
@@ -379,13 +379,13 @@ def followers_skip(patch: Patch) -> None:
 
 def projections_begin_again(patch: Patch) -> None:
     """A user's projection is given what it has had already when the queue opens."""
-    real = host.ProjectionHost.restore
+    real = runner.ProjectionHost.restore
 
     async def restore(self: Any, store: Any) -> None:
         await real(self, store)
         self.offsets = dict.fromkeys(self.offsets, 0)
 
-    patch.setattr(host.ProjectionHost, "restore", restore)
+    patch.setattr(runner.ProjectionHost, "restore", restore)
 
 
 def worker_runs_too_many(patch: Patch) -> None:
@@ -409,7 +409,7 @@ def worker_renews_nothing(patch: Patch) -> None:
 
 def handlers_run_without_end(patch: Patch) -> None:
     """A handler may run for longer than its time-out."""
-    patch.setattr(running.Handler, "timeout_ms", None)
+    patch.setattr(execution.Handler, "timeout_ms", None)
 
 
 def files_set_aside_untold(patch: Patch) -> None:

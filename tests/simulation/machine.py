@@ -13,7 +13,7 @@ from typing import Any, Final
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.entropy import SeededEntropy
 from ledgerq.eventlog.errors import Fenced, LedgerError
-from ledgerq.worker.core import Core
+from ledgerq.worker.engine.core import Core
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
 from tests.model.job import Model, Violation

@@ -12,14 +12,14 @@ from typing import Any, Final
 from ledgerq.eventlog.errors import ClaimLost
 from ledgerq.eventlog.events import CancelRequested
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.execution import JobContext
 from ledgerq.worker.outcomes import Dead, Retry
-from ledgerq.worker.running import JobContext
 from ledgerq.worker.worker import Worker
 from tests.model.job import Violation
-from tests.queue_relay import QueueRelay
 from tests.simulation.claimers import Calls
 from tests.simulation.machine import Machine
 from tests.simulation.process import Process
+from tests.support.queue_relay import QueueRelay
 
 __all__ = ["Workers"]
 

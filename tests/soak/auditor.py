@@ -14,7 +14,7 @@ from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.store import Anchor
 from ledgerq.projections.audit import audit
 from ledgerq.projections.view import LedgerView
-from ledgerq.tools.opening import reading
+from ledgerq.tools.console.opening import reading
 from tests.soak.book import Book
 from tests.soak.load import QUEUES, Counts
 

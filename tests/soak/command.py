@@ -28,8 +28,8 @@ import typer
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.locations import parse_location
-from ledgerq.tools.opening import refuse_memory
-from ledgerq.tools.render import printable
+from ledgerq.tools.console.opening import refuse_memory
+from ledgerq.tools.console.output import printable
 from tests.soak.conductor import Conductor, Plan
 
 __all__ = ["main", "soak"]

@@ -17,9 +17,9 @@ from ledgerq.eventlog.errors import ClaimLost, Fenced, InvalidState, JobNotFound
 from ledgerq.eventlog.events import STATES, Enqueued
 from ledgerq.projections.fold import Transition
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import NewJob, QueueOptions
 from ledgerq.worker.outcomes import Dead, Retry
-from ledgerq.worker.running import JobContext
 from ledgerq.worker.worker import Worker
 from tests.soak.queue import WatchedQueue, sealed
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 from slatedb.uniffi import AdminBuilder, ObjectStore
 
 from ledgerq.eventlog.locations import Location
-from ledgerq.eventlog.slate_errors import SLATE_ERRORS
-from ledgerq.tools.bench_model import percentile
+from ledgerq.eventlog.slate.error_mapping import SLATE_ERRORS
+from ledgerq.tools.bench.measurement import percentile
 
 __all__ = ["Facts", "Meter", "files_in_use", "held_by_process", "store_files"]
 

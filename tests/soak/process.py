@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from ledgerq.tools.child_process import start_module
-from ledgerq.tools.render import shorten
+from ledgerq.tools.console.child_process import start_module
+from ledgerq.tools.console.output import shorten
 
 __all__ = ["Process", "SoakFailed"]
 

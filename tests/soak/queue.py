@@ -10,8 +10,8 @@ from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.queue import Queue
-from tests.queue_relay import QueueRelay
 from tests.soak.meter import Facts, Meter
+from tests.support.queue_relay import QueueRelay
 
 __all__ = ["WatchedQueue", "sealed"]
 

@@ -1,0 +1,96 @@
+"""The sorted files and log files that lie in a store, named by a manifest or not, as salvage reads them.
+
+A part of a disk that can't be read counts as zeros, so that the blocks around it are still had.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ledgerq.eventlog.recovery.sorted_files import COMPRESSED, UNKNOWN_VERSION, Part, SstRow, read_sst
+
+__all__ = ["FileFault", "content_of", "parts_of", "problem_text", "read_rows", "sorted_files"]
+
+# SlateDB writes files of 64 MiB as ledgerq sets it, and of 256 MiB by itself.
+_MAX_FILE_BYTES: Final = 1024**3
+_PIECE_BYTES: Final = 65_536
+
+Rows = Iterator[Sequence[SstRow]]
+Ranges = Sequence[tuple[bytes, bytes]] | None
+
+
+class FileFault(NamedTuple):
+    """What is wrong with a file: its path in the store, and a line for each part of it that can't be read.
+
+    `is_foreign`: it is written in a way that only SlateDB itself reads.
+    """
+
+    path: str
+    problems: tuple[str, ...]
+    is_foreign: bool = False
+
+
+def sorted_files(folder: Path) -> list[Path]:
+    """All sorted files and log files below a store's folder, also those set aside, in a fixed order."""
+    return sorted(path for path in folder.rglob("*.sst*") if not path.is_dir())
+
+
+def read_rows(folder: Path, path: Path, ranges: Ranges, faults: Callable[[FileFault], None]) -> Rows:
+    """The rows of a file, block by block, as far as `ranges` want them (see `read_sst`).
+
+    What is wrong goes to `faults`. A file that is gone meanwhile has no rows. Raises nothing.
+    """
+    name = str(path.relative_to(folder))
+    try:
+        data, problems = content_of(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        faults(FileFault(name, (f"it can't be read: {error.strerror or error}",)))
+        return
+    is_log = path.parent.name == "wal"
+    is_foreign = False
+    for part in parts_of(data, is_log, ranges):
+        if part.rows:
+            yield part.rows
+        if part.problem:
+            is_foreign |= part.problem.startswith((COMPRESSED, UNKNOWN_VERSION))
+            problems.append(problem_text(part))
+    if problems:
+        faults(FileFault(name, tuple(problems), is_foreign))
+
+
+def parts_of(data: bytes, is_log: bool, ranges: Ranges = None) -> Iterator[Part]:
+    """The parts of a sorted file, or of a log file: of those an empty one is what a writer that takes over leaves."""
+    return iter(()) if is_log and not data else read_sst(data, ranges)
+
+
+def problem_text(part: Part) -> str:
+    """What is wrong with a part of a file, on one line."""
+    return f"{part.kind} at byte {part.start} to {part.stop}: {part.problem}"
+
+
+def content_of(path: Path) -> tuple[bytes, list[str]]:
+    """The whole of a regular file, zeros where the disk gives nothing; and what was wrong. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return b"", ["it is no regular file"]
+        if status.st_size > _MAX_FILE_BYTES:
+            return b"", [f"it has {status.st_size} bytes, more than any sorted file"]
+        pieces: list[bytes] = []
+        problems: list[str] = []
+        for at in range(0, status.st_size, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, status.st_size - at)
+            try:
+                piece = os.pread(fd, size, at)
+            except OSError as error:
+                problems.append(f"bytes {at} to {at + size}: the disk can't read them: {error.strerror or error}")
+                piece = b""
+            pieces.append(piece.ljust(size, b"\0"))
+        return b"".join(pieces), problems
+    finally:
+        os.close(fd)

@@ -1,0 +1,175 @@
+"""A new store made from a log that was proven elsewhere: its record batches, its live payloads, fresh projections.
+
+`copy_into` makes it from a store that can be read, salvage.py from what is left of one that can't. A job whose payload
+is gone is a dead letter there that says so, instead of one that nobody can run.
+"""
+
+from typing import Final
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.codec import EMPTY_HEAD, encode_head
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned
+from ledgerq.eventlog.events import DeadLettered, Rebuilt
+from ledgerq.eventlog.log import LogReader, Progress, Verified
+from ledgerq.eventlog.store import Anchor, Batch, ReadStore, Store
+from ledgerq.eventlog.writer import Commit, EventLog
+from ledgerq.projections.fold import Fold
+from ledgerq.projections.indexes import index_entries, stats_key
+from ledgerq.projections.payloads import LostPayload, payload_fault, read_payload
+from ledgerq.projections.rebuild import RebuildReport
+from ledgerq.projections.repair.comparison import BUILT_IN
+from ledgerq.projections.repair.row_writer import COPY_MARKER, FORMAT, RowWriter
+from ledgerq.projections.replay import fold_verified
+
+__all__ = ["KEEP_DEAD_MS", "NewStore", "copy_into"]
+
+# As long as a queue keeps dead jobs by default: nothing here knows the options of the queue that they were in.
+KEEP_DEAD_MS: Final = 7 * 24 * 3_600_000
+_COMMIT_EVENTS: Final = 2000
+_PAYLOAD_ROWS: Final = 100
+
+
+class NewStore:
+    """A store that is being filled: `begin`, `put` rows of log and payloads, then `finish`."""
+
+    def __init__(self, target: Store, clock: Clock) -> None:
+        """Fill `target`; nothing is written yet."""
+        self._target = target
+        self._clock = clock
+        # Nothing is anchored before the log is whole.
+        self._writer = RowWriter(target, Anchor(0, 0, EMPTY_HEAD.digest, 0, 0), COPY_MARKER)
+
+    async def begin(self) -> None:
+        """Remove what an interrupted copy left. Raises `InvalidArgument` for a store that holds anything else."""
+        target, writer = self._target, self._writer
+        begun = await target.get(keys.REBUILD_KEY) == COPY_MARKER
+        if not begun and await LogReader(target, clock=self._clock).check_format():
+            raise InvalidArgument(f"{target.location} holds a ledgerq store already: give a new location")
+        async for page in target.scan(b"\0", b"\xff"):
+            for key, _ in page:
+                if key != keys.REBUILD_KEY:
+                    await writer.set(key, None, count=False)
+        await writer.set(keys.FORMAT_KEY, FORMAT, count=False)
+
+    async def put(self, key: bytes, value: bytes) -> None:
+        """Add a row of the log, or a payload."""
+        await self._writer.set(key, value, count=False)
+
+    async def finish(
+        self, verified: Verified, fold: Fold, lost: list[LostPayload], *, actor: str, reason: str
+    ) -> RebuildReport:
+        """Write projections and head, the events of the payloads that are `lost`, and that all this was done."""
+        writer, jobs = self._writer, len(fold.jobs)
+        for job in fold.jobs.values():
+            for key, value in index_entries(job).items():
+                await writer.set(key, value)
+        for queue, tally in fold.tallies.items():
+            await writer.set(stats_key(queue), tally.encode())
+        await writer.set(keys.HEAD_KEY, encode_head(verified.head), count=False)
+        await writer.flush()
+        log = EventLog(self._target, clock=self._clock, projector=_Folding(fold))
+        await log.start(accept_rollback=True)
+        try:
+            letters = [letter for letter in lost if letter.is_dead_letter]
+            for number, (job, why) in enumerate(letters, 1):
+                sweep_at_ms = max(self._clock.now_ms(), verified.head.time_ms) + KEEP_DEAD_MS
+                log.append(DeadLettered(job.id, sweep_at_ms, actor, why))
+                if number % _COMMIT_EVENTS == 0:
+                    await log.committed()
+            await log.committed()
+            log.append(Rebuilt(actor, reason, BUILT_IN, writer.rows_put, writer.rows_deleted))
+            await log.committed()
+        finally:
+            await log.stop()
+        return RebuildReport(BUILT_IN, verified, jobs, writer.rows_put, writer.rows_deleted, tuple(lost))
+
+
+class _Folding:
+    """The projector of the commits that end a copy: what follows from dead letters, and the marker goes with the last.
+
+    `fold` is the log's so far.
+    """
+
+    def __init__(self, fold: Fold) -> None:
+        self._fold = fold
+        self._filled: tuple[Commit, dict[bytes, bytes | None]] | None = None
+
+    def fill(self, commit: Commit, batch: Batch) -> None:
+        if self._filled is None or self._filled[0] is not commit:
+            self._filled = (commit, self._changes(commit))
+        batch.update(self._filled[1])
+
+    def _changes(self, commit: Commit) -> dict[bytes, bytes | None]:
+        changes: dict[bytes, bytes | None] = {}
+        queues: set[str] = set()
+        for offset, event in enumerate(commit.events, commit.base_offset):
+            _, _, _, before, after = self._fold.apply(offset, commit.time_ms, event)
+            if before is not None and after is not None:
+                changes |= dict.fromkeys(index_entries(before))
+                changes |= index_entries(after)
+                queues.add(after.spec.queue)
+            elif isinstance(event, Rebuilt):
+                changes[keys.REBUILD_KEY] = None
+        return changes | {stats_key(queue): self._fold.tally(queue).encode() for queue in queues}
+
+    def committed(self, commit: Commit) -> None:
+        pass
+
+    def failed(self, error: LedgerError) -> None:
+        pass
+
+
+async def copy_into(
+    source: ReadStore,
+    target: Store,
+    *,
+    clock: Clock,
+    actor: str,
+    reason: str,
+    until: int | None = None,
+    progress: Progress | None = None,
+) -> RebuildReport:
+    """Write the log of `source`, its live payloads and fresh projections to `target`, which must be empty.
+
+    For a store whose indexes, or some payloads, are damaged; salvage.py is for one whose log can't be read. A copy that
+    was interrupted is begun anew. Rows of users' projections are not copied: they come up again when the queue is
+    opened with them. A payload that is missing, changed, or in a damaged block costs its job and no other.
+
+    Raises like `rebuild`.
+    """
+    log = LogReader(source, clock=clock)
+    await log.require_format()
+    if until is None:
+        await log.check_anchor(await source.read_anchor())
+    verified, fold = await fold_verified(log, until=until, progress=progress)
+    new = NewStore(target, clock)
+    await new.begin()
+    async for page in source.scan(keys.LOG_PREFIX, keys.log_key(verified.head.next_offset)):
+        for key, value in page:
+            await new.put(key, value)
+    lost = await _copy_payloads(source, new, fold)
+    return await new.finish(verified, fold, lost, actor=actor, reason=reason)
+
+
+async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[LostPayload]:
+    """Write the payloads of all jobs that are there; returns the jobs whose payload could not be had."""
+    live = {job.offset: job for job in fold.jobs.values()}
+    payloads = source.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=_PAYLOAD_ROWS)
+    try:
+        async for page in payloads:
+            for key, value in page:
+                job = live.get(keys.offset_of(key))
+                if job is not None and not payload_fault(job, value):
+                    await new.put(key, value)
+                    del live[job.offset]
+    except LogPoisoned:
+        pass  # a scan ends at the first block that can't be read: the rest is read one by one
+    lost: list[LostPayload] = []
+    for offset, job in sorted(live.items()):
+        found, fault = await read_payload(source, job)
+        if found is not None:
+            await new.put(keys.payload_key(offset), found)
+        elif job.id not in fold.without_payload:
+            lost.append(LostPayload(job, fault))
+    return lost

@@ -1,0 +1,97 @@
+"""Writing the rows of a rebuild: in batches, under a marker that keeps every queue from opening until the last event.
+
+Used by rebuild.py, in place, and by copying.py, into a new store.
+"""
+
+from typing import Final
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.codec import pack
+from ledgerq.eventlog.errors import LedgerError
+from ledgerq.eventlog.events import Rebuilt
+from ledgerq.eventlog.store import Anchor, Batch, Store
+from ledgerq.eventlog.writer import Commit, EventLog
+from ledgerq.projections.fold import Transition
+from ledgerq.projections.runner import ProjectionHost
+
+__all__ = ["COPY_MARKER", "FORMAT", "Finish", "RowWriter", "finish"]
+
+_BATCH_ROWS: Final = 2000
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+COPY_MARKER: Final = pack(("copy",))
+FORMAT: Final = str(keys.FORMAT_VERSION).encode()
+
+
+class RowWriter:
+    """Writes rows in batches of bounded size, with the marker in the first one."""
+
+    def __init__(self, store: Store, anchor: Anchor, marker: bytes) -> None:
+        self.rows_put = 0
+        self.rows_deleted = 0
+        self._store = store
+        self._anchor = anchor
+        self._marker: bytes | None = marker
+        self._batch = store.batch()
+        self._rows = 0
+        self._bytes = 0
+
+    async def set(self, key: bytes, value: bytes | None, *, count: bool = True) -> None:
+        """Set one row, or remove it."""
+        if self._marker is not None:
+            self._batch.put(keys.REBUILD_KEY, self._marker)
+            self._marker = None
+        if value is None:
+            self._batch.delete(key)
+            self.rows_deleted += count
+        else:
+            self._batch.put(key, value)
+            self.rows_put += count
+        self._rows += 1
+        self._bytes += len(key) + len(value or b"")
+        if self._rows >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Make the rows so far durable."""
+        if self._rows:
+            batch, self._batch = self._batch, self._store.batch()
+            self._rows = self._bytes = 0
+            await self._store.write(batch)
+            await self._store.sync(self._anchor)
+
+
+class Finish:
+    """The projector of the commit that ends a rebuild: it takes the marker away, and lets projections follow it.
+
+    All rows are of the present format by then, so that is said in the same commit.
+    """
+
+    def __init__(self, host: ProjectionHost) -> None:
+        self._host = host
+        self._filled: tuple[Commit, dict[bytes, bytes | None]] | None = None
+
+    def fill(self, commit: Commit, batch: Batch) -> None:
+        """Add the rows that follow from the last event."""
+        if self._filled is None or self._filled[0] is not commit:
+            events = enumerate(commit.events, commit.base_offset)
+            transitions = [Transition(offset, commit.time_ms, event, None, None) for offset, event in events]
+            changes: dict[bytes, bytes | None] = {keys.REBUILD_KEY: None, keys.FORMAT_KEY: FORMAT}
+            self._host.project(transitions, commit.base_offset + len(commit.events), changes)
+            self._filled = (commit, changes)
+        batch.update(self._filled[1])
+
+    def committed(self, commit: Commit) -> None:
+        """Nothing is left to do."""
+
+    def failed(self, error: LedgerError) -> None:
+        """Who waits for the commit is told."""
+
+
+async def finish(log: EventLog, last: Rebuilt, *, accept_rollback: bool) -> None:
+    """Write the event that ends a rebuild, through a log whose projector takes the marker away with it."""
+    await log.start(accept_rollback=accept_rollback)
+    log.append(last)
+    try:
+        await log.committed()
+    finally:
+        await log.stop()

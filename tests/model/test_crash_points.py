@@ -1,0 +1,240 @@
+"""A scripted day in a queue's life, ended at every single call of its store, in every way that a process can end.
+
+After each end the queue is opened again on what was durable. Whatever an awaited call had reported must be there,
+nothing acked comes back, and the ledger is clean.
+"""
+
+import asyncio
+import contextlib
+from typing import Literal, get_args
+
+import pytest
+
+from ledgerq.eventlog.errors import LedgerError, StoreUnavailable
+from ledgerq.eventlog.events import Claimed
+from ledgerq.eventlog.memory import MemoryStore
+from ledgerq.worker.options import NewJob, QueueOptions
+from ledgerq.worker.queue import Queue
+from tests.support.ledger_checks import all_rows
+from tests.support.loops import settle
+from tests.support.rig import Rig
+from tests.tiers import sampled
+
+WHO = {"actor": "ann", "reason": "because"}
+End = Literal["passing error", "error", "vanish", "vanish but the batch lands"]
+ENDS: tuple[End, ...] = get_args(End)
+
+
+class CrashPoint:
+    """The fault of a store: counts the calls, and at one of them the process ends."""
+
+    def __init__(self, at: int | None, end: End) -> None:
+        self.calls: list[str] = []
+        self.reached = asyncio.Event()
+        self.store: MemoryStore | None = None
+        self._at = at
+        self._end = end
+
+    async def __call__(self, call: str) -> None:
+        """Meet the store's call."""
+        self.calls.append(call)
+        if self._at is None or len(self.calls) <= self._at:
+            return
+        if self._end == "passing error" and self.reached.is_set():
+            return
+        if self._end.endswith("error"):
+            self.reached.set()
+            raise StoreUnavailable(f"away at call {self._at}, {call}")
+        if not self.reached.is_set():
+            self.reached.set()
+            if self._end == "vanish but the batch lands" and self.store is not None:
+                self.store.flush()
+        await asyncio.Event().wait()
+
+
+class Reported:
+    """What awaited calls have said: job id -> the state that its durable history must have passed through."""
+
+    def __init__(self) -> None:
+        self.enqueued: dict[str, bytes] = {}
+        self.claimed: set[tuple[int, bytes]] = set()
+        self.acked: set[str] = set()
+        self.dead: set[str] = set()
+        self.cancelled: set[str] = set()
+        self.swept: set[str] = set()
+        self.paused = False
+
+
+async def a_day(rig: Rig, point: CrashPoint, reported: Reported) -> None:
+    """The scenario; every report is noted right after the call that made it returned."""
+    store = MemoryStore(rig.disk, fault=point)
+    point.store = store
+    options = QueueOptions(max_attempts=2, lease_s=10.0)
+    queue = await Queue.open(
+        store=store, clock=rig.clock, entropy=rig.entropy, default=options, ready_window=2, commit_interval_ms=0.0
+    )
+    rig.queue = queue
+
+    async def enqueue(payload: bytes, **arguments: object) -> str:
+        added = await queue.enqueue("q", payload, **arguments)  # type: ignore[arg-type]
+        reported.enqueued[added.job_id] = payload
+        return added.job_id
+
+    first = await enqueue(b"first")
+    waiting = asyncio.create_task(queue.claim("late", wait=None))
+    waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # when nobody is left to await it
+    for job, payload in zip(
+        await queue.enqueue_many("q", [b"a", NewJob(b"b", priority=1), NewJob(b"c", unique_key="k")]),
+        (b"a", b"b", b"c"),
+        strict=True,
+    ):
+        reported.enqueued[job.job_id] = payload
+    later = await enqueue(b"later", delay=20)
+    claims = await queue.claim("q", limit=2)
+    reported.claimed |= {(claim.offset, claim.id) for claim in claims}
+    for claim in claims:
+        await queue.ack(claim)
+        reported.acked.add(claim.job_id)
+    added = await queue.enqueue("late", b"late")
+    reported.enqueued[added.job_id] = b"late"
+    (claim,) = await waiting
+    reported.claimed.add((claim.offset, claim.id))
+    await queue.nack(claim, "boom", delay=5)
+    for _ in range(2):
+        claims = await queue.claim("q")
+        reported.claimed |= {(claim.offset, claim.id) for claim in claims}
+        await rig.advance(10)
+    await queue.pause("q", **WHO)
+    reported.paused = True
+    unwanted = await enqueue(b"unwanted")
+    await queue.cancel(unwanted, **WHO)
+    reported.cancelled.add(unwanted)
+    reported.paused = False  # from here on nobody knows, until it returns
+    await queue.resume("q", **WHO)
+    await rig.advance(20)
+    while claims := await queue.claim("q", limit=5):
+        reported.claimed |= {(claim.offset, claim.id) for claim in claims}
+        for claim in claims:
+            await queue.nack(claim, "hopeless", dead=True)
+            reported.dead.add(claim.job_id)
+    if later in reported.dead:
+        await queue.requeue(later, **WHO)
+        reported.dead.discard(later)
+    await rig.advance(24 * 3600)
+    if (await queue.stats("q")).totals["swept"]:
+        reported.swept |= {job_id for job_id in (first, unwanted) if job_id in reported.acked | reported.cancelled}
+    await queue.close()
+
+
+async def end_everything() -> None:
+    """Cancel every task until none is left: what clean-up does may stall as well, and is cancelled again."""
+    strange: list[BaseException] = []
+    for _ in range(20):
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await settle()
+        for task in others:
+            error = None if not task.done() or task.cancelled() else task.exception()
+            if error is not None and not isinstance(error, LedgerError):
+                strange.append(error)
+    assert not asyncio.all_tasks() - {asyncio.current_task()}
+    assert not strange, strange
+
+
+async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> tuple[CrashPoint, Reported]:
+    """Run the scenario up to its end or the crash; what is left of the process is gone afterwards."""
+    point, reported = CrashPoint(at, end), Reported()
+    day = asyncio.create_task(a_day(rig, point, reported), name="day")
+    day.add_done_callback(lambda task: task.cancelled() or task.exception())
+    crash = asyncio.create_task(point.reached.wait(), name="crash")
+    await asyncio.wait((day, crash), return_when=asyncio.FIRST_COMPLETED)
+    await settle()  # whoever can still run does, as in a process that has a moment left
+    if end == "passing error":
+        await asyncio.wait((day,))
+    if day.done() and (error := day.exception()) is not None and not isinstance(error, LedgerError):
+        raise error
+    if end.endswith("error") and hasattr(rig, "queue"):
+        with contextlib.suppress(LedgerError):
+            await rig.queue.close()
+    await end_everything()
+    return point, reported
+
+
+async def check_promises(rig: Rig, reported: Reported) -> None:
+    """Open again; see that every report holds, and that the queue works."""
+    await rig.check()
+    queue = await rig.open(default=QueueOptions(max_attempts=2))
+    await settle()
+    offsets = {
+        (batch.base_offset + i, event.job_id)
+        for batch in await rig.batches()
+        for i, event in enumerate(batch.events)
+        if isinstance(event, Claimed)
+    }
+    fold = await rig.check()
+    jobs = {job.job_id: job for job in fold.jobs.values()}
+    for job_id in reported.enqueued:
+        history = await queue.history(job_id)
+        assert history, f"{job_id} was reported and is not in the log"
+        if job_id in reported.swept:
+            assert job_id not in jobs
+    assert reported.claimed <= offsets, "a claim that was handed over is not in the log"
+    for job_id in reported.acked:
+        assert job_id not in jobs or jobs[job_id].state == "done"
+    for job_id in reported.cancelled:
+        assert job_id not in jobs or jobs[job_id].state == "cancelled"
+    for job_id in reported.dead & jobs.keys():
+        assert jobs[job_id].state in ("dead", "pending")  # pending: requeued in the commit that nobody heard of
+    assert (await queue.stats("q")).paused >= reported.paused
+    await queue.resume("q", **WHO)
+    await rig.advance(30)
+    for name in ("q", "late"):
+        while claims := await queue.claim(name, limit=9):
+            for claim in claims:
+                assert claim.job_id not in reported.acked | reported.cancelled
+                if claim.job_id in reported.enqueued:
+                    assert claim.payload == reported.enqueued[claim.job_id]
+            await queue.ack_many(claims)
+    stats = await queue.stats("q")
+    assert (stats.pending, stats.claimed, stats.scheduled) == (0, 0, 0)
+    await queue.close()
+    await settle()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await rig.check()
+
+
+async def count_calls() -> list[str]:
+    """The store's calls of the whole scenario."""
+    point, _ = await run_until_it_ends(Rig(), None, "error")
+    return point.calls
+
+
+async def test_the_scenario_itself_goes_well_and_reaches_everything() -> None:
+    rig = Rig()
+    point, reported = await run_until_it_ends(rig, None, "error")
+    assert len(reported.enqueued) == 7
+    assert {event.split(":")[0] for event in point.calls} == {"get", "scan", "write", "sync", "close"}
+    names = {type(event).__name__ for event in await rig.events()}
+    wanted = "Enqueued Promoted Claimed Acked Nacked LeaseExpired Cancelled Requeued Swept"
+    assert names >= {*wanted.split(), "QueuePaused", "QueueResumed", "WriterOpened", "WriterClosed"}
+    assert reported.acked
+    assert reported.cancelled
+    assert reported.dead
+    assert reported.swept
+    await check_promises(rig, reported)
+
+
+@pytest.mark.parametrize("end", sampled(ENDS))
+async def test_a_process_that_ends_at_any_call_of_its_store_breaks_no_promise(end: End) -> None:
+    calls = await count_calls()
+    assert len(calls) > 100
+    for at, call in enumerate(calls):
+        rig = Rig()
+        point, reported = await run_until_it_ends(rig, at, end)
+        assert len(point.calls) > at
+        try:
+            await check_promises(rig, reported)
+        except BaseException as error:
+            rows = await all_rows(MemoryStore(rig.disk))
+            raise AssertionError(f"after {end!r} at call {at}, {call!r}, with {len(rows)} rows: {error!r}") from error

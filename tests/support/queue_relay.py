@@ -1,0 +1,41 @@
+"""A queue with something in between: what a `Worker` uses of a queue is passed on, for others to watch some of it."""
+
+from collections.abc import Callable
+
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.errors import LedgerError
+from ledgerq.worker.claims import Claim
+from ledgerq.worker.engine.dispatcher import WatchCallback
+from ledgerq.worker.options import QueueOptions
+from ledgerq.worker.queue import Queue
+
+__all__ = ["QueueRelay"]
+
+
+class QueueRelay:
+    """Passes on what nobody watches; claims and settlements are the heir's."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+
+    @property
+    def on_failure(self) -> list[Callable[[LedgerError], None]]:
+        """See `Queue.on_failure`."""
+        return self.queue.on_failure
+
+    @property
+    def clock(self) -> Clock:
+        """See `Queue.clock`."""
+        return self.queue.clock
+
+    def options(self, queue: str) -> QueueOptions:
+        """See `Queue.options`."""
+        return self.queue.options(queue)
+
+    def watch(self, claim: Claim, callback: WatchCallback) -> None:
+        """See `Queue.watch`."""
+        self.queue.watch(claim, callback)
+
+    async def close(self) -> None:
+        """See `Queue.close`."""
+        await self.queue.close()

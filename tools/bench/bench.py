@@ -1,0 +1,144 @@
+"""The benchmark: `ledgerq bench`, or `python -m ledgerq.tools.bench`. It measures and reports, and fails nothing.
+
+Each number stands beside what the same work costs as one SlateDB transaction per transition on the public binding
+(baseline.py), measured in the same run, in turns; the ratios are what carries over to other machines. Targets
+are printed beside the results. Next: throughput.py, latency.py, log_reading.py, store_open.py.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from ledgerq.eventlog.errors import LedgerError
+from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.runtime.printable import printable
+from ledgerq.tools.bench.latency import measure_drain, measure_latency
+from ledgerq.tools.bench.log_reading import measure_replay
+from ledgerq.tools.bench.measurement import FULL, QUICK, Bench, Measurement
+from ledgerq.tools.bench.results import file_system_of, machine, print_table
+from ledgerq.tools.bench.store_open import measure_open
+from ledgerq.tools.bench.throughput import choose_flush_interval, measure_bulk, measure_claim, measure_enqueue
+
+__all__ = ["MEASUREMENTS", "app", "bench", "main", "measure"]
+
+MEASUREMENTS: Final[dict[str, Callable[[Bench], Awaitable[list[Measurement]]]]] = {
+    "enqueue": measure_enqueue,
+    "claim": measure_claim,
+    "bulk": measure_bulk,
+    "latency": measure_latency,
+    "drain": measure_drain,
+    "replay": measure_replay,
+    "open": measure_open,
+}
+_WITH_BASELINE: Final = frozenset({"enqueue", "claim", "bulk"})
+_RUNS: Final = 3
+
+app = typer.Typer(add_completion=False)
+
+
+async def measure(run: Bench, only: list[str]) -> tuple[dict[str, Any], list[Measurement]]:
+    """Measure what is asked for (all when `only` is empty); returns the JSON document and what it was made from."""
+    names = [name for name in MEASUREMENTS if not only or name in only]
+    tried: dict[str, float] = {}
+    if not _WITH_BASELINE.isdisjoint(names):
+        tried = await choose_flush_interval(run)
+    found: list[Measurement] = []
+    for name in names:
+        found += await MEASUREMENTS[name](run)
+    location = parse_location(run.place)
+    document = {
+        "machine": machine(location.folder if location.is_file else None),
+        "parameters": {
+            "store": location.scheme,
+            "runs": run.runs,
+            "fsync": run.fsync and location.is_file,
+            "commit_interval_ms": run.commit_interval_ms,
+            **asdict(run.sizes),
+            "baseline_fsync": False,
+            "baseline_flush_interval_ms": run.flush_interval_ms or None,
+            "baseline_jobs_per_s_by_flush_interval_ms": tried,
+        },
+        "measurements": [one.document() for one in found],
+    }
+    return document, found
+
+
+@contextmanager
+def _place(folder: Path | None, url: str | None) -> Iterator[str]:
+    """Where the stores go: a new folder that is removed at the end, or below `url`."""
+    if url is not None:
+        location = parse_location(url)
+        if location.is_memory:
+            raise typer.BadParameter("a memory store is gone between the steps: give a folder or a bucket")
+        if not location.is_file:
+            yield f"{url.rstrip('/')}/bench-{os.getpid()}"
+            return
+        folder = location.folder
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ledgerq-bench-", dir=folder or _folder_on_disk()) as made:
+        yield made
+
+
+def _folder_on_disk() -> Path:
+    """The folder for temporary files, unless it is memory: then the one for those that outlive a restart."""
+    usual, lasting = Path(tempfile.gettempdir()), Path("/var/tmp")  # noqa: S108
+    in_memory = file_system_of(usual) in ("tmpfs", "ramfs")
+    return lasting if in_memory and lasting.is_dir() else usual
+
+
+@app.command("bench")
+def bench(
+    only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(MEASUREMENTS)}; repeatable.")] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help=f"Runs of each, default {_RUNS} (1 with --quick).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it work? The numbers say little.")] = False,
+    dir_: Annotated[Path | None, typer.Option("--dir", help="Folder for the stores, which are removed again.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Bucket for the stores, which stay there: s3://bucket/prefix.")
+    ] = None,
+    fsync: Annotated[bool, typer.Option("--fsync/--no-fsync", help="Sync each commit of a file store.")] = True,
+    commit_interval_ms: Annotated[float | None, typer.Option(min=0, help="Default: as the queue's.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Measure enqueueing, claiming, latency, replay, audit, rebuild and opening, beside a baseline."""
+    unknown = sorted(set(only or ()) - MEASUREMENTS.keys())
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(MEASUREMENTS)}", param_hint="--only")
+    messages = Console(stderr=True, highlight=False)
+    try:
+        with _place(dir_, url) as place:
+            run = Bench(
+                place=place,
+                sizes=QUICK if quick else FULL,
+                runs=runs or (1 if quick else _RUNS),
+                fsync=fsync,
+                commit_interval_ms=commit_interval_ms,
+                say=lambda text: messages.print(text, markup=False, soft_wrap=True),
+            )
+            document, found = asyncio.run(measure(run, only or []))
+    except LedgerError as error:
+        messages.print(printable(str(error)), markup=False, soft_wrap=True)
+        raise typer.Exit(3) from error
+    if json_:
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        print_table(Console(), document, found)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run with these arguments, or those of the process; ends with SystemExit like every program."""
+    app(args=None if arguments is None else list(arguments), prog_name="ledgerq bench")
+
+
+if __name__ == "__main__":
+    main()

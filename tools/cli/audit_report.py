@@ -1,0 +1,106 @@
+"""What `ledgerq audit` prints: as text and as JSON."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+from ledgerq.tools.console.output import Output, local_time
+
+if TYPE_CHECKING:
+    from ledgerq.projections.audit import AuditReport, Difference
+
+__all__ = ["audit_json", "audit_text"]
+
+_MAX_VALUE_CHARS: Final = 160
+_MAX_FILES: Final = 20
+
+
+def audit_json(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool) -> dict[str, Any]:
+    """The report with these of its differences, of which there are `count`."""
+    head = found.verified.head
+    rows = [
+        {
+            "range": row.range_name,
+            "key": row.key,
+            "raw_key": row.raw_key.hex(),
+            "expected": row.expected,
+            "found": row.found,
+        }
+        for row in differences
+    ]
+    return {
+        "location": found.location,
+        "clean": not (count or found.damaged_files or found.unreadable),
+        "batches": found.verified.batches,
+        "events": found.verified.events,
+        "head": {"offset": head.next_offset, "digest": head.digest.hex(), "epoch": head.epoch, "time_ms": head.time_ms},
+        "anchor": None if found.anchor is None else {"offset": found.anchor.next_offset, "epoch": found.anchor.epoch},
+        "format": found.format_version,
+        "jobs": found.jobs,
+        "payloads": found.payloads if deep else None,
+        "lost_payloads": found.lost_payloads,
+        "unreadable_from": head.next_offset if found.unreadable else None,
+        "unreadable": found.unreadable or None,
+        "damaged_files": [{"path": fault.path, "problems": list(fault.problems)} for fault in found.damaged_files],
+        "difference_count": count,
+        "differences": rows,
+    }
+
+
+def audit_text(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool, output: Output) -> None:
+    """The report for people."""
+    from ledgerq.eventlog.keys import FORMAT_VERSION
+
+    verified = found.verified
+    at = f" of {local_time(verified.head.time_ms)}" if verified.events else ""
+    if found.unreadable:
+        end = verified.head.next_offset
+        output.line(
+            f"log     {verified.events} events in {verified.batches} commits, proven to {end}, unreadable from {end}"
+        )
+        output.line(f"why     {found.unreadable}")
+    else:
+        output.line(f"log     {verified.events} events in {verified.batches} commits, proven up to the head{at}")
+    output.line(f"digest  {verified.head.digest.hex()}")
+    if found.anchor is None:
+        output.line("anchor  none")
+    else:
+        held = "" if found.unreadable else ", and the log holds them"
+        output.line(f"anchor  {found.anchor.next_offset} events{held}")
+    if not found.unreadable:
+        output.line(f"jobs    {found.jobs} compared with their index rows" + (f"; {found.payloads} payloads" * deep))
+    if found.lost_payloads:
+        output.line(f"lost    the payloads of {found.lost_payloads} dead letters, as the log says")
+    if found.format_version < FORMAT_VERSION:
+        output.line(f"format  {found.format_version}: rebuild-projections brings it to format {FORMAT_VERSION}")
+    for fault in found.damaged_files[:_MAX_FILES]:
+        output.line(f"damage  {fault.path}: {'; '.join(fault.problems[:_MAX_FILES])}")
+    if differences:
+        rows = [[row.range_name, row.key, _value(row.expected), _value(row.found)] for row in differences]
+        output.table(("range", "key", "expected", "found"), rows)
+    if len(differences) < count:
+        output.line(f"... and {count - len(differences)} more")
+    output.line(f"result  {_result(found, differences, count)}")
+
+
+def _result(found: "AuditReport", differences: "list[Difference]", count: int) -> str:
+    what = "1 difference" if count == 1 else f"{count} differences"
+    files = "1 damaged file" if len(found.damaged_files) == 1 else f"{len(found.damaged_files)} damaged files"
+    salvage = f"rebuild-projections {found.location} --into NEW --salvage"
+    if found.unreadable:
+        return f"the log can't be read to its end: save what is there with {salvage}"
+    if found.damaged_files:
+        return f"{files}, {what}: save all that is there with {salvage}"
+    if (
+        count
+        and count == len(differences)
+        and all(row.range_name == "payload" and row.found is None for row in differences)
+    ):
+        return f"{what}: these payloads are gone; a worker that comes to such a job makes it a dead letter"
+    if count:
+        return f"{what}: mend with rebuild-projections {found.location}"
+    return "clean: the indexes are what follows from the log"
+
+
+def _value(text: str | None) -> str:
+    if text is None:
+        return "no such row"
+    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."

@@ -1,0 +1,294 @@
+"""The commands that change a queue: enqueue, requeue, cancel, pause, resume.
+
+Each opens the store for writing. That would fence a writer at work, so a store that another process writes is refused
+without `--take-over`. A service that owns the store does the same through its own `Queue`.
+"""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ledgerq.eventlog.errors import InvalidArgument, InvalidState, JobNotFound
+from ledgerq.tools.console.arguments import (
+    AcceptRollback,
+    Actor,
+    AsJson,
+    JobIds,
+    QueueName,
+    Reason,
+    TakeOver,
+    Url,
+    Wait,
+    parse_time,
+)
+from ledgerq.tools.console.opening import Access, execute, opened_queue, require_queue
+from ledgerq.tools.console.output import Output
+
+if TYPE_CHECKING:
+    from ledgerq.projections.job import Job
+
+__all__ = ["cancel", "enqueue", "pause", "requeue", "resume"]
+
+
+def enqueue(
+    url: Url,
+    queue: QueueName,
+    payload: Annotated[
+        str, typer.Argument(metavar="[PAYLOAD|-]", help="The payload as text; - reads it from the standard input.")
+    ] = "-",
+    priority: Annotated[int | None, typer.Option(help="Lower is handed out first (default 1000).")] = None,
+    delay: Annotated[float | None, typer.Option(metavar="SECONDS", help="Not before so many seconds.")] = None,
+    run_at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Not before this time (ISO 8601; local time without a zone).")
+    ] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="Tries before it is dead (default 3).")] = None,
+    unique_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Add nothing while an unfinished job of the queue has this key.")
+    ] = None,
+    unique_until: Annotated[
+        str, typer.Option(metavar="finished|claimed", help="How long this job holds its key.")
+    ] = "finished",
+    header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; may be repeated.")] = None,
+    job_id: Annotated[str | None, typer.Option(metavar="ULID", help="An id of your own for the job.")] = None,
+    take_over: TakeOver = False,
+    wait: Wait = 0.0,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add one job and print its id.
+
+    The job is durable then. A store that is not there yet is made.
+
+    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    job = {
+        "priority": priority,
+        "delay": delay,
+        "run_at": None if run_at is None else _moment(run_at),
+        "max_attempts": max_attempts,
+        "unique_key": unique_key,
+        "unique_until": unique_until,
+        "headers": _headers(header or []),
+        "job_id": job_id,
+    }
+    content = _payload(payload)
+    execute(_enqueue(url, queue, content, job, Access(take_over, wait), accept_rollback, Output(as_json=as_json)))
+
+
+async def _enqueue(
+    url: str,
+    queue_name: str,
+    payload: bytes,
+    job: dict[str, Any],
+    access: Access,
+    accept_rollback: bool,
+    output: Output,
+) -> None:
+    _check_job(queue_name, payload, job)
+    async with opened_queue(url, access, create=True, accept_rollback=accept_rollback) as queue:
+        result = await queue.enqueue(queue_name, payload, **job)
+    if output.as_json:
+        output.json({"job_id": result.job_id, "queue": queue_name, "created": result.created})
+    else:
+        output.line(result.job_id)
+    if not result.created:
+        output.note("nothing was added: this job holds the unique key")
+
+
+def _check_job(queue_name: str, payload: bytes, job: dict[str, Any]) -> None:
+    """Refuse before the store is opened, or made: that is not for nothing."""
+    from ledgerq.eventlog.clock import SystemClock
+    from ledgerq.eventlog.entropy import SystemEntropy
+    from ledgerq.eventlog.keys import queue_name_bytes
+    from ledgerq.worker.engine.core import DEFAULT_OPTIONS
+    from ledgerq.worker.engine.new_job import prepare
+
+    queue_name_bytes(queue_name)
+    prepare(queue_name, payload, options=DEFAULT_OPTIONS, now_ms=SystemClock().now_ms(), entropy=SystemEntropy(), **job)
+
+
+def _payload(text: str) -> bytes:
+    if text != "-":
+        return text.encode("utf-8", "surrogateescape")
+    if sys.stdin.isatty():
+        raise InvalidArgument("no payload: give it as an argument, or pipe it into the standard input")
+    return sys.stdin.buffer.read()
+
+
+def _moment(text: str) -> Any:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(parse_time(text) / 1000, UTC)
+
+
+def _headers(texts: list[str]) -> dict[str, str] | None:
+    headers: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InvalidArgument(f"--header {text!r}: write NAME=VALUE")
+        headers[name] = value
+    return headers or None
+
+
+def requeue(
+    url: Url,
+    job: JobIds,
+    reason: Reason,
+    actor: Actor,
+    take_over: TakeOver = False,
+    wait: Wait = 0.0,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give dead jobs a new start, with no attempts used.
+
+    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    execute(
+        _change("requeue", url, job, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
+    )
+
+
+def cancel(
+    url: Url,
+    job: JobIds,
+    reason: Reason,
+    actor: Actor,
+    take_over: TakeOver = False,
+    wait: Wait = 0.0,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel jobs that are not finished.
+
+    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    execute(
+        _change("cancel", url, job, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
+    )
+
+
+async def _change(
+    what: str,
+    url: str,
+    job_ids: list[str],
+    actor: str,
+    reason: str,
+    access: Access,
+    accept_rollback: bool,
+    output: Output,
+) -> None:
+    _check_operator(actor, reason, job_ids)
+    async with opened_queue(url, access, accept_rollback=accept_rollback) as queue:
+        change = getattr(queue, what)
+        # Together they share a commit; one that is refused keeps no other from its change.
+        calls = (change(job_id, actor=actor, reason=reason) for job_id in dict.fromkeys(job_ids))
+        results: list[Job | BaseException] = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if not isinstance(result, BaseException):
+            _say_changed(result, output)
+    _raise_refused([result for result in results if isinstance(result, BaseException)])
+
+
+def _say_changed(job: "Job", output: Output) -> None:
+    if output.as_json:
+        from ledgerq.tools.console.descriptions import job_json
+
+        output.json(job_json(job))
+    elif job.cancel_request is not None:
+        output.line(f"job {job.job_id} of queue {job.queue} was asked to stop")
+    else:
+        output.line(f"job {job.job_id} of queue {job.queue} is {job.state}")
+
+
+def _raise_refused(refused: list[BaseException]) -> None:
+    """One error for all jobs that were refused; any other error is raised as it is."""
+    for error in refused:
+        if not isinstance(error, JobNotFound | InvalidState):
+            raise error
+    if refused:
+        raise type(refused[0])("; ".join(map(str, refused)))
+
+
+def pause(
+    url: Url,
+    queue: QueueName,
+    reason: Reason,
+    actor: Actor,
+    new: Annotated[
+        bool, typer.Option("--new", help="Also a queue that has had no job yet, instead of refusing an unknown name.")
+    ] = False,
+    take_over: TakeOver = False,
+    wait: Wait = 0.0,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hand out no more jobs of a queue.
+
+    Jobs can still be added, and wait until the queue is resumed.
+
+    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    execute(
+        _set_paused(
+            True, url, queue, new, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json)
+        )
+    )
+
+
+def resume(
+    url: Url,
+    queue: QueueName,
+    reason: Reason,
+    actor: Actor,
+    take_over: TakeOver = False,
+    wait: Wait = 0.0,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hand out jobs of a paused queue again.
+
+    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    execute(
+        _set_paused(
+            False, url, queue, False, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json)
+        )
+    )
+
+
+async def _set_paused(
+    paused: bool,
+    url: str,
+    queue_name: str,
+    is_new: bool,
+    actor: str,
+    reason: str,
+    access: Access,
+    accept_rollback: bool,
+    output: Output,
+) -> None:
+    _check_operator(actor, reason)
+    async with opened_queue(url, access, accept_rollback=accept_rollback) as queue:
+        if not is_new:
+            require_queue(url, queue_name, await queue.queues())
+        change = queue.pause if paused else queue.resume
+        await change(queue_name, actor=actor, reason=reason)
+    if output.as_json:
+        output.json({"queue": queue_name, "paused": paused})
+    else:
+        output.line(f"queue {queue_name} is {'paused' if paused else 'handed out again'}")
+
+
+def _check_operator(actor: str, reason: str, job_ids: Sequence[str] = ()) -> None:
+    """Refuse before the store is opened: opening it is not for nothing."""
+    from ledgerq.eventlog.entropy import job_id_bytes
+    from ledgerq.worker.engine.decisions import operator
+
+    operator(actor, reason)
+    for job_id in job_ids:
+        job_id_bytes(job_id)

@@ -1,0 +1,282 @@
+"""The commands that prove and mend: audit, and rebuild-projections, which is also a program of its own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.tools.cli.audit_report import audit_json, audit_text
+from ledgerq.tools.cli.salvage import lost_payload_json, lost_payload_lines, salvage_into
+from ledgerq.tools.console.arguments import Actor, AsJson, TakeOver, Url, Wait, import_object
+from ledgerq.tools.console.opening import NOT_IN_USE, Access, execute, opened_store, reading, refuse_memory
+from ledgerq.tools.console.output import Output, progress
+
+if TYPE_CHECKING:
+    from ledgerq.eventlog.store import Anchor
+    from ledgerq.projections.rebuild import RebuildReport
+    from ledgerq.projections.runner import Projection
+
+__all__ = ["audit", "rebuild_projections"]
+
+_SLOT_EVERY_BYTES = 4096
+_MOST_ANCHOR_BYTES = 64 * 1024
+
+Projections = Annotated[
+    list[str] | None,
+    typer.Option("--projection", metavar="MODULE:NAME", help="A projection of your own to include; may be repeated."),
+]
+
+
+def audit(
+    url: Url,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read each live job's payload and compare it with its digest.")
+    ] = False,
+    anchor: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A copy of the store's `anchor` file kept elsewhere, to be held against it."),
+    ] = None,
+    projection: Projections = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Note the result beside the store's anchor, for metrics and alerts.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that log, indexes and counters are right.
+
+    The log was not changed since it was written, and each index row and counter is what follows from it. Digests are no
+    signatures: whoever may write the store can change an event and recompute all that vouches for it. That is found
+    with --anchor and a copy of the anchor, of after the event, kept where they can't write. This reads one commit of
+    the store, beside its writer, and checks every block of its files (of objects in a bucket only with --deep). Exit
+    code 1: something differs or can't be read, or the log is not what it was.
+    """
+    work = _audit(url, deep, anchor, projection or [], None, Output(as_json=as_json), may_be_old=True, record=record)
+    execute(work)
+
+
+async def _audit(
+    url: str,
+    deep: bool,
+    anchor_file: Path | None,
+    projections: list[str],
+    only: str | None,
+    output: Output,
+    *,
+    may_be_old: bool,
+    record: bool = False,
+) -> int:
+    from ledgerq.eventlog.errors import LogCorrupt, LogRolledBack
+    from ledgerq.eventlog.keys import FORMAT_VERSION
+    from ledgerq.projections.audit import audit as run_audit
+    from ledgerq.projections.audit import record_failure, record_report
+
+    anchor = None if anchor_file is None else _read_anchor(anchor_file)
+    given = _projections(projections)
+    if only is not None:
+        _check_name(only, given)
+    async with reading(url) as reader:
+        with progress("auditing") as report:
+            try:
+                found = await run_audit(
+                    reader.store, clock=reader.clock, deep=deep, anchor=anchor, projections=given, progress=report
+                )
+            except (LogCorrupt, LogRolledBack) as error:
+                if record:
+                    await record_failure(url, reader.clock, error, deep=deep)
+                raise
+    differences = [row for row in found.differences if only is None or _belongs(row.range_name, only)]
+    # Of those beyond the report's bound nobody knows where they belong: they count, since something is wrong.
+    count = len(differences) + found.difference_count - len(found.differences)
+    try:
+        if output.as_json:
+            output.json(audit_json(found, differences, count, deep))
+        else:
+            audit_text(found, differences, count, deep, output)
+    except BrokenPipeError:
+        pass  # whoever reads has seen enough, and the exit code still counts
+    if record:
+        await record_report(url, reader.clock, found, deep=deep)
+    is_clean = not (count or found.damaged_files or found.unreadable)
+    return 0 if is_clean and (may_be_old or found.format_version == FORMAT_VERSION) else 1
+
+
+def _read_anchor(file: Path) -> "Anchor":
+    from ledgerq.eventlog.anchor import SLOT_BYTES, decode_slot
+    from ledgerq.eventlog.files.odd_files import read_small
+
+    try:
+        data = read_small(file, _MOST_ANCHOR_BYTES)
+    except OSError as error:
+        raise InvalidArgument(f"the anchor {str(file)!r} can't be read: {error.strerror}") from error
+    # On a file store there are two slots, each in a block of its own; an object is one slot.
+    slots = [decode_slot(data[at : at + SLOT_BYTES]) for at in range(0, len(data), _SLOT_EVERY_BYTES)]
+    newest = max((slot for slot in slots if slot is not None), key=lambda slot: slot[0], default=None)
+    if newest is None:
+        raise InvalidArgument(f"{str(file)!r} holds no anchor: give a copy of the file (or object) `anchor` of a store")
+    return newest[1]
+
+
+def _projections(names: list[str]) -> "list[Projection]":
+    found: list[Projection] = []
+    for name in names:
+        made: Any = import_object(name)
+        projection = made() if isinstance(made, type) else made
+        if not all(hasattr(projection, part) for part in ("name", "restore", "apply")):
+            raise InvalidArgument(f"{name} is no projection: it needs a name, restore and apply")
+        found.append(projection)
+    return found
+
+
+def _check_name(only: str, given: "list[Projection]") -> None:
+    names = ("jobs", "stats", *(projection.name for projection in given))
+    if only not in names:
+        raise InvalidArgument(
+            f"there is no projection {only!r}: choose one of {', '.join(names)}, or name your own with --projection"
+        )
+
+
+def _belongs(range_name: str, only: str) -> bool:
+    if range_name == "meta":
+        return True
+    if range_name.startswith("projection "):
+        return range_name == f"projection {only}"
+    return only == ("stats" if range_name == "stats" else "jobs")
+
+
+def rebuild_projections(
+    url: Url,
+    actor: Actor,
+    only: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this one: jobs, stats, or the name of your own.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: exit with 1 if there is something to rebuild.")
+    ] = False,
+    into: Annotated[
+        str | None,
+        typer.Option(metavar="NEW_URL", help="Write log, payloads and projections to a new store; URL is only read."),
+    ] = None,
+    until: Annotated[
+        int | None,
+        typer.Option(metavar="OFFSET", min=0, help="Keep only the log before this offset: for a log that is damaged."),
+    ] = None,
+    salvage: Annotated[
+        bool,
+        typer.Option(
+            "--salvage", help="With --into: save what can still be read of a store that can't be opened, file by file."
+        ),
+    ] = False,
+    projection: Projections = None,
+    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "rebuild-projections",
+    take_over: TakeOver = False,
+    wait: Wait = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Make indexes and counters what the log says.
+
+    The log records that it was done. Nothing is written where nothing differs. Killed half way, run it again. A log
+    that does not verify is refused, unless --until says where it shall end. Without --check or --into this opens the
+    store for writing, which would stop a writer at work: refused without --take-over.
+
+    With --into NEW_URL --salvage nothing of the store at URL needs to be in order, and exit code 4 says that something
+    promised was lost: the report names it.
+    """
+    output = Output(as_json=as_json)
+    if salvage:
+        if into is None or check or only is not None or projection or until is not None:
+            raise InvalidArgument("--salvage saves the longest log that is proven: it goes with --into NEW_URL only")
+        execute(salvage_into(url, into, actor, reason, output))
+    elif check:
+        if into is not None or until is not None:
+            raise InvalidArgument("--check only looks: it goes with --only and --projection")
+        execute(_audit(url, False, None, projection or [], only, output, may_be_old=False))
+    elif into is not None:
+        if only is not None or projection:
+            raise InvalidArgument("--into writes a whole new store: it goes with --until only")
+        execute(_rebuild_into(url, into, actor, reason, until, output))
+    else:
+        if only is not None and until is not None:
+            raise InvalidArgument("--until cuts the log, so all projections change: leave out --only")
+        execute(_rebuild(url, actor, reason, only, until, projection or [], Access(take_over, wait), output))
+
+
+async def _rebuild(
+    url: str,
+    actor: str,
+    reason: str,
+    only: str | None,
+    until: int | None,
+    projections: list[str],
+    access: Access,
+    output: Output,
+) -> None:
+    from ledgerq.eventlog.clock import SystemClock
+    from ledgerq.eventlog.keys import REBUILD_KEY
+    from ledgerq.projections.rebuild import rebuild
+    from ledgerq.worker.engine.decisions import operator
+
+    actor, reason = operator(actor, reason)
+    given = _projections(projections)
+    if only is not None:
+        _check_name(only, given)
+    async with opened_store(url, access) as store:
+        if only is not None and await store.get(REBUILD_KEY) is not None:
+            raise InvalidArgument(f"a rebuild of {url} was interrupted, so all must be rebuilt: leave out --only")
+        with progress("replaying the log") as show:
+            report = await rebuild(
+                store,
+                clock=SystemClock(),
+                actor=actor,
+                reason=reason,
+                only=only,
+                until=until,
+                projections=given,
+                progress=show,
+            )
+    _rebuild_result(url, report, output, cut=until is not None)
+
+
+async def _rebuild_into(url: str, into: str, actor: str, reason: str, until: int | None, output: Output) -> None:
+    from ledgerq.projections.repair.copying import copy_into
+    from ledgerq.worker.engine.decisions import operator
+
+    actor, reason = operator(actor, reason)
+    refuse_memory(into)
+    # Nothing of the new store is made before the old one was found. Its own writer, if there is one, is refused.
+    async with reading(url) as reader, opened_store(into, NOT_IN_USE, create=True) as target:
+        with progress("copying the log") as show:
+            report = await copy_into(
+                reader.store, target, clock=reader.clock, actor=actor, reason=reason, until=until, progress=show
+            )
+    _rebuild_result(into, report, output)
+
+
+def _rebuild_result(location: str, report: "RebuildReport", output: Output, *, cut: bool = False) -> None:
+    head = report.verified.head
+    if output.as_json:
+        output.json(
+            {
+                "location": location,
+                "projections": list(report.names),
+                "changed": report.changed,
+                "rows_put": report.rows_put,
+                "rows_deleted": report.rows_deleted,
+                "jobs": report.jobs,
+                "lost_payloads": [lost_payload_json(lost) for lost in report.lost],
+                "events": report.verified.events,
+                "head": {"offset": head.next_offset, "digest": head.digest.hex()},
+            }
+        )
+        return
+    output.line(f"log     {report.verified.events} events in {report.verified.batches} commits, proven")
+    output.line(f"jobs    {report.jobs}")
+    for line in lost_payload_lines(report.lost):
+        output.line(f"lost    {line}")
+    if report.rows_put + report.rows_deleted:
+        result = f"{report.rows_put} rows set, {report.rows_deleted} removed"
+    elif cut:
+        result = f"no row differed; kept the log before offset {head.next_offset}"
+    else:
+        result = "no row differed" if report.changed else "nothing differed, nothing was written"
+    output.line(f"result  {', '.join(report.names)}: {result}")

@@ -1,0 +1,81 @@
+"""The command that runs a worker of the user's own until it is told to stop."""
+
+import inspect
+from contextlib import AsyncExitStack
+from typing import Annotated, Any, Final
+
+import typer
+
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, StoreInUse
+from ledgerq.tools.console.arguments import MetricsHost, Wait, import_object
+from ledgerq.tools.console.opening import execute
+from ledgerq.tools.console.output import Output
+
+__all__ = ["worker"]
+
+_OPEN_AGAIN_MS: Final = 1000
+
+
+def worker(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="MODULE:WORKER", help="A Worker, or a function (async or not) that returns one."),
+    ],
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="Stop when there is nothing left to do, instead of waiting for jobs.")
+    ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Serve /metrics, /healthz and /readyz on this port (0: any free one)."),
+    ] = None,
+    metrics_host: MetricsHost = "127.0.0.1",
+    wait: Wait = 0.0,
+) -> None:
+    """Run a worker until SIGTERM or SIGINT.
+
+    On the first signal it lets running jobs end; a second one ends it at once.
+
+    Modules are looked for in the current folder first. A queue belongs to the event loop that it was opened on, so
+    MODULE:WORKER is best an async function that opens the queue, registers the handlers and returns the worker. With
+    --wait it is called again each second while the store is in use, so it should open the queue first.
+    """
+    execute(_worker(target, until_empty, metrics_host, metrics_port, wait))
+
+
+async def _worker(target: str, until_empty: bool, metrics_host: str, metrics_port: int | None, wait_s: float) -> None:
+    found = await _made_worker(target, wait_s)
+    if not callable(getattr(found, "run", None)) or not hasattr(found, "queue"):
+        raise InvalidArgument(f"{target} is no Worker and returns none, but {type(found).__name__}")
+    try:
+        async with AsyncExitStack() as serving:
+            if metrics_port is not None:
+                from ledgerq.worker.metrics.endpoint import Metrics
+
+                metrics = Metrics(found.queue, worker=found)
+                serving.callback(metrics.close)
+                server = await serving.enter_async_context(metrics.serve(metrics_host, metrics_port))
+                Output().note(f"metrics at {server.url}/metrics")
+            await found.run(until_empty=until_empty)
+    finally:
+        await found.queue.close()
+
+
+async def _made_worker(target: str, wait_s: float) -> Any:
+    from ledgerq.eventlog.clock import SystemClock, sleep_until
+
+    found, clock = import_object(target), SystemClock()
+    over_ms = clock.now_ms() + round(wait_s * 1000)
+    while True:
+        try:
+            made = found() if callable(found) and not hasattr(found, "run") else found
+            return await made if inspect.isawaitable(made) else made
+        except StoreInUse:
+            now_ms = clock.now_ms()
+            if now_ms >= over_ms:
+                raise
+            await sleep_until(clock, min(now_ms + _OPEN_AGAIN_MS, over_ms))
+        except LedgerError:
+            raise
+        except Exception as error:
+            # It is the user's code: whatever goes wrong in there belongs into one clear line.
+            raise InvalidArgument(f"{target} failed to make a worker: {type(error).__name__}: {error}") from error

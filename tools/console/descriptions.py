@@ -1,0 +1,261 @@
+"""Jobs, events and counters in words and as JSON: the same names everywhere, whichever command shows them."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, assert_never
+
+from ledgerq.eventlog.codec import PayloadRecord
+from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.events import (
+    STATES,
+    Acked,
+    Cancelled,
+    CancelRequested,
+    Claimed,
+    DeadLettered,
+    Enqueued,
+    Event,
+    FilesSetAside,
+    LeaseExpired,
+    Nacked,
+    Promoted,
+    QueuePaused,
+    QueueResumed,
+    Rebuilt,
+    Record,
+    Requeued,
+    Swept,
+    WriterClosed,
+    WriterOpened,
+)
+from ledgerq.projections.job import Job
+from ledgerq.projections.stats import QueueStats
+from ledgerq.tools.console.output import json_bytes, local_time, shorten, utc_time
+
+__all__ = [
+    "JOB_COLUMNS",
+    "JOB_RIGHT",
+    "event_name",
+    "event_text",
+    "job_facts",
+    "job_json",
+    "job_row",
+    "payload_json",
+    "record_json",
+    "record_line",
+    "stats_json",
+    "stats_table",
+    "time_json",
+]
+
+JOB_COLUMNS: Final = ("job", "queue", "state", "priority", "attempts", "enqueued", "due", "error")
+JOB_RIGHT: Final = ("priority", "attempts")
+_ERROR_CHARS: Final = 60
+_PAYLOAD_CHARS: Final = 2000
+_WORD: Final = re.compile(r"(?<!^)(?=[A-Z])")
+# These say when; other times of an event say how long.
+_MOMENTS: Final = ("due_ms", "sweep_at_ms")
+
+
+def event_name(event: Event) -> str:
+    """The name in prose: enqueued, lease-expired, ..."""
+    return _WORD.sub("-", type(event).__name__).lower()
+
+
+def time_json(name: str, time_ms: int) -> dict[str, Any]:
+    """A time under `name` as ISO 8601, and under `name_ms` as a number; null for 0, which means none."""
+    return {name: utc_time(time_ms) if time_ms else None, f"{name}_ms": time_ms or None}
+
+
+def record_json(record: Record) -> dict[str, Any]:
+    """A record of the log."""
+    head = {"offset": record.offset, **time_json("time", record.time_ms), "epoch": record.epoch}
+    return head | {"event": event_name(record.event)} | _event_json(record.event)
+
+
+def _event_json(event: Event) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in event._asdict().items():
+        if name == "job_id":
+            fields[name] = job_id_text(value)
+        elif name in _MOMENTS:
+            fields |= time_json(name.removesuffix("_ms"), value)
+        elif name == "payload_digest":
+            fields[name] = value.hex()
+        elif isinstance(value, bytes):
+            fields[name] = json_bytes(value)
+        else:
+            fields[name] = list(value) if isinstance(value, tuple) else value
+    return fields
+
+
+def record_line(record: Record, *, with_job: bool = True) -> str:
+    """A record of the log on one line."""
+    event = record.event
+    job_id: bytes | None = getattr(event, "job_id", None)
+    job = f" {job_id_text(job_id) if job_id else '-':<26}" if with_job else ""
+    text = f"{record.offset:>8}  {local_time(record.time_ms)} {job} {event_name(event):<16} {event_text(event)}"
+    return text.rstrip()
+
+
+def event_text(event: Event) -> str:
+    """What an event says beyond its name and its job."""
+    match event:
+        case Enqueued():
+            return _enqueued_text(event)
+        case Promoted() | Swept():
+            return ""
+        case Claimed():
+            by = f" by {event.worker}" if event.worker else ""
+            return f"attempt {event.attempt}, lease {event.lease_ms / 1000:g} s{by}"
+        case Acked():
+            return f"kept until {local_time(event.sweep_at_ms)}"
+        case Nacked():
+            due = f" at {local_time(event.due_ms)}" if event.due_ms else ""
+            released = ", attempt not counted" if event.released else ""
+            return f"now {event.to}{due}{released}: {shorten(event.error, 4 * _ERROR_CHARS)}"
+        case LeaseExpired():
+            return f"now {event.to}: {event.reason}"
+        case CancelRequested() | Cancelled() | Requeued() | DeadLettered():
+            return f"by {event.actor}: {event.reason}"
+        case QueuePaused() | QueueResumed():
+            return f"queue {event.queue} by {event.actor}: {event.reason}"
+        case WriterOpened():
+            lost = event.rolled_back_from
+            accepted = "" if lost is None else f", accepted the loss of what followed up to offset {lost}"
+            return f"{event.writer}, version {event.version}{accepted}"
+        case WriterClosed():
+            return event.writer
+        case Rebuilt():
+            rows = f"{event.rows_put} rows set, {event.rows_deleted} removed"
+            return f"{', '.join(event.names)}: {rows}, by {event.actor}: {event.reason}"
+        case FilesSetAside():
+            return f"{event.total} files that kept the store from being opened are in {event.folder}"
+        case _:
+            assert_never(event)
+
+
+def _enqueued_text(event: Enqueued) -> str:
+    parts = [f"queue {event.queue}", f"priority {event.priority}", f"up to {event.max_attempts} attempts"]
+    parts.append(f"{event.payload_bytes} bytes")
+    if event.due_ms:
+        parts.append(f"due {local_time(event.due_ms)}")
+    if event.unique_key is not None:
+        parts.append(f"unique key {_key_text(event.unique_key)} until {event.unique_until}")
+    return ", ".join(parts)
+
+
+def _key_text(key: bytes) -> str:
+    text = json_bytes(key)
+    return repr(text) if isinstance(text, str) else key.hex()
+
+
+def job_json(job: Job) -> dict[str, Any]:
+    """A job's whole state, without its payload."""
+    spec, request = job.spec, job.cancel_request
+    return {
+        "job_id": job.job_id,
+        "queue": job.queue,
+        "state": job.state,
+        "priority": job.priority,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        **time_json("enqueued", job.enqueued_ms),
+        **time_json("changed", job.changed_ms),
+        **time_json("due", job.due_ms),
+        **time_json("sweep_at", job.sweep_at_ms),
+        "worker": job.worker,
+        "lease_ms": job.lease_ms or None,
+        "error": job.error or None,
+        "cancel_request": None if request is None else {"actor": request[0], "reason": request[1]},
+        "unique_key": None if spec.unique_key is None else json_bytes(spec.unique_key),
+        "unique_until": None if spec.unique_key is None else spec.unique_until,
+        "unique_held": job.unique_held,
+        "payload_bytes": spec.payload_bytes,
+        "payload_digest": spec.payload_digest.hex(),
+        "offsets": [job.offset, *job.offsets],
+    }
+
+
+def payload_json(record: PayloadRecord) -> dict[str, Any]:
+    """What a job carries."""
+    return {"headers": record.headers or {}, "payload": json_bytes(record.payload)}
+
+
+def job_row(job: Job) -> list[str]:
+    """A job as a row under `JOB_COLUMNS`."""
+    return [
+        job.job_id,
+        job.queue,
+        job.state,
+        str(job.priority),
+        f"{job.attempt}/{job.max_attempts}",
+        local_time(job.enqueued_ms, "seconds"),
+        local_time(job.due_ms, "seconds") if job.due_ms else "-",
+        shorten(job.error, _ERROR_CHARS) or "-",
+    ]
+
+
+def job_facts(job: Job, record: PayloadRecord | None) -> list[tuple[str, str]]:
+    """A job's state as names and values; what does not apply is left out."""
+    facts = [
+        ("job", job.job_id),
+        ("queue", job.queue),
+        ("state", job.state),
+        ("priority", str(job.priority)),
+        ("attempts", f"{job.attempt}/{job.max_attempts}"),
+        ("enqueued", local_time(job.enqueued_ms)),
+        ("changed", local_time(job.changed_ms)),
+    ]
+    if job.due_ms:
+        facts.append(("due", local_time(job.due_ms)))
+    if job.sweep_at_ms:
+        facts.append(("kept until", local_time(job.sweep_at_ms)))
+    if job.worker:
+        facts.append(("worker", job.worker))
+    if job.lease_ms:
+        facts.append(("lease", f"{job.lease_ms / 1000:g} s at first, by the event at offset {job.claim_offset}"))
+    if job.cancel_request is not None:
+        facts.append(("cancel", "requested by {}: {}".format(*job.cancel_request)))
+    if job.spec.unique_key is not None:
+        held = "held" if job.unique_held else "not held any more"
+        facts.append(("unique key", f"{_key_text(job.spec.unique_key)} until {job.spec.unique_until}, {held}"))
+    if job.error:
+        facts.append(("error", job.error[-_PAYLOAD_CHARS:]))
+    facts.append(("bytes", str(job.spec.payload_bytes)))
+    if record is not None:
+        facts += [(f"header {name}", value) for name, value in (record.headers or {}).items()]
+        facts.append(("payload", _payload_text(record.payload)))
+    return facts
+
+
+def _payload_text(payload: bytes) -> str:
+    text = json_bytes(payload[:_PAYLOAD_CHARS] if _is_text(payload) else payload)
+    if isinstance(text, str):
+        return text + (f"... ({len(payload)} bytes)" if len(payload) > _PAYLOAD_CHARS else "")
+    return f"base64 {text['base64'][:_PAYLOAD_CHARS]}"
+
+
+def _is_text(payload: bytes) -> bool:
+    return isinstance(json_bytes(payload), str) and len(payload) <= _PAYLOAD_CHARS
+
+
+def stats_json(stats: QueueStats) -> dict[str, Any]:
+    """A queue's counters."""
+    now = {state: getattr(stats, state) for state in STATES}
+    return {"queue": stats.queue, "paused": stats.paused, "now": now, "totals": stats.totals}
+
+
+def stats_table(queues: Sequence[QueueStats]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: each queue's jobs by state now, and the totals since the beginning that tell most."""
+    totals = ("enqueued", "acked", "nacked", "lease_expired")
+    columns = ["queue", *STATES, *(name.replace("lease_", "") for name in totals)]
+    rows = [
+        [
+            stats.queue + (" (paused)" if stats.paused else ""),
+            *(str(getattr(stats, state)) for state in STATES),
+            *(str(stats.totals[name]) for name in totals),
+        ]
+        for stats in queues
+    ]
+    return columns, rows

@@ -1,0 +1,4 @@
+"""`ledgerq demo`: a queue, a killed worker, a falsified index, and how all of it is put right.
+
+Start with demo.py and story.py.
+"""

@@ -1,0 +1,1 @@
+"""`ledgerq doctor`: can a store live here, safely and fast?"""

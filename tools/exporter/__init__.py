@@ -1,0 +1,1 @@
+"""`ledgerq exporter`: the metrics of a store that another process writes."""

@@ -1,0 +1,1 @@
+"""`ledgerq monitoring`: rules for Prometheus and a dashboard for Grafana; files/ has what is handed out."""

@@ -1,0 +1,146 @@
+"""Taking jobs in: staging enqueued events, and keeping job ids and unique keys unique while look-ups are under way."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.errors import DuplicateJobId
+from ledgerq.eventlog.runtime.waits import to_the_end
+from ledgerq.projections.indexes import job_key, unique_key
+from ledgerq.projections.job import Job
+from ledgerq.worker.claims import EnqueueResult
+from ledgerq.worker.engine.new_job import KeyLocks, Prepared
+from ledgerq.worker.engine.writer_state import Live
+
+__all__ = ["Intake"]
+
+_FORGET_ROWS: Final = 1000
+# So many jobs are staged in one turn of the event loop.
+_PIECE_JOBS: Final = 50
+
+
+class Intake:
+    """Stages prepared jobs; `held` are unique keys whose enqueued events may not be in the store yet."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._locks = KeyLocks()
+        self._held: dict[bytes, bytes] = {}
+        self._forget_at_rows = _FORGET_ROWS
+
+    def stage(self, prepared: Prepared) -> EnqueueResult:
+        """Stage a job that needs no look-up."""
+        event = prepared.event
+        log = self._live.log
+        offset = log.next_offset
+        self._live.apply(None, event, prepared.record if not event.due_ms else None)
+        log.append_payload(offset, prepared.sealed)
+        return EnqueueResult(event.job_id, True)
+
+    async def stage_all(self, batch: Sequence[Prepared]) -> list[EnqueueResult]:
+        """Stage all of them in one commit, or none: raises `DuplicateJobId`. A unique hit answers `created=False`."""
+        lock_keys = [key for prepared in batch for key in _keys(prepared)]
+        if not lock_keys:
+            return await self._stage_together(batch, self.stage)
+        async with self._locks.hold(lock_keys):
+            own_ids = [p.event.job_id for p in batch if p.own_id]
+            while True:
+                holders = await self.holders([key for p in batch if (key := _unique(p)) is not None])
+                jobs = await self._live.jobs(own_ids)
+                if not self._live.log.full:
+                    break
+                await self._live.log.room()
+            taken = next((i for i, job in zip(own_ids, jobs, strict=True) if job is not None), None)
+            if taken is None and len(set(own_ids)) < len(own_ids):
+                taken = Counter(own_ids).most_common(1)[0][0]
+            if taken is not None:
+                raise DuplicateJobId(
+                    f"job id {job_id_text(taken)} is in use; nothing was written. Leave job_id out for a new one"
+                )
+            self._live.log.check()
+
+            def stage(prepared: Prepared) -> EnqueueResult:
+                key = _unique(prepared)
+                holder = None if key is None else holders[key]
+                if holder is not None:
+                    return EnqueueResult(holder, False)
+                result = self.stage(prepared)
+                if key is not None:
+                    holders[key] = prepared.event.job_id
+                    self.hold(key, prepared.event.job_id)
+                return result
+
+            # Nobody else stages these keys while their locks are held.
+            return await self._stage_together(batch, stage)
+
+    async def _stage_together(
+        self, batch: Sequence[Prepared], stage: Callable[[Prepared], EnqueueResult]
+    ) -> list[EnqueueResult]:
+        """Stage all in one commit: many of them a few at a time, to the end also when the caller is cancelled."""
+        if len(batch) <= _PIECE_JOBS:
+            return [stage(prepared) for prepared in batch]
+
+        async def in_pieces() -> list[EnqueueResult]:
+            results: list[EnqueueResult] = []
+            async with self._live.log.gathering():
+                for at, prepared in enumerate(batch):
+                    if at and at % _PIECE_JOBS == 0:
+                        await asyncio.sleep(0)
+                    results.append(stage(prepared))
+            return results
+
+        return await to_the_end(in_pieces())
+
+    @asynccontextmanager
+    async def unique(self, job: Job) -> AsyncIterator[bytes | None]:
+        """While the block runs, nobody else takes the unique key of `job`; yields the id of its holder, if any."""
+        if job.spec.unique_key is None or job.spec.unique_until == "claimed":
+            yield None
+            return
+        key = unique_key(job.spec.queue, job.spec.unique_key)
+        async with self._locks.hold([key]):
+            yield await self.holder(key)
+
+    def requeued(self, job: Job) -> None:
+        """A dead job was requeued, and holds its unique key again."""
+        if job.unique_held and job.spec.unique_key is not None:
+            self.hold(unique_key(job.spec.queue, job.spec.unique_key), job.id)
+
+    async def holder(self, key: bytes) -> bytes | None:
+        """The id of the unfinished job that holds a unique index key, as of the moment this returns."""
+        return (await self.holders([key]))[key]
+
+    async def holders(self, wanted: Sequence[bytes]) -> dict[bytes, bytes | None]:
+        """Like `holder`, for many keys with two reads of the store."""
+        found = {key: job_id for key in wanted if (job_id := self._held.get(key)) is not None}
+        unknown = [key for key in dict.fromkeys(wanted) if key not in found]
+        values = await self._live.log.store.get_many(unknown) if unknown else []
+        found |= {key: job_id for key, job_id in zip(unknown, values, strict=True) if job_id is not None}
+        jobs = dict(zip(found, await self._live.jobs(list(found.values())), strict=True))
+        return {key: found[key] if (job := jobs.get(key)) is not None and _holds(job, key) else None for key in wanted}
+
+    def hold(self, key: bytes, job_id: bytes) -> None:
+        """Remember the holder until it is surely in the store; a stale entry does no harm, it is looked up."""
+        if len(self._held) >= self._forget_at_rows:
+            self._held = {k: i for k, i in self._held.items() if self._live.undurable(i)}
+            # Twice what can't be forgotten yet: a large commit must not go through all of it for each of its jobs.
+            self._forget_at_rows = max(_FORGET_ROWS, 2 * len(self._held))
+        self._held[key] = job_id
+
+
+def _holds(job: Job, key: bytes) -> bool:
+    spec = job.spec
+    return job.unique_held and spec.unique_key is not None and unique_key(spec.queue, spec.unique_key) == key
+
+
+def _unique(prepared: Prepared) -> bytes | None:
+    event = prepared.event
+    return None if event.unique_key is None else unique_key(event.queue, event.unique_key)
+
+
+def _keys(prepared: Prepared) -> list[bytes]:
+    unique = _unique(prepared)
+    return ([] if unique is None else [unique]) + ([job_key(prepared.event.job_id)] if prepared.own_id else [])

@@ -1,0 +1,66 @@
+"""What operators do to jobs and queues. Each leaves an event that says who did it and why."""
+
+from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
+from ledgerq.eventlog.events import QueuePaused, QueueResumed
+from ledgerq.eventlog.keys import queue_name_bytes
+from ledgerq.projections.job import Job
+from ledgerq.worker.engine import decisions
+from ledgerq.worker.engine.core import Core
+
+__all__ = ["cancel", "find", "requeue", "set_paused"]
+
+
+async def find(core: Core, job_id: str) -> Job:
+    """The newest state of a job, staged or stored; raises `JobNotFound`."""
+    core.log.check()
+    async with core.refusing():
+        job = await core.live.require(job_id_bytes(job_id), job_id)
+    core.log.check()
+    return job
+
+
+async def cancel(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
+    """See `Queue.cancel`."""
+    core.log.check()
+    async with core.operating:
+        await core.log.room()
+        job = await find(core, job_id)
+        options = core.options(job.queue)
+        async with core.refusing():
+            events = decisions.cancel(job, options=options, now_ms=core.clock.now_ms(), actor=actor, reason=reason)
+        for event in events:
+            job = core.live.apply(job, event) or job
+    await core.log.committed()
+    return job
+
+
+async def requeue(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
+    """See `Queue.requeue`."""
+    core.log.check()
+    async with core.operating:
+        await core.log.room()
+        job = await find(core, job_id)
+        async with core.intake.unique(job) as holder:
+            if job.spec.unique_key is not None:
+                # It may have changed while the key was waited for.
+                job = await find(core, job_id)
+            other = None if holder is None else job_id_text(holder)
+            async with core.refusing():
+                event = decisions.requeue(job, unique_holder=other, actor=actor, reason=reason)
+            job = core.live.apply(job, event) or job
+            core.intake.requeued(job)
+        core.handout.serve()
+    await core.log.committed()
+    return job
+
+
+async def set_paused(core: Core, queue: str, paused: bool, *, actor: str, reason: str) -> None:
+    """See `Queue.pause` and `Queue.resume`."""
+    core.log.check()
+    queue_name_bytes(queue)
+    actor, reason = decisions.operator(actor, reason)
+    if core.live.paused(queue) != paused:
+        core.live.apply_other(QueuePaused(queue, actor, reason) if paused else QueueResumed(queue, actor, reason))
+        if not paused:
+            core.handout.dispatch(queue)
+    await core.log.committed()

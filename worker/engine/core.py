@@ -1,0 +1,261 @@
+"""The parts of a queue and how they hang together: log, live state, handing out, taking in, maintenance.
+
+`Queue` (queue.py) is the public face of this; here is what opens and closes it.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from ledgerq.eventlog.clock import Clock, SystemClock
+from ledgerq.eventlog.entropy import Entropy, SystemEntropy
+from ledgerq.eventlog.errors import (
+    ClaimLost,
+    DuplicateJobId,
+    InvalidArgument,
+    InvalidState,
+    JobNotFound,
+    LedgerError,
+    QueueClosed,
+)
+from ledgerq.eventlog.events import STATES, WriterClosed
+from ledgerq.eventlog.keys import queue_name_bytes
+from ledgerq.eventlog.runtime.process import package_version
+from ledgerq.eventlog.single_writer.hold import check_wait
+from ledgerq.eventlog.slate.options import StoreOptions
+from ledgerq.eventlog.store import Store
+from ledgerq.eventlog.stores import open_store
+from ledgerq.eventlog.writer import EventLog
+from ledgerq.projections.job import FINISHED, Job
+from ledgerq.projections.runner import Projection, ProjectionHost
+from ledgerq.projections.view import LedgerView
+from ledgerq.worker.engine.admission import Intake
+from ledgerq.worker.engine.dispatcher import Handout
+from ledgerq.worker.engine.maintenance import Maintenance
+from ledgerq.worker.engine.takeover import take_over
+from ledgerq.worker.engine.writer_state import Live
+from ledgerq.worker.job_logging import EndedClaims
+from ledgerq.worker.options import QueueOptions
+
+__all__ = ["DEFAULT_OPTIONS", "Core", "open_core"]
+
+T = TypeVar("T")
+
+DEFAULT_OPTIONS: Final = QueueOptions()
+_PAYLOAD_BUDGET_BYTES: Final = 32 * 1024 * 1024
+_OBJECT_STORE_INTERVAL_MS: Final = 50.0
+_LOCAL_INTERVAL_MS: Final = 2.0
+_MAX_INTERVAL_MS: Final = 60_000
+_OPERATIONS_AT_ONCE: Final = 64
+_MAX_KNOWN_NAMES: Final = 10_000
+
+
+class Core:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        default: QueueOptions = DEFAULT_OPTIONS,
+        queues: Mapping[str, QueueOptions] | None = None,
+        ready_window: int = 10_000,
+        commit_interval_ms: float | None = None,
+        clock: Clock | None = None,
+        entropy: Entropy | None = None,
+        projections: Iterable[Projection] = (),
+        writer: str | None = None,
+    ) -> None:
+        """Put the parts together; `take_over` begins. `writer`: who opened, for the log (None: host and process)."""
+        self._default, self._options = _checked_options(default, queues)
+        if type(ready_window) is not int or ready_window < 1:
+            raise InvalidArgument(f"ready_window is a number of jobs from 1 on, not {ready_window!r}")
+        self.clock = clock or SystemClock()
+        self.entropy = entropy or SystemEntropy()
+        self._writer = writer or f"{socket.gethostname()}:{os.getpid()}"
+        if commit_interval_ms is None:
+            commit_interval_ms = _default_interval_ms(store.location)
+        number = isinstance(commit_interval_ms, int | float) and not isinstance(commit_interval_ms, bool)
+        if not number or not 0 <= commit_interval_ms <= _MAX_INTERVAL_MS:
+            raise InvalidArgument(
+                f"commit_interval_ms is a number from 0 to {_MAX_INTERVAL_MS}, not {commit_interval_ms!r}"
+            )
+        host = ProjectionHost(projections)
+        self.live = Live(ready_window_rows=ready_window, payload_budget_bytes=_PAYLOAD_BUDGET_BYTES, host=host)
+        self.log = EventLog(store, clock=self.clock, projector=self.live, commit_interval_s=commit_interval_ms / 1000)
+        self.live.log = self.log
+        self.view = LedgerView(self.log)
+        self._ended = EndedClaims(self.log)
+        self.handout = Handout(self.live, clock=self.clock, options_of=self.options, ended=self._ended)
+        self.intake = Intake(self.live)
+        self.maintenance = Maintenance(
+            self.live,
+            self.handout.leases,
+            clock=self.clock,
+            options_of=self.options,
+            serve=self.handout.serve,
+            ended=self._ended,
+        )
+        self.live.on_change = self._changed
+        self.live.on_failure = self._failed
+        self.live.on_commit = self._committed
+        # So many of an operator's calls read and decide at a time: thousands at once would hold the loop, and be late.
+        self.operating = asyncio.Semaphore(_OPERATIONS_AT_ONCE)
+        self._known_names: set[str] = set()
+        self._drain_waiters: list[asyncio.Future[None]] = []
+        self._closed: asyncio.Future[None] | None = None
+        self.on_failure: list[Callable[[LedgerError], None]] = []
+        # What reads the store in the background ends before it is closed.
+        self.on_close: list[Callable[[], Coroutine[Any, Any, None]]] = []
+
+    async def take_over(self, *, accept_rollback: bool) -> None:
+        """Become the store's writer; when that fails, the store is closed again."""
+        try:
+            await take_over(
+                self.log,
+                self.live,
+                clock=self.clock,
+                options_of=self.options,
+                writer=self._writer,
+                version=package_version(),
+                accept_rollback=accept_rollback,
+            )
+        except BaseException:
+            await self.log.close()
+            raise
+        self.maintenance.start()
+
+    async def close(self) -> None:
+        """Commit what is staged, end all tasks and close the store; a second call waits for the first."""
+        if self._closed is None or not self._closed.done():
+            self.log.check_owner()
+        if self._closed is None:
+            self._closed = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closed)
+
+    async def _close(self) -> None:
+        error = QueueClosed(f"the queue on {self.log.store.location} was closed")
+        self.handout.fail(error)
+        for end in self.on_close:
+            await end()
+        await self.maintenance.close()
+        await self.handout.close()
+        try:
+            if self.log.failure is None:
+                self.live.apply_other(WriterClosed(self._writer))
+        finally:
+            await self.log.close()
+            self._committed()
+
+    def _changed(self, before: Job | None, after: Job | None) -> None:
+        self.handout.note(before, after)
+        if after is not None and after.state not in ("pending", "claimed"):
+            self.maintenance.note(after)
+
+    async def drained(self, queues: Sequence[str]) -> None:
+        """Return when none of these queues holds an unfinished job."""
+        while True:
+            self.log.check()
+            if not self._unfinished(queues):
+                await self.log.committed()
+                if not self._unfinished(queues):
+                    return
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._drain_waiters.append(waiter)
+            await waiter
+
+    def _unfinished(self, queues: Sequence[str]) -> int:
+        tallies = [tally for queue in queues if (tally := self.live.tallies.get(queue)) is not None]
+        return sum(tally.now[STATES.index(state)] for tally in tallies for state in STATES if state not in FINISHED)
+
+    def _committed(self) -> None:
+        self._ended.say()
+        waiters, self._drain_waiters = self._drain_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _failed(self, error: LedgerError) -> None:
+        self.handout.fail(error)
+        self._committed()
+        for callback in self.on_failure:
+            asyncio.get_running_loop().call_soon(callback, error)
+
+    @asynccontextmanager
+    async def refusing(self) -> AsyncIterator[None]:
+        """A refusal tells something too, so it waits until what it rests on is durable."""
+        try:
+            yield
+        except (ClaimLost, DuplicateJobId, InvalidState, JobNotFound):
+            await self.log.committed()
+            raise
+
+    async def durably(self, answer: Coroutine[Any, Any, T]) -> T:
+        """Give an answer out once all that it was read from is durable: the store shows what is on its way too."""
+        try:
+            self.log.check()
+        except LedgerError:
+            answer.close()
+            raise
+        found = await answer
+        await self.log.committed()
+        return found
+
+    def check_name(self, queue: str) -> None:
+        """Raise `InvalidQueueName` for what names no queue."""
+        if type(queue) is not str or queue not in self._known_names:
+            queue_name_bytes(queue)
+            if len(self._known_names) < _MAX_KNOWN_NAMES:
+                self._known_names.add(queue)
+
+    def options(self, queue: str) -> QueueOptions:
+        """The options in force for a queue."""
+        return self._options.get(queue, self._default)
+
+
+async def open_core(
+    url: str,
+    store: Store | None,
+    store_options: StoreOptions | None,
+    *,
+    clock: Clock | None,
+    take_over: bool,
+    wait: float | None,
+    accept_rollback: bool,
+    **parts: Any,
+) -> Core:
+    """A core that has become the writer of `store`, or of the one at `url`; `parts` as for `Core`."""
+    check_wait(take_over, wait, is_open=store is not None)
+    opened = store or await open_store(
+        url, clock=clock or SystemClock(), options=store_options, take_over=take_over, wait=wait
+    )
+    try:
+        core = Core(opened, clock=clock, **parts)
+    except BaseException:
+        await opened.close()
+        raise
+    await core.take_over(accept_rollback=accept_rollback)
+    return core
+
+
+def _checked_options(
+    default: QueueOptions, queues: Mapping[str, QueueOptions] | None
+) -> tuple[QueueOptions, dict[str, QueueOptions]]:
+    if queues is not None and not isinstance(queues, Mapping):
+        raise InvalidArgument(f"queues maps names to QueueOptions, {queues!r} does not")
+    kept = dict(queues or {})
+    for name in kept:
+        queue_name_bytes(name)
+    for options in (default, *kept.values()):
+        if not isinstance(options, QueueOptions):
+            raise InvalidArgument(f"a queue's options are QueueOptions, not {options!r}")
+    return default, kept
+
+
+def _default_interval_ms(location: str) -> float:
+    """On an object store each flush is a billed request; elsewhere a short pause makes commits larger."""
+    local = location.startswith(("file:", "memory:")) or "://" not in location
+    return _LOCAL_INTERVAL_MS if local else _OBJECT_STORE_INTERVAL_MS

@@ -1,0 +1,88 @@
+"""Enqueueing, as `Queue` does it: jobs are prepared and staged, and the answer is given once they are durable.
+
+`TracedEnqueuer` (tracing/traced_enqueue.py) does the same with a span around each call.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from ledgerq.eventlog.events import UniqueUntil
+from ledgerq.worker.claims import EnqueueResult
+from ledgerq.worker.engine.core import Core
+from ledgerq.worker.engine.new_job import prepare, prepare_many
+from ledgerq.worker.options import NewJob
+
+__all__ = ["Enqueuer"]
+
+
+class Enqueuer:
+    """Takes jobs into the ledger of one queue object."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._log = core.log
+        self._clock = core.clock
+        self._entropy = core.entropy
+        self._intake = core.intake
+        self._handout = core.handout
+
+    async def one(
+        self,
+        queue: str,
+        payload: bytes,
+        headers: Mapping[str, str] | None,
+        *,
+        priority: int | None,
+        delay: float | None,
+        run_at: datetime | None,
+        max_attempts: int | None,
+        unique_key: str | bytes | None,
+        unique_until: UniqueUntil,
+        job_id: str | None,
+    ) -> EnqueueResult:
+        """See `Queue.enqueue`."""
+        log = self._log
+        log.check()
+        self._core.check_name(queue)
+        prepared = prepare(
+            queue,
+            payload,
+            options=self._core.options(queue),
+            now_ms=self._clock.now_ms(),
+            entropy=self._entropy,
+            priority=priority,
+            delay=delay,
+            run_at=run_at,
+            max_attempts=max_attempts,
+            unique_key=unique_key,
+            unique_until=unique_until,
+            headers=headers,
+            job_id=job_id,
+        )
+        if log.full:
+            await log.room()
+            log.check()
+        if unique_key is None and job_id is None:
+            result = self._intake.stage(prepared)
+        else:
+            async with self._core.refusing():
+                result = (await self._intake.stage_all([prepared]))[0]
+        self._handout.serve()
+        await log.committed()
+        return result
+
+    async def many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
+        """See `Queue.enqueue_many`."""
+        self._log.check()
+        self._core.check_name(queue)
+        options, now_ms = self._core.options(queue), self._clock.now_ms()
+        batch = await prepare_many(queue, jobs, options=options, now_ms=now_ms, entropy=self._entropy)
+        self._log.check()
+        if self._log.full:
+            await self._log.room()
+            self._log.check()
+        async with self._core.refusing():
+            results = await self._intake.stage_all(batch)
+        self._handout.serve()
+        await self._log.committed()
+        return results

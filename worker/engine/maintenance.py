@@ -1,0 +1,229 @@
+"""Maintenance: leases end, scheduled jobs become due, finished jobs are swept, each exactly when its time has come.
+
+One task sleeps until the next of these times. It finds work at the head of a time-ordered index and reads what it
+changes, no more. A step that fails with a passing error is logged, counted and tried again.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from ledgerq.eventlog.clock import Clock, Timer
+from ledgerq.eventlog.errors import LedgerError
+from ledgerq.eventlog.events import JobEvent
+from ledgerq.eventlog.keys import after_prefix
+from ledgerq.eventlog.runtime.log_records import Seldom, about, logger
+from ledgerq.projections.indexes import FINISHED_PREFIX, SCHEDULED, finished_key, leading_ms, scheduled_key
+from ledgerq.projections.job import Job
+from ledgerq.worker.engine import decisions
+from ledgerq.worker.engine.leases import Lease, LeaseBook
+from ledgerq.worker.engine.writer_state import Live
+from ledgerq.worker.job_logging import EndedClaims
+from ledgerq.worker.options import QueueOptions
+
+__all__ = ["Maintenance"]
+
+_log = logger("queue")
+_STEP_ROWS: Final = 200
+_RETRY_AFTER_MS: Final = 1000
+_NEVER: Final = 1 << 62
+
+
+class _TimedRange:
+    """A time-ordered index range, and how far its head has been worked off."""
+
+    def __init__(self, prefix: bytes, decide: Callable[[Job | None, int], list[JobEvent]]) -> None:
+        self.prefix = prefix
+        self.decide = decide
+        self.next_ms = 0  # look once at the start
+        self._scan_from = prefix
+
+    def note(self, key: bytes, due_ms: int) -> bool:
+        """A row was staged; whether it is due before all that was known."""
+        if key < self._scan_from:
+            self._scan_from = key
+        if due_ms >= self.next_ms:
+            return False
+        self.next_ms = due_ms
+        return True
+
+    async def step(self, live: Live, now_ms: int) -> None:
+        """Work off at most a few hundred rows that are due, and find out when the next one is."""
+        # Whatever is staged from here on lowers both again; what was staged before must be in the store for the scan.
+        self.next_ms = _NEVER
+        scan_from, self._scan_from = self._scan_from, after_prefix(self.prefix)
+        try:
+            await live.log.committed()
+            due: list[tuple[bytes, bytes]] = []
+            next_ms, last_key = _NEVER, scan_from
+            async for page in live.log.store.scan(scan_from, after_prefix(self.prefix), page_rows=_STEP_ROWS):
+                ready = [row for row in page if leading_ms(row[0], self.prefix) <= now_ms]
+                due += ready
+                if len(ready) < len(page):
+                    next_ms = leading_ms(page[len(ready)][0], self.prefix)
+                if len(ready) < len(page) or len(due) >= _STEP_ROWS:
+                    break
+            if len(due) >= _STEP_ROWS:
+                next_ms = min(next_ms, now_ms)
+            jobs = await live.jobs([_job_id(row) for row in due])
+            by_ms = min(now_ms, live.log.due_by_ms())  # the clock may have been set back meanwhile
+            for job, (key, _) in zip(jobs, due, strict=True):
+                if (due_ms := leading_ms(key, self.prefix)) > by_ms:
+                    next_ms = due_ms
+                    break
+                before: Job | None = job
+                for event in self.decide(job, now_ms):
+                    before = live.apply(before, event)
+                last_key = key + b"\0"
+            # What was staged during the awaits may stand before the place reached.
+            self._scan_from = min(last_key, self._scan_from)
+            self.next_ms = min(self.next_ms, next_ms)
+        except BaseException:
+            self._scan_from, self.next_ms = self.prefix, min(self.next_ms, now_ms + _RETRY_AFTER_MS)
+            raise
+
+
+class Maintenance:
+    """The one background task of a queue that makes time pass for its jobs."""
+
+    def __init__(
+        self,
+        live: Live,
+        leases: LeaseBook,
+        *,
+        clock: Clock,
+        options_of: Callable[[str], QueueOptions],
+        serve: Callable[[], None],
+        ended: EndedClaims,
+    ) -> None:
+        self.failures = 0
+        self._seldom = Seldom()
+        self._ended = ended
+        self._live = live
+        self._leases = leases
+        leases.on_hold = self._arm_for
+        self._clock = clock
+        self._options_of = options_of
+        self._serve = serve
+        self._ranges: Sequence[_TimedRange] = (
+            _TimedRange(SCHEDULED, lambda job, now_ms: decisions.promote(job, now_ms=now_ms)),
+            _TimedRange(FINISHED_PREFIX, lambda job, now_ms: decisions.sweep(job, now_ms=now_ms)),
+        )
+        self._wake = asyncio.Event()
+        self._timer: Timer | None = None
+        self._armed_ms = _NEVER
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; the first look at the indexes happens at once."""
+        self._wake.set()
+        self._task = asyncio.create_task(self._run(), name="ledgerq-maintenance")
+
+    async def close(self) -> None:
+        """End the task."""
+        if self._timer is not None:
+            self._timer.cancel()
+        task, self._task = self._task, None  # a claim that is handed out from now on sets no timer
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    @property
+    def next_due_ms(self) -> int | None:
+        """When the next scheduled job is due, in ms since the Unix epoch; None when none is, or it is not known now."""
+        due_ms = self._ranges[0].next_ms
+        return due_ms if 0 < due_ms < _NEVER else None
+
+    def note(self, after: Job) -> None:
+        """A job is scheduled or finished now: it may be due earlier than what is waited for."""
+        scheduled, finished = self._ranges
+        if after.state == "scheduled":
+            earlier = scheduled.note(scheduled_key(after.due_ms, after.offset), after.due_ms)
+        else:
+            earlier = finished.note(finished_key(after.sweep_at_ms, after.spec.job_id), after.sweep_at_ms)
+        if earlier:
+            self.arm()
+
+    def arm(self) -> None:
+        """Make sure to be woken when the next thing is due."""
+        self._arm_for(self._next_ms())
+
+    def _next_ms(self) -> int:
+        lease_ms = self._leases.next_ms()
+        return min(*(timed.next_ms for timed in self._ranges), _NEVER if lease_ms is None else lease_ms)
+
+    def _arm_for(self, next_ms: int) -> None:
+        if next_ms < self._armed_ms and self._task is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._armed_ms = next_ms
+            self._timer = self._clock.call_at(next_ms, self._ring)
+
+    def _ring(self) -> None:
+        self._armed_ms = _NEVER
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while self._live.log.failure is None:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._step()
+            except LedgerError as error:
+                if self._live.log.failure is None:
+                    self._trouble(error)
+            except Exception as error:
+                self._trouble(error)
+            if self._live.log.failure is None:  # what is due then is due for ever: it must not ring for ever
+                self.arm()
+
+    def _trouble(self, error: Exception) -> None:
+        """A loop that ends would leave jobs behind silently, so it goes on, whatever happened."""
+        self.failures += 1
+        now_ms = self._clock.now_ms()
+        if self._seldom.may(now_ms):
+            what, left_out = "a maintenance step failed and will be tried again: %s%s", self._seldom.take_left_out()
+            extra = about("maintenance_failed", failures=self.failures)
+            # On a later turn: a handler of the program's that raises must not end the loop either.
+            say = partial(_log.warning, what, error, left_out, exc_info=error, extra=extra)
+            asyncio.get_running_loop().call_soon(say)
+        self._clock.call_at(now_ms + _RETRY_AFTER_MS, self._wake.set)
+
+    async def _step(self) -> None:
+        """Work off all that is due, a part of each kind in turn: sweeping a long backlog keeps no lease waiting."""
+        log = self._live.log
+        while log.failure is None:
+            if log.full:
+                await log.room()
+                continue
+            by_ms, now_ms = log.due_by_ms(), self._clock.now_ms()
+            expired = self._leases.expired(by_ms, _STEP_ROWS, now_ms)
+            self._expire(expired, by_ms)
+            due = [timed for timed in self._ranges if timed.next_ms <= by_ms]
+            if not expired and not due:
+                if self._next_ms() > now_ms:
+                    return
+                await log.committed()
+                continue
+            for timed in due:
+                await timed.step(self._live, by_ms)
+            self._serve()
+            await asyncio.sleep(0)
+
+    def _expire(self, leases: Sequence[Lease], now_ms: int) -> None:
+        for lease in leases:
+            job = self._live.claimed.get(lease.job_id)
+            if job is None or job.claim_offset != lease.claim_offset:
+                self._leases.drop(lease.job_id)
+                continue
+            options = self._options_of(job.spec.queue)
+            before: Job | None = job
+            for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.LEASE_EXPIRED):
+                before = self._live.apply(before, event)
+            self._ended.note(before, decisions.LEASE_EXPIRED)
+
+
+def _job_id(row: tuple[bytes, bytes]) -> bytes:
+    """The ULID stands in the value of a scheduled row, and at the end of a finished row's key."""
+    return row[1] or row[0][-16:]

@@ -1,0 +1,81 @@
+"""Settling claims: acked, nacked or given back. Each raises `ClaimLost` and stages nothing for a claim that is over."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from ledgerq.eventlog.errors import ClaimLost
+from ledgerq.eventlog.events import JobEvent
+from ledgerq.projections.job import Job
+from ledgerq.worker.claims import Claim
+from ledgerq.worker.engine import decisions
+from ledgerq.worker.engine.core import Core
+
+__all__ = ["ack", "ack_many", "nack", "release"]
+
+_NAMED_CLAIMS: Final = 10
+
+
+async def ack(core: Core, claim: Claim) -> None:
+    """See `Queue.ack`."""
+    try:
+        _stage_ack(core, claim)
+    except ClaimLost:
+        await core.log.committed()  # a refusal waits for what it rests on, too
+        raise
+    await core.log.committed()
+
+
+def _stage_ack(core: Core, claim: Claim) -> None:
+    live = core.live
+    job = live.claimed.get(claim.id)
+    event = decisions.ack(job, claim.offset, options=core.options(claim.queue), now_ms=core.clock.now_ms())
+    core.handout.forget(claim)
+    live.apply(job, event)
+
+
+async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
+    """See `Queue.ack_many`."""
+    lost: list[Claim] = []
+    for claim in claims:
+        try:
+            _stage_ack(core, claim)
+        except ClaimLost:
+            lost.append(claim)
+    await core.log.committed()
+    if lost:
+        names = ", ".join(claim.job_id for claim in lost[:_NAMED_CLAIMS])
+        raise ClaimLost(f"{len(lost)} of {len(claims)} claims are not current any more, the others were acked: {names}")
+
+
+async def nack(core: Core, claim: Claim, error: str, *, delay_ms: int | None, dead: bool) -> None:
+    """See `Queue.nack`."""
+    async with core.refusing():
+        job = core.live.claimed.get(claim.id)
+        events = decisions.nack(
+            job,
+            claim.offset,
+            options=core.options(claim.queue),
+            now_ms=core.clock.now_ms(),
+            error=error,
+            delay_ms=delay_ms,
+            dead=dead,
+            fraction=core.entropy.fraction(),
+        )
+    await _settle(core, claim, job, events)
+
+
+async def release(core: Core, claim: Claim, reason: str) -> None:
+    """See `Queue.release`."""
+    async with core.refusing():
+        job = core.live.claimed.get(claim.id)
+        options, now_ms = core.options(claim.queue), core.clock.now_ms()
+        events = decisions.release(job, claim.offset, options=options, now_ms=now_ms, error=reason)
+    await _settle(core, claim, job, events)
+
+
+async def _settle(core: Core, claim: Claim, job: Job | None, events: Sequence[JobEvent]) -> None:
+    core.handout.forget(claim)
+    for event in events:
+        job = core.live.apply(job, event, claim.record)
+    core.handout.serve()
+    await core.log.committed()

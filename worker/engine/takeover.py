@@ -1,0 +1,121 @@
+"""Opening a queue: read what is there, take over from the writer before, and end the claims it left behind."""
+
+from collections.abc import Awaitable, Callable, Generator
+from types import TracebackType
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.errors import NotRebuilt
+from ledgerq.eventlog.events import FilesSetAside, WriterOpened
+from ledgerq.eventlog.runtime.event_loop import running_loop
+from ledgerq.eventlog.store import Anchor
+from ledgerq.eventlog.writer import EventLog
+from ledgerq.projections.indexes import CLAIMED
+from ledgerq.projections.job import Job
+from ledgerq.projections.view import LedgerView
+from ledgerq.worker.engine import decisions
+from ledgerq.worker.engine.writer_state import Live
+from ledgerq.worker.job_logging import say_interrupted
+from ledgerq.worker.options import QueueOptions
+
+__all__ = ["Opening", "take_over"]
+
+_MAX_NAMES: Final = 100
+
+
+async def take_over(
+    log: EventLog,
+    live: Live,
+    *,
+    clock: Clock,
+    options_of: Callable[[str], QueueOptions],
+    writer: str,
+    version: str,
+    accept_rollback: bool,
+) -> None:
+    """Bring `live` to the state of the log, and commit that this writer is the one now.
+
+    A job found claimed belongs to a writer that is gone: its lease ends with the reason `interrupted`.
+    """
+    store = log.store
+    # First of all: an interrupted cut may have left the anchor ahead of the log, which its end puts right.
+    if await store.get(keys.REBUILD_KEY) is not None:
+        raise NotRebuilt(
+            f"a rebuild of {store.location} was interrupted, its indexes are incomplete: run rebuild-projections again"
+        )
+    if 0 < (found := await log.format_version()) < keys.FORMAT_VERSION:
+        raise NotRebuilt(
+            f"{store.location} has format {found}, and its indexes are to be brought to format {keys.FORMAT_VERSION}: "
+            f"run `rebuild-projections {store.location}` once (the log stays as it is)"
+        )
+    rolled_back_from = await log.start(accept_rollback=accept_rollback)
+    view = LedgerView(log)
+    live.tallies = dict(await view.tallies())
+    live.durable_counts = {queue: tally.encode() for queue, tally in live.tallies.items()}
+    async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
+        for key, value in rows:
+            # A damaged name is no queue's; its hint is found by the audit.
+            live.hints[key[len(keys.HINT_PREFIX) :].decode(errors="replace")] = keys.hint_place(value)
+    head = log.durable_head
+    await live.host.restore(store)
+    anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
+    await live.host.catch_up(log, store, anchor)
+    interrupted = await _claimed(live)
+    live.claimed = {job.id: job for job in interrupted}
+    moved = await store.set_aside()
+    live.apply_other(WriterOpened(writer, version, rolled_back_from))
+    for folder, names in moved:
+        live.apply_other(FilesSetAside(folder, len(names), tuple(names[:_MAX_NAMES])))
+    ended: list[Job] = []
+    for job in interrupted:
+        if log.full:
+            await log.room()
+        before: Job | None = job
+        options, now_ms = options_of(job.spec.queue), clock.now_ms()
+        for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.INTERRUPTED):
+            before = live.apply(before, event)
+        if before is not None:
+            ended.append(before)
+    await log.committed()
+    for folder, _ in moved:
+        await store.set_aside_recorded(folder)
+    say_interrupted(ended)
+
+
+async def _claimed(live: Live) -> list[Job]:
+    found: list[Job] = []
+    async for rows in live.log.store.scan(CLAIMED, keys.after_prefix(CLAIMED)):
+        jobs = await live.jobs([key[len(CLAIMED) :] for key, _ in rows])
+        found += [job for job in jobs if job is not None and job.state == "claimed"]
+    return found
+
+
+class _Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Closable)
+
+
+class Opening(Generic[T]):
+    """What `open` returns: `await` it for the opened thing, or use it with `async with`, which closes it at the end."""
+
+    def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
+        self._make = make
+        self._opened: T | None = None
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        running_loop()
+        return self._make().__await__()
+
+    async def __aenter__(self) -> T:
+        running_loop()
+        self._opened = await self._make()
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            await self._opened.close()

@@ -1,0 +1,289 @@
+"""The live state of a queue's writer: what the staged events mean, before and until they are durable.
+
+`apply` stages one event and evolves its job at once, so that the next decision sees it; `fill` turns all jobs that a
+commit touched into changes of the index ranges (the difference between where each was found before and after). Reads
+that take time are made safe by `watch`: whatever is staged meanwhile is newer than what the store answers.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.codec import PayloadRecord, pack
+from ledgerq.eventlog.commit import pieces
+from ledgerq.eventlog.errors import JobNotFound, LedgerError
+from ledgerq.eventlog.events import Enqueued, JobEvent, LogEvent, QueueEvent, QueuePaused
+from ledgerq.eventlog.store import Batch
+from ledgerq.eventlog.writer import Commit, EventLog
+from ledgerq.projections.fold import Transition
+from ledgerq.projections.indexes import decode_job, index_places, job_key, stats_key
+from ledgerq.projections.job import Job, born, evolve
+from ledgerq.projections.runner import ProjectionHost
+from ledgerq.projections.stats import Tally
+from ledgerq.worker.engine.ready_window import FIRST_PLACE, PayloadBudget, Place, ReadyWindow
+
+__all__ = ["Live", "index_changes"]
+
+_WATCH_LIMIT_ROWS: Final = 1000
+_HINT_EVERY_CLAIMS: Final = 1000
+# Of a large commit the rows of so many jobs are made in one turn of the event loop.
+_PIECE_JOBS: Final = 250
+
+Changes = dict[bytes, bytes | None]
+Touched = dict[bytes, tuple[Job | None, Job | None]]
+
+
+class Newer:
+    """What was staged since a group of readers began, and what was not durable then: newer than what the store says.
+
+    Making one costs nothing, however much is not durable: a commit keeps its jobs where they are when it is on its way.
+    """
+
+    def __init__(self, in_flight: Touched, touched: Touched) -> None:
+        self.readers = 0
+        self.changes: dict[bytes, Job | None] = {}
+        self._undurable = (in_flight, touched)
+
+    def __contains__(self, job_id: bytes) -> bool:
+        return job_id in self.changes or any(job_id in staged for staged in self._undurable)
+
+    def __getitem__(self, job_id: bytes) -> Job | None:
+        if job_id in self.changes:
+            return self.changes[job_id]
+        in_flight, touched = self._undurable
+        return (touched if job_id in touched else in_flight)[job_id][1]
+
+    def values(self) -> Iterable[Job | None]:
+        """The newest state of each of these jobs."""
+        undurable = {job_id: after for staged in self._undurable for job_id, (_, after) in staged.items()}
+        return (undurable | self.changes).values()
+
+
+class Live:
+    """See the module's text. It is the log's `Projector`."""
+
+    def __init__(self, *, ready_window_rows: int, payload_budget_bytes: int, host: ProjectionHost) -> None:
+        self.log: EventLog
+        self.host = host
+        self.tallies: dict[str, Tally] = {}
+        self.durable_counts: dict[str, bytes] = {}
+        self.claimed: dict[bytes, Job] = {}
+        self.windows: dict[str, ReadyWindow] = {}
+        self.hints: dict[str, Place] = {}
+        self.on_change: Callable[[Job | None, Job | None], None] = lambda before, after: None
+        self.on_commit: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[LedgerError], None] = lambda error: None
+        self._window_rows = ready_window_rows
+        self._budget = PayloadBudget(payload_budget_bytes)
+        self._touched: Touched = {}
+        self._in_flight: Touched = {}
+        self._dirty_queues: dict[str, None] = {}
+        self._counted: dict[str, bytes] = {}
+        self._transitions: list[Transition] = []
+        self._filled: tuple[Commit, Changes] | None = None
+        self._watches: list[Newer] = []
+
+    def tally(self, queue: str) -> Tally:
+        """The counters of a queue, zero at first; its first event was just appended."""
+        tally = self.tallies.get(queue)
+        if tally is None:
+            tally = self.tallies[queue] = Tally(self.log.next_offset - 1)
+        return tally
+
+    def paused(self, queue: str) -> bool:
+        """Whether the queue hands out nothing."""
+        tally = self.tallies.get(queue)
+        return tally is not None and tally.paused
+
+    def window(self, queue: str) -> ReadyWindow:
+        """The ready window of a queue; that of a queue that never had an event is empty, and not kept."""
+        window = self.windows.get(queue)
+        if window is None:
+            window = ReadyWindow(self._window_rows, self._budget)
+            if queue in self.tallies:
+                window.scan_from = self.hints.get(queue, FIRST_PLACE)
+                self.windows[queue] = window
+            else:
+                window.bound = None
+        return window
+
+    # ------------------------------------------------------------------ staging
+
+    def apply(self, before: Job | None, event: JobEvent, payload: PayloadRecord | None = None) -> Job | None:
+        """Stage `event` and return the job after it; `payload` comes along when the job may go to the ready window."""
+        log = self.log
+        offset = log.append(event)
+        time_ms = log.time_ms
+        after: Job | None
+        if type(event) is Enqueued:
+            after = born(event, offset, time_ms)
+            job_id, queue = event.job_id, event.queue
+        else:
+            assert before is not None
+            after = evolve(before, event, offset, time_ms)
+            job_id, queue = before.spec.job_id, before.spec.queue
+        window = self.windows.get(queue)
+        if window is None:
+            window = self.windows[queue] = self.window(queue)
+        (self.tallies.get(queue) or self.tally(queue)).apply(before, event, after)
+        self._dirty_queues[queue] = None
+        touched = self._touched.get(job_id)
+        self._touched[job_id] = (before if touched is None else touched[0], after)
+        for watch in self._watches:
+            watch.changes[job_id] = after
+        if self.host.projections and self.host.active:
+            self._transitions.append(Transition(offset, time_ms, event, before, after))
+        if after is not None and after.state == "claimed":
+            self.claimed[job_id] = after
+        elif before is not None and before.state == "claimed":
+            del self.claimed[job_id]
+        if after is not None and after.state == "pending":
+            window.offer(after, payload)
+        elif before is not None and before.state == "pending":
+            window.drop(job_id)
+        self.on_change(before, after)
+        return after
+
+    def apply_other(self, event: QueueEvent | LogEvent) -> int:
+        """Stage an event that concerns no job; returns its offset."""
+        offset = self.log.append(event)
+        if isinstance(event, QueueEvent):
+            self.tally(event.queue).paused = type(event) is QueuePaused
+            self._dirty_queues[event.queue] = None
+        if self.host.active:
+            self._transitions.append(Transition(offset, self.log.commit().time_ms, event, None, None))
+        return offset
+
+    # ------------------------------------------------------------------ reading
+
+    def undurable(self, job_id: bytes) -> bool:
+        """Whether the newest state of this job is not durable yet."""
+        return job_id in self._touched or job_id in self._in_flight
+
+    def known(self, job_id: bytes) -> Job | None:
+        """The job's newest state if memory holds it; None when it must be read (or is gone: see `undurable`)."""
+        touched = self._touched.get(job_id) or self._in_flight.get(job_id)
+        return touched[1] if touched is not None else self.claimed.get(job_id)
+
+    @contextmanager
+    def watch(self) -> Iterator[Newer]:
+        """While the block runs, everything staged (and not yet durable) by job id: newer than the store's answers."""
+        last = self._watches[-1] if self._watches else None
+        if last is None or len(last.changes) > _WATCH_LIMIT_ROWS:
+            last = Newer(self._in_flight, self._touched)
+            self._watches.append(last)
+        last.readers += 1
+        try:
+            yield last
+        finally:
+            last.readers -= 1
+            if not last.readers:
+                self._watches.remove(last)
+
+    async def job(self, job_id: bytes) -> Job | None:
+        """The newest state of a job, staged or stored; None when there is none."""
+        return (await self.jobs([job_id]))[0]
+
+    async def jobs(self, job_ids: list[bytes]) -> list[Job | None]:
+        """The newest states of these jobs, as of the moment this returns."""
+        with self.watch() as newer:
+            missing = [i for i in job_ids if i not in newer and i not in self.claimed]
+            values = await self.log.store.get_many([job_key(i) for i in missing]) if missing else []
+            stored = dict(zip(missing, values, strict=True))
+            found: list[Job | None] = []
+            for job_id in job_ids:
+                if job_id in newer:
+                    found.append(newer[job_id])
+                elif job_id in self.claimed:
+                    found.append(self.claimed[job_id])
+                else:
+                    value = stored.get(job_id)
+                    found.append(None if value is None else decode_job(value))
+            return found
+
+    async def require(self, job_id: bytes, text: str) -> Job:
+        """Like `job`, and raises `JobNotFound`."""
+        job = await self.job(job_id)
+        if job is None:
+            raise JobNotFound(f"there is no job {text}: it never was, or it was swept (see its history in the log)")
+        return job
+
+    # ------------------------------------------------------------------ the log's projector
+
+    def fill(self, commit: Commit, batch: Batch) -> Iterable[Changes] | None:
+        """Add index changes, counters, hints and the rows of users' projections.
+
+        Of a commit that touched many jobs the index changes are left for the caller to add, piece by piece. Nothing
+        that is staged meanwhile can come into them: the jobs of this commit are put by themselves here and now.
+        """
+        if self._filled is None or self._filled[0] is not commit:
+            self._in_flight, self._touched = self._touched, {}
+            transitions, self._transitions = self._transitions, []
+            changes = index_changes(self._in_flight) if len(self._in_flight) <= _PIECE_JOBS else {}
+            self._add_queues(changes)
+            self.host.project(transitions, commit.base_offset + len(commit.events), changes)
+            self._filled = (commit, changes)
+        batch.update(self._filled[1])
+        return None if len(self._in_flight) <= _PIECE_JOBS else _pieces(list(self._in_flight.items()))
+
+    def _add_queues(self, changes: Changes) -> None:
+        for queue in self._dirty_queues:
+            tally = self.tallies[queue]
+            changes[stats_key(queue)] = self._counted[queue] = tally.encode()
+            window = self.windows.get(queue)
+            if window is None:
+                continue
+            place, hint = window.place_after(), self.hints.get(queue, FIRST_PLACE)
+            # A hint must never lead; moving it forward is only worth a write now and then.
+            if place < hint or place[0] != hint[0] or place[1] - hint[1] > _HINT_EVERY_CLAIMS:
+                self.hints[queue] = place
+                changes[keys.hint_key(queue)] = keys.hint_value(place)
+        self._dirty_queues = {}
+
+    def committed(self, commit: Commit) -> None:
+        """The commit in flight is durable."""
+        self._in_flight = {}
+        self._filled = None
+        self.durable_counts.update(self._counted)
+        self._counted.clear()
+        self.on_commit()
+
+    def failed(self, error: LedgerError) -> None:
+        """Nothing will be durable any more."""
+        self.on_failure(error)
+
+
+def _pieces(touched: list[tuple[bytes, tuple[Job | None, Job | None]]]) -> Iterator[Changes]:
+    """The index changes of many jobs. Nothing may be added before all are known: one job's key can be another's now."""
+    changes: Changes = {}
+    for at in range(0, len(touched), _PIECE_JOBS):
+        for key, value in index_changes(dict(touched[at : at + _PIECE_JOBS])).items():
+            if value is None:
+                changes.setdefault(key, None)
+            else:
+                changes[key] = value
+        yield {}
+    yield from pieces(changes)
+
+
+def index_changes(touched: Touched) -> Changes:
+    """What must change in the index ranges for jobs that were in one state and are in another. A put beats a delete."""
+    changes: Changes = {}
+    for job_id, (before, after) in touched.items():
+        old = {} if before is None else index_places(before)
+        new = {} if after is None else index_places(after)
+        for key in old:
+            if key not in new:
+                changes.setdefault(key, None)
+        for key, value in new.items():
+            if key not in old:
+                changes[key] = value
+        if after is not None:
+            changes[job_key(job_id)] = pack(after)
+        elif before is not None:
+            changes[job_key(job_id)] = None
+        if before is not None and (after is None or after.offset != before.offset):
+            # Swept, and its id perhaps in use again already.
+            changes[keys.payload_key(before.offset)] = None
+    return changes

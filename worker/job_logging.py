@@ -1,0 +1,124 @@
+"""What is said of jobs through `logging`: how a handler's try ended, and claims that ended by themselves.
+
+A try that is followed by another one is a warning with its traceback; a dead job is an error; what was asked for (a
+retry, a cancellation, an orderly end) is information. That all went well is only said to those who listen at DEBUG.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Final, Literal
+
+from ledgerq.eventlog.runtime.log_records import Seldom, about, about_job, logger
+from ledgerq.eventlog.writer import EventLog
+from ledgerq.projections.job import Job
+from ledgerq.worker.claims import Claim
+from ledgerq.worker.engine import decisions
+from ledgerq.worker.outcomes import Dead, Retry, plain_text
+
+__all__ = ["EndedClaims", "Outcome", "say_interrupted", "say_outcome"]
+
+Outcome = Literal["done", "retry", "dead", "cancelled", "released", "lost", "unknown"]
+"""What came of a try; `unknown`: the queue failed, or the worker was cut off, before it was durable."""
+
+_worker_log = logger("worker")
+_queue_log = logger("queue")
+_BURST_CLAIMS: Final = 20
+_ENDED_EVENTS: Final = {decisions.LEASE_EXPIRED: "lease_expired", decisions.INTERRUPTED: "interrupted"}
+
+
+def say_outcome(claim: Claim, outcome: Outcome, error: BaseException | None, timed_out_s: float | None) -> None:
+    """A handler's try has ended, and what came of it is durable."""
+    traceback: BaseException | None = None
+    if outcome == "done":
+        level, event, what = logging.DEBUG, "job_done", "done"
+    elif outcome in ("cancelled", "released"):
+        level, event = logging.INFO, f"job_{outcome}"
+        what = "stopped, its cancellation was requested" if outcome == "cancelled" else "given back, the worker ends"
+    elif outcome == "lost":
+        level, event = logging.WARNING, "claim_lost"
+        ending = "given up" if isinstance(error, asyncio.CancelledError) else "its result doesn't count"
+        what = f"{ending}, its claim was lost"
+    elif outcome == "unknown":
+        level, event, what = logging.ERROR, "outcome_unknown", "what came of it is not known"
+    else:
+        dead = outcome == "dead"
+        level, event = (logging.ERROR, "job_dead") if dead else (logging.WARNING, "job_retry")
+        if timed_out_s is not None:
+            why = f"its handler timed out after {timed_out_s:g} s"
+        elif isinstance(error, Dead):
+            why = f"its handler said so: {plain_text(error)}"
+        elif isinstance(error, Retry):
+            level = level if dead else logging.INFO
+            why = plain_text(error)
+        else:
+            traceback, why = error, f"its handler raised {type(error).__name__}"
+        what = f"{'dead' if dead else 'will be tried again'}, {why}"
+    if _worker_log.isEnabledFor(level):
+        _worker_log.log(
+            level,
+            "job %s (%s): %s (attempt %d of %d)",
+            claim.job_id,
+            claim.queue,
+            what,
+            claim.attempt,
+            claim.max_attempts,
+            exc_info=traceback,
+            extra=about_job(event, claim.id, claim.queue, claim.attempt, claim.offset),
+        )
+
+
+class EndedClaims:
+    """Claims that the queue itself ended, said when that is durable, and not too many of them in a minute."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._staged: deque[tuple[int, Job, str]] = deque()
+        self._seldom = Seldom(_BURST_CLAIMS)
+
+    def note(self, job: Job | None, why: str) -> None:
+        """The event that makes this `job` of a claimed one was staged."""
+        if job is not None:
+            self._staged.append((self._log.next_offset, job, why))
+
+    def say(self) -> None:
+        """Write about what became durable: on the loop's next turn, so that a handler that raises harms no commit."""
+        if self._staged:
+            asyncio.get_running_loop().call_soon(self._say)
+
+    def _say(self) -> None:
+        while self._staged and self._staged[0][0] <= self._log.durable_head.next_offset:
+            _, job, why = self._staged.popleft()
+            if self._seldom.may(self._log.clock.now_ms()):
+                _say_ended(job, why, self._seldom.take_left_out())
+
+
+def say_interrupted(jobs: list[Job]) -> None:
+    """Opening found these claimed by a writer that is gone; they are what became of them."""
+    if not jobs:
+        return
+    for job in jobs[:_BURST_CLAIMS]:
+        _say_ended(job, decisions.INTERRUPTED, "")
+    dead = sum(job.state == "dead" for job in jobs)
+    _queue_log.warning(
+        "%d claims of the writer before were interrupted; dead by that: %d",
+        len(jobs),
+        dead,
+        extra=about("writer_interrupted", claims=len(jobs), dead=dead),
+    )
+
+
+def _say_ended(job: Job, why: str, left_out: str) -> None:
+    dead = job.state == "dead"
+    _queue_log.log(
+        logging.ERROR if dead else logging.WARNING,
+        "job %s (%s): %s, it is %s now (attempt %d of %d)%s",
+        job.job_id,
+        job.queue,
+        why,
+        job.state,
+        job.attempt,
+        job.max_attempts,
+        left_out,
+        extra=about_job("job_dead" if dead else _ENDED_EVENTS[why], job.id, job.queue, job.attempt, job.claim_offset),
+    )

@@ -1,0 +1,145 @@
+"""The metrics of a queue that this process writes: its durable counters, looks at its store, and what only it knows."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.events import STATES
+from ledgerq.eventlog.runtime.process import package_version
+from ledgerq.eventlog.slate.slate_store import SlateStore
+from ledgerq.projections.metrics.collector import Families, LedgerCollector, SlateSource
+from ledgerq.projections.metrics.counters import CountersSource
+from ledgerq.projections.metrics.store_inspection import Looker, LookSource, StoreLook
+from ledgerq.worker.engine.core import Core
+
+__all__ = ["QueueCollector", "QueueGauges"]
+
+_PENDING: Final = STATES.index("pending")
+_SCHEDULED: Final = STATES.index("scheduled")
+_FIRST: Final = (0, 0)
+
+
+class QueueCollector(LedgerCollector):
+    """What `Queue.collector` returns."""
+
+    def __init__(self, gauges: "QueueGauges", limit: int) -> None:
+        self._gauges = gauges
+        self._counters = counters = gauges.counters(limit)
+        super().__init__(
+            counters,
+            gauges.looks(counters.label_of),
+            WriterSource(gauges.core, counters.label_of),
+            *gauges.store_sources(),
+            before=gauges.looker.before_scrape,
+        )
+
+    async def refresh(self) -> None:
+        """Bring up to date what has to be read from the store (ages, the last audit); await it before a scrape.
+
+        It is bounded in time, and what can't be read keeps its last answer. A scrape from another thread than the
+        loop's does this by itself. Counters that changed are taken in as well, in steps that leave the loop to others.
+        """
+        await self._gauges.looker.refresh()
+        for _ in self._counters.take_in():
+            await asyncio.sleep(0)
+
+
+class QueueGauges:
+    """One for each queue object: all its collectors share the looks at the store."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.clock: Clock = core.clock
+        self.look = StoreLook(core.clock)
+        self.looker = Looker(self._look)
+        core.on_close.append(self.looker.close)
+
+    def counters(self, limit: int) -> CountersSource:
+        """The durable counters, with exemplars from memory."""
+        live, log = self.core.live, self.core.log
+        # Copies, for a scrape may come from another thread; a commit replaces its rows in one step.
+        return CountersSource(
+            lambda: live.durable_counts.copy(), lambda: log.durable_head, live=lambda: live.tallies, limit=limit
+        )
+
+    def looks(self, label_of: Callable[[str], str]) -> LookSource:
+        """What looks at the store say."""
+        live, log = self.core.live, self.core.log
+        return LookSource(
+            self.look,
+            self.clock,
+            pending=lambda: {queue: tally.now[_PENDING] for queue, tally in live.tallies.copy().items()},
+            label_of=label_of,
+            end=lambda: log.durable_head.next_offset,
+        )
+
+    def store_sources(self) -> list[SlateSource]:
+        """The store's own numbers, if it has any."""
+        store = self.core.log.store
+        return [SlateSource(store.metrics.read)] if isinstance(store, SlateStore) else []
+
+    async def _look(self) -> None:
+        core, look = self.core, self.look
+        if core.log.failure is None:
+            live = core.live
+            wanted = [queue for queue, tally in live.tallies.items() if tally.now[_PENDING]]
+            await look.pending(core.log.store, {queue: live.hints.get(queue, _FIRST) for queue in wanted})
+            # Maintenance knows; while it works on what is due it doesn't, and the answer before stands.
+            if not any(tally.now[_SCHEDULED] for tally in live.tallies.values()):
+                look.due_ms = None
+            elif (due_ms := core.maintenance.next_due_ms) is not None:
+                look.due_ms = due_ms
+            look.offsets = dict(live.host.offsets)
+        await look.last_audit(core.log.store.location)
+        look.done()
+
+
+class WriterSource:
+    """What only the process knows that has the queue open."""
+
+    names = (
+        "ledgerq_writer_up",
+        "ledgerq_writer_failed",
+        "ledgerq_ready_window_jobs",
+        "ledgerq_claim_waiters",
+        "ledgerq_claims_held",
+        "ledgerq_commit_seconds",
+        "ledgerq_commit_events",
+        "ledgerq_commit_bytes",
+        "ledgerq_log_written_bytes_total",
+        "ledgerq_maintenance_failures_total",
+        "ledgerq_build_info",
+    )
+
+    def __init__(self, core: Core, label_of: Callable[[str], str]) -> None:
+        self._core = core
+        self._label_of = label_of
+        self._version = package_version()
+
+    def show(self, families: Families) -> None:
+        """The gauges as of now, and the commits of this process."""
+        core = self._core
+        log, live, handout = core.log, core.live, core.handout
+        families.add("ledgerq_writer_up", int(log.failure is None))
+        if log.failure is not None:
+            families.add("ledgerq_writer_failed", 1, error=type(log.failure).__name__)
+        windows = {queue: len(window.jobs) for queue, window in live.windows.copy().items()}
+        self._by_queue(families, "ledgerq_ready_window_jobs", windows)
+        self._by_queue(families, "ledgerq_claim_waiters", handout.room.counts())
+        families.add("ledgerq_claims_held", len(handout.leases))
+        for phase, meter in log.meters.phases().items():
+            families.add_histogram("ledgerq_commit_seconds", meter.bounds, meter.counts, meter.sum, phase=phase)
+        for name, meter in (("ledgerq_commit_events", log.meters.events), ("ledgerq_commit_bytes", log.meters.bytes)):
+            families.add_histogram(name, meter.bounds, meter.counts, meter.sum)
+        families.add("ledgerq_log_written_bytes_total", log.meters.log_bytes)
+        families.add("ledgerq_maintenance_failures_total", core.maintenance.failures)
+        families.add("ledgerq_build_info", 1, version=self._version)
+
+    def _by_queue(self, families: Families, name: str, counts: Mapping[str, int]) -> None:
+        sums: dict[str, int] = {}
+        for queue, count in counts.items():
+            label = self._label_of(queue)
+            sums[label] = sums.get(label, 0) + count
+        for label, count in sums.items():
+            families.add(name, count, queue=label)
