@@ -15,8 +15,8 @@ PYTHON ?=
 DIR ?=
 ARGS ?=
 SITE ?= site
-# Tests of one file stay together: they share servers and stores. ARGS=-n0 runs all of them in one process.
-PROCESSES := --numprocesses auto --dist loadfile
+# ARGS=-n0 runs all of them in one process.
+PROCESSES := --numprocesses auto --dist worksteal
 
 pythons := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 pip_install := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check

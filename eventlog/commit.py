@@ -11,7 +11,7 @@ from ledgerq.eventlog.errors import LedgerError
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.store import Batch
 
-__all__ = ["PIECE_ROWS", "Answers", "Commit", "Projector", "pieces"]
+__all__ = ["PIECE_ROWS", "Answers", "Commit", "CommitHook", "pieces"]
 
 # So many rows are handed to the store in one turn of the event loop: 2 or 3 ms.
 PIECE_ROWS: Final = 500
@@ -76,7 +76,7 @@ class Answers:
             asyncio.get_running_loop().call_soon(self._wake)
 
 
-class Projector(Protocol):
+class CommitHook(Protocol):
     """What keeps projections beside the log; called by the log, in commit order."""
 
     def fill(self, commit: Commit, batch: Batch) -> Iterable[Mapping[bytes, bytes | None]] | None:

@@ -27,7 +27,7 @@ __all__ = [
     "REBUILD_KEY",
     "after_prefix",
     "hint_key",
-    "hint_place",
+    "hint_position",
     "hint_value",
     "log_key",
     "offset_of",
@@ -77,7 +77,7 @@ def hint_value(place: tuple[int, int]) -> bytes:
     return place[0].to_bytes(4) + place[1].to_bytes(8)
 
 
-def hint_place(value: bytes) -> tuple[int, int]:
+def hint_position(value: bytes) -> tuple[int, int]:
     """The (priority, offset) in a hint's value; a damaged hint counts as none: before everything."""
     return (int.from_bytes(value[:4]), int.from_bytes(value[4:])) if len(value) == 12 else (0, 0)
 

@@ -1,7 +1,7 @@
 """Appending: group commit. Events are staged in the open commit; one task turns commits into store writes, in order.
 
 While one commit is being made durable the next one fills, so the cost of a flush is shared by everyone who came
-meanwhile. A commit is one atomic batch: the record batch, payloads, what the `Projector` adds, and the head. Only when
+meanwhile. A commit is one atomic batch: the record batch, payloads, what the `CommitHook` adds, and the head. Only when
 it is durable do the callers waiting for it go on.
 
 After a failed write nobody knows what the store holds, so nothing more is appended: every waiter is told, and reopening
@@ -18,7 +18,7 @@ from typing import Final
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
 from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_batch_pieces, encode_head
-from ledgerq.eventlog.commit import PIECE_ROWS, Answers, Commit, Projector, pieces
+from ledgerq.eventlog.commit import PIECE_ROWS, Answers, Commit, CommitHook, pieces
 from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.log import LogReader
@@ -27,7 +27,7 @@ from ledgerq.eventlog.runtime.meters import CommitMeters, CommitTimes
 from ledgerq.eventlog.runtime.process import own_pid
 from ledgerq.eventlog.store import Anchor, Store
 
-__all__ = ["MAX_COMMIT_BYTES", "Commit", "EventLog", "Projector"]
+__all__ = ["MAX_COMMIT_BYTES", "Commit", "EventLog", "CommitHook"]
 
 MAX_COMMIT_BYTES: Final = 64 * 1024 * 1024
 # A commit takes no more callers once it is this full, so that one flush stays short; a bulk call may fill it further.
@@ -41,14 +41,14 @@ _MAX_CLOCK_STEP_MS: Final = 5000
 class EventLog(LogReader):
     """The log of a store opened for writing. One event loop owns it; `start` it before the first append."""
 
-    def __init__(self, store: Store, *, clock: Clock, projector: Projector, commit_interval_s: float = 0.0) -> None:
+    def __init__(self, store: Store, *, clock: Clock, commit_hook: CommitHook, commit_interval_s: float = 0.0) -> None:
         super().__init__(store, clock=clock)
         self.store: Store = store
         self.epoch = 0
         self.next_offset = 0
         self.failure: LedgerError | None = None
         self.meters = CommitMeters()
-        self._projector = projector
+        self._commit_hook = commit_hook
         self._interval_s = commit_interval_s
         self._durable: Head = Head(0, b"", 0, 0, 0)
         self.time_ms = 0  # of the newest commit: of the open one, when there is one
@@ -123,7 +123,7 @@ class EventLog(LogReader):
         commit = self._open
         return commit is not None and (len(commit.events) >= _FULL_EVENTS or commit.payload_bytes >= _FULL_BYTES)
 
-    async def room(self) -> None:
+    async def until_not_full(self) -> None:
         """Wait until the open commit takes more."""
         while self.full:
             await self.committed()
@@ -170,7 +170,7 @@ class EventLog(LogReader):
         Waits for its turn, and for `room`. Raises like `check`.
         """
         async with self._gathering:
-            await self.room()
+            await self.until_not_full()
             self.check()
             self._is_gathering = True
             try:
@@ -225,7 +225,7 @@ class EventLog(LogReader):
                 return
             self._durable = head
             self._in_flight = None
-            self._projector.committed(commit)
+            self._commit_hook.committed(commit)
             self._answers.give(commit.waiters)
             self._tell_news()
 
@@ -238,7 +238,7 @@ class EventLog(LogReader):
         while True:
             batch = self.store.batch()
             # Before anything is waited for: what is staged from then on is no part of this commit.
-            rest = self._projector.fill(commit, batch)
+            rest = self._commit_hook.fill(commit, batch)
             if commit.base_offset == 0:
                 batch.put(keys.FORMAT_KEY, str(keys.FORMAT_VERSION).encode())
             batch.put(keys.log_key(commit.base_offset), value)
@@ -268,7 +268,7 @@ class EventLog(LogReader):
         if len(commit.events) <= PIECE_ROWS:
             return encode_batch(*fields)
         # Before anything is waited for, as below; it is called again for the batch that is written.
-        self._projector.fill(commit, self.store.batch())
+        self._commit_hook.fill(commit, self.store.batch())
         parts: list[bytes] = []
         for part in encode_batch_pieces(*fields, PIECE_ROWS):
             parts.append(part)
@@ -293,7 +293,7 @@ class EventLog(LogReader):
         self.failure = error
         in_flight, opened = self._in_flight, self._open
         self._in_flight = self._open = None
-        self._projector.failed(error)
+        self._commit_hook.failed(error)
         for commit in (in_flight, opened):
             if commit is not None:
                 commit.fail(error)

@@ -31,7 +31,7 @@ from ledgerq.projections.repair.comparison import (
 )
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import Projection, ProjectionHost
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["AuditReport", "Difference", "audit", "record_failure", "record_report"]
 
@@ -234,12 +234,14 @@ def _fields(range_name: str, value: bytes | None) -> dict[str, str] | None:
                 name: _text(part) for name, part in fields["spec"]._asdict().items()
             }
         if value is not None and range_name == "stats":
-            tally = Tally.decode(value)
-            stats = tally.view("")
+            counters = QueueCounters.decode(value)
+            stats = counters.view("")
             now = {state: str(getattr(stats, state)) for state in STATES}
             totals = {f"{name} in all": str(total) for name, total in stats.totals.items()}
-            times = {f"{name} (buckets, sum)": f"{view.counts}, {view.sum}" for name, view in tally.measures().items()}
-            return now | totals | {"paused": str(stats.paused), "first offset": str(tally.first_offset)} | times
+            times = {
+                f"{name} (buckets, sum)": f"{view.counts}, {view.sum}" for name, view in counters.measures().items()
+            }
+            return now | totals | {"paused": str(stats.paused), "first offset": str(counters.first_offset)} | times
     except (ProjectionDrift, AttributeError, TypeError):
         pass  # shown as it is
     return None

@@ -9,7 +9,7 @@ from ledgerq.eventlog.events import State
 from ledgerq.eventlog.log import LogReader, Progress
 from ledgerq.projections.fold import Transition
 from ledgerq.projections.replay import fold_to
-from ledgerq.projections.stats import QueueStats, Tally
+from ledgerq.projections.stats import QueueCounters, QueueStats
 
 __all__ = ["Difference", "JobChange", "QueueChange", "difference"]
 
@@ -74,7 +74,7 @@ async def difference(log: LogReader, start: int, stop: int, *, progress: Progres
     if start > stop:
         raise InvalidArgument(f"offset {start} comes after offset {stop}: give the earlier one first")
     fold = await fold_to(log, offset=start, progress=progress)
-    before = {queue: tally.view(queue) for queue, tally in fold.tallies.items()}
+    before = {queue: counters.view(queue) for queue, counters in fold.counters.items()}
     touched: dict[bytes, _Touched] = {}
     async for batch in log.batches(start, stop):
         for offset, event in enumerate(batch.events, batch.base_offset):
@@ -90,8 +90,8 @@ async def difference(log: LogReader, start: int, stop: int, *, progress: Progres
             progress(fold.next_offset, stop)
     if fold.next_offset < stop:
         raise LogCorrupt(fold.next_offset, "a record batch is missing")
-    after = sorted((queue, tally.view(queue)) for queue, tally in fold.tallies.items())
-    changes = [QueueChange(before.get(queue) or Tally().view(queue), stats) for queue, stats in after]
+    after = sorted((queue, counters.view(queue)) for queue, counters in fold.counters.items())
+    changes = [QueueChange(before.get(queue) or QueueCounters().view(queue), stats) for queue, stats in after]
     return Difference(start, stop, [one for one in changes if one.before != one.after], list(_job_changes(touched)))
 
 

@@ -15,7 +15,7 @@ from ledgerq.eventlog.events import (
 )
 from ledgerq.eventlog.keys import MAX_QUEUE_NAME_BYTES
 from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["Fold", "Transition"]
 
@@ -42,18 +42,18 @@ class Fold:
 
     def __init__(self) -> None:
         self.jobs: dict[bytes, Job] = {}
-        self.tallies: dict[str, Tally] = {}
+        self.counters: dict[str, QueueCounters] = {}
         # Of the jobs that are there, those of which the log says that their payload is lost.
         self.without_payload: set[bytes] = set()
         self.next_offset = 0
         self.time_ms = 0
 
-    def tally(self, queue: str) -> Tally:
+    def counters_of(self, queue: str) -> QueueCounters:
         """The counters of `queue`, zero at first."""
-        tally = self.tallies.get(queue)
-        if tally is None:
-            tally = self.tallies[queue] = Tally(max(self.next_offset - 1, 0))
-        return tally
+        counters = self.counters.get(queue)
+        if counters is None:
+            counters = self.counters[queue] = QueueCounters(max(self.next_offset - 1, 0))
+        return counters
 
     def apply(self, offset: int, time_ms: int, event: Event) -> Transition:
         """Apply one event; raises `LogCorrupt` for one that the state machine doesn't know in this state.
@@ -67,7 +67,7 @@ class Fold:
             if isinstance(event, QueuePaused | QueueResumed):
                 if not _is_name(event.queue):
                     raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
-                self.tally(event.queue).paused = type(event) is QueuePaused
+                self.counters_of(event.queue).paused = type(event) is QueuePaused
             return Transition(offset, time_ms, event, None, None)
         if TYPE_CHECKING:
             assert isinstance(event, JobEvent)
@@ -88,7 +88,7 @@ class Fold:
             raise LogCorrupt(offset, f"the event {type(event).__name__} leads to a state that it can't lead to")
         if after is not None and (after.due_ms < 0 or after.sweep_at_ms < 0):
             raise LogCorrupt(offset, f"the event {type(event).__name__} names a time before 1970")
-        self.tally(queue).apply(before, event, after)
+        self.counters_of(queue).apply(before, event, after)
         if after is None:
             del self.jobs[event.job_id]
             self.without_payload.discard(event.job_id)

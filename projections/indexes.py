@@ -93,7 +93,7 @@ def pending_key(queue: str, priority: int, offset: int) -> bytes:
     return pending_prefix(queue) + _priority_offset.pack(priority, offset)
 
 
-def pending_place(key: bytes) -> tuple[int, int]:
+def pending_position(key: bytes) -> tuple[int, int]:
     """(priority, offset) of a pending key."""
     place: tuple[int, int] = _priority_offset.unpack(key[-_priority_offset.size :])
     return place

@@ -103,7 +103,7 @@ async def rebuild(
     report = RebuildReport(names, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
     if report.changed or marker is not None or rolled_back or outdated:
         follow = await _up_to_date(store, host, end)
-        log = EventLog(store, clock=clock, projector=Finish(follow))
+        log = EventLog(store, clock=clock, commit_hook=Finish(follow))
         last = Rebuilt(actor, reason, report.names, report.rows_put, report.rows_deleted)
         await finish(log, last, accept_rollback=until is not None)
         report = report._replace(is_recorded=True)

@@ -30,7 +30,7 @@ from ledgerq.eventlog.keys import FORMAT_VERSION
 from ledgerq.projections.histograms import MEASURES, Histogram, HistogramView, new_histograms
 from ledgerq.projections.job import Job
 
-__all__ = ["TOTALS", "QueueStats", "StatsDelta", "Tally", "stats_delta"]
+__all__ = ["TOTALS", "QueueStats", "StatsDelta", "QueueCounters", "stats_delta"]
 
 # The order is part of the format: append only. `dead`: jobs that became dead, for whatever reason; `released`: claims
 # given back unused; `dead_lettered`: jobs whose payload was lost.
@@ -116,7 +116,7 @@ class QueueStats(NamedTuple):
     totals: dict[str, int]
 
 
-class Tally:
+class QueueCounters:
     """A queue's counters while they are being counted. `first_offset` is where its first event stands in the log."""
 
     __slots__ = ("attempts", "first_offset", "life", "now", "paused", "running", "totals", "waiting")
@@ -183,22 +183,22 @@ class Tally:
         return self.waiting, self.running, self.life, self.attempts
 
     @classmethod
-    def decode(cls, value: bytes) -> "Tally":
+    def decode(cls, value: bytes) -> "QueueCounters":
         """The counters in a stats row; raises `ProjectionDrift` when it is malformed."""
-        tally = cls()
+        counters = cls()
         try:
             now, totals, paused, *later = unpack(value)
             if len(now) != len(STATES) or not all(type(count) is int for count in (*now, *totals)):
                 raise ValueError("wrong shape")
             if later:
-                tally._decode_later(*later)
+                counters._decode_later(*later)
         except (ValueError, TypeError) as error:
             raise ProjectionDrift(f"a stats row can't be decoded ({error}): run rebuild-projections") from error
-        tally.now = list(now)
+        counters.now = list(now)
         # A row written before a total existed has fewer of them.
-        tally.totals = [*totals, *[0] * (len(TOTALS) - len(totals))]
-        tally.paused = bool(paused)
-        return tally
+        counters.totals = [*totals, *[0] * (len(TOTALS) - len(totals))]
+        counters.paused = bool(paused)
+        return counters
 
     def _decode_later(self, first_offset: int, histograms: tuple[tuple[int, ...], ...]) -> None:
         """What rows of format 1 don't have."""

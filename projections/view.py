@@ -26,7 +26,7 @@ from ledgerq.projections.indexes import (
 )
 from ledgerq.projections.job import MAX_OFFSETS, Job
 from ledgerq.projections.payloads import read_payload
-from ledgerq.projections.stats import QueueStats, Tally
+from ledgerq.projections.stats import QueueCounters, QueueStats
 
 __all__ = ["LedgerView", "Page"]
 
@@ -99,25 +99,25 @@ class LedgerView:
 
     async def queues(self) -> list[str]:
         """The names of all queues that ever had an event, in order."""
-        return [queue for queue, _ in await self.tallies()]
+        return [queue for queue, _ in await self.counters()]
 
-    async def tallies(self) -> list[tuple[str, Tally]]:
+    async def counters(self) -> list[tuple[str, QueueCounters]]:
         """The counters of all queues, in order of their names."""
-        found: list[tuple[str, Tally]] = []
+        found: list[tuple[str, QueueCounters]] = []
         async for rows in self.store.scan(STATS, keys.after_prefix(STATS)):
             for key, value in rows:
                 try:
                     name = key[len(STATS) :].decode()
                 except UnicodeDecodeError as error:
                     raise ProjectionDrift(f"the key {key!r} names no queue: run rebuild-projections") from error
-                found.append((name, Tally.decode(value)))
+                found.append((name, QueueCounters.decode(value)))
         return found
 
     async def stats(self, queue: str) -> QueueStats:
         """The counters of a queue; zero for one that never had an event."""
         keys.queue_name_bytes(queue)
         value = await self.store.get(stats_key(queue))
-        return (Tally() if value is None else Tally.decode(value)).view(queue)
+        return (QueueCounters() if value is None else QueueCounters.decode(value)).view(queue)
 
     async def jobs(self, queue: str, *, state: State | None = None, limit: int = 100, after: str | None = None) -> Page:
         """At most `limit` (1 to 10,000) jobs of a queue in index order, all states or one.

@@ -1,4 +1,4 @@
-"""What a worker holds, and the room where those wait for whom there is nothing yet."""
+"""Claims, and the FIFO of claim calls waiting for a job."""
 
 import asyncio
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import job_id_text
 
-__all__ = ["Claim", "EnqueueResult", "Waiter", "WaitingRoom"]
+__all__ = ["Claim", "EnqueueResult", "Waiter", "ClaimWaiters"]
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +78,7 @@ class Waiter:
         self.future: asyncio.Future[list[Claim]] = asyncio.get_running_loop().create_future()
 
 
-class WaitingRoom:
+class ClaimWaiters:
     """Waiting claims by queue, first come first served."""
 
     def __init__(self) -> None:

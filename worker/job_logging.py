@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from typing import Final, Literal
 
-from ledgerq.eventlog.runtime.log_records import Seldom, about, about_job, logger
+from ledgerq.eventlog.runtime.log_records import LogThrottle, about, about_job, logger
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Claim
@@ -74,7 +74,7 @@ class EndedClaims:
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self._staged: deque[tuple[int, Job, str]] = deque()
-        self._seldom = Seldom(_BURST_CLAIMS)
+        self._throttle = LogThrottle(_BURST_CLAIMS)
 
     def note(self, job: Job | None, why: str) -> None:
         """The event that makes this `job` of a claimed one was staged."""
@@ -89,8 +89,8 @@ class EndedClaims:
     def _say(self) -> None:
         while self._staged and self._staged[0][0] <= self._log.durable_head.next_offset:
             _, job, why = self._staged.popleft()
-            if self._seldom.may(self._log.clock.now_ms()):
-                _say_ended(job, why, self._seldom.take_left_out())
+            if self._throttle.may(self._log.clock.now_ms()):
+                _say_ended(job, why, self._throttle.take_left_out())
 
 
 def say_interrupted(jobs: list[Job]) -> None:

@@ -48,8 +48,8 @@ class Queue:
         """Use `open`."""
         self._core = core
         self._log = core.log
-        self._live = core.live
-        self._handout = core.handout
+        self._writer_state = core.writer_state
+        self._dispatcher = core.dispatcher
         self._clock = core.clock
         self._gauges = QueueGauges(core)
         self._enqueuer = Enqueuer(core) if tracer_provider is None else traced_enqueuer(core, tracer_provider)
@@ -221,9 +221,9 @@ class Queue:
         if worker is not None:
             worker = decisions.clip(worker, 255)
         if self._log.full:
-            await self._log.room()
+            await self._log.until_not_full()
             self._log.check()
-        return await self._handout.claim(queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker)
+        return await self._dispatcher.claim(queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker)
 
     async def ack(self, claim: Claim) -> None:
         """The work is done. Raises `ClaimLost`, and appends nothing, when the claim is no longer current."""
@@ -254,11 +254,11 @@ class Queue:
         self._log.check()
         lease_ms = seconds_ms("lease", lease, least_ms=1)
         async with self._core.refusing():
-            return self._handout.extend(claim, lease_ms)
+            return self._dispatcher.extend(claim, lease_ms)
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
         """Call `callback("cancel")` when the job is to stop, `callback("lost")` when another hand ended the claim."""
-        self._handout.watch(claim, callback)
+        self._dispatcher.watch(claim, callback)
 
     # ------------------------------------------------------------------ operate
 
@@ -286,7 +286,7 @@ class Queue:
     async def get(self, job_id: str) -> Job:
         """A job that is not swept yet; what it says is durable. Raises `JobNotFound`."""
         job = await commands.find(self._core, job_id)
-        if self._live.undurable(job.id):
+        if self._writer_state.undurable(job.id):
             await self._log.committed()
         return job
 

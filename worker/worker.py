@@ -14,7 +14,7 @@ from ledgerq.eventlog.clock import sleep_until
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.runtime.event_loop import running_loop
-from ledgerq.eventlog.runtime.log_records import Seldom, about, about_job, logger
+from ledgerq.eventlog.runtime.log_records import LogThrottle, about, about_job, logger
 from ledgerq.eventlog.runtime.threads import DaemonThreads
 from ledgerq.projections.metrics.collector import LedgerCollector
 from ledgerq.worker.claim_stream import claim_batches
@@ -172,7 +172,7 @@ class Worker:
     # ------------------------------------------------------------------ claiming and handling
 
     async def _claim(self, slots: asyncio.Semaphore, threads: Executor) -> None:
-        queues, clock, seldom = tuple(self._handlers), self.queue.clock, Seldom()
+        queues, clock, throttle = tuple(self._handlers), self.queue.clock, LogThrottle()
         while True:
             batches = claim_batches(self.queue, queues, room=self._room, wait=None, worker=self._name)
             try:
@@ -195,8 +195,8 @@ class Worker:
                 if error.permanent or self._failure is not None:
                     return self._failed(error)
                 # The queue itself goes on; if it doesn't, `on_failure` says so before the next try.
-                if seldom.may(clock.now_ms()):
-                    words = _CLAIM_AGAIN_MS / 1000, error, seldom.take_left_out()
+                if throttle.may(clock.now_ms()):
+                    words = _CLAIM_AGAIN_MS / 1000, error, throttle.take_left_out()
                     _log.warning("claiming failed, trying again in %g s: %s%s", *words, extra=about("claiming_failed"))
             except Exception as error:
                 return self._failed(error)

@@ -8,7 +8,7 @@ from ledgerq.eventlog.files.file_checks import trusted_files
 from ledgerq.eventlog.files.fsync import FileSync, noted_manifest
 from ledgerq.eventlog.files.garbage import admin_of, collect, newest_synced
 from ledgerq.eventlog.locations import Location
-from ledgerq.eventlog.runtime.log_records import Seldom, about, logger
+from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
 from ledgerq.eventlog.slate.error_mapping import SLATE_ERRORS
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Upkeep:
         """
         gc_every_ms, gc_age_ms = round(gc_interval_s * 1000), round(gc_age_s * 1000)
         gc_due_ms = clock.now_ms()
-        seldom = Seldom(period_ms=_SAY_EVERY_MS)
+        throttle = LogThrottle(period_ms=_SAY_EVERY_MS)
         while True:
             await sleep_until(clock, clock.now_ms() + min(_SYNC_EVERY_MS, gc_every_ms))
             if has_stopped():
@@ -79,7 +79,7 @@ class Upkeep:
                     now_ms = SystemClock().now_ms()
                     await collect(self._place, self._files, age_ms=gc_age_ms, now_ms=now_ms, run=self._run)
             except (OSError, *SLATE_ERRORS) as error:
-                if seldom.may(clock.now_ms()):
+                if throttle.may(clock.now_ms()):
                     task = "syncing or removing files"
-                    words = self._place.original, task, error, seldom.take_left_out()
+                    words = self._place.original, task, error, throttle.take_left_out()
                     _log.warning("%s: %s failed, trying again: %s%s", *words, extra=about("upkeep_failed"))

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.runtime.printable import printable
 
-__all__ = ["Area", "Seldom", "about", "about_job", "logger"]
+__all__ = ["Area", "LogThrottle", "about", "about_job", "logger"]
 
 Area = Literal["worker", "queue", "projections", "store"]
 """Below `ledgerq`: handlers and their worker; claims that end by themselves; users' projections; the store's upkeep."""
@@ -47,7 +47,7 @@ def about_job(event: str, job_id: bytes, queue: str, attempt: int, offset: int, 
     return about(event, job_id=text, queue=queue, attempt=attempt, offset=offset, **more)
 
 
-class Seldom:
+class LogThrottle:
     """A bound for a message that could come again and again: at most `burst` of them in each period."""
 
     def __init__(self, burst: int = _BURST, period_ms: int = _PERIOD_MS) -> None:

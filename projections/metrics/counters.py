@@ -18,7 +18,7 @@ from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.events import STATES
 from ledgerq.projections.histograms import ATTEMPT_BOUNDS, DURATION_BOUNDS_MS, Histogram
 from ledgerq.projections.metrics.collector import Families, bucket_names, histogram_samples
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["DEFAULT_LIMIT_QUEUES", "OTHER", "CountersSource"]
 
@@ -43,7 +43,7 @@ _NAMES: Final = (
 _STEP_QUEUES: Final = 4
 _SECONDS: Final = bucket_names(tuple(bound / 1000 for bound in DURATION_BOUNDS_MS))
 _ATTEMPTS: Final = bucket_names(ATTEMPT_BOUNDS)
-# In the order of `Tally.histograms`: the metric, its buckets' names, and what its numbers are divided by.
+# In the order of `QueueCounters.histograms`: the metric, its buckets' names, and what its numbers are divided by.
 _HISTOGRAMS: Final = (
     ("ledgerq_job_waiting_seconds", _SECONDS, 1000),
     ("ledgerq_job_running_seconds", _SECONDS, 1000),
@@ -51,14 +51,14 @@ _HISTOGRAMS: Final = (
     ("ledgerq_job_attempts", _ATTEMPTS, 1),
 )
 _PER_QUEUE: Final = (*_NAMES[:4], *(name for name, _, _ in _HISTOGRAMS))
-_NO_EXEMPLARS: Final[dict[str, Tally]] = {}
+_NO_EXEMPLARS: Final[dict[str, QueueCounters]] = {}
 
 
 class _Known(NamedTuple):
     """A queue's row as it was last seen, its counters, and, for one that is shown by itself, its samples by metric."""
 
     row: bytes
-    tally: Tally
+    counters: QueueCounters
     samples: dict[str, list[Sample]] | None
 
 
@@ -76,7 +76,7 @@ class CountersSource:
         rows: Callable[[], Mapping[str, bytes]],
         head: Callable[[], Head],
         *,
-        live: Callable[[], Mapping[str, Tally]] = lambda: _NO_EXEMPLARS,
+        live: Callable[[], Mapping[str, QueueCounters]] = lambda: _NO_EXEMPLARS,
         limit: int = DEFAULT_LIMIT_QUEUES,
     ) -> None:
         if type(limit) is not int or limit < 1:
@@ -87,7 +87,7 @@ class CountersSource:
         self._limit = limit
         self._known: dict[str, _Known] = {}
         self._shown: dict[str, None] = {}
-        self._rest: Tally | None = None
+        self._rest: QueueCounters | None = None
         self._rest_paused = 0
         self._exemplars: dict[tuple[bytes, int, int], Exemplar] = {}
         self._lock = threading.Lock()
@@ -129,26 +129,26 @@ class CountersSource:
 
     def _changed(self, rows: Mapping[str, bytes]) -> list[str]:
         """The queues whose rows are not those that were last seen; new ones are ranked: they come after all others."""
-        new = {queue: Tally.decode(rows[queue]) for queue in rows if queue not in self._known}
+        new = {queue: QueueCounters.decode(rows[queue]) for queue in rows if queue not in self._known}
         for queue in sorted(new, key=lambda name: (new[name].first_offset, name)):
             if queue != OTHER and len(self._shown) < self._limit:
                 self._shown[queue] = None
             elif self._rest is None:
-                self._rest = Tally()
-            self._known[queue] = _Known(b"", Tally(), None)  # no row is empty
+                self._rest = QueueCounters()
+            self._known[queue] = _Known(b"", QueueCounters(), None)  # no row is empty
         known = self._known
         return [queue for queue, row in rows.items() if known[queue].row is not row and known[queue].row != row]
 
     def _update(self, queue: str, row: bytes) -> None:
-        before, tally = self._known[queue], Tally.decode(row)
+        before, counters = self._known[queue], QueueCounters.decode(row)
         if queue in self._shown:
-            samples = _samples(queue, tally, int(tally.paused), self._exemplars_of(queue))
-            self._known[queue] = _Known(row, tally, samples)
+            samples = _samples(queue, counters, int(counters.paused), self._exemplars_of(queue))
+            self._known[queue] = _Known(row, counters, samples)
             return
         assert self._rest is not None
-        _move(self._rest, before.tally, tally)
-        self._rest_paused += tally.paused - before.tally.paused
-        self._known[queue] = _Known(row, tally, None)
+        _move(self._rest, before.counters, counters)
+        self._rest_paused += counters.paused - before.counters.paused
+        self._known[queue] = _Known(row, counters, None)
 
     def _exemplars_of(self, queue: str) -> dict[str, list[Exemplar | None]]:
         live = self._live().get(queue)
@@ -173,10 +173,10 @@ class CountersSource:
 
 
 def _samples(
-    queue: str, tally: Tally, paused: int, exemplars: Mapping[str, list[Exemplar | None]]
+    queue: str, counters: QueueCounters, paused: int, exemplars: Mapping[str, list[Exemplar | None]]
 ) -> dict[str, list[Sample]]:
     """The samples of one queue, by metric."""
-    totals = tally.view(queue).totals
+    totals = counters.view(queue).totals
     transitions = "ledgerq_transitions_total"
     found = {
         transitions: [Sample(transitions, {"queue": queue, "kind": kind}, n) for kind, n in totals.items()],
@@ -190,12 +190,12 @@ def _samples(
         ],
         "ledgerq_jobs": [
             Sample("ledgerq_jobs", {"queue": queue, "state": state}, n)
-            for state, n in zip(STATES, tally.now, strict=True)
+            for state, n in zip(STATES, counters.now, strict=True)
         ],
         "ledgerq_queue_paused": [Sample("ledgerq_queue_paused", {"queue": queue}, paused)],
     }
     labels = {"queue": queue}
-    for (name, les, unit), histogram in zip(_HISTOGRAMS, tally.histograms(), strict=True):
+    for (name, les, unit), histogram in zip(_HISTOGRAMS, counters.histograms(), strict=True):
         lasts = exemplars.get(name) or [None] * len(les)
         # A bucket that is empty still, as far as it is durable, shows no exemplar; that of another one may be a job
         # whose commit is on its way.
@@ -207,7 +207,7 @@ def _samples(
     return found
 
 
-def _move(total: Tally, before: Tally, after: Tally) -> None:
+def _move(total: QueueCounters, before: QueueCounters, after: QueueCounters) -> None:
     """Let `total`, which holds `before` among others, hold `after` instead."""
     _add_lists(total.now, before.now, after.now)
     total.totals += [0] * (len(after.totals) - len(total.totals))

@@ -1,6 +1,6 @@
 """What a bounded look at the store says, as metrics: ages, the next due time, the lag of projections, the last audit.
 
-A look takes time, so it is made before a scrape, not during one: `Looker` makes at most one at a time, and a scrape
+A look takes time, so it is made before a scrape, not during one: `Inspector` makes at most one at a time, and a scrape
 shows what the last one found, with ages as of now.
 """
 
@@ -16,23 +16,29 @@ from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import LedgerError, StoreUnavailable
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.locations import parse_location
-from ledgerq.eventlog.runtime.log_records import Seldom, about, logger
+from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.metrics.collector import Families
-from ledgerq.projections.metrics.store_queries import Place, hints, next_due_ms, oldest_pending_ms, projection_offsets
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.metrics.store_queries import (
+    Position,
+    hints,
+    next_due_ms,
+    oldest_pending_ms,
+    projection_offsets,
+)
+from ledgerq.projections.stats import QueueCounters
 
-__all__ = ["LookSource", "Looker", "StoreLook"]
+__all__ = ["InspectionSource", "Inspector", "StoreInspection"]
 
 _log = logger("projections")
-_LOOK_LIMIT_S: Final = 0.5
+_INSPECTION_LIMIT_S: Final = 0.5
 _AUDIT_EVERY_MS: Final = 30_000
 _SCRAPE_WAIT_S: Final = 1.0
 _PENDING: Final = STATES.index("pending")
 _BUILT_IN: Final = ("jobs", "stats")
 
 
-class StoreLook:
+class StoreInspection:
     """What was found in a store, and how to look again. Reading it is safe in any thread."""
 
     def __init__(self, clock: Clock) -> None:
@@ -51,16 +57,16 @@ class StoreLook:
 
         Raises what reading the store raises; what was found before stays.
         """
-        pending = [queue for queue, row in rows.items() if Tally.decode(row).now[_PENDING]]
+        pending = [queue for queue, row in rows.items() if QueueCounters.decode(row).now[_PENDING]]
         await self.pending(store, await hints(store, pending))
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_LIMIT_S):
+            async with asyncio.timeout(_INSPECTION_LIMIT_S):
                 self.due_ms = await next_due_ms(store)
         self.offsets = await projection_offsets(store)
         await self.last_audit(store.location)
         self.done()
 
-    async def pending(self, store: ReadStore, starts: Mapping[str, Place]) -> None:
+    async def pending(self, store: ReadStore, starts: Mapping[str, Position]) -> None:
         """Look how long jobs wait in these queues; where each may start is its hint.
 
         Those first that were not looked at for longest: what the time limit leaves out keeps its last answer.
@@ -69,7 +75,7 @@ class StoreLook:
             del self.oldest_ms[queue]
         new = [queue for queue in starts if queue not in self.oldest_ms]
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_LIMIT_S):
+            async with asyncio.timeout(_INSPECTION_LIMIT_S):
                 for queue in [*new, *self.oldest_ms]:
                     found = await oldest_pending_ms(store, queue, starts[queue])
                     self.oldest_ms.pop(queue, None)  # to the end of the line
@@ -87,7 +93,7 @@ class StoreLook:
         with suppress(StoreUnavailable, TimeoutError):
             if self._notes is None:
                 self._notes = NoteReader(location)
-            async with asyncio.timeout(_LOOK_LIMIT_S):
+            async with asyncio.timeout(_INSPECTION_LIMIT_S):
                 self.audit = await self._notes.read()
             self.audit_ms = now_ms
 
@@ -96,8 +102,8 @@ class StoreLook:
         self.time_ms = self._clock.now_ms()
 
 
-class LookSource:
-    """A `StoreLook` as metrics.
+class InspectionSource:
+    """A `StoreInspection` as metrics.
 
     `pending` gives how many durable pending jobs each queue has, `label_of` under which name a queue is shown, `end`
     the offset after the last durable event.
@@ -116,14 +122,14 @@ class LookSource:
 
     def __init__(
         self,
-        look: StoreLook,
+        inspection: StoreInspection,
         clock: Clock,
         *,
         pending: Callable[[], Mapping[str, int]],
         label_of: Callable[[str], str],
         end: Callable[[], int],
     ) -> None:
-        self._look = look
+        self._inspection = inspection
         self._clock = clock
         self._pending = pending
         self._label_of = label_of
@@ -131,8 +137,8 @@ class LookSource:
 
     def show(self, families: Families) -> None:
         """What the last look found, as of now."""
-        look, now_ms = self._look, self._clock.now_ms()
-        oldest_ms = dict(look.oldest_ms)
+        inspection, now_ms = self._inspection, self._clock.now_ms()
+        oldest_ms = dict(inspection.oldest_ms)
         ages: dict[str, float] = {}
         for queue, count in self._pending().items():
             label, since_ms = self._label_of(queue), oldest_ms.get(queue)
@@ -141,17 +147,17 @@ class LookSource:
                 ages[label] = max(age_s, ages.get(label, 0.0))
         for label, age_s in ages.items():
             families.add("ledgerq_oldest_pending_age_seconds", age_s, queue=label)
-        if look.due_ms is not None:
-            families.add("ledgerq_next_due_seconds", (look.due_ms - now_ms) / 1000)
+        if inspection.due_ms is not None:
+            families.add("ledgerq_next_due_seconds", (inspection.due_ms - now_ms) / 1000)
         for name in _BUILT_IN:
             families.add("ledgerq_projection_lag_events", 0, projection=name)
         end = self._end()
-        for name, offset in dict(look.offsets).items():
+        for name, offset in dict(inspection.offsets).items():
             families.add("ledgerq_projection_lag_events", max(0, end - offset), projection=name)
-        if look.time_ms is not None:
-            families.add("ledgerq_read_timestamp_seconds", look.time_ms / 1000)
-        if look.audit_ms is not None:
-            _show_audit(families, look.audit)
+        if inspection.time_ms is not None:
+            families.add("ledgerq_read_timestamp_seconds", inspection.time_ms / 1000)
+        if inspection.audit_ms is not None:
+            _show_audit(families, inspection.audit)
 
 
 def _show_audit(families: Families, note: AuditNote | None) -> None:
@@ -162,17 +168,17 @@ def _show_audit(families: Families, note: AuditNote | None) -> None:
         families.add("ledgerq_audit_log_intact", int(note.log_intact))
 
 
-class Looker:
+class Inspector:
     """Makes looks on the event loop that it was made on: one at a time, however many ask."""
 
-    def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
-        self._look = look
+    def __init__(self, inspect: Callable[[], Awaitable[None]]) -> None:
+        self._inspect = inspect
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._is_fresh = False
-        self._seldom = Seldom()
+        self._throttle = LogThrottle()
 
     async def refresh(self) -> None:
         """Look now, or wait for the look under way, for a second at most; what can't be read stays as it was."""
@@ -185,13 +191,13 @@ class Looker:
 
     async def _run(self) -> None:
         try:
-            await self._look()
+            await self._inspect()
         except LedgerError as error:
             # That a store does not answer is seen by the age of the last look.
             _log.debug("a look at the store for metrics failed: %s", error, extra=about("look_failed"))
         except Exception:
-            if self._seldom.may(round(self._loop.time() * 1000)):
-                left_out = self._seldom.take_left_out()
+            if self._throttle.may(round(self._loop.time() * 1000)):
+                left_out = self._throttle.take_left_out()
                 _log.exception("a look at the store for metrics failed%s", left_out, extra=about("look_failed"))
 
     def before_scrape(self) -> None:

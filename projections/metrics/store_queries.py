@@ -16,13 +16,13 @@ from ledgerq.projections.indexes import (
     job_key,
     leading_ms,
     pending_key,
-    pending_place,
+    pending_position,
     pending_prefix,
 )
 
-__all__ = ["Place", "hints", "next_due_ms", "oldest_pending_ms", "projection_offsets"]
+__all__ = ["Position", "hints", "next_due_ms", "oldest_pending_ms", "projection_offsets"]
 
-Place = tuple[int, int]
+Position = tuple[int, int]
 """(priority, offset) in the pending range."""
 
 _ROWS: Final = 8
@@ -30,7 +30,7 @@ _PRIORITIES: Final = 8
 _MAX_PRIORITY: Final = 2**32 - 1
 
 
-async def oldest_pending_ms(store: ReadStore, queue: str, start: Place) -> int | None:
+async def oldest_pending_ms(store: ReadStore, queue: str, start: Position) -> int | None:
     """Since when the longest waiting of the jobs looked at can be claimed, in ms since the Unix epoch; None: no job.
 
     `start` is the queue's hint: no pending job stands before it.
@@ -41,15 +41,15 @@ async def oldest_pending_ms(store: ReadStore, queue: str, start: Place) -> int |
         rows = await _first_page(store, pending_key(queue, *start), stop, _ROWS)
         if not rows:
             break
-        priority = pending_place(rows[0][0])[0]
-        ids = [job_id for key, job_id in rows if pending_place(key)[0] == priority]
+        priority = pending_position(rows[0][0])[0]
+        ids = [job_id for key, job_id in rows if pending_position(key)[0] == priority]
         for value in await store.get_many([job_key(job_id) for job_id in ids]):
             job = None if value is None else decode_job(value)
             if job is not None and job.state == "pending" and (found is None or job.since_ms < found):
                 found = job.since_ms
         if priority == _MAX_PRIORITY or (len(rows) < _ROWS and len(ids) == len(rows)):
             break
-        start = pending_place(rows[len(ids)][0]) if len(ids) < len(rows) else (priority + 1, 0)
+        start = pending_position(rows[len(ids)][0]) if len(ids) < len(rows) else (priority + 1, 0)
     return found
 
 
@@ -69,11 +69,11 @@ async def projection_offsets(store: ReadStore) -> dict[str, int]:
     }
 
 
-async def hints(store: ReadStore, queues: Iterable[str]) -> Mapping[str, Place]:
+async def hints(store: ReadStore, queues: Iterable[str]) -> Mapping[str, Position]:
     """Where the pending scan of each of these queues may start."""
     wanted = list(queues)
     values = await store.get_many([keys.hint_key(queue) for queue in wanted])
-    return {queue: keys.hint_place(value or b"") for queue, value in zip(wanted, values, strict=True)}
+    return {queue: keys.hint_position(value or b"") for queue, value in zip(wanted, values, strict=True)}
 
 
 async def _first_page(store: ReadStore, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:

@@ -93,7 +93,7 @@ async def compare_stats(
     store: ReadStore, fold: Fold, format_version: int = keys.FORMAT_VERSION
 ) -> AsyncIterator[Mismatch]:
     """The stats range against the fold's counters."""
-    expected = {stats_key(queue): tally.encode(format_version) for queue, tally in fold.tallies.items()}
+    expected = {stats_key(queue): counters.encode(format_version) for queue, counters in fold.counters.items()}
     async for mismatch in compare_rows(store, STATS, expected):
         yield mismatch
 

@@ -64,11 +64,11 @@ class NewStore:
         for job in fold.jobs.values():
             for key, value in index_entries(job).items():
                 await writer.set(key, value)
-        for queue, tally in fold.tallies.items():
-            await writer.set(stats_key(queue), tally.encode())
+        for queue, counters in fold.counters.items():
+            await writer.set(stats_key(queue), counters.encode())
         await writer.set(keys.HEAD_KEY, encode_head(verified.head), count=False)
         await writer.flush()
-        log = EventLog(self._target, clock=self._clock, projector=_Folding(fold))
+        log = EventLog(self._target, clock=self._clock, commit_hook=_Folding(fold))
         await log.start(accept_rollback=True)
         try:
             letters = [letter for letter in lost if letter.is_dead_letter]
@@ -111,7 +111,7 @@ class _Folding:
                 queues.add(after.spec.queue)
             elif isinstance(event, Rebuilt):
                 changes[keys.REBUILD_KEY] = None
-        return changes | {stats_key(queue): self._fold.tally(queue).encode() for queue in queues}
+        return changes | {stats_key(queue): self._fold.counters_of(queue).encode() for queue in queues}
 
     def committed(self, commit: Commit) -> None:
         pass

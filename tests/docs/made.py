@@ -22,7 +22,7 @@ from ledgerq.projections.job import TRANSITIONS, evolve
 from ledgerq.projections.metrics.catalogue import markdown as metrics
 from ledgerq.tools.cli import app
 from ledgerq.worker.engine import decisions, settlement
-from ledgerq.worker.engine.writer_state import Live, index_changes
+from ledgerq.worker.engine.writer_state import WriterState, index_changes
 from ledgerq.worker.queue import Queue
 from tests.docs.pages import ROOT, page_files
 
@@ -162,14 +162,14 @@ _LIFE: Final = (
     Step("caller", "Queue", Queue.ack, "the queue is in order"),
     Step("Queue", "decisions", settlement.ack, "the claim is current"),
     Step("decisions", "Queue", decisions.ack, "events, or a refusal"),
-    Step("Queue", "state", Live.apply, "a new fact"),
+    Step("Queue", "state", WriterState.apply, "a new fact"),
     Step("state", "log", EventLog.append, "its place in the open commit"),
     Step("state", "state", evolve, "the job after it"),
     Step("Queue", "log", EventLog.committed, "the caller waits"),
-    Step("log", "state", Live.fill, "what follows from the commit"),
+    Step("log", "state", WriterState.fill, "what follows from the commit"),
     Step("state", "state", index_changes, "rows after, less rows before"),
     Step("log", "store", SlateStore.commit, "one write batch, flushed and synced"),
-    Step("log", "state", Live.committed, "it is durable"),
+    Step("log", "state", WriterState.committed, "it is durable"),
     Step("log", "caller", Answers.give, "the waiting calls return"),
 )
 

@@ -44,7 +44,7 @@ def seeds(target: str) -> list[bytes]:
         "anchor": [encode_slot(5, Anchor(4, 9, DIGEST, 2, 1_700_000_000_000))],
         "payload": [encode_payload(bytes(16), headers, b"text") for headers in (None, {}, {"a": "b"})],
         "job": [pack(job) for job in fold.jobs.values()],
-        "stats": [tally.encode() for tally in fold.tallies.values()],
+        "stats": [counters.encode() for counters in fold.counters.values()],
         "key": [bytes([len(key)]) + key + value[:16] for key, value in rows.items()],
         "location": [
             *(

@@ -39,7 +39,7 @@ from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, Pr
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import decode_job, index_entries, parse_key
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 from ledgerq.tools.cli.app import run
 from ledgerq.tools.console import descriptions
 
@@ -101,8 +101,8 @@ def _batch(value: bytes) -> None:
         index_entries(job)
         _show(job)
         assert decode_job(pack(job)) == job
-    for tally in fold.tallies.values():
-        assert Tally.decode(tally.encode()).now == tally.now
+    for counters in fold.counters.values():
+        assert QueueCounters.decode(counters.encode()).now == counters.now
 
 
 def _show(job: Any) -> None:
@@ -160,10 +160,10 @@ def job(data: bytes) -> None:
 def stats(data: bytes) -> None:
     """A row of the stats range."""
     try:
-        found = Tally.decode(data)
+        found = QueueCounters.decode(data)
     except ProjectionDrift:
         return
-    assert Tally.decode(found.encode()).view("q") == found.view("q")
+    assert QueueCounters.decode(found.encode()).view("q") == found.view("q")
     json.dumps(descriptions.stats_json(found.view("q")))
     descriptions.stats_table([found.view("q")])
 

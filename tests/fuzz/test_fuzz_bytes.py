@@ -35,7 +35,7 @@ from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.job import born
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 from tests.fuzz import targets
 from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS
@@ -232,7 +232,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "head": decode_head,
     "payload": decode_payload,
     "job": decode_job,
-    "stats": Tally.decode,
+    "stats": QueueCounters.decode,
 }
 MIB = 1024 * 1024
 

@@ -187,8 +187,8 @@ async def test_callers_that_interleave_in_any_way_lose_nothing_and_leave_a_clean
         assert chaos.reported <= states.keys()
         assert {states[job_id] for job_id in chaos.acked} <= {"done"}
         assert chaos.queue._core.maintenance.failures == 0
-        assert not chaos.queue._core.intake._locks._locks
-        assert chaos.queue._live._budget.used_bytes == 0
+        assert not chaos.queue._core.admission._locks._locks
+        assert chaos.queue._writer_state._budget.used_bytes == 0
         await chaos.queue.close()
         await settle()
         assert asyncio.all_tasks() == {asyncio.current_task()}

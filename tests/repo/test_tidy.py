@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # Room -> what of ours it may import.
-ROOMS = {
+LAYERS = {
     "eventlog": {"eventlog"},
     "projections": {"projections", "eventlog"},
     "worker": {"worker", "projections", "eventlog"},
@@ -30,7 +30,7 @@ MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 70
 
 TOP_LEVEL = {
-    *ROOMS,
+    *LAYERS,
     *("ledgerq", "tests", ".ci", ".git", ".gitignore", "pyproject.toml", "Makefile"),
     *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
     *("docs", "mkdocs.yml", "examples"),
@@ -51,7 +51,7 @@ class Source(NamedTuple):
     tree: ast.Module
 
     @property
-    def room(self) -> str:
+    def layer(self) -> str:
         return self.path.split("/")[0]
 
 
@@ -72,15 +72,15 @@ def source(path: str, text: str) -> Source:
 
 
 @functools.cache
-def room_sources() -> tuple[Source, ...]:
-    files = [file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))]
+def layer_sources() -> tuple[Source, ...]:
+    files = [file for layer in LAYERS for file in sorted((ROOT / layer).rglob("*.py"))]
     files.append(ROOT / "ledgerq" / "__init__.py")
     return tuple(source(file.relative_to(ROOT).as_posix(), file.read_text("utf-8")) for file in files)
 
 
 def refuse(check: Check) -> None:
     """Fail with every finding of `check` that has no exception, and with every exception that has no finding."""
-    findings = [finding for file in room_sources() for finding in check(file)]
+    findings = [finding for file in layer_sources() for finding in check(file)]
     mine = {key for key in EXCEPTIONS if key[0] == check.__name__}
     used = {
         key
@@ -113,12 +113,12 @@ def layers(file: Source) -> Iterator[Finding]:
             continue
         for module in modules:
             top, _, rest = module.partition(".")
-            if top in ROOMS or top == "tests":
+            if top in LAYERS or top == "tests":
                 yield Finding(file.path, node.lineno, module, f"imports {module}; our names begin with ledgerq.")
             elif top == "ledgerq" and not rest:
                 yield Finding(file.path, node.lineno, module, "imports the facade; import from the room that has it")
-            elif top == "ledgerq" and file.room in ROOMS and rest.split(".")[0] not in ROOMS[file.room]:
-                yield Finding(file.path, node.lineno, module, f"{file.room} may not import {module}")
+            elif top == "ledgerq" and file.layer in LAYERS and rest.split(".")[0] not in LAYERS[file.layer]:
+                yield Finding(file.path, node.lineno, module, f"{file.layer} may not import {module}")
 
 
 def test_layers() -> None:
@@ -205,7 +205,7 @@ def test_public_docstrings() -> None:
 
 
 def prints(file: Source) -> Iterator[Finding]:
-    if file.room == "tools":
+    if file.layer == "tools":
         return
     for node in ast.walk(file.tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
@@ -240,7 +240,7 @@ def ambient_use(node: ast.AST) -> str:
 
 
 def ambient(file: Source) -> Iterator[Finding]:
-    if file.path in AMBIENT or file.room not in {"eventlog", "projections", "worker"}:
+    if file.path in AMBIENT or file.layer not in {"eventlog", "projections", "worker"}:
         return
     for node in ast.walk(file.tree):
         if isinstance(node, ast.expr | ast.stmt) and (used := ambient_use(node)):
@@ -319,8 +319,8 @@ def pyproject() -> dict[str, dict[str, object]]:
 def test_packages_are_the_folders_on_disk() -> None:
     setuptools = pyproject()["tool"]["setuptools"]
     assert isinstance(setuptools, dict)
-    folders = {file.parent.relative_to(ROOT).as_posix() for room in ROOMS for file in (ROOT / room).rglob("*.py")}
-    expected = {"ledgerq": "ledgerq"} | {f"ledgerq.{f.replace('/', '.')}": f for f in folders | set(ROOMS)}
+    folders = {file.parent.relative_to(ROOT).as_posix() for layer in LAYERS for file in (ROOT / layer).rglob("*.py")}
+    expected = {"ledgerq": "ledgerq"} | {f"ledgerq.{f.replace('/', '.')}": f for f in folders | set(LAYERS)}
     assert setuptools["package-dir"] == expected, "pyproject.toml:1: package-dir is not what is on disk"
     assert sorted(setuptools["packages"]) == sorted(expected), "pyproject.toml:1: packages is not what is on disk"
     missing = [
@@ -332,9 +332,9 @@ def test_packages_are_the_folders_on_disk() -> None:
 def test_no_two_files_of_one_name_in_a_layer() -> None:
     """So that a name says which file is meant; and no layer has a file beside a folder of its name."""
     bad = []
-    for room in ROOMS:
+    for layer in LAYERS:
         names: dict[str, str] = {}
-        for file in sorted((ROOT / room).rglob("*.py")):
+        for file in sorted((ROOT / layer).rglob("*.py")):
             path = file.relative_to(ROOT).as_posix()
             if file.name not in {"__init__.py", "__main__.py"} and names.setdefault(file.name, path) != path:
                 bad.append(f"{path}:1: has the name of {names[file.name]}")
@@ -356,11 +356,11 @@ def test_top_level_holds_only_what_belongs_there() -> None:
 
 def test_facade_folder_holds_links_to_the_rooms() -> None:
     bad = [
-        f"ledgerq/{room}:1: should be a symbolic link to ../{room}"
-        for room in ROOMS
-        if not (ROOT / "ledgerq" / room).is_symlink() or (ROOT / "ledgerq" / room).readlink() != Path("..") / room
+        f"ledgerq/{layer}:1: should be a symbolic link to ../{layer}"
+        for layer in LAYERS
+        if not (ROOT / "ledgerq" / layer).is_symlink() or (ROOT / "ledgerq" / layer).readlink() != Path("..") / layer
     ]
-    allowed = {*ROOMS, "__init__.py", "events.py", "py.typed", "__pycache__"}
+    allowed = {*LAYERS, "__init__.py", "events.py", "py.typed", "__pycache__"}
     bad += [
         f"ledgerq/{entry.name}:1: only links, __init__.py, events.py and py.typed live here"
         for entry in (ROOT / "ledgerq").iterdir()

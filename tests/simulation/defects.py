@@ -69,7 +69,7 @@ def claim_handed_over_before_the_flush(patch: Patch) -> None:
                 return list(claims)
         return list(await self._wait(Waiter(queues, limit, lease_ms, worker), wait_ms))
 
-    patch.setattr(dispatcher.Handout, "claim", claim)
+    patch.setattr(dispatcher.Dispatcher, "claim", claim)
 
 
 def claims_not_checked(patch: Patch) -> None:
@@ -94,14 +94,14 @@ def refusals_told_before_the_flush(patch: Patch) -> None:
 
 def leases_never_end(patch: Patch) -> None:
     """Nobody looks whether a lease is over."""
-    patch.setattr(leases.LeaseBook, "expired", lambda self, now_ms, limit: [])
-    patch.setattr(leases.LeaseBook, "next_ms", lambda self: None)
+    patch.setattr(leases.Leases, "expired", lambda self, now_ms, limit: [])
+    patch.setattr(leases.Leases, "next_ms", lambda self: None)
 
 
 def leases_end_at_once(patch: Patch) -> None:
     """A lease is over whenever somebody looks."""
-    real = leases.LeaseBook.expired
-    patch.setattr(leases.LeaseBook, "expired", lambda self, now_ms, limit: real(self, now_ms + 86_400_000, limit))
+    real = leases.Leases.expired
+    patch.setattr(leases.Leases, "expired", lambda self, now_ms, limit: real(self, now_ms + 86_400_000, limit))
 
 
 def interrupted_claims_stay(patch: Patch) -> None:
@@ -140,12 +140,12 @@ def codec_key(offset: int) -> bytes:
 
 def wake_up_lost(patch: Patch) -> None:
     """New jobs are not given to those who wait."""
-    patch.setattr(dispatcher.Handout, "serve", lambda self: self._fresh.clear())
+    patch.setattr(dispatcher.Dispatcher, "serve", lambda self: self._fresh.clear())
 
 
 def scheduled_jobs_overlooked(patch: Patch) -> None:
     """Nobody is woken for what is due."""
-    patch.setattr(maintenance._TimedRange, "note", lambda self, key, due_ms: False)
+    patch.setattr(maintenance._TimedRange, "schedule", lambda self, key, due_ms: False)
 
 
 def promoted_too_early(patch: Patch) -> None:
@@ -226,7 +226,7 @@ def unique_keys_not_looked_up(patch: Patch) -> None:
     async def holders(self: Any, wanted: Sequence[bytes]) -> dict[bytes, bytes | None]:
         return dict.fromkeys(wanted)
 
-    patch.setattr(admission.Intake, "holders", holders)
+    patch.setattr(admission.Admission, "holders", holders)
 
 
 def attempts_without_end(patch: Patch) -> None:
@@ -257,7 +257,7 @@ def newest_first(patch: Patch) -> None:
     real = ready_window.ReadyWindow.take
 
     def take(self: Any) -> Any:
-        last = max(self.jobs.values(), key=lambda one: one.place, default=None)
+        last = max(self.jobs.values(), key=lambda one: one.position, default=None)
         if last is None or last.payload is None:
             return real(self)
         self.drop(last.job.spec.job_id)
@@ -268,13 +268,13 @@ def newest_first(patch: Patch) -> None:
 
 def hints_lead(patch: Patch) -> None:
     """The hint says that a whole priority has been worked off."""
-    real = ready_window.ReadyWindow.place_after
-    patch.setattr(ready_window.ReadyWindow, "place_after", lambda self: (real(self)[0] + 1, 0))
+    real = ready_window.ReadyWindow.position_after
+    patch.setattr(ready_window.ReadyWindow, "position_after", lambda self: (real(self)[0] + 1, 0))
 
 
 def paused_queues_hand_out(patch: Patch) -> None:
     """Nobody looks whether a queue is paused."""
-    patch.setattr(writer_state.Live, "paused", lambda self, queue: False)
+    patch.setattr(writer_state.WriterState, "paused", lambda self, queue: False)
 
 
 def failed_queue_rings_for_ever(patch: Patch) -> None:
@@ -300,12 +300,12 @@ def cancel_forgotten(patch: Patch) -> None:
 
 def given_up_claims_kept(patch: Patch) -> None:
     """Claims for somebody who stopped waiting are given back by nobody."""
-    patch.setattr(dispatcher.Handout, "_give_back", lambda self, claims: None)
+    patch.setattr(dispatcher.Dispatcher, "_give_back", lambda self, claims: None)
 
 
 def lease_begins_before_its_holder_knows(patch: Patch) -> None:
     """A lease is over as if it had begun long before its holder heard of it."""
-    real = dispatcher.Handout._begin_leases
+    real = dispatcher.Dispatcher._begin_leases
 
     def begin(self: Any, claims: Any) -> Any:
         now_ms = self._clock.now_ms()
@@ -313,7 +313,7 @@ def lease_begins_before_its_holder_knows(patch: Patch) -> None:
             self.leases.hold(leases.Lease(now_ms + claim.lease_ms // 2, claim.id, claim.offset, now_ms))
         return claims
 
-    patch.setattr(dispatcher.Handout, "_begin_leases", begin)
+    patch.setattr(dispatcher.Dispatcher, "_begin_leases", begin)
 
 
 def reads_told_before_the_flush(patch: Patch) -> None:
@@ -350,20 +350,20 @@ def backoff_left_out(patch: Patch) -> None:
 
 def waiting_counted_from_the_beginning(patch: Patch) -> None:
     """The histogram of waiting has the time since a job was enqueued, retries and all."""
-    real = stats.Tally.apply
+    real = stats.QueueCounters.apply
 
     def apply(self: Any, before: Any, event: Any, after: Any) -> None:
         if type(event) is Claimed and before is not None:
             before = before._replace(since_ms=before.enqueued_ms)
         real(self, before, event, after)
 
-    patch.setattr(stats.Tally, "apply", apply)
+    patch.setattr(stats.QueueCounters, "apply", apply)
 
 
 def promoted_a_minute_late(patch: Patch) -> None:
     """Who waits for what is due is woken a minute later."""
-    real = maintenance._TimedRange.note
-    patch.setattr(maintenance._TimedRange, "note", lambda self, key, due_ms: real(self, key, due_ms + 60_000))
+    real = maintenance._TimedRange.schedule
+    patch.setattr(maintenance._TimedRange, "schedule", lambda self, key, due_ms: real(self, key, due_ms + 60_000))
 
 
 def followers_skip(patch: Patch) -> None:

@@ -14,7 +14,7 @@ from ledgerq.eventlog.events import STATES, Enqueued, FilesSetAside, Record, Wri
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, stats_key
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 from tests.model.job import Model, Violation
 from tests.simulation.projection import NAME, Counts
 
@@ -137,16 +137,17 @@ class SimLedger:
         value = self.disk.rows.get(_STATS + queue.encode())
         if value is None:
             raise Violation("counters", f"queue {queue!r} has no counters")
-        tally, counts = Tally.decode(value).view(queue), self.model.counts(queue)
+        counters, counts = QueueCounters.decode(value).view(queue), self.model.counts(queue)
         for state in STATES:
-            if getattr(tally, state) != counts.states.get(state, 0):
+            if getattr(counters, state) != counts.states.get(state, 0):
                 raise Violation(
-                    "counters", f"{queue!r} counts {getattr(tally, state)} {state}, has {counts.states.get(state, 0)}"
+                    "counters",
+                    f"{queue!r} counts {getattr(counters, state)} {state}, has {counts.states.get(state, 0)}",
                 )
-        for name, count in tally.totals.items():
+        for name, count in counters.totals.items():
             if count != counts.totals.get(name, 0):
                 raise Violation("counters", f"{queue!r} counts {count} {name} ever, had {counts.totals.get(name, 0)}")
-        if tally.paused != counts.paused:
+        if counters.paused != counts.paused:
             raise Violation("counters", f"{queue!r} has the wrong mark for being paused")
         first_offset, histograms = unpack(value)[3:]
         if first_offset != counts.first_offset:
@@ -171,10 +172,10 @@ class SimLedger:
     def check_everything(self) -> None:
         """Each row of the disk is one that the log asks for, and none is missing; raises `Violation`."""
         rows = self.disk.rows
-        wanted = set(self._wanted) | {_STATS + queue.encode() for queue in self._fold.tallies}
+        wanted = set(self._wanted) | {_STATS + queue.encode() for queue in self._fold.counters}
         for key in sorted(wanted | {key for key in rows if key.startswith(INDEX_PREFIX)}):
             self._check_row(key)
-        for queue in self._fold.tallies:
+        for queue in self._fold.counters:
             self._check_counts(queue)
         for key, value in rows.items():
             if key.startswith(keys.HINT_PREFIX):

@@ -25,7 +25,7 @@ from ledgerq.projections.indexes import (
     unique_key,
 )
 from ledgerq.projections.runner import Rows
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 from ledgerq.worker.options import QueueOptions
 from tests.support.rig import Rig
 
@@ -172,16 +172,16 @@ def _put(key: bytes, value: bytes) -> Callable[[Ledger], None]:
 
 
 def _counters(ledger: Ledger) -> None:
-    tally = Tally.decode(ledger.disk.rows[stats_key("mail")])
-    tally.now[1] += 1
-    tally.totals[0] += 1
-    ledger.disk.rows[stats_key("mail")] = tally.encode()
+    counters = QueueCounters.decode(ledger.disk.rows[stats_key("mail")])
+    counters.now[1] += 1
+    counters.totals[0] += 1
+    ledger.disk.rows[stats_key("mail")] = counters.encode()
 
 
 def _resumed(ledger: Ledger) -> None:
-    tally = Tally.decode(ledger.disk.rows[stats_key("other")])
-    tally.paused = False
-    ledger.disk.rows[stats_key("other")] = tally.encode()
+    counters = QueueCounters.decode(ledger.disk.rows[stats_key("other")])
+    counters.paused = False
+    ledger.disk.rows[stats_key("other")] = counters.encode()
 
 
 def _swap_pending(ledger: Ledger) -> None:

@@ -14,8 +14,15 @@ from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, pending_place, pending_prefix, stats_key
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.indexes import (
+    INDEX_PREFIX,
+    index_entries,
+    parse_key,
+    pending_position,
+    pending_prefix,
+    stats_key,
+)
+from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["all_rows", "check_ledger"]
 
@@ -68,7 +75,7 @@ def check_indexes(fold: Fold, rows: Mapping[bytes, bytes]) -> None:
         both = wanted.keys() & entries.keys()
         assert not both, f"two jobs claim the index rows {both}"
         wanted |= entries
-    wanted |= {stats_key(queue): tally.encode() for queue, tally in fold.tallies.items()}
+    wanted |= {stats_key(queue): counters.encode() for queue, counters in fold.counters.items()}
     found = {key: value for key, value in rows.items() if key.startswith(INDEX_PREFIX)}
     if found == wanted:
         return
@@ -80,13 +87,13 @@ def check_indexes(fold: Fold, rows: Mapping[bytes, bytes]) -> None:
 
 def check_counts(fold: Fold) -> None:
     """The counters count the jobs there are; nothing is lost or counted twice."""
-    counted: dict[str, Tally] = {queue: Tally() for queue in fold.tallies}
+    counted: dict[str, QueueCounters] = {queue: QueueCounters() for queue in fold.counters}
     for job in fold.jobs.values():
         counted[job.queue].now[STATES.index(job.state)] += 1
-    for queue, tally in fold.tallies.items():
-        assert tally.now == counted[queue].now, f"queue {queue!r} counts {tally.now}, has {counted[queue].now}"
-        totals = tally.view(queue).totals
-        assert totals["enqueued"] - totals["swept"] == sum(tally.now)
+    for queue, counters in fold.counters.items():
+        assert counters.now == counted[queue].now, f"queue {queue!r} counts {counters.now}, has {counted[queue].now}"
+        totals = counters.view(queue).totals
+        assert totals["enqueued"] - totals["swept"] == sum(counters.now)
 
 
 def check_hints(rows: Mapping[bytes, bytes]) -> None:
@@ -98,7 +105,7 @@ def check_hints(rows: Mapping[bytes, bytes]) -> None:
         assert len(value) == 12, f"the hint of {queue!r} has {len(value)} bytes"
         hint = (int.from_bytes(value[:4]), int.from_bytes(value[4:]))
         prefix = pending_prefix(queue)
-        places = [pending_place(row) for row in rows if row.startswith(prefix)]
+        places = [pending_position(row) for row in rows if row.startswith(prefix)]
         skipped = sorted(place for place in places if place < hint)
         assert not skipped, f"the hint of {queue!r} is {hint}, but pending jobs stand before it: {skipped[:5]}"
 

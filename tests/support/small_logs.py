@@ -51,7 +51,7 @@ async def start_log(
 ) -> EventLog:
     """A log on this disk, open for appending."""
     store = MemoryStore(disk, fault=fault)
-    log = EventLog(store, clock=clock or ManualClock(), projector=watcher or Watcher())
+    log = EventLog(store, clock=clock or ManualClock(), commit_hook=watcher or Watcher())
     await log.start(accept_rollback=accept_rollback)
     return log
 

@@ -34,14 +34,14 @@ async def _stats(url: str, as_of: str | None, output: Output) -> None:
 
     async with reading(url) as reader:
         if as_of is None:
-            tallies = await LedgerView(reader).tallies()
+            all_counters = await LedgerView(reader).counters()
             head = await reader.head()
             offset, time_ms = head.next_offset, head.time_ms
         else:
             fold = await _folded(reader, as_of)
-            tallies = sorted(fold.tallies.items())
+            all_counters = sorted(fold.counters.items())
             offset, time_ms = fold.next_offset, fold.time_ms
-    queues = [tally.view(queue) for queue, tally in tallies]
+    queues = [counters.view(queue) for queue, counters in all_counters]
     if output.as_json:
         as_of_json = {"offset": offset, **time_json("time", time_ms)}
         output.json({"location": url, "as_of": as_of_json, "queues": [stats_json(queue) for queue in queues]})

@@ -9,7 +9,7 @@ from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.store import Store
 from ledgerq.projections.indexes import finished_key, job_key, pending_key, stats_key
 from ledgerq.projections.job import Job
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 from ledgerq.projections.view import LedgerView
 
 __all__ = ["Damage", "damage"]
@@ -51,8 +51,8 @@ async def damage(store: Store, queue: str, *, clock: Clock) -> Damage:
     lie = liar._replace(state="done" if dead else "cancelled", error="")
     changes[job_key(liar.id)] = pack(lie)
     changes[pending_key(queue, done[0].priority, done[0].offset)] = done[0].id
-    tally = await view.store.get(stats_key(queue))
-    changes[stats_key(queue)] = _counters(Tally.decode(tally or b""), liar, lie)
+    queue_counters = await view.store.get(stats_key(queue))
+    changes[stats_key(queue)] = _counters(QueueCounters.decode(queue_counters or b""), liar, lie)
     batch = store.batch()
     for key, value in changes.items():
         if value is None:
@@ -63,7 +63,7 @@ async def damage(store: Store, queue: str, *, clock: Clock) -> Damage:
     return Damage(removed, 1, 1, 1, bool(dead))
 
 
-def _counters(tally: Tally, before: Job, after: Job) -> bytes:
-    tally.now[STATES.index(before.state)] -= 1
-    tally.now[STATES.index(after.state)] += 1
-    return tally.encode()
+def _counters(queue_counters: QueueCounters, before: Job, after: Job) -> bytes:
+    queue_counters.now[STATES.index(before.state)] -= 1
+    queue_counters.now[STATES.index(after.state)] += 1
+    return queue_counters.encode()

@@ -16,8 +16,8 @@ from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.indexes import STATS
 from ledgerq.projections.metrics.collector import LedgerCollector
 from ledgerq.projections.metrics.counters import CountersSource
-from ledgerq.projections.metrics.store_inspection import LookSource, StoreLook
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.metrics.store_inspection import InspectionSource, StoreInspection
+from ledgerq.projections.stats import QueueCounters
 from ledgerq.worker.metrics.readiness import StoreProbe, one_line
 from ledgerq.worker.options import seconds_ms
 
@@ -48,7 +48,7 @@ class Follower(Collector):
         self._rows: dict[str, bytes] = {}
         self._head: Head = EMPTY_HEAD
         self._read_ms: int | None = None
-        self._look = StoreLook(clock)
+        self._inspection = StoreInspection(clock)
         self._collector: LedgerCollector | None = None
         self.reason: str | None = f"{url} was not read yet"
 
@@ -72,16 +72,16 @@ class Follower(Collector):
             return [f"{self._url} was last read {age_ms / 1000:.0f} s ago"]
         return []
 
-    def _new_collector(self) -> tuple[StoreLook, LedgerCollector]:
-        look, counters = StoreLook(self._clock), CountersSource(lambda: self._rows, lambda: self._head)
-        looks = LookSource(
-            look,
+    def _new_collector(self) -> tuple[StoreInspection, LedgerCollector]:
+        inspection, counters = StoreInspection(self._clock), CountersSource(lambda: self._rows, lambda: self._head)
+        inspection_source = InspectionSource(
+            inspection,
             self._clock,
-            pending=lambda: {queue: Tally.decode(row).now[_PENDING] for queue, row in self._rows.items()},
+            pending=lambda: {queue: QueueCounters.decode(row).now[_PENDING] for queue, row in self._rows.items()},
             label_of=counters.label_of,
             end=lambda: self._head.next_offset,
         )
-        return look, LedgerCollector(counters, looks)
+        return inspection, LedgerCollector(counters, inspection_source)
 
     # ------------------------------------------------------------------ reading
 
@@ -107,8 +107,8 @@ class Follower(Collector):
             head, rows = await self._read(log)
             if self._collector is None or head.next_offset < self._head.next_offset:
                 # Another store than before: what was shown of the old one must not linger.
-                self._look, self._collector = self._new_collector()
-            await self._look.read(log.store, rows)
+                self._inspection, self._collector = self._new_collector()
+            await self._inspection.read(log.store, rows)
         except LedgerError as error:
             self.reason = one_line(error)
             await self._let_go()
@@ -163,6 +163,6 @@ async def _stats_rows(store: ReadStore) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     async for rows in store.scan(STATS, keys.after_prefix(STATS)):
         for key, value in rows:
-            Tally.decode(value)
+            QueueCounters.decode(value)
             found[key[len(STATS) :].decode(errors="replace")] = value
     return found

@@ -1,4 +1,4 @@
-"""Taking jobs in: staging enqueued events, and keeping job ids and unique keys unique while look-ups are under way."""
+"""Admission: staging enqueued events, and keeping job ids and unique keys unique while look-ups are under way."""
 
 import asyncio
 from collections import Counter
@@ -13,20 +13,20 @@ from ledgerq.projections.indexes import job_key, unique_key
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.new_job import KeyLocks, Prepared
-from ledgerq.worker.engine.writer_state import Live
+from ledgerq.worker.engine.writer_state import WriterState
 
-__all__ = ["Intake"]
+__all__ = ["Admission"]
 
 _FORGET_ROWS: Final = 1000
 # So many jobs are staged in one turn of the event loop.
 _PIECE_JOBS: Final = 50
 
 
-class Intake:
+class Admission:
     """Stages prepared jobs; `held` are unique keys whose enqueued events may not be in the store yet."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self, writer_state: WriterState) -> None:
+        self._writer_state = writer_state
         self._locks = KeyLocks()
         self._held: dict[bytes, bytes] = {}
         self._forget_at_rows = _FORGET_ROWS
@@ -34,9 +34,9 @@ class Intake:
     def stage(self, prepared: Prepared) -> EnqueueResult:
         """Stage a job that needs no look-up."""
         event = prepared.event
-        log = self._live.log
+        log = self._writer_state.log
         offset = log.next_offset
-        self._live.apply(None, event, prepared.record if not event.due_ms else None)
+        self._writer_state.apply(None, event, prepared.record if not event.due_ms else None)
         log.append_payload(offset, prepared.sealed)
         return EnqueueResult(event.job_id, True)
 
@@ -49,10 +49,10 @@ class Intake:
             own_ids = [p.event.job_id for p in batch if p.own_id]
             while True:
                 holders = await self.holders([key for p in batch if (key := _unique(p)) is not None])
-                jobs = await self._live.jobs(own_ids)
-                if not self._live.log.full:
+                jobs = await self._writer_state.jobs(own_ids)
+                if not self._writer_state.log.full:
                     break
-                await self._live.log.room()
+                await self._writer_state.log.until_not_full()
             taken = next((i for i, job in zip(own_ids, jobs, strict=True) if job is not None), None)
             if taken is None and len(set(own_ids)) < len(own_ids):
                 taken = Counter(own_ids).most_common(1)[0][0]
@@ -60,7 +60,7 @@ class Intake:
                 raise DuplicateJobId(
                     f"job id {job_id_text(taken)} is in use; nothing was written. Leave job_id out for a new one"
                 )
-            self._live.log.check()
+            self._writer_state.log.check()
 
             def stage(prepared: Prepared) -> EnqueueResult:
                 key = _unique(prepared)
@@ -85,7 +85,7 @@ class Intake:
 
         async def in_pieces() -> list[EnqueueResult]:
             results: list[EnqueueResult] = []
-            async with self._live.log.gathering():
+            async with self._writer_state.log.gathering():
                 for at, prepared in enumerate(batch):
                     if at and at % _PIECE_JOBS == 0:
                         await asyncio.sleep(0)
@@ -117,15 +117,15 @@ class Intake:
         """Like `holder`, for many keys with two reads of the store."""
         found = {key: job_id for key in wanted if (job_id := self._held.get(key)) is not None}
         unknown = [key for key in dict.fromkeys(wanted) if key not in found]
-        values = await self._live.log.store.get_many(unknown) if unknown else []
+        values = await self._writer_state.log.store.get_many(unknown) if unknown else []
         found |= {key: job_id for key, job_id in zip(unknown, values, strict=True) if job_id is not None}
-        jobs = dict(zip(found, await self._live.jobs(list(found.values())), strict=True))
+        jobs = dict(zip(found, await self._writer_state.jobs(list(found.values())), strict=True))
         return {key: found[key] if (job := jobs.get(key)) is not None and _holds(job, key) else None for key in wanted}
 
     def hold(self, key: bytes, job_id: bytes) -> None:
         """Remember the holder until it is surely in the store; a stale entry does no harm, it is looked up."""
         if len(self._held) >= self._forget_at_rows:
-            self._held = {k: i for k, i in self._held.items() if self._live.undurable(i)}
+            self._held = {k: i for k, i in self._held.items() if self._writer_state.undurable(i)}
             # Twice what can't be forgotten yet: a large commit must not go through all of it for each of its jobs.
             self._forget_at_rows = max(_FORGET_ROWS, 2 * len(self._held))
         self._held[key] = job_id

@@ -14,7 +14,7 @@ async def find(core: Core, job_id: str) -> Job:
     """The newest state of a job, staged or stored; raises `JobNotFound`."""
     core.log.check()
     async with core.refusing():
-        job = await core.live.require(job_id_bytes(job_id), job_id)
+        job = await core.writer_state.require(job_id_bytes(job_id), job_id)
     core.log.check()
     return job
 
@@ -23,13 +23,13 @@ async def cancel(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
     """See `Queue.cancel`."""
     core.log.check()
     async with core.operating:
-        await core.log.room()
+        await core.log.until_not_full()
         job = await find(core, job_id)
         options = core.options(job.queue)
         async with core.refusing():
             events = decisions.cancel(job, options=options, now_ms=core.clock.now_ms(), actor=actor, reason=reason)
         for event in events:
-            job = core.live.apply(job, event) or job
+            job = core.writer_state.apply(job, event) or job
     await core.log.committed()
     return job
 
@@ -38,18 +38,18 @@ async def requeue(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
     """See `Queue.requeue`."""
     core.log.check()
     async with core.operating:
-        await core.log.room()
+        await core.log.until_not_full()
         job = await find(core, job_id)
-        async with core.intake.unique(job) as holder:
+        async with core.admission.unique(job) as holder:
             if job.spec.unique_key is not None:
                 # It may have changed while the key was waited for.
                 job = await find(core, job_id)
             other = None if holder is None else job_id_text(holder)
             async with core.refusing():
                 event = decisions.requeue(job, unique_holder=other, actor=actor, reason=reason)
-            job = core.live.apply(job, event) or job
-            core.intake.requeued(job)
-        core.handout.serve()
+            job = core.writer_state.apply(job, event) or job
+            core.admission.requeued(job)
+        core.dispatcher.serve()
     await core.log.committed()
     return job
 
@@ -59,8 +59,10 @@ async def set_paused(core: Core, queue: str, paused: bool, *, actor: str, reason
     core.log.check()
     queue_name_bytes(queue)
     actor, reason = decisions.operator(actor, reason)
-    if core.live.paused(queue) != paused:
-        core.live.apply_other(QueuePaused(queue, actor, reason) if paused else QueueResumed(queue, actor, reason))
+    if core.writer_state.paused(queue) != paused:
+        core.writer_state.apply_other(
+            QueuePaused(queue, actor, reason) if paused else QueueResumed(queue, actor, reason)
+        )
         if not paused:
-            core.handout.dispatch(queue)
+            core.dispatcher.dispatch(queue)
     await core.log.committed()

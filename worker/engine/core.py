@@ -1,4 +1,4 @@
-"""The parts of a queue and how they hang together: log, live state, handing out, taking in, maintenance.
+"""The parts of a queue and how they hang together: log, writer state, dispatcher, admission, maintenance.
 
 `Queue` (queue.py) is the public face of this; here is what opens and closes it.
 """
@@ -32,11 +32,11 @@ from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.runner import Projection, ProjectionHost
 from ledgerq.projections.view import LedgerView
-from ledgerq.worker.engine.admission import Intake
-from ledgerq.worker.engine.dispatcher import Handout
+from ledgerq.worker.engine.admission import Admission
+from ledgerq.worker.engine.dispatcher import Dispatcher
 from ledgerq.worker.engine.maintenance import Maintenance
 from ledgerq.worker.engine.takeover import take_over
-from ledgerq.worker.engine.writer_state import Live
+from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.job_logging import EndedClaims
 from ledgerq.worker.options import QueueOptions
 
@@ -54,7 +54,7 @@ _MAX_KNOWN_NAMES: Final = 10_000
 
 
 class Core:
-    """See the module's text."""
+    """The parts of one queue, put together; `Queue` is its public face."""
 
     def __init__(
         self,
@@ -84,24 +84,28 @@ class Core:
                 f"commit_interval_ms is a number from 0 to {_MAX_INTERVAL_MS}, not {commit_interval_ms!r}"
             )
         host = ProjectionHost(projections)
-        self.live = Live(ready_window_rows=ready_window, payload_budget_bytes=_PAYLOAD_BUDGET_BYTES, host=host)
-        self.log = EventLog(store, clock=self.clock, projector=self.live, commit_interval_s=commit_interval_ms / 1000)
-        self.live.log = self.log
+        self.writer_state = WriterState(
+            ready_window_rows=ready_window, payload_budget_bytes=_PAYLOAD_BUDGET_BYTES, host=host
+        )
+        self.log = EventLog(
+            store, clock=self.clock, commit_hook=self.writer_state, commit_interval_s=commit_interval_ms / 1000
+        )
+        self.writer_state.log = self.log
         self.view = LedgerView(self.log)
         self._ended = EndedClaims(self.log)
-        self.handout = Handout(self.live, clock=self.clock, options_of=self.options, ended=self._ended)
-        self.intake = Intake(self.live)
+        self.dispatcher = Dispatcher(self.writer_state, clock=self.clock, options_of=self.options, ended=self._ended)
+        self.admission = Admission(self.writer_state)
         self.maintenance = Maintenance(
-            self.live,
-            self.handout.leases,
+            self.writer_state,
+            self.dispatcher.leases,
             clock=self.clock,
             options_of=self.options,
-            serve=self.handout.serve,
+            serve=self.dispatcher.serve,
             ended=self._ended,
         )
-        self.live.on_change = self._changed
-        self.live.on_failure = self._failed
-        self.live.on_commit = self._committed
+        self.writer_state.on_change = self._changed
+        self.writer_state.on_failure = self._failed
+        self.writer_state.on_commit = self._committed
         # So many of an operator's calls read and decide at a time: thousands at once would hold the loop, and be late.
         self.operating = asyncio.Semaphore(_OPERATIONS_AT_ONCE)
         self._known_names: set[str] = set()
@@ -116,7 +120,7 @@ class Core:
         try:
             await take_over(
                 self.log,
-                self.live,
+                self.writer_state,
                 clock=self.clock,
                 options_of=self.options,
                 writer=self._writer,
@@ -138,22 +142,22 @@ class Core:
 
     async def _close(self) -> None:
         error = QueueClosed(f"the queue on {self.log.store.location} was closed")
-        self.handout.fail(error)
+        self.dispatcher.fail(error)
         for end in self.on_close:
             await end()
         await self.maintenance.close()
-        await self.handout.close()
+        await self.dispatcher.close()
         try:
             if self.log.failure is None:
-                self.live.apply_other(WriterClosed(self._writer))
+                self.writer_state.apply_other(WriterClosed(self._writer))
         finally:
             await self.log.close()
             self._committed()
 
     def _changed(self, before: Job | None, after: Job | None) -> None:
-        self.handout.note(before, after)
+        self.dispatcher.job_changed(before, after)
         if after is not None and after.state not in ("pending", "claimed"):
-            self.maintenance.note(after)
+            self.maintenance.schedule(after)
 
     async def drained(self, queues: Sequence[str]) -> None:
         """Return when none of these queues holds an unfinished job."""
@@ -168,8 +172,10 @@ class Core:
             await waiter
 
     def _unfinished(self, queues: Sequence[str]) -> int:
-        tallies = [tally for queue in queues if (tally := self.live.tallies.get(queue)) is not None]
-        return sum(tally.now[STATES.index(state)] for tally in tallies for state in STATES if state not in FINISHED)
+        all_counters = [counters for queue in queues if (counters := self.writer_state.counters.get(queue)) is not None]
+        return sum(
+            counters.now[STATES.index(state)] for counters in all_counters for state in STATES if state not in FINISHED
+        )
 
     def _committed(self) -> None:
         self._ended.say()
@@ -179,7 +185,7 @@ class Core:
                 waiter.set_result(None)
 
     def _failed(self, error: LedgerError) -> None:
-        self.handout.fail(error)
+        self.dispatcher.fail(error)
         self._committed()
         for callback in self.on_failure:
             asyncio.get_running_loop().call_soon(callback, error)

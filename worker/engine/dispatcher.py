@@ -1,4 +1,11 @@
-"""Handing out jobs: claims are served from the ready windows, first come first served, and what can't be served waits.
+"""The dispatcher: claims are served from the ready windows, first come first served, and what can't be served waits.
+
+Theory of operation. Each queue has a ready window (the first of its pending jobs, in memory) and a FIFO of waiting
+claims. Whenever one of both grows, `dispatch` matches them until one is empty; nothing is awaited between taking a job
+from the window and staging its claimed event, so no job is given out twice. A window that runs low is refilled from the
+store by a task of its own (refill.py), which calls `dispatch` again. A claim over several queues waits in the line of
+each, and takes from a later one only when no earlier one may still bring a job. Leases begin when the claim is durable;
+claims of callers that went away meanwhile are given back.
 
 A claim is staged the moment a job and a waiter meet, so one that waited is in the same commit as the enqueued event.
 """
@@ -10,30 +17,30 @@ from dataclasses import replace
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import LedgerError
 from ledgerq.projections.job import Job
-from ledgerq.worker.claims import Claim, Waiter, WaitingRoom
+from ledgerq.worker.claims import Claim, ClaimWaiters, Waiter
 from ledgerq.worker.engine import decisions
-from ledgerq.worker.engine.leases import Lease, LeaseBook
-from ledgerq.worker.engine.refill import Feeder
-from ledgerq.worker.engine.writer_state import Live
+from ledgerq.worker.engine.leases import Lease, Leases
+from ledgerq.worker.engine.refill import WindowRefill
+from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.job_logging import EndedClaims
 from ledgerq.worker.options import QueueOptions, to_ms
 
-__all__ = ["Handout", "WatchCallback"]
+__all__ = ["Dispatcher", "WatchCallback"]
 
 WatchCallback = Callable[[str], None]
 """Called once with "cancel" (somebody wants the job to stop) or "lost" (the claim is no longer current)."""
 
 
-class Handout:
+class Dispatcher:
     """Ready windows on one side, waiting claims on the other."""
 
     def __init__(
-        self, live: Live, *, clock: Clock, options_of: Callable[[str], QueueOptions], ended: EndedClaims
+        self, writer_state: WriterState, *, clock: Clock, options_of: Callable[[str], QueueOptions], ended: EndedClaims
     ) -> None:
-        self.leases = LeaseBook()
-        self.room = WaitingRoom()
+        self.leases = Leases()
+        self.waiters = ClaimWaiters()
         self.watchers: dict[bytes, tuple[int, WatchCallback]] = {}
-        self._live = live
+        self._writer_state = writer_state
         self._clock = clock
         self._options_of = options_of
         self._fresh: dict[str, None] = {}
@@ -41,11 +48,13 @@ class Handout:
         self._choosy: dict[Waiter, None] = {}
         self._ended: LedgerError | None = None
         self._ended_claims = ended
-        self._feeder = Feeder(live, dispatch=self.dispatch, broken=self._broken, failed=self._feeding_failed)
+        self._refill = WindowRefill(
+            writer_state, dispatch=self.dispatch, broken=self._broken, failed=self._refill_failed
+        )
 
-    # ------------------------------------------------------------------ what the live state tells
+    # ------------------------------------------------------------------ changes of jobs
 
-    def note(self, before: Job | None, after: Job | None) -> None:
+    def job_changed(self, before: Job | None, after: Job | None) -> None:
         """A job changed: leases and watchers of a claim that ended are dropped, new pending jobs will be served."""
         if before is not None and before.state == "claimed":
             if after is None or after.state != "claimed":
@@ -64,7 +73,7 @@ class Handout:
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
         """Tell `callback` when the claim's job is to stop, or the claim is lost; forgotten when it is settled."""
-        job = self._live.claimed.get(claim.id)
+        job = self._writer_state.claimed.get(claim.id)
         if job is None or job.claim_offset != claim.offset or self._ended is not None:
             asyncio.get_running_loop().call_soon(callback, "lost")
             return
@@ -84,13 +93,13 @@ class Handout:
         """Hand out what became pending since the last call."""
         while self._fresh:
             queue, _ = self._fresh.popitem()
-            if self.room.first(queue) is not None:
+            if self.waiters.first(queue) is not None:
                 self.dispatch(queue)
 
     def dispatch(self, queue: str) -> None:
         """Serve the waiters of a queue as far as its window goes; start filling it when that helps."""
         self._serve_line(queue)
-        if self._choosy and self.room.first(queue) is not None and not self._may_bring(queue):
+        if self._choosy and self.waiters.first(queue) is not None and not self._may_bring(queue):
             # Those who asked for this queue first have to take from another one now.
             asked = [waiter.queues for waiter in self._choosy if queue in waiter.queues]
             for name in dict.fromkeys(name for queues in asked for name in queues[queues.index(queue) + 1 :]):
@@ -98,25 +107,25 @@ class Handout:
 
     def _serve_line(self, queue: str) -> None:
         """Serve those who wait for this queue, in order, and let those go who don't want to wait for what may come."""
-        live = self._live
-        if live.log.failure is not None:
+        writer_state = self._writer_state
+        if writer_state.log.failure is not None:
             return
-        paused = live.paused(queue)
-        while not paused and (waiter := self.room.first(queue)) is not None:
+        paused = writer_state.paused(queue)
+        while not paused and (waiter := self.waiters.first(queue)) is not None:
             if self._earlier_may_bring(waiter, queue):
                 break
             claims = self._take(queue, waiter.limit, waiter.lease_ms, waiter.worker)
             if not claims:
                 break
-            self.room.remove(waiter)
+            self.waiters.remove(waiter)
             waiter.future.set_result(claims)
-        if self.room.first(queue) is None:
+        if self.waiters.first(queue) is None:
             return
-        if not paused and self._feeder.needs(queue):
-            self._feeder.start(queue)
+        if not paused and self._refill.needs(queue):
+            self._refill.start(queue)
         for waiter in [*self._impatient]:
             if not waiter.future.done() and not any(self._may_serve(name) for name in waiter.queues):
-                self.room.remove(waiter)
+                self.waiters.remove(waiter)
                 waiter.future.set_result([])
 
     def _earlier_may_bring(self, waiter: Waiter, queue: str) -> bool:
@@ -125,20 +134,22 @@ class Handout:
         return len(queues) > 1 and any(self._may_bring(name) for name in queues[: queues.index(queue)])
 
     def _may_bring(self, queue: str) -> bool:
-        return not self._live.paused(queue) and (self._feeder.feeding(queue) or self._feeder.needs(queue))
+        return not self._writer_state.paused(queue) and (self._refill.refilling(queue) or self._refill.needs(queue))
 
     def _may_serve(self, queue: str) -> bool:
         """Whether waiting for this queue may be worth it: jobs may come, or are kept for one who came before."""
-        return self._may_bring(queue) or (not self._live.paused(queue) and self._live.window(queue).first() is not None)
+        return self._may_bring(queue) or (
+            not self._writer_state.paused(queue) and self._writer_state.window(queue).first() is not None
+        )
 
     def _take(self, queue: str, limit: int, lease_ms: int | None, worker: str | None) -> list[Claim]:
         """Claim up to `limit` jobs that are at hand."""
-        live, window = self._live, self._live.window(queue)
+        writer_state, window = self._writer_state, self._writer_state.window(queue)
         if lease_ms is None:
             lease_ms = to_ms(self._options_of(queue).lease_s)
         claims: list[Claim] = []
         while len(claims) < limit and (ready := window.take()) is not None:
-            job = live.apply(ready.job, decisions.claim(ready.job, lease_ms=lease_ms, worker=worker))
+            job = writer_state.apply(ready.job, decisions.claim(ready.job, lease_ms=lease_ms, worker=worker))
             assert job is not None
             assert ready.payload is not None
             spec = job.spec
@@ -156,8 +167,8 @@ class Handout:
                     ready.payload,
                 )
             )
-        if claims and self._feeder.needs(queue):
-            self._feeder.start(queue)
+        if claims and self._refill.needs(queue):
+            self._refill.start(queue)
         return claims
 
     async def claim(
@@ -171,7 +182,7 @@ class Handout:
             raise self._ended.with_traceback(None)
         claims: list[Claim] = []
         for queue in queues:
-            if self.room.first(queue) is None and not self._live.paused(queue):
+            if self.waiters.first(queue) is None and not self._writer_state.paused(queue):
                 claims = self._take(queue, limit, lease_ms, worker)
                 if claims or self._may_bring(queue):
                     break
@@ -179,7 +190,7 @@ class Handout:
             claims = await self._wait(Waiter(queues, limit, lease_ms, worker), wait_ms)
         try:
             if claims:
-                await self._live.log.committed()
+                await self._writer_state.log.committed()
         except asyncio.CancelledError:
             self._give_back(claims)
             raise
@@ -190,7 +201,7 @@ class Handout:
 
         (A lease that began earlier could end before its holder knew of it, and each outage would cost a try.)
         """
-        now_ms, current, begun = self._clock.now_ms(), self._live.claimed, []
+        now_ms, current, begun = self._clock.now_ms(), self._writer_state.claimed, []
         for claim in claims:
             if (job := current.get(claim.id)) and job.claim_offset == claim.offset:
                 expires_ms = now_ms + claim.lease_ms
@@ -204,7 +215,7 @@ class Handout:
             self._impatient[waiter] = None
         if len(waiter.queues) > 1:
             self._choosy[waiter] = None
-        self.room.add(waiter)
+        self.waiters.add(waiter)
         timer = None
         if wait_ms:
             timer = self._clock.call_at(self._clock.now_ms() + wait_ms, lambda: _resolve(waiter.future))
@@ -219,7 +230,7 @@ class Handout:
                 self._give_back(future.result())
             raise
         finally:
-            self.room.remove(waiter)
+            self.waiters.remove(waiter)
             self._impatient.pop(waiter, None)
             self._choosy.pop(waiter, None)
             if timer is not None:
@@ -229,10 +240,10 @@ class Handout:
 
     def _give_back(self, claims: list[Claim]) -> None:
         """Nobody received these: pending again, as if they had never been handed out."""
-        if self._live.log.failure is not None or self._ended is not None:
+        if self._writer_state.log.failure is not None or self._ended is not None:
             return
         for claim in claims:
-            job = self._live.claimed.get(claim.id)
+            job = self._writer_state.claimed.get(claim.id)
             if job is None or job.claim_offset != claim.offset:
                 continue
             options, now_ms = self._options_of(claim.queue), self._clock.now_ms()
@@ -240,7 +251,7 @@ class Handout:
             for event in decisions.release(
                 job, claim.offset, options=options, now_ms=now_ms, error="the claim was cancelled"
             ):
-                before = self._live.apply(before, event, claim.record)
+                before = self._writer_state.apply(before, event, claim.record)
         self.serve()
 
     def extend(self, claim: Claim, lease_ms: int) -> Claim:
@@ -258,18 +269,18 @@ class Handout:
         """A job without its payload can't run: it becomes a dead letter that says so, instead of blocking the queue."""
         options, now_ms = self._options_of(job.spec.queue), self._clock.now_ms()
         event = decisions.lose_payload(job, options=options, now_ms=now_ms, error=why)
-        self._ended_claims.note(self._live.apply(job, event), why)
+        self._ended_claims.note(self._writer_state.apply(job, event), why)
 
-    def _feeding_failed(self, queue: str, error: LedgerError) -> None:
-        for waiter in self.room.waiting(queue):
-            self.room.remove(waiter)
+    def _refill_failed(self, queue: str, error: LedgerError) -> None:
+        for waiter in self.waiters.waiting(queue):
+            self.waiters.remove(waiter)
             waiter.future.set_exception(error)
 
     def fail(self, error: LedgerError) -> None:
         """Nothing will be handed out any more: not to those who wait, and not to those who come later."""
         self._ended = error
-        for waiter in self.room.everyone():
-            self.room.remove(waiter)
+        for waiter in self.waiters.everyone():
+            self.waiters.remove(waiter)
             waiter.future.set_exception(error)
         watchers, self.watchers = self.watchers, {}
         for _, callback in watchers.values():
@@ -277,7 +288,7 @@ class Handout:
 
     async def close(self) -> None:
         """End the tasks that fill windows."""
-        await self._feeder.close()
+        await self._refill.close()
 
 
 def _resolve(future: asyncio.Future[list[Claim]]) -> None:

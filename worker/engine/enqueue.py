@@ -23,8 +23,8 @@ class Enqueuer:
         self._log = core.log
         self._clock = core.clock
         self._entropy = core.entropy
-        self._intake = core.intake
-        self._handout = core.handout
+        self._admission = core.admission
+        self._dispatcher = core.dispatcher
 
     async def one(
         self,
@@ -60,14 +60,14 @@ class Enqueuer:
             job_id=job_id,
         )
         if log.full:
-            await log.room()
+            await log.until_not_full()
             log.check()
         if unique_key is None and job_id is None:
-            result = self._intake.stage(prepared)
+            result = self._admission.stage(prepared)
         else:
             async with self._core.refusing():
-                result = (await self._intake.stage_all([prepared]))[0]
-        self._handout.serve()
+                result = (await self._admission.stage_all([prepared]))[0]
+        self._dispatcher.serve()
         await log.committed()
         return result
 
@@ -79,10 +79,10 @@ class Enqueuer:
         batch = await prepare_many(queue, jobs, options=options, now_ms=now_ms, entropy=self._entropy)
         self._log.check()
         if self._log.full:
-            await self._log.room()
+            await self._log.until_not_full()
             self._log.check()
         async with self._core.refusing():
-            results = await self._intake.stage_all(batch)
-        self._handout.serve()
+            results = await self._admission.stage_all(batch)
+        self._dispatcher.serve()
         await self._log.committed()
         return results

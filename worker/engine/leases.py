@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-__all__ = ["Lease", "LeaseBook"]
+__all__ = ["Lease", "Leases"]
 
 # Wall clocks are set back a little all the time; that much longer a lease may hold.
 _SET_BACK_MS: Final = 1000
@@ -19,7 +19,7 @@ class Lease(NamedTuple):
     began_ms: int = 0
 
 
-class LeaseBook:
+class Leases:
     """All current leases, soonest first. Renewals leave old heap entries behind, which are skipped later."""
 
     def __init__(self) -> None:

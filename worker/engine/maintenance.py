@@ -1,6 +1,9 @@
 """Maintenance: leases end, scheduled jobs become due, finished jobs are swept, each exactly when its time has come.
 
-One task sleeps until the next of these times. It finds work at the head of a time-ordered index and reads what it
+Theory of operation. Two index ranges are ordered by time: scheduled jobs by when they are due, finished ones by when
+they are swept. Each is scanned from where the last scan ended, or from an earlier row that was staged since; so no scan
+steps over the tombstones of rows that were worked off. Leases are in memory only (leases.py), soonest first. One task
+sleeps until the earliest of the three. It finds work at the head of a time-ordered index and reads what it
 changes, no more. A step that fails with a passing error is logged, counted and tried again.
 """
 
@@ -13,12 +16,12 @@ from ledgerq.eventlog.clock import Clock, Timer
 from ledgerq.eventlog.errors import LedgerError
 from ledgerq.eventlog.events import JobEvent
 from ledgerq.eventlog.keys import after_prefix
-from ledgerq.eventlog.runtime.log_records import Seldom, about, logger
+from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
 from ledgerq.projections.indexes import FINISHED_PREFIX, SCHEDULED, finished_key, leading_ms, scheduled_key
 from ledgerq.projections.job import Job
 from ledgerq.worker.engine import decisions
-from ledgerq.worker.engine.leases import Lease, LeaseBook
-from ledgerq.worker.engine.writer_state import Live
+from ledgerq.worker.engine.leases import Lease, Leases
+from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.job_logging import EndedClaims
 from ledgerq.worker.options import QueueOptions
 
@@ -39,7 +42,7 @@ class _TimedRange:
         self.next_ms = 0  # look once at the start
         self._scan_from = prefix
 
-    def note(self, key: bytes, due_ms: int) -> bool:
+    def schedule(self, key: bytes, due_ms: int) -> bool:
         """A row was staged; whether it is due before all that was known."""
         if key < self._scan_from:
             self._scan_from = key
@@ -48,16 +51,16 @@ class _TimedRange:
         self.next_ms = due_ms
         return True
 
-    async def step(self, live: Live, now_ms: int) -> None:
+    async def step(self, writer_state: WriterState, now_ms: int) -> None:
         """Work off at most a few hundred rows that are due, and find out when the next one is."""
         # Whatever is staged from here on lowers both again; what was staged before must be in the store for the scan.
         self.next_ms = _NEVER
         scan_from, self._scan_from = self._scan_from, after_prefix(self.prefix)
         try:
-            await live.log.committed()
+            await writer_state.log.committed()
             due: list[tuple[bytes, bytes]] = []
             next_ms, last_key = _NEVER, scan_from
-            async for page in live.log.store.scan(scan_from, after_prefix(self.prefix), page_rows=_STEP_ROWS):
+            async for page in writer_state.log.store.scan(scan_from, after_prefix(self.prefix), page_rows=_STEP_ROWS):
                 ready = [row for row in page if leading_ms(row[0], self.prefix) <= now_ms]
                 due += ready
                 if len(ready) < len(page):
@@ -66,15 +69,15 @@ class _TimedRange:
                     break
             if len(due) >= _STEP_ROWS:
                 next_ms = min(next_ms, now_ms)
-            jobs = await live.jobs([_job_id(row) for row in due])
-            by_ms = min(now_ms, live.log.due_by_ms())  # the clock may have been set back meanwhile
+            jobs = await writer_state.jobs([_job_id(row) for row in due])
+            by_ms = min(now_ms, writer_state.log.due_by_ms())  # the clock may have been set back meanwhile
             for job, (key, _) in zip(jobs, due, strict=True):
                 if (due_ms := leading_ms(key, self.prefix)) > by_ms:
                     next_ms = due_ms
                     break
                 before: Job | None = job
                 for event in self.decide(job, now_ms):
-                    before = live.apply(before, event)
+                    before = writer_state.apply(before, event)
                 last_key = key + b"\0"
             # What was staged during the awaits may stand before the place reached.
             self._scan_from = min(last_key, self._scan_from)
@@ -89,8 +92,8 @@ class Maintenance:
 
     def __init__(
         self,
-        live: Live,
-        leases: LeaseBook,
+        writer_state: WriterState,
+        leases: Leases,
         *,
         clock: Clock,
         options_of: Callable[[str], QueueOptions],
@@ -98,9 +101,9 @@ class Maintenance:
         ended: EndedClaims,
     ) -> None:
         self.failures = 0
-        self._seldom = Seldom()
+        self._throttle = LogThrottle()
         self._ended = ended
-        self._live = live
+        self._writer_state = writer_state
         self._leases = leases
         leases.on_hold = self._arm_for
         self._clock = clock
@@ -135,13 +138,13 @@ class Maintenance:
         due_ms = self._ranges[0].next_ms
         return due_ms if 0 < due_ms < _NEVER else None
 
-    def note(self, after: Job) -> None:
+    def schedule(self, after: Job) -> None:
         """A job is scheduled or finished now: it may be due earlier than what is waited for."""
         scheduled, finished = self._ranges
         if after.state == "scheduled":
-            earlier = scheduled.note(scheduled_key(after.due_ms, after.offset), after.due_ms)
+            earlier = scheduled.schedule(scheduled_key(after.due_ms, after.offset), after.due_ms)
         else:
-            earlier = finished.note(finished_key(after.sweep_at_ms, after.spec.job_id), after.sweep_at_ms)
+            earlier = finished.schedule(finished_key(after.sweep_at_ms, after.spec.job_id), after.sweep_at_ms)
         if earlier:
             self.arm()
 
@@ -165,25 +168,25 @@ class Maintenance:
         self._wake.set()
 
     async def _run(self) -> None:
-        while self._live.log.failure is None:
+        while self._writer_state.log.failure is None:
             await self._wake.wait()
             self._wake.clear()
             try:
                 await self._step()
             except LedgerError as error:
-                if self._live.log.failure is None:
+                if self._writer_state.log.failure is None:
                     self._trouble(error)
             except Exception as error:
                 self._trouble(error)
-            if self._live.log.failure is None:  # what is due then is due for ever: it must not ring for ever
+            if self._writer_state.log.failure is None:  # what is due then is due for ever: it must not ring for ever
                 self.arm()
 
     def _trouble(self, error: Exception) -> None:
         """A loop that ends would leave jobs behind silently, so it goes on, whatever happened."""
         self.failures += 1
         now_ms = self._clock.now_ms()
-        if self._seldom.may(now_ms):
-            what, left_out = "a maintenance step failed and will be tried again: %s%s", self._seldom.take_left_out()
+        if self._throttle.may(now_ms):
+            what, left_out = "a maintenance step failed and will be tried again: %s%s", self._throttle.take_left_out()
             extra = about("maintenance_failed", failures=self.failures)
             # On a later turn: a handler of the program's that raises must not end the loop either.
             say = partial(_log.warning, what, error, left_out, exc_info=error, extra=extra)
@@ -192,10 +195,10 @@ class Maintenance:
 
     async def _step(self) -> None:
         """Work off all that is due, a part of each kind in turn: sweeping a long backlog keeps no lease waiting."""
-        log = self._live.log
+        log = self._writer_state.log
         while log.failure is None:
             if log.full:
-                await log.room()
+                await log.until_not_full()
                 continue
             by_ms, now_ms = log.due_by_ms(), self._clock.now_ms()
             expired = self._leases.expired(by_ms, _STEP_ROWS, now_ms)
@@ -207,20 +210,20 @@ class Maintenance:
                 await log.committed()
                 continue
             for timed in due:
-                await timed.step(self._live, by_ms)
+                await timed.step(self._writer_state, by_ms)
             self._serve()
             await asyncio.sleep(0)
 
     def _expire(self, leases: Sequence[Lease], now_ms: int) -> None:
         for lease in leases:
-            job = self._live.claimed.get(lease.job_id)
+            job = self._writer_state.claimed.get(lease.job_id)
             if job is None or job.claim_offset != lease.claim_offset:
                 self._leases.drop(lease.job_id)
                 continue
             options = self._options_of(job.spec.queue)
             before: Job | None = job
             for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.LEASE_EXPIRED):
-                before = self._live.apply(before, event)
+                before = self._writer_state.apply(before, event)
             self._ended.note(before, decisions.LEASE_EXPIRED)
 
 

@@ -11,14 +11,14 @@ from typing import Final, NamedTuple
 from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.projections.job import Job
 
-__all__ = ["Place", "PayloadBudget", "ReadyJob", "ReadyWindow"]
+__all__ = ["Position", "PayloadBudget", "ReadyJob", "ReadyWindow"]
 
-Place = tuple[int, int]
+Position = tuple[int, int]
 """(priority, offset of the enqueued event): the order in which jobs are handed out."""
 
 # This many heap entries of jobs that left may lie about before the heap is made anew.
 _STALE_ROWS: Final = 64
-FIRST_PLACE: Final[Place] = (0, 0)
+FIRST_POSITION: Final[Position] = (0, 0)
 
 
 class ReadyJob(NamedTuple):
@@ -28,7 +28,7 @@ class ReadyJob(NamedTuple):
     payload: PayloadRecord | None
 
     @property
-    def place(self) -> Place:
+    def position(self) -> Position:
         """Where it stands."""
         return (self.job.spec.priority, self.job.offset)
 
@@ -53,11 +53,11 @@ class ReadyWindow:
 
     def __init__(self, limit_rows: int, budget: PayloadBudget) -> None:
         self.limit_rows = limit_rows
-        self.bound: Place | None = FIRST_PLACE  # nothing is known yet: everything is beyond the bound
-        self.scan_from: Place = FIRST_PLACE  # no pending job stands before this place, outside the window
+        self.bound: Position | None = FIRST_POSITION  # nothing is known yet: everything is beyond the bound
+        self.scan_from: Position = FIRST_POSITION  # no pending job stands before this place, outside the window
         self.jobs: dict[bytes, ReadyJob] = {}
         self._heap: list[tuple[int, int, bytes]] = []
-        self._last: Place = FIRST_PLACE
+        self._last: Position = FIRST_POSITION
         self._budget = budget
 
     def __len__(self) -> int:
@@ -70,13 +70,13 @@ class ReadyWindow:
 
     def offer(self, job: Job, payload: PayloadRecord | None) -> bool:
         """A job became pending; whether it is in the window now."""
-        place = (job.spec.priority, job.offset)
+        position = (job.spec.priority, job.offset)
         if self.bound is None and len(self.jobs) >= self.limit_rows:
             # Every pending job is in the window, so any bound is true; this one keeps a growing backlog out.
-            self.bound, self.scan_from = self._last, max(self._last, place)
-        if self.bound is not None and place > self.bound:
-            if place < self.scan_from:
-                self.scan_from = place
+            self.bound, self.scan_from = self._last, max(self._last, position)
+        if self.bound is not None and position > self.bound:
+            if position < self.scan_from:
+                self.scan_from = position
             return False
         self.insert(ReadyJob(job, payload))
         if len(self.jobs) > 2 * self.limit_rows:
@@ -88,10 +88,10 @@ class ReadyWindow:
         job_id = ready.job.spec.job_id
         known = self.jobs.get(job_id)
         if known is None:
-            place = ready.place
-            heapq.heappush(self._heap, (*place, job_id))
-            if place > self._last:
-                self._last = place
+            position = ready.position
+            heapq.heappush(self._heap, (*position, job_id))
+            if position > self._last:
+                self._last = position
         elif known.payload is not None:
             self._budget.used_bytes -= known.job.spec.payload_bytes
         if ready.payload is not None and not self._budget.admit(ready.job.spec.payload_bytes, urgent=urgent):
@@ -125,13 +125,13 @@ class ReadyWindow:
         self.drop(ready.job.spec.job_id)
         return ready
 
-    def place_after(self) -> Place:
+    def position_after(self) -> Position:
         """A place before which there is no pending job: where a later scan may start."""
         first = self.first()
         if self.bound is None:
-            return first.place if first is not None else (self._last[0], self._last[1] + 1)
+            return first.position if first is not None else (self._last[0], self._last[1] + 1)
         outside = max(self.scan_from, self.bound)
-        return outside if first is None else min(first.place, outside)
+        return outside if first is None else min(first.position, outside)
 
     def to_load(self, limit_rows: int, limit_bytes: int) -> list[ReadyJob]:
         """Those of the first `limit_rows` entries whose payloads are only in the store, at least one, then bounded."""
@@ -155,7 +155,7 @@ class ReadyWindow:
 
     def _live(self) -> list[tuple[int, int, bytes]]:
         """The heap as it should be: without those that left, each job once."""
-        return sorted((*ready.place, job_id) for job_id, ready in self.jobs.items())
+        return sorted((*ready.position, job_id) for job_id, ready in self.jobs.items())
 
     def _shrink(self) -> None:
         """Keep the first `limit_rows` entries; the others are in the store, beyond the new bound."""

@@ -1,7 +1,7 @@
 """Filling ready windows from the store: one task per queue at a time, started when a window runs low.
 
 The scan starts where the window ends, never at the front of the range, so it steps over no tombstones of claimed jobs.
-What was staged while the store answered is newer than its answer: see `Live.watch`.
+What was staged while the store answered is newer than its answer: see `WriterState.watch`.
 """
 
 import asyncio
@@ -11,14 +11,14 @@ from typing import Final
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import PayloadRecord, decode_payload
 from ledgerq.eventlog.errors import LedgerError, LogPoisoned
-from ledgerq.eventlog.runtime.log_records import Seldom, about, logger
-from ledgerq.projections.indexes import decode_job, job_key, pending_key, pending_place, pending_prefix
+from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
+from ledgerq.projections.indexes import decode_job, job_key, pending_key, pending_position, pending_prefix
 from ledgerq.projections.job import Job
 from ledgerq.projections.payloads import payload_fault, read_payload
-from ledgerq.worker.engine.ready_window import Place, ReadyJob, ReadyWindow
-from ledgerq.worker.engine.writer_state import Live
+from ledgerq.worker.engine.ready_window import Position, ReadyJob, ReadyWindow
+from ledgerq.worker.engine.writer_state import WriterState
 
-__all__ = ["Feeder"]
+__all__ = ["WindowRefill"]
 
 _log = logger("queue")
 _REFILL_ROWS: Final = 1000
@@ -26,31 +26,31 @@ _LOAD_ROWS: Final = 64
 _LOAD_BYTES: Final = 8 * 1024 * 1024
 
 
-class Feeder:
+class WindowRefill:
     """Keeps ready windows filled; `dispatch` is called after each step, `broken` with a job whose payload is lost."""
 
     def __init__(
         self,
-        live: Live,
+        writer_state: WriterState,
         *,
         dispatch: Callable[[str], None],
         broken: Callable[[Job, str], None],
         failed: Callable[[str, LedgerError], None],
     ) -> None:
-        self._live = live
+        self._writer_state = writer_state
         self._dispatch = dispatch
         self._broken = broken
         self._failed = failed
-        self._seldom = Seldom()
+        self._throttle = LogThrottle()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def feeding(self, queue: str) -> bool:
+    def refilling(self, queue: str) -> bool:
         """Whether the window of this queue is being filled."""
         return queue in self._tasks
 
     def needs(self, queue: str) -> bool:
         """Whether filling would bring more than the window has."""
-        window = self._live.window(queue)
+        window = self._writer_state.window(queue)
         if window.low:
             return True
         first = window.first()
@@ -59,7 +59,7 @@ class Feeder:
     def start(self, queue: str) -> None:
         """Fill the window of this queue until it has what it needs, unless that is under way."""
         if queue not in self._tasks:
-            task = asyncio.create_task(self._feed(queue), name=f"ledgerq-feed-{queue}")
+            task = asyncio.create_task(self._run(queue), name=f"ledgerq-feed-{queue}")
             self._tasks[queue] = task
             task.add_done_callback(lambda _: self._ended(queue))
 
@@ -70,8 +70,8 @@ class Feeder:
             if isinstance(error, LedgerError):
                 self._failed(queue, error)
             elif error is not None:
-                if self._seldom.may(self._live.log.clock.now_ms()):
-                    left_out, more = self._seldom.take_left_out(), about("window_failed", queue=queue)
+                if self._throttle.may(self._writer_state.log.clock.now_ms()):
+                    left_out, more = self._throttle.take_left_out(), about("window_failed", queue=queue)
                     _log.error("filling queue %r's window failed%s", queue, left_out, exc_info=error, extra=more)
                 self._failed(queue, LedgerError(f"the ready window of queue {queue!r} can't be filled: {error!r}"))
             else:
@@ -84,24 +84,24 @@ class Feeder:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _feed(self, queue: str) -> None:
+    async def _run(self, queue: str) -> None:
         while self.needs(queue):
-            window = self._live.window(queue)
+            window = self._writer_state.window(queue)
             if window.low:
                 await self._refill(queue, window)
             await self._load(window)
             self._dispatch(queue)
 
     async def _refill(self, queue: str, window: ReadyWindow) -> None:
-        live, store = self._live, self._live.log.store
+        writer_state, store = self._writer_state, self._writer_state.log.store
         assert window.bound is not None
         old_bound = window.bound
         start = max(pending_key(queue, old_bound[0], old_bound[1] + 1), pending_key(queue, *window.scan_from))
-        rows: list[tuple[Place, bytes]] = []
-        with live.watch() as newer:
+        rows: list[tuple[Position, bytes]] = []
+        with writer_state.watch() as newer:
             stop = keys.after_prefix(pending_prefix(queue))
             async for page in store.scan(start, stop, page_rows=_REFILL_ROWS):
-                rows += [(pending_place(key), job_id) for key, job_id in page]
+                rows += [(pending_position(key), job_id) for key, job_id in page]
                 if len(rows) >= _REFILL_ROWS:
                     break
             exhausted = len(rows) < _REFILL_ROWS
@@ -119,20 +119,20 @@ class Feeder:
                     window.insert(ReadyJob(job, _checked(job, payloads.get(job.offset))))
             for changed in newer.values():
                 if changed is not None and changed.state == "pending" and changed.spec.queue == queue:
-                    place = (changed.spec.priority, changed.offset)
-                    if place > old_bound and (new_bound is None or place <= new_bound):
+                    position = (changed.spec.priority, changed.offset)
+                    if position > old_bound and (new_bound is None or position <= new_bound):
                         if changed.spec.job_id not in window.jobs:
                             window.insert(ReadyJob(changed, None))
-                    elif new_bound is not None and place > new_bound:
-                        window.scan_from = min(window.scan_from, place)
+                    elif new_bound is not None and position > new_bound:
+                        window.scan_from = min(window.scan_from, position)
 
-    async def _stored_jobs(self, rows: list[tuple[Place, bytes]]) -> list[Job]:
+    async def _stored_jobs(self, rows: list[tuple[Position, bytes]]) -> list[Job]:
         """The jobs behind rows of the pending range, as far as they are still what the rows say."""
-        values = await self._live.log.store.get_many([job_key(job_id) for _, job_id in rows])
+        values = await self._writer_state.log.store.get_many([job_key(job_id) for _, job_id in rows])
         found: list[Job] = []
-        for (place, _), value in zip(rows, values, strict=True):
+        for (position, _), value in zip(rows, values, strict=True):
             job = None if value is None else decode_job(value)
-            if job is not None and job.state == "pending" and (job.spec.priority, job.offset) == place:
+            if job is not None and job.state == "pending" and (job.spec.priority, job.offset) == position:
                 found.append(job)
         return found
 
@@ -146,14 +146,14 @@ class Feeder:
                 break
             offsets.append(job.offset)
         try:
-            rows = await self._live.log.store.get_many([keys.payload_key(offset) for offset in offsets])
+            rows = await self._writer_state.log.store.get_many([keys.payload_key(offset) for offset in offsets])
         except LogPoisoned:
             return {}  # which of them it is, is found out one by one, when they are loaded
         return dict(zip(offsets, rows, strict=True))
 
     async def _records(self, jobs: list[Job]) -> list[tuple[bytes | None, str]]:
         """The payload record of each job, or why it is lost. One that can't be read costs none of the others."""
-        store = self._live.log.store
+        store = self._writer_state.log.store
         try:
             rows = await store.get_many([keys.payload_key(job.offset) for job in jobs])
         except LogPoisoned:
@@ -165,8 +165,8 @@ class Feeder:
         if not wanted:
             return
         # A payload is in the store once its enqueued event is; a job staged just now waits for its commit.
-        if any(self._live.undurable(ready.job.spec.job_id) for ready in wanted):
-            await self._live.log.committed()
+        if any(self._writer_state.undurable(ready.job.spec.job_id) for ready in wanted):
+            await self._writer_state.log.committed()
         records = await self._records([ready.job for ready in wanted])
         for ready, (record, fault) in zip(wanted, records, strict=True):
             now = window.jobs.get(ready.job.spec.job_id)

@@ -26,11 +26,11 @@ async def ack(core: Core, claim: Claim) -> None:
 
 
 def _stage_ack(core: Core, claim: Claim) -> None:
-    live = core.live
-    job = live.claimed.get(claim.id)
+    writer_state = core.writer_state
+    job = writer_state.claimed.get(claim.id)
     event = decisions.ack(job, claim.offset, options=core.options(claim.queue), now_ms=core.clock.now_ms())
-    core.handout.forget(claim)
-    live.apply(job, event)
+    core.dispatcher.forget(claim)
+    writer_state.apply(job, event)
 
 
 async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
@@ -50,7 +50,7 @@ async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
 async def nack(core: Core, claim: Claim, error: str, *, delay_ms: int | None, dead: bool) -> None:
     """See `Queue.nack`."""
     async with core.refusing():
-        job = core.live.claimed.get(claim.id)
+        job = core.writer_state.claimed.get(claim.id)
         events = decisions.nack(
             job,
             claim.offset,
@@ -67,15 +67,15 @@ async def nack(core: Core, claim: Claim, error: str, *, delay_ms: int | None, de
 async def release(core: Core, claim: Claim, reason: str) -> None:
     """See `Queue.release`."""
     async with core.refusing():
-        job = core.live.claimed.get(claim.id)
+        job = core.writer_state.claimed.get(claim.id)
         options, now_ms = core.options(claim.queue), core.clock.now_ms()
         events = decisions.release(job, claim.offset, options=options, now_ms=now_ms, error=reason)
     await _settle(core, claim, job, events)
 
 
 async def _settle(core: Core, claim: Claim, job: Job | None, events: Sequence[JobEvent]) -> None:
-    core.handout.forget(claim)
+    core.dispatcher.forget(claim)
     for event in events:
-        job = core.live.apply(job, event, claim.record)
-    core.handout.serve()
+        job = core.writer_state.apply(job, event, claim.record)
+    core.dispatcher.serve()
     await core.log.committed()

@@ -15,7 +15,7 @@ from ledgerq.projections.indexes import CLAIMED
 from ledgerq.projections.job import Job
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.engine import decisions
-from ledgerq.worker.engine.writer_state import Live
+from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.job_logging import say_interrupted
 from ledgerq.worker.options import QueueOptions
 
@@ -26,7 +26,7 @@ _MAX_NAMES: Final = 100
 
 async def take_over(
     log: EventLog,
-    live: Live,
+    writer_state: WriterState,
     *,
     clock: Clock,
     options_of: Callable[[str], QueueOptions],
@@ -34,7 +34,7 @@ async def take_over(
     version: str,
     accept_rollback: bool,
 ) -> None:
-    """Bring `live` to the state of the log, and commit that this writer is the one now.
+    """Bring `writer_state` to the state of the log, and commit that this writer is the one now.
 
     A job found claimed belongs to a writer that is gone: its lease ends with the reason `interrupted`.
     """
@@ -51,30 +51,30 @@ async def take_over(
         )
     rolled_back_from = await log.start(accept_rollback=accept_rollback)
     view = LedgerView(log)
-    live.tallies = dict(await view.tallies())
-    live.durable_counts = {queue: tally.encode() for queue, tally in live.tallies.items()}
+    writer_state.counters = dict(await view.counters())
+    writer_state.durable_counters = {queue: counters.encode() for queue, counters in writer_state.counters.items()}
     async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
         for key, value in rows:
             # A damaged name is no queue's; its hint is found by the audit.
-            live.hints[key[len(keys.HINT_PREFIX) :].decode(errors="replace")] = keys.hint_place(value)
+            writer_state.hints[key[len(keys.HINT_PREFIX) :].decode(errors="replace")] = keys.hint_position(value)
     head = log.durable_head
-    await live.host.restore(store)
+    await writer_state.host.restore(store)
     anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
-    await live.host.catch_up(log, store, anchor)
-    interrupted = await _claimed(live)
-    live.claimed = {job.id: job for job in interrupted}
+    await writer_state.host.catch_up(log, store, anchor)
+    interrupted = await _claimed(writer_state)
+    writer_state.claimed = {job.id: job for job in interrupted}
     moved = await store.set_aside()
-    live.apply_other(WriterOpened(writer, version, rolled_back_from))
+    writer_state.apply_other(WriterOpened(writer, version, rolled_back_from))
     for folder, names in moved:
-        live.apply_other(FilesSetAside(folder, len(names), tuple(names[:_MAX_NAMES])))
+        writer_state.apply_other(FilesSetAside(folder, len(names), tuple(names[:_MAX_NAMES])))
     ended: list[Job] = []
     for job in interrupted:
         if log.full:
-            await log.room()
+            await log.until_not_full()
         before: Job | None = job
         options, now_ms = options_of(job.spec.queue), clock.now_ms()
         for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.INTERRUPTED):
-            before = live.apply(before, event)
+            before = writer_state.apply(before, event)
         if before is not None:
             ended.append(before)
     await log.committed()
@@ -83,10 +83,10 @@ async def take_over(
     say_interrupted(ended)
 
 
-async def _claimed(live: Live) -> list[Job]:
+async def _claimed(writer_state: WriterState) -> list[Job]:
     found: list[Job] = []
-    async for rows in live.log.store.scan(CLAIMED, keys.after_prefix(CLAIMED)):
-        jobs = await live.jobs([key[len(CLAIMED) :] for key, _ in rows])
+    async for rows in writer_state.log.store.scan(CLAIMED, keys.after_prefix(CLAIMED)):
+        jobs = await writer_state.jobs([key[len(CLAIMED) :] for key, _ in rows])
         found += [job for job in jobs if job is not None and job.state == "claimed"]
     return found
 

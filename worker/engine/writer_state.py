@@ -1,4 +1,10 @@
-"""The live state of a queue's writer: what the staged events mean, before and until they are durable.
+"""The writer's state: jobs, counters and ready windows as the staged events leave them, durable or not yet.
+
+Theory of operation. Every decision is made on the event loop, from this state, without awaiting: `apply` stages an
+event in the open commit and changes the state in the same step, so that the next decision sees it. The state is ahead
+of the store by the commit that is open (`_touched`) and the one being written (`_in_flight`). No caller is told of what
+is ahead: calls wait for `EventLog.committed`. When a commit fails the queue has failed with it, so the state never
+goes back; the next writer reads it anew from the store.
 
 `apply` stages one event and evolves its job at once, so that the next decision sees it; `fill` turns all jobs that a
 commit touched into changes of the index ranges (the difference between where each was found before and after). Reads
@@ -20,10 +26,10 @@ from ledgerq.projections.fold import Transition
 from ledgerq.projections.indexes import decode_job, index_places, job_key, stats_key
 from ledgerq.projections.job import Job, born, evolve
 from ledgerq.projections.runner import ProjectionHost
-from ledgerq.projections.stats import Tally
-from ledgerq.worker.engine.ready_window import FIRST_PLACE, PayloadBudget, Place, ReadyWindow
+from ledgerq.projections.stats import QueueCounters
+from ledgerq.worker.engine.ready_window import FIRST_POSITION, PayloadBudget, Position, ReadyWindow
 
-__all__ = ["Live", "index_changes"]
+__all__ = ["WriterState", "index_changes"]
 
 _WATCH_LIMIT_ROWS: Final = 1000
 _HINT_EVERY_CLAIMS: Final = 1000
@@ -60,17 +66,17 @@ class Newer:
         return (undurable | self.changes).values()
 
 
-class Live:
-    """See the module's text. It is the log's `Projector`."""
+class WriterState:
+    """What a queue's writer knows in memory, and the log's `CommitHook`."""
 
     def __init__(self, *, ready_window_rows: int, payload_budget_bytes: int, host: ProjectionHost) -> None:
         self.log: EventLog
         self.host = host
-        self.tallies: dict[str, Tally] = {}
-        self.durable_counts: dict[str, bytes] = {}
+        self.counters: dict[str, QueueCounters] = {}
+        self.durable_counters: dict[str, bytes] = {}
         self.claimed: dict[bytes, Job] = {}
         self.windows: dict[str, ReadyWindow] = {}
-        self.hints: dict[str, Place] = {}
+        self.hints: dict[str, Position] = {}
         self.on_change: Callable[[Job | None, Job | None], None] = lambda before, after: None
         self.on_commit: Callable[[], None] = lambda: None
         self.on_failure: Callable[[LedgerError], None] = lambda error: None
@@ -84,25 +90,25 @@ class Live:
         self._filled: tuple[Commit, Changes] | None = None
         self._watches: list[Newer] = []
 
-    def tally(self, queue: str) -> Tally:
+    def counters_of(self, queue: str) -> QueueCounters:
         """The counters of a queue, zero at first; its first event was just appended."""
-        tally = self.tallies.get(queue)
-        if tally is None:
-            tally = self.tallies[queue] = Tally(self.log.next_offset - 1)
-        return tally
+        counters = self.counters.get(queue)
+        if counters is None:
+            counters = self.counters[queue] = QueueCounters(self.log.next_offset - 1)
+        return counters
 
     def paused(self, queue: str) -> bool:
         """Whether the queue hands out nothing."""
-        tally = self.tallies.get(queue)
-        return tally is not None and tally.paused
+        counters = self.counters.get(queue)
+        return counters is not None and counters.paused
 
     def window(self, queue: str) -> ReadyWindow:
         """The ready window of a queue; that of a queue that never had an event is empty, and not kept."""
         window = self.windows.get(queue)
         if window is None:
             window = ReadyWindow(self._window_rows, self._budget)
-            if queue in self.tallies:
-                window.scan_from = self.hints.get(queue, FIRST_PLACE)
+            if queue in self.counters:
+                window.scan_from = self.hints.get(queue, FIRST_POSITION)
                 self.windows[queue] = window
             else:
                 window.bound = None
@@ -126,7 +132,7 @@ class Live:
         window = self.windows.get(queue)
         if window is None:
             window = self.windows[queue] = self.window(queue)
-        (self.tallies.get(queue) or self.tally(queue)).apply(before, event, after)
+        (self.counters.get(queue) or self.counters_of(queue)).apply(before, event, after)
         self._dirty_queues[queue] = None
         touched = self._touched.get(job_id)
         self._touched[job_id] = (before if touched is None else touched[0], after)
@@ -149,7 +155,7 @@ class Live:
         """Stage an event that concerns no job; returns its offset."""
         offset = self.log.append(event)
         if isinstance(event, QueueEvent):
-            self.tally(event.queue).paused = type(event) is QueuePaused
+            self.counters_of(event.queue).paused = type(event) is QueuePaused
             self._dirty_queues[event.queue] = None
         if self.host.active:
             self._transitions.append(Transition(offset, self.log.commit().time_ms, event, None, None))
@@ -229,23 +235,23 @@ class Live:
 
     def _add_queues(self, changes: Changes) -> None:
         for queue in self._dirty_queues:
-            tally = self.tallies[queue]
-            changes[stats_key(queue)] = self._counted[queue] = tally.encode()
+            counters = self.counters[queue]
+            changes[stats_key(queue)] = self._counted[queue] = counters.encode()
             window = self.windows.get(queue)
             if window is None:
                 continue
-            place, hint = window.place_after(), self.hints.get(queue, FIRST_PLACE)
+            position, hint = window.position_after(), self.hints.get(queue, FIRST_POSITION)
             # A hint must never lead; moving it forward is only worth a write now and then.
-            if place < hint or place[0] != hint[0] or place[1] - hint[1] > _HINT_EVERY_CLAIMS:
-                self.hints[queue] = place
-                changes[keys.hint_key(queue)] = keys.hint_value(place)
+            if position < hint or position[0] != hint[0] or position[1] - hint[1] > _HINT_EVERY_CLAIMS:
+                self.hints[queue] = position
+                changes[keys.hint_key(queue)] = keys.hint_value(position)
         self._dirty_queues = {}
 
     def committed(self, commit: Commit) -> None:
         """The commit in flight is durable."""
         self._in_flight = {}
         self._filled = None
-        self.durable_counts.update(self._counted)
+        self.durable_counters.update(self._counted)
         self._counted.clear()
         self.on_commit()
 

@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from ledgerq.eventlog.runtime.event_loop import running_loop
-from ledgerq.eventlog.runtime.log_records import Seldom, about, logger
+from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
 from ledgerq.eventlog.runtime.printable import printable, printable_json
 
 __all__ = ["MetricsApp", "Response", "gzip_wanted", "render"]
@@ -78,7 +78,7 @@ class MetricsApp:
         self._refresh = refresh
         self._loop = running_loop()
         self._rendering = asyncio.Lock()
-        self._seldom = Seldom()
+        self._throttle = LogThrottle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3: http, lifespan, and a refusal of websockets."""
@@ -120,8 +120,8 @@ class MetricsApp:
             if path == READY:
                 return _ready(await self._readiness())
         except Exception as error:
-            if self._seldom.may(round(self._loop.time() * 1000)):
-                left_out = self._seldom.take_left_out()
+            if self._throttle.may(round(self._loop.time() * 1000)):
+                left_out = self._throttle.take_left_out()
                 _log.exception("%s can't be answered%s", path, left_out, extra=about("metrics_failed"))
             text = printable(" ".join(f"{type(error).__name__}: {error}".split()))
             return Response(500, f"{path} can't be answered: {text}\n".encode())

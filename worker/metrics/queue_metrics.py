@@ -10,7 +10,7 @@ from ledgerq.eventlog.runtime.process import package_version
 from ledgerq.eventlog.slate.slate_store import SlateStore
 from ledgerq.projections.metrics.collector import Families, LedgerCollector, SlateSource
 from ledgerq.projections.metrics.counters import CountersSource
-from ledgerq.projections.metrics.store_inspection import Looker, LookSource, StoreLook
+from ledgerq.projections.metrics.store_inspection import InspectionSource, Inspector, StoreInspection
 from ledgerq.worker.engine.core import Core
 
 __all__ = ["QueueCollector", "QueueGauges"]
@@ -28,10 +28,10 @@ class QueueCollector(LedgerCollector):
         self._counters = counters = gauges.counters(limit)
         super().__init__(
             counters,
-            gauges.looks(counters.label_of),
+            gauges.inspection_source(counters.label_of),
             WriterSource(gauges.core, counters.label_of),
             *gauges.store_sources(),
-            before=gauges.looker.before_scrape,
+            before=gauges.inspector.before_scrape,
         )
 
     async def refresh(self) -> None:
@@ -40,7 +40,7 @@ class QueueCollector(LedgerCollector):
         It is bounded in time, and what can't be read keeps its last answer. A scrape from another thread than the
         loop's does this by itself. Counters that changed are taken in as well, in steps that leave the loop to others.
         """
-        await self._gauges.looker.refresh()
+        await self._gauges.inspector.refresh()
         for _ in self._counters.take_in():
             await asyncio.sleep(0)
 
@@ -51,25 +51,30 @@ class QueueGauges:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.clock: Clock = core.clock
-        self.look = StoreLook(core.clock)
-        self.looker = Looker(self._look)
-        core.on_close.append(self.looker.close)
+        self.inspection = StoreInspection(core.clock)
+        self.inspector = Inspector(self._inspect)
+        core.on_close.append(self.inspector.close)
 
     def counters(self, limit: int) -> CountersSource:
         """The durable counters, with exemplars from memory."""
-        live, log = self.core.live, self.core.log
+        writer_state, log = self.core.writer_state, self.core.log
         # Copies, for a scrape may come from another thread; a commit replaces its rows in one step.
         return CountersSource(
-            lambda: live.durable_counts.copy(), lambda: log.durable_head, live=lambda: live.tallies, limit=limit
+            lambda: writer_state.durable_counters.copy(),
+            lambda: log.durable_head,
+            live=lambda: writer_state.counters,
+            limit=limit,
         )
 
-    def looks(self, label_of: Callable[[str], str]) -> LookSource:
+    def inspection_source(self, label_of: Callable[[str], str]) -> InspectionSource:
         """What looks at the store say."""
-        live, log = self.core.live, self.core.log
-        return LookSource(
-            self.look,
+        writer_state, log = self.core.writer_state, self.core.log
+        return InspectionSource(
+            self.inspection,
             self.clock,
-            pending=lambda: {queue: tally.now[_PENDING] for queue, tally in live.tallies.copy().items()},
+            pending=lambda: {
+                queue: queue_counters.now[_PENDING] for queue, queue_counters in writer_state.counters.copy().items()
+            },
             label_of=label_of,
             end=lambda: log.durable_head.next_offset,
         )
@@ -79,20 +84,20 @@ class QueueGauges:
         store = self.core.log.store
         return [SlateSource(store.metrics.read)] if isinstance(store, SlateStore) else []
 
-    async def _look(self) -> None:
-        core, look = self.core, self.look
+    async def _inspect(self) -> None:
+        core, inspection = self.core, self.inspection
         if core.log.failure is None:
-            live = core.live
-            wanted = [queue for queue, tally in live.tallies.items() if tally.now[_PENDING]]
-            await look.pending(core.log.store, {queue: live.hints.get(queue, _FIRST) for queue in wanted})
+            writer_state = core.writer_state
+            wanted = [queue for queue, queue_counters in writer_state.counters.items() if queue_counters.now[_PENDING]]
+            await inspection.pending(core.log.store, {queue: writer_state.hints.get(queue, _FIRST) for queue in wanted})
             # Maintenance knows; while it works on what is due it doesn't, and the answer before stands.
-            if not any(tally.now[_SCHEDULED] for tally in live.tallies.values()):
-                look.due_ms = None
+            if not any(queue_counters.now[_SCHEDULED] for queue_counters in writer_state.counters.values()):
+                inspection.due_ms = None
             elif (due_ms := core.maintenance.next_due_ms) is not None:
-                look.due_ms = due_ms
-            look.offsets = dict(live.host.offsets)
-        await look.last_audit(core.log.store.location)
-        look.done()
+                inspection.due_ms = due_ms
+            inspection.offsets = dict(writer_state.host.offsets)
+        await inspection.last_audit(core.log.store.location)
+        inspection.done()
 
 
 class WriterSource:
@@ -120,14 +125,14 @@ class WriterSource:
     def show(self, families: Families) -> None:
         """The gauges as of now, and the commits of this process."""
         core = self._core
-        log, live, handout = core.log, core.live, core.handout
+        log, writer_state, dispatcher = core.log, core.writer_state, core.dispatcher
         families.add("ledgerq_writer_up", int(log.failure is None))
         if log.failure is not None:
             families.add("ledgerq_writer_failed", 1, error=type(log.failure).__name__)
-        windows = {queue: len(window.jobs) for queue, window in live.windows.copy().items()}
+        windows = {queue: len(window.jobs) for queue, window in writer_state.windows.copy().items()}
         self._by_queue(families, "ledgerq_ready_window_jobs", windows)
-        self._by_queue(families, "ledgerq_claim_waiters", handout.room.counts())
-        families.add("ledgerq_claims_held", len(handout.leases))
+        self._by_queue(families, "ledgerq_claim_waiters", dispatcher.waiters.counts())
+        families.add("ledgerq_claims_held", len(dispatcher.leases))
         for phase, meter in log.meters.phases().items():
             families.add_histogram("ledgerq_commit_seconds", meter.bounds, meter.counts, meter.sum, phase=phase)
         for name, meter in (("ledgerq_commit_events", log.meters.events), ("ledgerq_commit_bytes", log.meters.bytes)):

@@ -14,7 +14,7 @@ from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import LogRolledBack
 from ledgerq.projections.audit import record_failure
 from ledgerq.projections.indexes import stats_key
-from ledgerq.projections.metrics.store_inspection import StoreLook
+from ledgerq.projections.metrics.store_inspection import StoreInspection
 from tests.s3.servers import both_servers, bucket, s3_server
 from tests.support.cli_rig import Cli, change_rows, make_ledger
 
@@ -94,7 +94,7 @@ async def test_a_disk_that_hangs_is_asked_once_and_in_no_thread_of_the_loops(
 
     monkeypatch.setattr("ledgerq.eventlog.audit_note._read", hang)
     clock = ManualClock()
-    look = StoreLook(clock)
+    look = StoreInspection(clock)
     for _ in range(3):
         await look.last_audit(str(tmp_path))
         clock.advance(60_000)

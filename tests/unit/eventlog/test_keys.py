@@ -45,7 +45,7 @@ def test_pending_keys_are_in_the_order_of_priority_then_offset(
     queue: str, a: tuple[int, int], b: tuple[int, int]
 ) -> None:
     assert same_order(a, b, indexes.pending_key(queue, *a), indexes.pending_key(queue, *b))
-    assert indexes.pending_place(indexes.pending_key(queue, *a)) == a
+    assert indexes.pending_position(indexes.pending_key(queue, *a)) == a
 
 
 @thorough

@@ -211,7 +211,7 @@ async def test_a_full_commit_keeps_callers_waiting_until_it_is_durable(monkeypat
     for number in range(3):
         log.append(event(number))
     assert log.full
-    room = asyncio.create_task(log.room())
+    room = asyncio.create_task(log.until_not_full())
     await settle()
     assert not room.done()
     faults.let_go("write:before")
@@ -230,7 +230,7 @@ async def test_large_payloads_fill_a_commit_too(monkeypatch: pytest.MonkeyPatch)
     assert not log.full
     log.append_payload(log.append(event(1)), b"y")
     assert log.full
-    await log.room()
+    await log.until_not_full()
     await log.close()
     assert {disk.rows[b"p/" + bytes(7) + b"\0"], disk.rows[b"p/" + bytes(7) + b"\1"]} == {b"x" * 99, b"y"}
 
@@ -242,8 +242,8 @@ async def test_nobody_waits_for_room_in_a_log_that_failed(monkeypatch: pytest.Mo
     faults.spoil("sync:before", StoreUnavailable("gone"))
     log.append(event(0))
     with pytest.raises(StoreUnavailable):
-        await log.room()
-    await log.room()
+        await log.until_not_full()
+    await log.until_not_full()
     await log.close()
 
 
@@ -260,7 +260,7 @@ class Doubtful(MemoryStore):
 async def test_a_commit_that_lands_after_the_log_failed_is_not_reported() -> None:
     faults, clock, watcher = Faults(), ManualClock(), Watcher()
     store = Doubtful(fault=faults)
-    log = EventLog(store, clock=clock, projector=watcher)
+    log = EventLog(store, clock=clock, commit_hook=watcher)
     await log.start()
     faults.hold("sync:before")
     task = asyncio.create_task(append(log, 0))
@@ -283,7 +283,7 @@ async def test_a_commit_that_lands_after_the_log_failed_is_not_reported() -> Non
 async def test_a_commit_that_is_refused_says_why_itself_though_the_store_has_stopped() -> None:
     faults, clock = Faults(), ManualClock()
     store = Doubtful(fault=faults)
-    log = EventLog(store, clock=clock, projector=Watcher())
+    log = EventLog(store, clock=clock, commit_hook=Watcher())
     await log.start()
     faults.hold("write:before")
     faults.spoil("sync:before", ClockWentBack(START_MS - 5001, START_MS))

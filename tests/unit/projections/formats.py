@@ -12,4 +12,4 @@ def format_1_rows(fold: Fold) -> dict[bytes, bytes]:
     rows = {keys.FORMAT_KEY: b"1"}
     for job in fold.jobs.values():
         rows |= index_entries(job, 1)
-    return rows | {stats_key(queue): tally.encode(1) for queue, tally in fold.tallies.items()}
+    return rows | {stats_key(queue): counters.encode(1) for queue, counters in fold.counters.items()}

@@ -9,7 +9,7 @@ from ledgerq.projections.audit import describe
 from ledgerq.projections.indexes import dead_key, finished_key, job_key, pending_key, stats_key
 from ledgerq.projections.job import born
 from ledgerq.projections.repair.comparison import Mismatch
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 
 ID = bytes(range(16))
 JOB = born(Enqueued(ID, "mail", 5, 3, 0, None, "finished", 10, b"\xff" * 32), 7, 1000)
@@ -41,7 +41,7 @@ def test_a_missing_job_is_shown_with_its_state_first() -> None:
 
 
 def test_counters_are_shown_by_name() -> None:
-    right, wrong = Tally(), Tally()
+    right, wrong = QueueCounters(), QueueCounters()
     right.now[3], right.totals[0] = 5, 9
     wrong.now[3], wrong.totals[0] = 6, 8
     assert sides(stats_key("mail"), right.encode(), wrong.encode()) == (
@@ -59,13 +59,13 @@ def test_a_row_that_names_a_job_is_shown_with_the_text_of_its_id(key: bytes) -> 
 @pytest.mark.parametrize("value", [b"\xc1", b"\x00", pack((1, 2)), pack((*JOB,))[:-2], b"\x93\x01\x02\x03", b"junk"])
 @pytest.mark.parametrize("key", [job_key(ID), stats_key("mail"), finished_key(9, ID)])
 def test_whatever_lies_there_instead_is_shown(key: bytes, value: bytes) -> None:
-    expected, found = sides(key, pack(JOB) if key == job_key(ID) else Tally().encode(), value)
+    expected, found = sides(key, pack(JOB) if key == job_key(ID) else QueueCounters().encode(), value)
     assert expected
     assert found
 
 
 def test_the_same_fields_in_other_bytes_are_shown_as_they_are() -> None:
-    now, totals, *others = unpack(Tally().encode())
-    expected, found = sides(stats_key("mail"), Tally().encode(), pack((now, [*totals, 0], *others)))
+    now, totals, *others = unpack(QueueCounters().encode())
+    expected, found = sides(stats_key("mail"), QueueCounters().encode(), pack((now, [*totals, 0], *others)))
     rest = (False, 0, ((0,) * 20, (0,) * 20, (0,) * 20, (0,) * 9))
     assert (expected, found) == (repr(((0,) * 6, (0,) * 12, *rest)), repr(((0,) * 6, (0,) * 13, *rest)))

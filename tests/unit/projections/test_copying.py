@@ -185,4 +185,4 @@ async def test_a_copy_that_is_interrupted_and_resumed_from_another_original_hold
         await rig.queue.enqueue("q", b"x")
     other = Ledger(rig.disk, rig.clock.now_ms(), {}, {})
     await copy(other, MemoryStore(disk))
-    assert (await check_ledger(disk)).tallies.keys() == {"q"}
+    assert (await check_ledger(disk)).counters.keys() == {"q"}

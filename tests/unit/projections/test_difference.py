@@ -34,9 +34,9 @@ async def compare(log: LogReader, start: int, stop: int) -> None:
     }
     assert {job.job_id: (job.before, job.after) for job in found.jobs} == states
     changed = {
-        queue: tally.view(queue)
-        for queue, tally in after.tallies.items()
-        if queue not in before.tallies or before.tallies[queue].view(queue) != tally.view(queue)
+        queue: counters.view(queue)
+        for queue, counters in after.counters.items()
+        if queue not in before.counters or before.counters[queue].view(queue) != counters.view(queue)
     }
     assert {change.after.queue: change.after for change in found.queues} == changed
 

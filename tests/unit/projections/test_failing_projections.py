@@ -114,7 +114,7 @@ async def test_ctrl_c_in_a_projection_is_meant_for_the_program() -> None:
     await rig.queue.enqueue("q", b"1")
     projection.broken = True
     with pytest.raises(KeyboardInterrupt):
-        rig.queue._core.live.host.project([Transition(5, 5, (await rig.events())[0], None, None)], 6, {})
+        rig.queue._core.writer_state.host.project([Transition(5, 5, (await rig.events())[0], None, None)], 6, {})
     projection.broken = False
     await rig.queue.close()
     await rig.check()

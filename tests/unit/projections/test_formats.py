@@ -86,7 +86,7 @@ async def test_the_audit_compares_a_store_of_format_1_with_what_format_1_holds(o
     report = await audited(old.disk)
     assert (report.clean, report.format_version) == (True, 1)
     key = next(iter(rows_in(old.disk, b"i/stats/")))
-    old.disk.rows[key] = (await folded(old.disk)).tally("other").encode(1)
+    old.disk.rows[key] = (await folded(old.disk)).counters_of("other").encode(1)
     assert (await audited(old.disk)).difference_count == 1
 
 

@@ -18,19 +18,19 @@ from ledgerq.eventlog.events import (
 )
 from ledgerq.projections.fold import Fold, Transition
 from ledgerq.projections.histograms import ATTEMPT_BOUNDS, DURATION_BOUNDS_MS, MEASURES, Histogram, HistogramView
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 from tests.support.histories import QUEUES, START_MS, enqueued, histories, job_id, some
 
 ID = job_id(1)
 ALL_IN_ONE = {"waiting": "claimed", "life": "acked", "attempts": "acked"}
 
 
-def measured(*events: tuple[int, Event]) -> Tally:
+def measured(*events: tuple[int, Event]) -> QueueCounters:
     """The counters after these events, each at so many ms after the start."""
     fold = Fold()
     for offset, (after_ms, event) in enumerate(events):
         fold.apply(offset, START_MS + after_ms, event)
-    return fold.tally("mail")
+    return fold.counters_of("mail")
 
 
 def test_a_bucket_holds_what_is_at_most_its_bound() -> None:
@@ -53,18 +53,18 @@ def test_the_bounds_are_part_of_the_format() -> None:
 
 
 def test_a_job_done_at_once_is_measured_from_enqueued_to_acked() -> None:
-    tally = measured((0, enqueued()), (30, Claimed(ID, 1, 1000, None)), (230, Acked(ID, START_MS + 9000)))
-    assert (tally.waiting.sum, tally.running.sum, tally.life.sum, tally.attempts.sum) == (30, 200, 230, 1)
+    counters = measured((0, enqueued()), (30, Claimed(ID, 1, 1000, None)), (230, Acked(ID, START_MS + 9000)))
+    assert (counters.waiting.sum, counters.running.sum, counters.life.sum, counters.attempts.sum) == (30, 200, 230, 1)
 
 
 def test_waiting_begins_when_a_job_is_due_and_not_when_a_writer_noticed() -> None:
     due = (0, enqueued(due_ms=START_MS + 1000))
-    tally = measured(due, (1400, Promoted(ID)), (1500, Claimed(ID, 1, 1000, None)), (1600, Acked(ID, 0)))
-    assert (tally.waiting.sum, tally.running.sum, tally.life.sum) == (500, 100, 1600)
+    counters = measured(due, (1400, Promoted(ID)), (1500, Claimed(ID, 1, 1000, None)), (1600, Acked(ID, 0)))
+    assert (counters.waiting.sum, counters.running.sum, counters.life.sum) == (500, 100, 1600)
 
 
 def test_each_retry_waits_anew_from_when_it_is_due() -> None:
-    tally = measured(
+    counters = measured(
         (0, enqueued()),
         (10, Claimed(ID, 1, 1000, None)),
         (60, Nacked(ID, "scheduled", START_MS + 1000, 0, False, "boom")),
@@ -72,23 +72,23 @@ def test_each_retry_waits_anew_from_when_it_is_due() -> None:
         (1005, Claimed(ID, 2, 1000, None)),
         (1105, Acked(ID, 0)),
     )
-    assert (tally.waiting.sum, tally.waiting.view().count) == (10 + 5, 2)
-    assert (tally.running.sum, tally.running.view().count) == (50 + 100, 2)
-    assert (tally.life.sum, tally.attempts.sum) == (1105, 2)
+    assert (counters.waiting.sum, counters.waiting.view().count) == (10 + 5, 2)
+    assert (counters.running.sum, counters.running.view().count) == (50 + 100, 2)
+    assert (counters.life.sum, counters.attempts.sum) == (1105, 2)
 
 
 def test_a_cancel_request_does_not_move_the_beginning_of_the_claim() -> None:
     claimed = [(0, enqueued()), (10, Claimed(ID, 1, 1000, None)), (500, CancelRequested(ID, "ann", "x"))]
-    tally = measured(*claimed, (600, Nacked(ID, "pending", 0, 0, False, "stopped")))
-    assert tally.running.sum == 590
+    counters = measured(*claimed, (600, Nacked(ID, "pending", 0, 0, False, "stopped")))
+    assert counters.running.sum == 590
 
 
 @pytest.mark.parametrize(
     "end", [Nacked(ID, "pending", 0, 0, True, "released"), LeaseExpired(ID, "pending", 0, "interrupted")]
 )
 def test_a_claim_that_its_worker_did_not_settle_says_nothing_of_the_work(end: Event) -> None:
-    tally = measured((0, enqueued()), (10, Claimed(ID, 1, 1000, None)), (999_999, end))
-    assert tally.running.view().count == 0
+    counters = measured((0, enqueued()), (10, Claimed(ID, 1, 1000, None)), (999_999, end))
+    assert counters.running.view().count == 0
     again = measured(
         (0, enqueued()),
         (10, Claimed(ID, 1, 1000, None)),
@@ -106,14 +106,14 @@ def test_a_requeued_job_waits_from_then_on_and_lives_from_its_first_day() -> Non
         (10, Nacked(ID, "dead", 0, START_MS + 99_999, False, "x")),
     ]
     again = [(5000, Requeued(ID, "ann", "x")), (5100, Claimed(ID, 1, 1000, None)), (5200, Acked(ID, 0))]
-    tally = measured(*dead, *again)
-    assert (tally.waiting.sum, tally.running.sum, tally.life.sum, tally.attempts.sum) == (105, 105, 5200, 1)
+    counters = measured(*dead, *again)
+    assert (counters.waiting.sum, counters.running.sum, counters.life.sum, counters.attempts.sum) == (105, 105, 5200, 1)
 
 
 def test_a_commit_that_opened_before_the_job_was_due_counts_as_no_wait() -> None:
     due = (0, enqueued(due_ms=START_MS + 1000))
-    tally = measured(due, (998, Promoted(ID)), (998, Claimed(ID, 1, 1000, None)))
-    assert (tally.waiting.sum, tally.waiting.counts[0]) == (0, 1)
+    counters = measured(due, (998, Promoted(ID)), (998, Claimed(ID, 1, 1000, None)))
+    assert (counters.waiting.sum, counters.waiting.counts[0]) == (0, 1)
 
 
 def test_an_exemplar_is_the_last_job_of_its_bucket() -> None:
@@ -158,16 +158,16 @@ def test_what_is_measured_is_what_the_log_says(history: list[Transition]) -> Non
     for transition in history:
         fold.apply(transition.offset, transition.time_ms, transition.event)
     for queue in QUEUES:
-        tally, plain = fold.tally(queue), expected(history, queue)
-        totals = tally.view(queue).totals
-        for name, view in tally.measures().items():
+        counters, plain = fold.counters_of(queue), expected(history, queue)
+        totals = counters.view(queue).totals
+        for name, view in counters.measures().items():
             assert (view.sum, view.count) == (sum(plain[name]), len(plain[name])), name
             below = [sum(value <= bound for value in plain[name]) for bound in view.bounds]
             assert [sum(view.counts[: at + 1]) for at in range(len(view.bounds))] == below, name
             if name in ALL_IN_ONE:
                 assert view.count == totals[ALL_IN_ONE[name]]
         running = totals["acked"] + totals["nacked"] - totals["released"]
-        assert tally.running.view().count == running
+        assert counters.running.view().count == running
 
 
 @some
@@ -180,4 +180,4 @@ def test_a_queue_knows_where_its_first_event_stands(history: list[Transition]) -
         queue = getattr(transition.event, "queue", None) or (job and job.queue)
         if queue:
             first.setdefault(queue, transition.offset)
-    assert {queue: tally.first_offset for queue, tally in fold.tallies.items()} == first
+    assert {queue: counters.first_offset for queue, counters in fold.counters.items()} == first

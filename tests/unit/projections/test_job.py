@@ -264,9 +264,9 @@ def test_events_of_queues_and_of_the_log_touch_no_job() -> None:
         assert fold.apply(offset, START_MS + 9, event) == Transition(offset, START_MS + 9, event, None, None)
     assert fold.jobs == before
     assert (fold.next_offset, fold.time_ms) == (6, START_MS + 9)
-    assert fold.tally("q").paused
+    assert fold.counters_of("q").paused
     fold.apply(6, START_MS, QueueResumed("q", "ann", "x"))
-    assert not fold.tally("q").paused
+    assert not fold.counters_of("q").paused
 
 
 @quick

@@ -60,7 +60,7 @@ async def do_something(rig: Rig, rng: random.Random, held: list[Any]) -> None:
             held += await queue.claim(name, limit=2)
         case 4 | 5 if held:
             claim = held.pop(rng.randrange(len(held)))
-            if queue._core.live.claimed.get(claim.id) is None:
+            if queue._core.writer_state.claimed.get(claim.id) is None:
                 return
             how = rng.randrange(4)
             if how == 0:
@@ -102,14 +102,14 @@ async def test_the_fold_to_an_offset_or_a_time_is_what_the_queue_said_then(seed:
     for then in moments:
         fold = await fold_to(log, offset=then.offset)
         assert {job.job_id: job for job in fold.jobs.values()} == then.jobs
-        assert [fold.tally(name).view(name) for name in QUEUES] == then.stats
+        assert [fold.counters_of(name).view(name) for name in QUEUES] == then.stats
         assert fold.next_offset == then.offset
     last_at = {then.time_ms: then for then in moments}
     assert len(last_at) > 10
     for then in last_at.values():
         fold = await fold_to(log, time_ms=then.time_ms)
         assert {job.job_id: job for job in fold.jobs.values()} == then.jobs
-        assert [fold.tally(name).view(name) for name in QUEUES] == then.stats
+        assert [fold.counters_of(name).view(name) for name in QUEUES] == then.stats
 
 
 # ---------------------------------------------------------------------- made-up histories
@@ -118,7 +118,7 @@ async def test_the_fold_to_an_offset_or_a_time_is_what_the_queue_said_then(seed:
 async def written(history: Sequence[Transition], sizes: Sequence[int]) -> MemoryDisk:
     """A log that holds these events in commits of these sizes (then of 1), each at the time of its last event."""
     disk, clock = MemoryDisk(), ManualClock(0)
-    log = EventLog(MemoryStore(disk), clock=clock, projector=Watcher())
+    log = EventLog(MemoryStore(disk), clock=clock, commit_hook=Watcher())
     await log.start()
     left, pending = list(history), list(sizes)
     while left:
@@ -142,8 +142,8 @@ def folded(history: Sequence[Transition], times: Sequence[int], stop: int) -> Fo
 
 def same(one: Fold, other: Fold) -> bool:
     """Whether two folds hold the same."""
-    tallies = [{name: tally.encode() for name, tally in fold.tallies.items()} for fold in (one, other)]
-    return (one.jobs, tallies[0], one.next_offset) == (other.jobs, tallies[1], other.next_offset)
+    all_counters = [{name: counters.encode() for name, counters in fold.counters.items()} for fold in (one, other)]
+    return (one.jobs, all_counters[0], one.next_offset) == (other.jobs, all_counters[1], other.next_offset)
 
 
 @settings(quick, max_examples=40)

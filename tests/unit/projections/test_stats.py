@@ -26,7 +26,7 @@ from ledgerq.eventlog.events import (
 )
 from ledgerq.projections.fold import Fold, Transition
 from ledgerq.projections.job import TRANSITIONS, born
-from ledgerq.projections.stats import TOTALS, Tally, stats_delta
+from ledgerq.projections.stats import TOTALS, QueueCounters, stats_delta
 from tests.support.histories import QUEUES, START_MS, enqueued, histories, job_id, quick, some
 
 TOTAL_OF: dict[type[JobEvent], str] = {
@@ -68,7 +68,7 @@ def test_counters_are_the_jobs_there_are_and_the_events_there_were(history: list
                 events[TOTAL_OF[type(event)]] += 1
                 events["released"] += isinstance(event, Nacked) and event.released
                 events["dead"] += getattr(event, "to", "") == "dead" or isinstance(event, DeadLettered)
-        view = fold.tally(queue).view(queue)
+        view = fold.counters_of(queue).view(queue)
         assert {state: getattr(view, state) for state in STATES} == {state: states[state] for state in STATES}
         assert view.totals == {name: events[name] for name in TOTALS}
         assert (view.queue, view.paused) == (queue, paused)
@@ -77,22 +77,26 @@ def test_counters_are_the_jobs_there_are_and_the_events_there_were(history: list
 @quick
 @given(histories())
 def test_a_row_is_read_back_as_it_was(history: list[Transition]) -> None:
-    for tally in folded(history).tallies.values():
-        again = Tally.decode(tally.encode())
-        assert (again.now, again.totals, again.paused) == (tally.now, tally.totals, tally.paused)
-        assert (again.first_offset, again.measures()) == (tally.first_offset, tally.measures())
+    for queue_counters in folded(history).counters.values():
+        again = QueueCounters.decode(queue_counters.encode())
+        assert (again.now, again.totals, again.paused) == (
+            queue_counters.now,
+            queue_counters.totals,
+            queue_counters.paused,
+        )
+        assert (again.first_offset, again.measures()) == (queue_counters.first_offset, queue_counters.measures())
 
 
 @some
 @given(histories())
 def test_what_is_counted_in_place_is_what_the_delta_says(history: list[Transition]) -> None:
-    tally, plain = Tally(), Tally()
+    queue_counters, plain = QueueCounters(), QueueCounters()
     for _, _, event, before, after in history:
         if before is not None or after is not None:
             assert not isinstance(event, QueuePaused | QueueResumed)
-            tally.apply(before, event, after)  # type: ignore[arg-type]
+            queue_counters.apply(before, event, after)  # type: ignore[arg-type]
             plain.add(stats_delta(before, event, after))  # type: ignore[arg-type]
-    assert (tally.now, tally.totals) == (plain.now, plain.totals)
+    assert (queue_counters.now, queue_counters.totals) == (plain.now, plain.totals)
 
 
 def test_every_job_event_has_a_total() -> None:
@@ -105,46 +109,46 @@ def test_a_job_that_stays_in_its_state_is_counted_once() -> None:
     events = [enqueued(), Claimed(job_id(1), 1, 1, None), CancelRequested(job_id(1), "ann", "x")]
     for offset, event in enumerate(events):
         fold.apply(offset, START_MS, event)
-    view = fold.tally("mail").view("mail")
+    view = fold.counters_of("mail").view("mail")
     assert (view.claimed, view.totals["claimed"], view.totals["cancel_requested"]) == (1, 1, 1)
 
 
 def test_the_bytes_of_a_row_never_change() -> None:
-    tally = Tally()
-    tally.add(stats_delta(None, enqueued(), born(enqueued(), 0, START_MS)))
-    tally.paused = True
+    queue_counters = QueueCounters()
+    queue_counters.add(stats_delta(None, enqueued(), born(enqueued(), 0, START_MS)))
+    queue_counters.paused = True
     counters = "96000100000000" + "9c010000000000000000000000" + "c3"
     durations = "dc0014" + 20 * "00"
-    assert tally.encode().hex() == "95" + counters + "00" + "94" + 3 * durations + "99" + 9 * "00"
-    assert tally.encode(1).hex() == "93" + counters
+    assert queue_counters.encode().hex() == "95" + counters + "00" + "94" + 3 * durations + "99" + 9 * "00"
+    assert queue_counters.encode(1).hex() == "93" + counters
 
 
 def test_a_row_of_format_1_has_no_histograms() -> None:
-    tally = Tally()
+    queue_counters = QueueCounters()
     for number in range(3):
-        tally.add(stats_delta(None, enqueued(number), born(enqueued(number), 0, START_MS)))
-    old = Tally.decode(tally.encode(1))
-    assert (old.now, old.totals, old.first_offset) == (tally.now, tally.totals, 0)
+        queue_counters.add(stats_delta(None, enqueued(number), born(enqueued(number), 0, START_MS)))
+    old = QueueCounters.decode(queue_counters.encode(1))
+    assert (old.now, old.totals, old.first_offset) == (queue_counters.now, queue_counters.totals, 0)
     assert [view.count for view in old.measures().values()] == [0, 0, 0, 0]
-    assert old.encode(1) == tally.encode(1)
+    assert old.encode(1) == queue_counters.encode(1)
 
 
 def test_a_row_with_fewer_totals_is_from_before_the_others_existed() -> None:
-    tally = Tally.decode(pack(([0, 1, 0, 0, 0, 0], [5, 4], False)))
-    assert tally.totals == [5, 4, *[0] * (len(TOTALS) - 2)]
-    assert tally.view("mail").totals["promoted"] == 4
+    queue_counters = QueueCounters.decode(pack(([0, 1, 0, 0, 0, 0], [5, 4], False)))
+    assert queue_counters.totals == [5, 4, *[0] * (len(TOTALS) - 2)]
+    assert queue_counters.view("mail").totals["promoted"] == 4
 
 
 def test_a_row_with_more_totals_is_from_a_later_version_and_keeps_them() -> None:
-    tally = Tally()
-    tally.totals = [5] * (len(TOTALS) + 2)
-    row = tally.encode()
-    assert list(Tally.decode(row).view("mail").totals) == list(TOTALS)
-    assert Tally.decode(row).encode() == row
+    queue_counters = QueueCounters()
+    queue_counters.totals = [5] * (len(TOTALS) + 2)
+    row = queue_counters.encode()
+    assert list(QueueCounters.decode(row).view("mail").totals) == list(TOTALS)
+    assert QueueCounters.decode(row).encode() == row
 
 
 def test_an_empty_tally_is_all_zero() -> None:
-    view = Tally().view("mail")
+    view = QueueCounters().view("mail")
     assert [getattr(view, state) for state in STATES] == [0] * len(STATES)
     assert set(view.totals.values()) == {0}
     assert not view.paused
@@ -172,16 +176,16 @@ def test_an_empty_tally_is_all_zero() -> None:
 )
 def test_a_malformed_row_is_drift(value: bytes) -> None:
     with pytest.raises(ProjectionDrift, match="rebuild-projections"):
-        Tally.decode(value)
+        QueueCounters.decode(value)
 
 
 def test_a_row_is_longer_only_once_a_payload_was_lost() -> None:
     """Rows that were written before lost payloads were counted are the same today, byte for byte."""
     fold = Fold()
     fold.apply(0, START_MS, enqueued())
-    before = [len(unpack(fold.tally("mail").encode(version))[1]) for version in (1, 2)]
+    before = [len(unpack(fold.counters_of("mail").encode(version))[1]) for version in (1, 2)]
     fold.apply(1, START_MS, DeadLettered(job_id(1), START_MS, "ann", "the payload is lost"))
-    after = [len(unpack(fold.tally("mail").encode(version))[1]) for version in (1, 2)]
+    after = [len(unpack(fold.counters_of("mail").encode(version))[1]) for version in (1, 2)]
     assert (before, after) == ([12, 12], [12, 13])
-    again = Tally.decode(fold.tally("mail").encode()).view("mail")
+    again = QueueCounters.decode(fold.counters_of("mail").encode()).view("mail")
     assert (again.dead, again.totals["dead"], again.totals["dead_lettered"]) == (1, 1, 1)

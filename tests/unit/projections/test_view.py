@@ -89,7 +89,7 @@ async def test_looking_up_beside_a_large_commit_copies_nothing_of_it() -> None:
         rig.faults.hold("get")
         looking = [asyncio.create_task(rig.queue.get(job.job_id)) for job in added]
         await settle()
-        assert sum(len(newer.changes) for newer in rig.queue._live._watches) == 0
+        assert sum(len(newer.changes) for newer in rig.queue._writer_state._watches) == 0
         rig.faults.let_go("get")
         rig.faults.let_go("write:before")
         assert [(await task).id for task in looking] == [job.id for job in added]
@@ -312,7 +312,7 @@ async def test_what_is_read_is_durable_by_then(call: str) -> None:
         rig.faults.hold("sync:before")
         adding = asyncio.create_task(rig.queue.enqueue("q", b""))
         await settle()
-        job_id = job_id_text(next(iter(rig.queue._live._in_flight)))
+        job_id = job_id_text(next(iter(rig.queue._writer_state._in_flight)))
         argument = {"jobs": ["q"], "stats": ["q"], "queues": []}.get(call, [job_id])
         reading = asyncio.create_task(getattr(rig.queue, call)(*argument))
         await settle()

@@ -10,7 +10,7 @@ from ledgerq.eventlog.errors import StoreNotFound, StoreUnavailable
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.eventlog.store import Row
-from ledgerq.projections.stats import Tally
+from ledgerq.projections.stats import QueueCounters
 from ledgerq.tools.exporter.follower import Follower
 from ledgerq.worker.queue import Queue
 from tests.support.rig import Rig
@@ -41,7 +41,7 @@ async def test_head_and_counters_are_of_one_commit() -> None:
         moving = Moving(rig.disk, rig.queue, 3)
         head, rows = await follower._read(LogReader(moving, clock=rig.clock))
         assert head == rig.queue.log.durable_head
-        assert Tally.decode(rows["mail"]).view("mail").totals["enqueued"] == 4
+        assert QueueCounters.decode(rows["mail"]).view("mail").totals["enqueued"] == 4
         with pytest.raises(StoreUnavailable, match="changes faster than it can be read"):
             await follower._read(LogReader(Moving(rig.disk, rig.queue, 100), clock=rig.clock))
 

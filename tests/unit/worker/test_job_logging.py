@@ -9,7 +9,7 @@ import pytest
 
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import ClaimLost, StoreUnavailable
-from ledgerq.eventlog.runtime.log_records import Seldom, about, about_job
+from ledgerq.eventlog.runtime.log_records import LogThrottle, about, about_job
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.outcomes import Dead, Retry
@@ -169,7 +169,7 @@ async def test_a_lease_that_ends_is_said_once_it_is_durable(records: list[loggin
         earlier = asyncio.create_task(rig.queue.enqueue("other", SECRET))
         await settle()
         await rig.advance(31)
-        assert rig.queue._core.live.claimed == {}
+        assert rig.queue._core.writer_state.claimed == {}
         assert records == []
         rig.faults.hold("write:before")
         rig.faults.let_go("sync:before")
@@ -308,8 +308,8 @@ def test_the_attributes_collide_with_nothing_of_logging() -> None:
 
 
 def test_seldom_counts_what_it_leaves_out_and_survives_a_clock_that_goes_back() -> None:
-    seldom = Seldom(burst=2, period_ms=1000)
-    assert [seldom.may(now_ms) for now_ms in (5000, 5001, 5002, 5999, 6000)] == [True, True, False, False, True]
-    assert seldom.take_left_out() == " (2 more like this were not logged)"
-    assert seldom.take_left_out() == ""
-    assert [seldom.may(now_ms) for now_ms in (6001, 6002, 100, 101, 102)] == [True, False, True, True, False]
+    throttle = LogThrottle(burst=2, period_ms=1000)
+    assert [throttle.may(now_ms) for now_ms in (5000, 5001, 5002, 5999, 6000)] == [True, True, False, False, True]
+    assert throttle.take_left_out() == " (2 more like this were not logged)"
+    assert throttle.take_left_out() == ""
+    assert [throttle.may(now_ms) for now_ms in (6001, 6002, 100, 101, 102)] == [True, False, True, True, False]

@@ -3,13 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledgerq.worker.engine.leases import Lease, LeaseBook
+from ledgerq.worker.engine.leases import Lease, Leases
 from tests.support.histories import job_id, some
 
 
-def book_of(*leases: tuple[int, int]) -> LeaseBook:
+def book_of(*leases: tuple[int, int]) -> Leases:
     """A book of (job number, end) leases, each of the claim at the job's number."""
-    book = LeaseBook()
+    book = Leases()
     for number, expires_ms in leases:
         book.hold(Lease(expires_ms, job_id(number), number))
     return book
@@ -21,7 +21,7 @@ def numbers(leases: list[Lease]) -> list[int]:
 
 
 def test_an_empty_book_has_nothing_that_ends() -> None:
-    book = LeaseBook()
+    book = Leases()
     assert (len(book), book.next_ms(), book.expired(10**15, 10)) == (0, None, [])
     book.drop(job_id(1))
 
@@ -80,7 +80,7 @@ STEPS = st.tuples(st.sampled_from([HOLD, HOLD, DROP]), st.integers(0, 5), st.int
     st.integers(1, 8),
 )
 def test_a_book_agrees_with_a_plain_dictionary(steps: list[tuple[str, int, int]], now_ms: int, limit: int) -> None:
-    book, model = LeaseBook(), dict[int, int]()
+    book, model = Leases(), dict[int, int]()
     for what, number, expires_ms in steps:
         if what == HOLD:
             book.hold(Lease(expires_ms, job_id(number), number))
@@ -99,7 +99,7 @@ def test_a_book_agrees_with_a_plain_dictionary(steps: list[tuple[str, int, int]]
 
 def test_when_the_clock_was_set_back_each_lease_begins_anew() -> None:
     told = list[int]()
-    book = LeaseBook()
+    book = Leases()
     book.hold(Lease(1_000_030, job_id(1), 1, 1_000_000))
     book.hold(Lease(1_000_500, job_id(2), 2, 1_000_000))
     book.on_hold = told.append
@@ -112,7 +112,7 @@ def test_when_the_clock_was_set_back_each_lease_begins_anew() -> None:
 
 
 def test_a_clock_that_is_slewed_leaves_leases_alone() -> None:
-    book = LeaseBook()
+    book = Leases()
     book.hold(Lease(1_000_030, job_id(1), 1, 1_000_000))
     assert book.expired(999_500, 10) == []
     assert book.next_ms() == 1_000_030

@@ -53,7 +53,7 @@ class Turns:
 async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Turns]:
     turns = Turns()
     prepare, index_changes, update = new_job.prepare, writer_state.index_changes, MemoryBatch.update
-    stage, encode = admission.Intake.stage, writer.encode_batch_pieces
+    stage, encode = admission.Admission.stage, writer.encode_batch_pieces
 
     def counted_prepare(*given: Any, **more: Any) -> Any:
         turns.add("prepared", 1)
@@ -76,7 +76,7 @@ async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Turns]:
             turns.add("encoded", given[-1])
             yield part
 
-    monkeypatch.setattr(admission.Intake, "stage", counted_stage)
+    monkeypatch.setattr(admission.Admission, "stage", counted_stage)
     monkeypatch.setattr(writer, "encode_batch_pieces", counted_encode)
     monkeypatch.setattr(new_job, "prepare", counted_prepare)
     monkeypatch.setattr(writer_state, "index_changes", counted_changes)

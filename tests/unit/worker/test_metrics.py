@@ -65,10 +65,10 @@ async def test_a_restart_loses_nothing_and_every_number_is_in_the_log() -> None:
             await rig.queue.release(claims[1])
             await rig.crash()  # the other claims are interrupted
         found, fold = numbers(rig.queue.collector()), await fold_to(rig.queue.log)
-        view = fold.tallies["mail"].view("mail")
+        view = fold.counters["mail"].view("mail")
         for kind, count in view.totals.items():
             assert found[f'ledgerq_transitions_total{{kind="{kind}",queue="mail"}}'] == count
-        for name, measure in fold.tallies["mail"].measures().items():
+        for name, measure in fold.counters["mail"].measures().items():
             unit = 1 if name == "attempts" else 1000
             shown = "ledgerq_job_attempts" if name == "attempts" else f"ledgerq_job_{name}_seconds"
             assert found[f'{shown}_count{{queue="mail"}}'] == measure.count

@@ -12,7 +12,7 @@ from ledgerq.eventlog.audit_note import AuditNote, write_note
 from ledgerq.eventlog.clock import ManualClock, stopwatch_s
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.projections.fold import Transition
-from ledgerq.projections.metrics.store_inspection import Looker
+from ledgerq.projections.metrics.store_inspection import Inspector
 from ledgerq.projections.runner import Rows
 from tests.support.damaged_rows import Kinds
 from tests.support.loops import settle
@@ -163,18 +163,18 @@ async def test_many_scrapes_at_once_are_one_look() -> None:
         looks += 1
         await go_on.wait()
 
-    looker = Looker(look)
-    tasks = [asyncio.create_task(looker.refresh()) for _ in range(10)]
-    looker.before_scrape()
+    inspector = Inspector(look)
+    tasks = [asyncio.create_task(inspector.refresh()) for _ in range(10)]
+    inspector.before_scrape()
     await settle()
     go_on.set()
     await asyncio.gather(*tasks)
     assert looks == 1
-    await looker.refresh()
+    await inspector.refresh()
     assert looks == 2
-    await looker.close()
-    looker.before_scrape()
-    await looker.refresh()
+    await inspector.close()
+    inspector.before_scrape()
+    await inspector.refresh()
     assert looks == 2
 
 
@@ -185,15 +185,15 @@ async def test_a_scrape_after_a_refresh_looks_no_second_time_and_the_next_one_do
         nonlocal looks
         looks += 1
 
-    looker = Looker(look)
-    await looker.refresh()
-    looker.before_scrape()
+    inspector = Inspector(look)
+    await inspector.refresh()
+    inspector.before_scrape()
     await settle()
     assert looks == 1
-    looker.before_scrape()
+    inspector.before_scrape()
     await settle()
     assert looks == 2
-    await looker.close()
+    await inspector.close()
 
 
 async def test_a_look_that_hangs_keeps_no_scrape_and_ends_with_the_queue() -> None:
@@ -234,10 +234,10 @@ async def test_a_look_that_fails_in_an_unforeseen_way_is_logged_and_harms_nobody
     async def look() -> None:
         raise RuntimeError("boom")
 
-    looker = Looker(look)
+    inspector = Inspector(look)
     for _ in range(20):
-        await looker.refresh()
-    await looker.close()
+        await inspector.refresh()
+    await inspector.close()
     assert 1 <= caplog.text.count("a look at the store for metrics failed") <= 6
     assert "RuntimeError: boom" in caplog.text
 
@@ -312,8 +312,8 @@ def test_a_scrape_whose_look_is_cut_off_by_the_end_of_the_loop_shows_the_look_be
         await asyncio.Event().wait()
 
     async def live() -> threading.Thread:
-        looker = Looker(look)
-        scraper = threading.Thread(target=lambda: scraped.append(str(looker.before_scrape())))
+        inspector = Inspector(look)
+        scraper = threading.Thread(target=lambda: scraped.append(str(inspector.before_scrape())))
         scraper.start()
         while not looking.is_set():
             await asyncio.sleep(0)

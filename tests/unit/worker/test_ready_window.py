@@ -212,7 +212,7 @@ async def test_concurrent_claims_on_a_small_window_get_every_job_once() -> None:
 async def test_the_window_holds_no_more_jobs_than_it_may_for_long() -> None:
     async with Rig(ready_window=10) as rig:
         await rig.queue.enqueue_many("q", [b"%d" % i for i in range(5000)])
-        window = rig.queue._live.window("q")
+        window = rig.queue._writer_state.window("q")
         assert len(window) <= 20
         for _ in range(50):
             await rig.queue.claim("q", limit=10)
@@ -244,7 +244,7 @@ async def test_the_budget_for_payloads_is_given_back_and_keeps_the_order() -> No
         size_bytes = 900_000
         for i in range(60):
             await rig.queue.enqueue("q", b"%02d" % i + bytes(size_bytes), priority=i % 2)
-        budget = rig.queue._live._budget
+        budget = rig.queue._writer_state._budget
         assert 20_000_000 < budget.used_bytes <= budget.limit_bytes
         claims = [claim for _ in range(60) for claim in await rig.queue.claim("q")]
         assert [int(claim.payload[:2]) for claim in claims] == [*range(0, 60, 2), *range(1, 60, 2)]

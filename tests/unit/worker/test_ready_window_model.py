@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.projections.job import Job, born
-from ledgerq.worker.engine.ready_window import FIRST_PLACE, PayloadBudget, Place, ReadyJob, ReadyWindow
+from ledgerq.worker.engine.ready_window import FIRST_POSITION, PayloadBudget, Position, ReadyJob, ReadyWindow
 from tests.support.histories import START_MS, enqueued, job_id, some
 
 PAYLOAD: Final = PayloadRecord(bytes(16), None, b"x")
@@ -21,7 +21,7 @@ def pending(number: int, priority: int = 0, size_bytes: int = SIZE_BYTES) -> Job
     return born(enqueued(number, priority=priority, payload_bytes=size_bytes), number, START_MS)
 
 
-def place_of(job: Job) -> Place:
+def place_of(job: Job) -> Position:
     """Where it stands."""
     return (job.priority, job.offset)
 
@@ -114,8 +114,10 @@ class Model:
         inside = {job.id for job in self.pending.values() if bound is None or place_of(job) <= bound}
         assert window.jobs.keys() == inside, "every pending job at or before the bound is in the window"
         outside = [place_of(job) for job in self.pending.values() if job.id not in inside]
-        assert all(place >= window.scan_from for place in outside), "a scan would miss a job"
-        assert all(place >= window.place_after() for place in map(place_of, self.pending.values())), "the hint leads"
+        assert all(position >= window.scan_from for position in outside), "a scan would miss a job"
+        assert all(position >= window.position_after() for position in map(place_of, self.pending.values())), (
+            "the hint leads"
+        )
         first = window.first()
         assert (first.job if first else None) == min((self.pending[i] for i in inside), key=place_of, default=None)
         held = [ready.job.spec.payload_bytes for ready in window.jobs.values() if ready.payload is not None]
@@ -163,7 +165,7 @@ def test_urgent_jobs_that_push_in_make_the_window_shrink() -> None:
     window.offer(pending(2, 9), PAYLOAD)
     for number in (3, 4, 5):
         assert window.offer(pending(number, 1), PAYLOAD)
-    assert sorted(ready.place for ready in window.jobs.values()) == [(1, 3), (1, 4)]
+    assert sorted(ready.position for ready in window.jobs.values()) == [(1, 3), (1, 4)]
     assert (window.bound, window.scan_from) == ((1, 4), (1, 5))
 
 
@@ -171,7 +173,7 @@ def test_a_window_that_knows_nothing_takes_nothing_in() -> None:
     window = window_of(known=False)
     assert not window.offer(pending(1), PAYLOAD)
     assert window.low
-    assert window.place_after() == FIRST_PLACE
+    assert window.position_after() == FIRST_POSITION
     assert window.first() is window.take() is None
 
 
@@ -188,18 +190,18 @@ def test_a_window_is_low_below_a_quarter_of_its_limit(limit_rows: int, held: int
 def test_the_place_after_an_empty_window_is_behind_the_last_job() -> None:
     window = window_of()
     window.offer(pending(5, 3), PAYLOAD)
-    assert window.place_after() == (3, 5)
+    assert window.position_after() == (3, 5)
     window.take()
-    assert window.place_after() == (3, 6)
+    assert window.position_after() == (3, 6)
 
 
 def test_the_place_after_a_full_window_that_was_emptied_is_the_first_job_outside() -> None:
     window = window_of(limit_rows=2)
     for number in (1, 2, 5):
         window.offer(pending(number), PAYLOAD)
-    assert window.place_after() == (0, 1)
+    assert window.position_after() == (0, 1)
     assert [window.take() is None for _ in range(3)] == [False, False, True]
-    assert window.place_after() == (0, 5)
+    assert window.position_after() == (0, 5)
 
 
 # Payloads

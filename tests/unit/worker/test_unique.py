@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ledgerq.eventlog.errors import DuplicateJobId, InvalidState
-from ledgerq.worker.engine.writer_state import Live
+from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.options import NewJob
 from tests.support.loops import settle
 from tests.support.rig import Rig, payloads
@@ -191,14 +191,14 @@ async def test_many_keys_are_remembered_also_when_memory_forgets_them() -> None:
 
 
 async def test_a_large_commit_is_not_gone_through_for_each_of_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, undurable = 0, Live.undurable
+    looks, undurable = 0, WriterState.undurable
 
-    def counted(live: Live, job_id: bytes) -> bool:
+    def counted(writer_state: WriterState, job_id: bytes) -> bool:
         nonlocal looks
         looks += 1
-        return undurable(live, job_id)
+        return undurable(writer_state, job_id)
 
-    monkeypatch.setattr(Live, "undurable", counted)
+    monkeypatch.setattr(WriterState, "undurable", counted)
     async with Rig() as rig:
         await rig.queue.enqueue_many("q", [NewJob(b"", unique_key=f"k{i}") for i in range(5000)])
         assert looks < 3 * 5000

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ledgerq.eventlog.events import Claimed, Enqueued
-from ledgerq.worker.engine.refill import Feeder
+from ledgerq.worker.engine.refill import WindowRefill
 from tests.support.loops import settle
 from tests.support.rig import Rig, payloads
 
@@ -192,15 +192,15 @@ async def test_a_claim_without_a_wait_answers_when_the_queue_is_paused_while_it_
 
 async def test_waiting_on_many_queues_costs_no_more_than_a_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
     names, looks = [f"q{i}" for i in range(40)], 0
-    needs = Feeder.needs
+    needs = WindowRefill.needs
 
-    def counted(feeder: Feeder, queue: str) -> bool:
+    def counted(refill: WindowRefill, queue: str) -> bool:
         nonlocal looks
         looks += 1
         assert looks < 10_000, "the cost doubles with each queue"
-        return needs(feeder, queue)
+        return needs(refill, queue)
 
-    monkeypatch.setattr(Feeder, "needs", counted)
+    monkeypatch.setattr(WindowRefill, "needs", counted)
     async with Rig() as rig:
         waiting = [asyncio.create_task(rig.queue.claim(names, wait=None)) for _ in range(2)]
         await settle()
@@ -261,8 +261,8 @@ async def test_queues_that_nobody_ever_used_leave_nothing_in_memory() -> None:
             await settle(5)
             waiting.cancel()
         await settle()
-        assert not rig.queue._live.windows
-        assert not rig.queue._handout.room._waiting
+        assert not rig.queue._writer_state.windows
+        assert not rig.queue._dispatcher.waiters._waiting
         waiting = asyncio.create_task(rig.queue.claim("reply-1", wait=None))
         await settle()
         await rig.queue.enqueue("reply-1", b"x")

@@ -142,7 +142,7 @@ async def test_a_renewal_that_finds_the_claim_lost_stops_the_handler(monkeypatch
         worker.handler("q")(stage)
         async with working(worker):
             (job,) = (await rig.queue.jobs("q")).jobs
-            rig.queue._core.handout.leases.drop(job.id)
+            rig.queue._core.dispatcher.leases.drop(job.id)
             await rig.advance(10)
             assert stage.cancelled == [b"x"]
             assert (await rig.queue.get(job.job_id)).state == "claimed"

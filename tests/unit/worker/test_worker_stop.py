@@ -186,7 +186,7 @@ async def test_nothing_of_a_worker_is_left_after_its_run() -> None:
         assert {task.get_name() for task in asyncio.all_tasks() - tasks} == set()
         assert not handler_threads()
         assert not rig.queue.on_failure
-        assert not rig.queue._core.handout.watchers
+        assert not rig.queue._core.dispatcher.watchers
         assert rig.clock.next_due_ms() == timer
         assert not [event for event in await rig.events() if isinstance(event, Nacked)]
 
