@@ -198,6 +198,7 @@ async def test_a_target_that_holds_something_is_refused(folder: Path) -> None:
     assert dict(disk.rows) == before
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("end", ENDS)
 async def test_a_salvage_that_was_interrupted_is_run_again(
     root: Path, end: End, monkeypatch: pytest.MonkeyPatch

@@ -71,6 +71,7 @@ async def test_the_disk_that_is_replayed_is_the_disk_that_was_written(tmp_path: 
     assert bytes(replay.disk.sinks["facts"]) == (made.folder / "facts").read_bytes()
 
 
+@pytest.mark.proof
 @needs_strace
 async def test_what_is_known_to_be_synced_is_known_where_the_disk_is_laid_out(tmp_path: Path) -> None:
     made = await asyncio.to_thread(record_phase, tmp_path / "recording", "compact", 3)

@@ -148,6 +148,7 @@ async def test_a_claim_whose_lease_ended_while_its_process_stood_still_is_lost(t
     assert await history(tmp_path) == ["Claimed", "LeaseExpired", "Claimed", "Acked"]
 
 
+@pytest.mark.proof
 async def test_who_acks_first_after_standing_still_past_the_lease_wins(tmp_path: Path) -> None:
     async with child(tmp_path, "claims") as holder:
         await holder.says("started 1")

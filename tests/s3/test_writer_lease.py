@@ -80,6 +80,7 @@ def place(bucket: str) -> Place:
     return Place(bucket)
 
 
+@pytest.mark.proof
 @both_servers
 async def test_a_second_opener_is_refused_and_the_first_goes_on(place: Place) -> None:
     async with Queue.open(place.url) as queue:
@@ -139,6 +140,7 @@ async def test_a_wait_ends_when_the_writer_closes(place: Place) -> None:
         await (await waiting).close()
 
 
+@pytest.mark.proof
 async def test_the_lease_is_renewed_without_a_commit_and_while_the_event_loop_stands_still(place: Place) -> None:
     async with Queue.open(place.url, store_options=BRIEF):
         first = place.lease()["renewal"]

@@ -167,6 +167,7 @@ async def test_a_compressed_file_is_named_as_such(tmp_path: Path) -> None:
         assert [part.problem.startswith(COMPRESSED) for part in parts] == [True]
 
 
+@pytest.mark.proof
 def test_what_is_tried_in_vain_is_bounded() -> None:
     """Bytes that look like the beginning of a row at each place, in a file without an index."""
     parts = parts_of(b"\0\x01\0k" * 100_000 + bytes(50_000))

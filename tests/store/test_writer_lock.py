@@ -238,6 +238,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind(url: str) -> None:
     assert await is_free(url)
 
 
+@pytest.mark.proof
 async def test_an_opening_that_is_cancelled_anywhere_leaves_the_store_free(url: str) -> None:
     steps, opened = 0, False
     while not opened:

@@ -136,6 +136,7 @@ async def work(queue: Queue, number: int) -> None:
             await queue.nack(claim, "boom", delay=0.01, dead=number % 5 == 0)
 
 
+@pytest.mark.proof
 async def test_an_audit_of_a_queue_at_work_in_memory_is_consistent_at_one_commit() -> None:
     async with Rig(default=QueueOptions(keep_done_s=1.0)) as rig:
         ends: list[int] = []

@@ -350,6 +350,7 @@ def test_reading_does_not_fence_a_writer_in_another_process(cli: Cli, tmp_path: 
 # Programs
 
 
+@pytest.mark.proof
 def test_a_closed_pipe_is_no_error(ledger: Ledger, tmp_path: Path) -> None:
     big = str(tmp_path / "store")
     with live_queue(big) as (runner, queue):

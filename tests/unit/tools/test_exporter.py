@@ -190,6 +190,7 @@ async def test_it_keeps_serving_while_the_store_is_away(tmp_path: Path, url: str
         assert (await exporter.end())[0] == 0
 
 
+@pytest.mark.proof
 async def test_another_store_in_its_place_is_followed(tmp_path: Path, url: str) -> None:
     store, copy = tmp_path / "store", tmp_path / "copy"
     async with Queue.open(url) as queue:
