@@ -149,6 +149,17 @@ def layers() -> str:
     return "\n".join([*lines, "```"]) + "\n"
 
 
+def rooms() -> str:
+    """The folders inside the layers, each by the first paragraph of its package."""
+    lines = ["| inside | holds |", "|---|---|"]
+    for layer in _LAYERS:
+        for file in sorted((ROOT / layer).glob("*/__init__.py")):
+            lines.append(
+                f"| `{layer}/{file.parent.name}/` | {_first(ast.get_docstring(ast.parse(file.read_text('utf-8'))))} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 class Step(NamedTuple):
     """One arrow of the life of a commit: who calls what of whom. `what` is a function of the code."""
 
@@ -191,6 +202,7 @@ MAKERS: Final[dict[str, Callable[[], str]]] = {
     "errors": error_table,
     "commands": commands,
     "layers": layers,
+    "rooms": rooms,
     "life": life,
     "metrics": metrics,
 }
