@@ -202,10 +202,10 @@ class EventLog(LogReader):
         last_flush_s = self._loop.time() - self._interval_s
         while not (self._closing and self._open is None):
             await self._wake.wait()
-            self._wake.clear()
             wait_s = last_flush_s + self._interval_s - self._loop.time()
             if wait_s > 0 and not self._closing:
                 await asyncio.sleep(wait_s)
+            self._wake.clear()  # with the commit that it was set for, or it would be set with none
             if self._is_gathering:
                 continue  # woken again when all of it is staged
             commit, self._open = self._open, None

@@ -167,6 +167,18 @@ async def test_a_queue_that_closes_while_a_bulk_call_is_staged_takes_all_of_it()
     await rig.queue.close()
 
 
+async def test_a_bulk_call_that_is_staged_within_the_pause_between_two_commits_does_not_end_the_log() -> None:
+    async with Rig(commit_interval_ms=50.0) as rig:
+        await rig.queue.enqueue("q", b"x")
+        # Begun and ended before the next commit is due, which is then long past.
+        await rig.queue.enqueue_many("q", [b"x"] * 60)
+        await asyncio.sleep(0.2)
+        assert rig.queue.log._task is not None
+        assert not rig.queue.log._task.done()
+        async with asyncio.timeout(30):
+            await rig.queue.enqueue("q", b"x")
+
+
 @pytest.mark.proof
 async def test_bulk_calls_at_once_are_commits_of_their_own() -> None:
     async with Rig() as rig:
