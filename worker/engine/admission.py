@@ -25,8 +25,10 @@ _PIECE_JOBS: Final = 50
 class Admission:
     """Stages prepared jobs; `held` are unique keys whose enqueued events may not be in the store yet."""
 
-    def __init__(self, writer_state: WriterState) -> None:
+    def __init__(self, writer_state: WriterState, *, serve: Callable[[], None]) -> None:
+        """Stage in `writer_state`; `serve` gives new pending jobs to claims that wait for some."""
         self._writer_state = writer_state
+        self._serve = serve
         self._locks = KeyLocks()
         self._held: dict[bytes, bytes] = {}
         self._forget_at_rows = _FORGET_ROWS
@@ -90,6 +92,8 @@ class Admission:
                     if at and at % _PIECE_JOBS == 0:
                         await asyncio.sleep(0)
                     results.append(stage(prepared))
+                # Here, so that it happens for a caller that is gone too, and the claims are in the same commit.
+                self._serve()
             return results
 
         return await to_the_end(in_pieces())

@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from ledgerq.eventlog.clock import Clock, SystemClock
@@ -94,7 +94,7 @@ class Core:
         self.view = LedgerView(self.log)
         self._ended = EndedClaims(self.log)
         self.dispatcher = Dispatcher(self.writer_state, clock=self.clock, options_of=self.options, ended=self._ended)
-        self.admission = Admission(self.writer_state)
+        self.admission = Admission(self.writer_state, serve=self.dispatcher.serve)
         self.maintenance = Maintenance(
             self.writer_state,
             self.dispatcher.leases,
@@ -148,8 +148,10 @@ class Core:
         await self.maintenance.close()
         await self.dispatcher.close()
         try:
-            if self.log.failure is None:
-                self.writer_state.apply_other(WriterClosed(self._writer))
+            with suppress(LedgerError):  # of a log that has failed: it takes no more
+                # In its turn, or a bulk call that is half staged would go on behind the event that closes the log.
+                async with self.log.gathering():
+                    self.writer_state.apply_other(WriterClosed(self._writer))
         finally:
             await self.log.close()
             self._committed()

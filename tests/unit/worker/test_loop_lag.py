@@ -17,7 +17,7 @@ import pytest
 from ledgerq.eventlog import commit, writer
 from ledgerq.eventlog.codec import encode_batch, encode_batch_pieces
 from ledgerq.eventlog.errors import LogPoisoned, QueueClosed
-from ledgerq.eventlog.events import Acked, Enqueued
+from ledgerq.eventlog.events import Acked, Enqueued, WriterClosed
 from ledgerq.eventlog.memory import MemoryBatch
 from ledgerq.worker.engine import admission, new_job, writer_state
 from ledgerq.worker.options import NewJob
@@ -137,6 +137,30 @@ async def test_what_is_staged_meanwhile_goes_into_the_next_commit() -> None:
         await rig.check()
 
 
+async def test_a_claim_that_waits_is_served_by_a_bulk_call_whose_caller_was_cancelled() -> None:
+    async with Rig() as rig:
+        claiming = asyncio.create_task(rig.queue.claim("q", wait=None))
+        bulk = asyncio.create_task(rig.queue.enqueue_many("q", [b"x"] * MANY))
+        while rig.queue.log.next_offset < 300:
+            await asyncio.sleep(0)
+        bulk.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await bulk
+        await settle()
+        assert claiming.done()
+        claiming.cancel()
+        await asyncio.gather(claiming, return_exceptions=True)
+
+
+async def test_a_claim_that_waits_is_in_the_commit_of_the_bulk_call_that_serves_it() -> None:
+    async with Rig() as rig:
+        claiming = asyncio.create_task(rig.queue.claim("q", limit=10, wait=None))
+        await settle()
+        await rig.queue.enqueue_many("q", [b"x"] * MANY)
+        assert len(await claiming) == 10
+        assert [len(batch.events) for batch in await rig.batches()] == [1, MANY + 10]
+
+
 @pytest.mark.parametrize("keyed", [False, True])
 async def test_a_bulk_call_that_is_cancelled_while_it_is_staged_is_one_commit_all_the_same(keyed: bool) -> None:
     async with Rig() as rig:
@@ -162,6 +186,7 @@ async def test_a_queue_that_closes_while_a_bulk_call_is_staged_takes_all_of_it()
         await asyncio.sleep(0)
     await queue.close()
     assert len(await bulk) == MANY
+    assert isinstance((await rig.events())[-1], WriterClosed), "nothing comes behind the event that closes the log"
     await rig.reopen()
     assert (await rig.queue.stats("q")).pending == MANY
     await rig.queue.close()
