@@ -13,7 +13,7 @@ from ledgerq.eventlog.events import Enqueued, UniqueUntil
 from ledgerq.eventlog.writer import MAX_COMMIT_BYTES
 from ledgerq.worker.options import MAX_PRIORITY, MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, to_ms
 
-__all__ = ["KeyLocks", "Prepared", "due_ms_of", "prepare", "prepare_many"]
+__all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "prepare", "prepare_many"]
 
 SALT_BYTES: Final = 16
 MAX_BULK_JOBS: Final = 10_000
@@ -86,6 +86,11 @@ def prepare(
     return Prepared(event, PayloadRecord(salt, kept, payload), sealed, job_id is not None)
 
 
+def is_list(jobs: object) -> bool:
+    """Whether these can be the jobs of one `enqueue_many`: in an order, and not one payload."""
+    return isinstance(jobs, Sequence) and not isinstance(jobs, str | bytes | bytearray | memoryview)
+
+
 async def prepare_many(
     queue: str, jobs: Sequence[bytes | NewJob], *, options: QueueOptions, now_ms: int, entropy: Entropy
 ) -> list[Prepared]:
@@ -93,7 +98,7 @@ async def prepare_many(
 
     A few at a time: many would hold the event loop for a tenth of a second and more.
     """
-    if not isinstance(jobs, Sequence) or isinstance(jobs, str | bytes | bytearray | memoryview):
+    if not is_list(jobs):
         raise InvalidArgument(f"enqueue_many takes a list of jobs, not {type(jobs).__name__}")
     if len(jobs) > MAX_BULK_JOBS:
         raise InvalidArgument(f"enqueue_many takes up to {MAX_BULK_JOBS} jobs, not {len(jobs)}: split them")

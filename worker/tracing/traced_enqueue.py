@@ -9,6 +9,7 @@ from ledgerq.eventlog.errors import PayloadTooLarge
 from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.core import Core
 from ledgerq.worker.engine.enqueue import Enqueuer
+from ledgerq.worker.engine.new_job import is_list
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.tracing.spans import Sender
 
@@ -45,7 +46,8 @@ class TracedEnqueuer(Enqueuer):
 
     async def many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
         """See `Queue.enqueue_many`."""
-        sending = self._sender.many(queue, jobs)
+        # What is no list is refused as it stands: with the context it would be made one.
+        sending = self._sender.many(queue, jobs) if is_list(jobs) else None
         if sending is None:
             return await super().many(queue, jobs)
         carrying = self._sender.carry_all(jobs, sending.carrier) if sending.carrier else jobs
