@@ -152,10 +152,11 @@ class FileSync:
         changed_ns = (self._folder / kind).stat().st_mtime_ns
         if changed_ns == self._changed_ns.get(kind):
             return set()
+        # What comes within the same tick of the clock leaves the folder's time as it is: look again next time then.
+        # Asked before the folder is listed, which may take longer than a tick.
+        is_settled = SystemClock().now_ms() - changed_ns // 1_000_000 > _TICK_MS
         present = self._present(kind)
         self._synced[kind] &= present
-        # What comes within the same tick of the clock leaves the folder's time as it is: look again next time then.
-        is_settled = SystemClock().now_ms() - changed_ns // 1_000_000 > _TICK_MS
         self._changed_ns[kind] = changed_ns if is_settled else None
         return {name for name in present - self._synced[kind] if f"{kind}/{name}" not in self._failed}
 

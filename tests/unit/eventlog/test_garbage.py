@@ -187,6 +187,30 @@ async def test_a_file_that_came_within_the_same_tick_of_the_clock_is_noticed(fol
     files.close()
 
 
+async def test_a_file_that_came_while_the_listing_of_its_folder_took_long_is_noticed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, compacted = await synced(folder), folder / "compacted"
+    tick_ns, now_ms, present = time.time_ns(), SystemClock().now_ms(), files._present
+    late_ms = [0]
+    os.utime(compacted, ns=(tick_ns, tick_ns))
+
+    def slowly(kind: str) -> set[str]:
+        found = present(kind)
+        if kind == "compacted" and not late_ms[0]:
+            (compacted / "later.sst").write_bytes(b"x")
+            os.utime(compacted, ns=(tick_ns, tick_ns))
+            late_ms[0] = 1000
+        return found
+
+    monkeypatch.setattr(files, "_present", slowly)
+    monkeypatch.setattr(SystemClock, "now_ms", lambda _: now_ms + late_ms[0])
+    for _ in range(2):
+        await asyncio.to_thread(files.sync_behind)
+    assert files.is_synced("compacted", ["later.sst"])
+    files.close()
+
+
 async def test_what_cant_be_synced_at_opening_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "synced").unlink()
 
