@@ -148,7 +148,7 @@ class SlateStore(SlateReads):
             async with asyncio.timeout(self._options.commit_timeout_s):
                 await self._lane.flush_wal(self._db)
                 if self._files is not None:
-                    await self._in_thread(self._files.commit, anchor)
+                    await self._in_thread(self._sync_files, self._files, anchor)
         self._note(anchor)
 
     async def commit(self, batch: Batch, anchor: Anchor) -> CommitTimes:
@@ -299,6 +299,10 @@ class SlateStore(SlateReads):
                 await self.fence.close()
             if hold is not None:
                 await hold.release()
+
+    def _sync_files(self, files: FileSync, anchor: Anchor) -> None:
+        """A method of the store: it, and with it the hold, is not dropped while a thread hangs in here."""
+        files.commit(anchor)
 
     def _in_thread(self, function: Callable[..., _T], *arguments: object) -> asyncio.Future[_T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

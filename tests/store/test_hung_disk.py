@@ -4,10 +4,12 @@ The sync waits for an event, so nothing depends on how fast the machine is.
 """
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,9 @@ from ledgerq.eventlog.anchor import FileAnchor
 from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.errors import OutcomeUnknown, StoreInUse
 from ledgerq.eventlog.files.fsync import FileSync
+from ledgerq.eventlog.slate import opening
+from ledgerq.eventlog.slate.binding import PublicLane
+from ledgerq.eventlog.slate.fast_binding import best_lane
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.stores import open_store
@@ -103,16 +108,24 @@ async def test_a_store_whose_close_gave_up_is_held_until_the_disk_answers(url: s
     assert after.next_offset > anchor.next_offset
 
 
+@pytest.mark.parametrize("lane", [PublicLane, best_lane])
+@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("closed", [True, False])
-def test_a_loop_that_ended_meanwhile_leaves_the_store_held_too(url: str, hung: HungDisk, closed: bool) -> None:
-    kept: list[Queue] = []
+def test_a_loop_that_ended_meanwhile_leaves_the_store_held_too(
+    url: str, hung: HungDisk, lane: Any, kept: bool, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "best_lane", lane)
+    queues: list[Queue] = []
 
     async def first() -> None:
-        kept.append(await hang(url, hung))
+        queues.append(await hang(url, hung))
         if closed:
-            await kept[0].close()
+            await queues[0].close()
 
     asyncio.run(first())
+    if not kept:
+        queues.clear()
+        gc.collect()
     assert asyncio.run(is_in_use(url))
     assert not hung.has_landed.is_set()
     hung.answers.set()
