@@ -44,6 +44,7 @@ __all__ = ["Sender", "Sending", "Try", "TryTracer"]
 _SYSTEM: Final = "ledgerq"
 # The SDK keeps that many by default.
 _MAX_LINKS: Final = 128
+_AT_ONCE: Final = 50
 
 _log = logger("worker")
 
@@ -128,10 +129,15 @@ class Sender:
         carrying = self._careful.call(_merged, headers, carrier)
         return headers if carrying is None else carrying
 
-    def carry_all(self, jobs: Sequence[bytes | NewJob], carrier: dict[str, str]) -> list[bytes | NewJob]:
-        """The jobs with the context of the span in their headers; what is wrong with them is not for here to say."""
+    async def carry_all(self, jobs: Sequence[bytes | NewJob], carrier: dict[str, str]) -> list[bytes | NewJob]:
+        """The jobs with the context of the span in their headers; what is wrong with them is not for here to say.
+
+        A few at a time: many would hold the event loop for a tenth of a second.
+        """
         carrying: list[bytes | NewJob] = []
-        for job in jobs:
+        for at, job in enumerate(list(jobs)):
+            if at and at % _AT_ONCE == 0:
+                await asyncio.sleep(0)
             if isinstance(job, NewJob):
                 carrying.append(job.model_copy(update={"headers": self.carry(job.headers, carrier)}))
             else:

@@ -50,8 +50,8 @@ class TracedEnqueuer(Enqueuer):
         sending = self._sender.many(queue, jobs) if is_list(jobs) else None
         if sending is None:
             return await super().many(queue, jobs)
-        carrying = self._sender.carry_all(jobs, sending.carrier) if sending.carrier else jobs
         try:
+            carrying = await self._sender.carry_all(jobs, sending.carrier) if sending.carrier else jobs
             try:
                 results = await super().many(queue, carrying)
             except PayloadTooLarge:

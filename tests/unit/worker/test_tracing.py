@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,32 @@ async def test_a_batch_has_one_span_and_its_context_is_in_each_job(spans: Spans)
         assert given[1] == NewJob(b"two", headers={"to": "ada"}, priority=5)
         await run_all(rig, well)
         assert sorted(links(span) for span in spans.named("process q")) == sorted([[ids(span)], [ids(span)], [own]])
+
+
+@pytest.mark.parametrize("job", [b"x", NewJob(payload=b"x", headers={"a": "b"})])
+async def test_the_context_is_given_to_a_few_jobs_of_a_batch_in_each_turn(
+    spans: Spans, job: bytes | NewJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, carried = 0, Counter[int]()
+    copied, constructed = NewJob.model_copy, NewJob.model_construct
+
+    def counted(function: Any) -> Any:
+        def call(*given: Any, **more: Any) -> Any:
+            carried[turn] += 1
+            return function(*given, **more)
+
+        return call
+
+    monkeypatch.setattr(NewJob, "model_copy", counted(copied))
+    monkeypatch.setattr(NewJob, "model_construct", counted(constructed))
+    async with Rig(tracer_provider=spans.provider) as rig:
+        bulk = asyncio.create_task(rig.queue.enqueue_many("q", [job] * 1000))
+        while not bulk.done():
+            await asyncio.sleep(0)
+            turn += 1
+        assert len(await bulk) == 1000
+    assert sum(carried.values()) == 1000
+    assert max(carried.values()) <= 50
 
 
 async def test_a_job_that_the_context_would_make_too_large_goes_without(spans: Spans) -> None:
