@@ -202,7 +202,8 @@ def _outcome(argv: Sequence[str], program: str) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
-        return _failed(program, error, as_json="--json" in argv)
+        options = argv[: argv.index("--")] if "--" in argv else argv
+        return _failed(program, error, as_json="--json" in options)
     return code if isinstance(code, int) else 0
 
 
