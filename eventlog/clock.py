@@ -123,9 +123,9 @@ class ManualClock:
             heapq.heappop(self._timers)
         return self._timers[0][0] if self._timers else None
 
-    def advance(self, ms: int) -> None:
-        """Move forward by `ms` and run every callback that became due, in order of their times."""
-        self.set(self._now_ms + ms)
+    def advance(self, *, seconds: float) -> None:
+        """Move forward by `seconds`, to the millisecond, and run every callback that became due, in order of times."""
+        self.set(self._now_ms + round(seconds * 1000))
 
     def set(self, now_ms: int) -> None:
         """Set the time. Forward runs what became due; back leaves each timer the wait that it had."""

@@ -46,7 +46,11 @@ UniqueUntil = Literal["finished", "claimed"]
 
 
 class Enqueued(NamedTuple):
-    """A job was accepted; `due_ms` 0 means pending at once. The digest is the BLAKE2b-256 of the payload record."""
+    """A job was accepted; `due_ms` 0 means pending at once.
+
+    `payload_bytes` is the size of the payload record, which holds salt and headers beside the bytes given, and
+    `payload_digest` is its BLAKE2b-256.
+    """
 
     job_id: bytes
     queue: str

@@ -17,7 +17,7 @@ async def main():
         for expected in (b"in an hour", b"at noon"):
             waiting = asyncio.create_task(queue.claim("reminders", wait=86_400))
             await asyncio.sleep(0)
-            clock.advance(int(timedelta(hours=2).total_seconds() * 1000))
+            clock.advance(seconds=timedelta(hours=2).total_seconds())
             (claim,) = await waiting
             assert claim.payload == expected
             await queue.ack(claim)

@@ -1,14 +1,22 @@
 """What a handler can say beside returning (done) or raising (failed, try again)."""
 
+import asyncio
+import concurrent.futures
 import traceback
+from pathlib import Path
 from typing import Final
 
+from ledgerq.eventlog.runtime import threads
 from ledgerq.worker.options import seconds_ms
 
 __all__ = ["Dead", "Retry", "error_text", "plain_text"]
 
 _ERROR_LINES: Final = 12
 _ERROR_CHARS: Final = 2000
+# What stands between a worker and the user's handler: the worker itself, and what runs its tasks and threads.
+_CALLING: Final = tuple(
+    f"{Path(str(file)).parent}/" for file in (__file__, threads.__file__, asyncio.__file__, concurrent.futures.__file__)
+)
 
 
 class Dead(Exception):
@@ -26,9 +34,22 @@ class Retry(Exception):
 
 
 def error_text(error: BaseException) -> str:
-    """The last lines of the traceback, bounded to 2,000 characters: what an operator needs first."""
-    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+    """The traceback from the user's handler on, of it the last lines, bounded to 2,000 characters."""
+    described = traceback.TracebackException.from_exception(error)
+    _leave_out_calling(described)
+    lines = "".join(described.format()).rstrip().splitlines()
     return "\n".join(lines[-_ERROR_LINES:])[-_ERROR_CHARS:]
+
+
+def _leave_out_calling(error: traceback.TracebackException) -> None:
+    """Leave out the frames above the handler, of this exception and of those that led to it."""
+    todo: list[traceback.TracebackException | None] = [error]
+    while todo:
+        one = todo.pop()
+        if one is not None:
+            while one.stack and one.stack[0].filename.startswith(_CALLING):
+                del one.stack[0]
+            todo += [one.__cause__, one.__context__, *(one.exceptions or ())]
 
 
 def plain_text(error: BaseException) -> str:

@@ -161,7 +161,7 @@ async def _load(queue: Queue, clock: ManualClock, rng: random.Random, session: i
     )
     if session % 2:
         await queue.cancel(unique.job_id, actor="ann", reason="changed my mind")
-    clock.advance(SESSION_MS)  # the leases' end is far, what was done is swept
+    clock.advance(seconds=SESSION_MS / 1000)  # the leases' end is far, what was done is swept
     await queue.enqueue("mail", b"one more", priority=session)
     await _calm(queue)
 

@@ -140,7 +140,7 @@ class Chaos:
         while not self.stopped:
             for _ in range(self.rng.randrange(20)):
                 await asyncio.sleep(0)
-            self.rig.clock.advance(self.rng.choice((1, 500, 1000, 4000)))
+            self.rig.clock.advance(seconds=self.rng.choice((0.001, 0.5, 1, 4)))
 
     async def run(self) -> None:
         """All at once, until everything is produced."""
@@ -161,7 +161,7 @@ class Chaos:
             claims = await self.queue.claim("q", limit=100)
             assert not {claim.job_id for claim in claims} & self.acked
             await self.queue.ack_many(claims)
-            self.rig.clock.advance(5000)
+            self.rig.clock.advance(seconds=5)
             await settle(200)
             stats = await self.queue.stats("q")
             if stats.pending + stats.scheduled + stats.claimed == 0:

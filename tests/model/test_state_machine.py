@@ -230,7 +230,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((0.999, 1, 5, 30, 24 * 3600, 8 * 24 * 3600)))
     def time_passes(self, seconds: float) -> None:
         """Leases end, jobs fall due, finished jobs are swept."""
-        self.rig.clock.advance(round(seconds * 1000))
+        self.rig.clock.advance(seconds=seconds)
         self.run(settle())
         self.model.passed(self.rig.clock.now_ms())
         self.after()

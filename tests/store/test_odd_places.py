@@ -149,7 +149,7 @@ async def test_a_read_only_disk_can_be_read_and_not_written(
             assert ledger.done in cli.ok("jobs", view, "mail").out
             cli.ok("log", view)
             cli.ok("rebuild-projections", view, "--check")
-            for words in (["enqueue", view, "q", "x"], ["pause", view, "q", "--reason", "r"]):
+            for words in (["enqueue", view, "q", "x"], ["pause", view, "mail", "--reason", "r"]):
                 assert "read-only" in cli.fails(3, *words)
 
         await asyncio.to_thread(commands)

@@ -305,7 +305,7 @@ async def test_upkeep_syncs_and_collects_by_the_clock(tmp_path: Path) -> None:
     before = len(list((tmp_path / "s/wal").glob("*.sst")))
     async with asyncio.timeout(10):
         while len(list((tmp_path / "s/wal").glob("*.sst"))) >= before:
-            clock.advance(1000)
+            clock.advance(seconds=1)
             await asyncio.sleep(0.005)
     assert len(await scan_all(store, b"0", b"1")) == 5
     await store.close()
@@ -329,7 +329,7 @@ async def test_the_upkeep_of_a_fenced_writer_ends(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Upkeep, "sync", sync)
     async with asyncio.timeout(30):
         while store._tasks:
-            clock.advance(1000)
+            clock.advance(seconds=1)
             await asyncio.sleep(0.005)
     assert rounds == []
     monkeypatch.undo()
@@ -347,7 +347,7 @@ async def test_a_writer_that_never_lives_for_a_whole_interval_removes_old_files_
     store = await open_slate(parse_location(str(tmp_path / "s")), clock=clock, options=options)
     before = len(list((tmp_path / "s/wal").glob("*.sst")))
     await asyncio.sleep(0)  # the upkeep begins to wait
-    clock.advance(10_000)
+    clock.advance(seconds=10)
     async with asyncio.timeout(10):
         while len(list((tmp_path / "s/wal").glob("*.sst"))) >= before:
             await asyncio.sleep(0.005)

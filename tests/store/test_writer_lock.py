@@ -219,7 +219,7 @@ async def test_a_wait_that_is_over(url: str, take_over: bool) -> None:
                 assert queue.failure is None
                 while clock.next_due_ms() is None:
                     await asyncio.sleep(0.001)
-                clock.advance(1000)
+                clock.advance(seconds=1)
             if take_over:
                 await (await waiting).close()
             else:

@@ -113,7 +113,7 @@ class Rig:
 
     async def advance(self, seconds: float) -> None:
         """Let time pass and what it brings about happen."""
-        self.clock.advance(round(seconds * 1000))
+        self.clock.advance(seconds=seconds)
         await settle()
 
     async def check(self) -> Fold:

@@ -62,7 +62,7 @@ async def write_log(disk: MemoryDisk, sizes: Sequence[int], clock: ManualClock |
     log = await start_log(disk, clock)
     bases: list[int] = []
     for size in sizes:
-        clock.advance(STEP_MS)
+        clock.advance(seconds=STEP_MS / 1000)
         bases.append(log.next_offset)
         for _ in range(size):
             log.append(event(log.next_offset))

@@ -19,9 +19,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from ledgerq.eventlog.errors import LedgerError
 from ledgerq.eventlog.locations import parse_location
-from ledgerq.eventlog.runtime.printable import printable
 from ledgerq.tools.bench.latency import measure_drain, measure_latency
 from ledgerq.tools.bench.log_reading import measure_replay
 from ledgerq.tools.bench.measurement import FULL, QUICK, Bench, Measurement
@@ -115,20 +113,16 @@ def bench(
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(MEASUREMENTS)}", param_hint="--only")
     messages = Console(stderr=True, highlight=False)
-    try:
-        with _place(dir_, url) as place:
-            run = Bench(
-                place=place,
-                sizes=QUICK if quick else FULL,
-                runs=runs or (1 if quick else _RUNS),
-                fsync=fsync,
-                commit_interval_ms=commit_interval_ms,
-                say=lambda text: messages.print(text, markup=False, soft_wrap=True),
-            )
-            document, found = asyncio.run(measure(run, only or []))
-    except LedgerError as error:
-        messages.print(printable(str(error)), markup=False, soft_wrap=True)
-        raise typer.Exit(3) from error
+    with _place(dir_, url) as place:
+        run = Bench(
+            place=place,
+            sizes=QUICK if quick else FULL,
+            runs=runs or (1 if quick else _RUNS),
+            fsync=fsync,
+            commit_interval_ms=commit_interval_ms,
+            say=lambda text: messages.print(text, markup=False, soft_wrap=True),
+        )
+        document, found = asyncio.run(measure(run, only or []))
     if json_:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
@@ -137,7 +131,10 @@ def bench(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run with these arguments, or those of the process; ends with SystemExit like every program."""
-    app(args=None if arguments is None else list(arguments), prog_name="ledgerq bench")
+    # As every command: how an error becomes a line, or an object, and an exit code is decided there.
+    from ledgerq.tools.cli.app import run
+
+    sys.exit(run(["bench", *(sys.argv[1:] if arguments is None else arguments)]))
 
 
 if __name__ == "__main__":

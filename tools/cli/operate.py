@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ledgerq.eventlog.errors import InvalidArgument, InvalidState, JobNotFound
+from ledgerq.eventlog.errors import InvalidArgument, InvalidState, JobNotFound, LedgerError
 from ledgerq.tools.console.arguments import (
     AcceptRollback,
     Actor,
@@ -24,7 +24,7 @@ from ledgerq.tools.console.arguments import (
     Wait,
     parse_time,
 )
-from ledgerq.tools.console.opening import Access, execute, opened_queue, require_queue
+from ledgerq.tools.console.opening import Access, execute, opened_queue, reading, require_queue
 from ledgerq.tools.console.output import Output
 
 if TYPE_CHECKING:
@@ -273,6 +273,8 @@ async def _set_paused(
     output: Output,
 ) -> None:
     _check_operator(actor, reason)
+    if not is_new:
+        await _look_first(url, queue_name)
     async with opened_queue(url, access, accept_rollback=accept_rollback) as queue:
         if not is_new:
             require_queue(url, queue_name, await queue.queues())
@@ -282,6 +284,21 @@ async def _set_paused(
         output.json({"queue": queue_name, "paused": paused})
     else:
         output.line(f"queue {queue_name} is {'paused' if paused else 'handed out again'}")
+
+
+async def _look_first(url: str, queue_name: str) -> None:
+    """Refuse an unknown queue before the store is opened for writing: the log would record that, for nothing."""
+    from ledgerq.eventlog.keys import FORMAT_VERSION, REBUILD_KEY
+    from ledgerq.projections.view import LedgerView
+
+    try:
+        async with reading(url) as log:
+            if await log.require_format() < FORMAT_VERSION or await log.store.get(REBUILD_KEY) is not None:
+                return  # its counters are incomplete, and opening names what to do
+            known = await LedgerView(log).queues()
+    except LedgerError:
+        return  # opening for writing mends some of what keeps a reader out, and names the rest
+    require_queue(url, queue_name, known)
 
 
 def _check_operator(actor: str, reason: str, job_ids: Sequence[str] = ()) -> None:

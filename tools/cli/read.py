@@ -115,7 +115,7 @@ def show(url: Url, job: JobId, as_of: AsOf = None, as_json: AsJson = False) -> N
     execute(_show(url, job, as_of, Output(as_json=as_json)))
 
 
-async def _show(url: str, job_id: str, as_of: str | None, output: Output) -> int | None:
+async def _show(url: str, job_id: str, as_of: str | None, output: Output) -> None:
     from ledgerq.eventlog.entropy import job_id_bytes
     from ledgerq.projections.view import LedgerView
     from ledgerq.tools.console.descriptions import job_facts, job_json, payload_json
@@ -127,17 +127,17 @@ async def _show(url: str, job_id: str, as_of: str | None, output: Output) -> int
             job = await view.job(wanted)
         else:
             job = await _job_as_of(reader, wanted, job_id, as_of)
-        record, problem = await _payload(view, job)
+        record, missing = await _payload(view, job)
     if output.as_json:
-        carried = {"headers": None, "payload": None} if record is None else payload_json(record)
-        output.json(job_json(job) | carried)
+        output.json(job_json(job) | payload_json(record))
     else:
         output.facts(job_facts(job, record))
-    if problem is None:
-        return None
-    output.note(problem)
+    if missing is None:
+        return
     # A job of the past may well have lost its payload when it was swept; one of now may not.
-    return None if as_of is not None else 1
+    if as_of is None:
+        raise missing
+    output.note(str(missing))
 
 
 async def _job_as_of(reader: "LogReader", wanted: bytes, job_id: str, as_of: str) -> "Job":
@@ -148,11 +148,11 @@ async def _job_as_of(reader: "LogReader", wanted: bytes, job_id: str, as_of: str
     return job
 
 
-async def _payload(view: Any, job: "Job") -> tuple["PayloadRecord | None", str | None]:
+async def _payload(view: Any, job: "Job") -> tuple["PayloadRecord | None", PayloadMissing | None]:
     try:
         return await view.payload(job), None
     except PayloadMissing as error:
-        return None, str(error)
+        return None, error
 
 
 def history(url: Url, job: JobId, as_json: AsJson = False) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, StoreInUse
-from ledgerq.tools.console.arguments import MetricsHost, Wait, import_object
+from ledgerq.tools.console.arguments import AsJson, MetricsHost, Wait, import_object
 from ledgerq.tools.console.opening import execute
 from ledgerq.tools.console.output import Output
 
@@ -30,6 +30,7 @@ def worker(
     ] = None,
     metrics_host: MetricsHost = "127.0.0.1",
     wait: Wait = 0.0,
+    as_json: AsJson = False,
 ) -> None:
     """Run a worker until SIGTERM or SIGINT.
 
@@ -39,10 +40,12 @@ def worker(
     MODULE:WORKER is best an async function that opens the queue, registers the handlers and returns the worker. With
     --wait it is called again each second while the store is in use, so it should open the queue first.
     """
-    execute(_worker(target, until_empty, metrics_host, metrics_port, wait))
+    execute(_worker(target, until_empty, metrics_host, metrics_port, wait, Output(as_json=as_json)))
 
 
-async def _worker(target: str, until_empty: bool, metrics_host: str, metrics_port: int | None, wait_s: float) -> None:
+async def _worker(
+    target: str, until_empty: bool, metrics_host: str, metrics_port: int | None, wait_s: float, output: Output
+) -> None:
     found = await _made_worker(target, wait_s)
     if not callable(getattr(found, "run", None)) or not hasattr(found, "queue"):
         raise InvalidArgument(f"{target} is no Worker and returns none, but {type(found).__name__}")
@@ -54,7 +57,7 @@ async def _worker(target: str, until_empty: bool, metrics_host: str, metrics_por
                 metrics = Metrics(found.queue, worker=found)
                 serving.callback(metrics.close)
                 server = await serving.enter_async_context(metrics.serve(metrics_host, metrics_port))
-                Output().note(f"metrics at {server.url}/metrics")
+                output.state(f"metrics at {server.url}/metrics", {"metrics_url": f"{server.url}/metrics"})
             await found.run(until_empty=until_empty)
     finally:
         await found.queue.close()

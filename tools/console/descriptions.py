@@ -80,6 +80,8 @@ def _event_json(event: Event) -> dict[str, Any]:
             fields[name] = job_id_text(value)
         elif name in _MOMENTS:
             fields |= time_json(name.removesuffix("_ms"), value)
+        elif name == "payload_bytes":
+            fields["payload_record_bytes"] = value
         elif name == "payload_digest":
             fields[name] = value.hex()
         elif isinstance(value, bytes):
@@ -137,7 +139,7 @@ def event_text(event: Event) -> str:
 
 def _enqueued_text(event: Enqueued) -> str:
     parts = [f"queue {event.queue}", f"priority {event.priority}", f"up to {event.max_attempts} attempts"]
-    parts.append(f"{event.payload_bytes} bytes")
+    parts.append(f"payload record of {event.payload_bytes} bytes")
     if event.due_ms:
         parts.append(f"due {local_time(event.due_ms)}")
     if event.unique_key is not None:
@@ -171,15 +173,18 @@ def job_json(job: Job) -> dict[str, Any]:
         "unique_key": None if spec.unique_key is None else json_bytes(spec.unique_key),
         "unique_until": None if spec.unique_key is None else spec.unique_until,
         "unique_held": job.unique_held,
-        "payload_bytes": spec.payload_bytes,
+        "payload_record_bytes": spec.payload_bytes,
         "payload_digest": spec.payload_digest.hex(),
         "offsets": [job.offset, *job.offsets],
     }
 
 
-def payload_json(record: PayloadRecord) -> dict[str, Any]:
-    """What a job carries."""
-    return {"headers": record.headers or {}, "payload": json_bytes(record.payload)}
+def payload_json(record: PayloadRecord | None) -> dict[str, Any]:
+    """What a job carries; nulls when that is gone."""
+    if record is None:
+        return {"headers": None, "payload": None, "payload_bytes": None}
+    size = len(record.payload)
+    return {"headers": record.headers or {}, "payload": json_bytes(record.payload), "payload_bytes": size}
 
 
 def job_row(job: Job) -> list[str]:
@@ -222,9 +227,9 @@ def job_facts(job: Job, record: PayloadRecord | None) -> list[tuple[str, str]]:
         facts.append(("unique key", f"{_key_text(job.spec.unique_key)} until {job.spec.unique_until}, {held}"))
     if job.error:
         facts.append(("error", job.error[-_PAYLOAD_CHARS:]))
-    facts.append(("bytes", str(job.spec.payload_bytes)))
     if record is not None:
         facts += [(f"header {name}", value) for name, value in (record.headers or {}).items()]
+        facts.append(("bytes", str(len(record.payload))))
         facts.append(("payload", _payload_text(record.payload)))
     return facts
 

@@ -99,6 +99,14 @@ class Output:
             ]
             print("  ".join(padded).rstrip())
 
+    def state(self, text: str, fields: Mapping[str, Any]) -> None:
+        """How a service does, at once: a message on stderr, or a JSON object on stdout."""
+        if self.as_json:
+            self.json(fields)
+            self.flush()
+        else:
+            self.note(text)
+
     def note(self, text: str) -> None:
         """A message beside the results, on stderr."""
         print(f"ledgerq: {printable(text)}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from ledgerq.eventlog.errors import StoreNotFound, StoreUnavailable
-from ledgerq.tools.console.arguments import MetricsHost, Url
+from ledgerq.tools.console.arguments import AsJson, MetricsHost, Url
 from ledgerq.tools.console.opening import execute, refuse_memory
 from ledgerq.tools.console.output import Output
 
@@ -32,6 +32,7 @@ def exporter(
     interval: Annotated[
         float, typer.Option(metavar="SECONDS", help="How often the store is read.")
     ] = _DEFAULT_INTERVAL_S,
+    as_json: AsJson = False,
 ) -> None:
     """Serve a store's metrics, without its writer.
 
@@ -39,10 +40,10 @@ def exporter(
     need not run. A store that is not there yet, or can't be reached, is waited for.
     """
     refuse_memory(url)
-    execute(_export(url, host, port, interval))
+    execute(_export(url, host, port, interval, Output(as_json=as_json)))
 
 
-async def _export(url: str, host: str, port: int, interval_s: float) -> None:
+async def _export(url: str, host: str, port: int, interval_s: float, output: Output) -> None:
     from prometheus_client.registry import CollectorRegistry
 
     from ledgerq.eventlog.clock import SystemClock
@@ -51,7 +52,7 @@ async def _export(url: str, host: str, port: int, interval_s: float) -> None:
     from ledgerq.worker.metrics.server import start_server
     from ledgerq.worker.signals import listen
 
-    output, stop = Output(), asyncio.Event()
+    stop = asyncio.Event()
     follower = Follower(url, clock=SystemClock(), interval_s=interval_s)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(follower)
@@ -60,7 +61,8 @@ async def _export(url: str, host: str, port: int, interval_s: float) -> None:
         server = await start_server(MetricsApp(registry, follower.reasons), host, port)
         ending.push_async_callback(follower.close)
         ending.push_async_callback(server.close)
-        output.note(f"metrics of {url} at {server.url}/metrics")
+        at = f"{server.url}/metrics"
+        output.state(f"metrics of {url} at {at}", {"location": url, "metrics_url": at})
         following = asyncio.create_task(_follow(follower, output), name="ledgerq-follow")
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -78,11 +80,12 @@ async def _follow(follower: "Follower", output: Output) -> None:
     try:
         await follower.refresh()
     except (StoreNotFound, StoreUnavailable) as error:
-        output.note(f"not read yet, trying again: {error}")
+        output.state(f"not read yet, trying again: {error}", {"readable": False, "reason": str(error)})
     was_readable = follower.reason is None
     while True:
         await follower.pause()
         await follower.try_refresh()
         if (follower.reason is None) != was_readable:
             was_readable = not was_readable
-            output.note("the store is read again" if was_readable else f"trying again: {follower.reason}")
+            text = "the store is read again" if was_readable else f"trying again: {follower.reason}"
+            output.state(text, {"readable": was_readable, "reason": follower.reason})

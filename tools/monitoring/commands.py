@@ -60,13 +60,17 @@ def _differs(path: Path, text: str) -> bool:
     return path.read_bytes() != text.encode()
 
 
-def table() -> None:
+def table(as_json: AsJson = False) -> None:
     """Print all metrics as a table.
 
     It is Markdown: name, type, labels, where it comes from, what it means, and what to do about it.
     """
-    from ledgerq.projections.metrics.catalogue import markdown
+    from ledgerq.projections.metrics.catalogue import CATALOGUE, markdown
 
-    output = Output()
+    output = Output(as_json=as_json)
+    if as_json:
+        for spec in CATALOGUE.values():
+            output.json(spec._asdict())
+        return
     for line in markdown().splitlines():
         output.line(line)

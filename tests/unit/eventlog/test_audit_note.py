@@ -97,7 +97,7 @@ async def test_a_disk_that_hangs_is_asked_once_and_in_no_thread_of_the_loops(
     look = StoreInspection(clock)
     for _ in range(3):
         await look.last_audit(str(tmp_path))
-        clock.advance(60_000)
+        clock.advance(seconds=60)
     assert [name.partition("-0")[0] for name in asked] == ["ledgerq-note"]
     assert look.audit_ms is None
     goes_on.set()

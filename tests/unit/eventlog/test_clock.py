@@ -17,21 +17,29 @@ LIMIT_S = 20.0
 def test_a_manual_clock_stands_still() -> None:
     clock = ManualClock(5)
     assert (clock.now_ms(), clock.now_ms()) == (5, 5)
-    clock.advance(7)
+    clock.advance(seconds=0.007)
     assert clock.now_ms() == 12
     clock.set(3)
     assert clock.now_ms() == 3
+
+
+def test_a_manual_clock_moves_by_seconds_to_the_millisecond() -> None:
+    clock = ManualClock(1_000)
+    clock.advance(seconds=1.2345678)
+    assert clock.now_ms() == 2_235
+    with pytest.raises(TypeError):
+        clock.advance(1000)  # type: ignore[misc]  # a number alone says no unit
 
 
 def test_callbacks_run_in_the_order_of_their_times() -> None:
     clock, rung = ManualClock(0), list[str]()
     for when_ms, name in ((30, "c"), (10, "a"), (20, "b"), (10, "a2"), (31, "late")):
         clock.call_at(when_ms, lambda name=name: rung.append(name))  # type: ignore[misc]
-    clock.advance(9)
+    clock.advance(seconds=0.009)
     assert rung == []
-    clock.advance(21)
+    clock.advance(seconds=0.021)
     assert rung == ["a", "a2", "b", "c"]
-    clock.advance(1000)
+    clock.advance(seconds=1)
     assert rung == ["a", "a2", "b", "c", "late"]
 
 
@@ -42,7 +50,7 @@ def test_a_cancelled_timer_does_not_ring() -> None:
     timer.cancel()
     timer.cancel()
     assert clock.next_due_ms() == 20
-    clock.advance(100)
+    clock.advance(seconds=0.1)
     assert rung == [20]
     assert clock.next_due_ms() is None
 
@@ -54,13 +62,13 @@ def test_going_back_rings_nothing_and_makes_no_wait_longer() -> None:
     clock.set(50)
     assert rung == []
     assert clock.next_due_ms() == 60
-    clock.advance(9)
+    clock.advance(seconds=0.009)
     assert rung == []
-    clock.advance(1)
+    clock.advance(seconds=0.001)
     assert rung == [1]
     clock.set(50 + 3599)
     assert rung == [1]
-    clock.advance(1)
+    clock.advance(seconds=0.001)
     assert rung == [1, 2]
 
 
@@ -82,7 +90,7 @@ async def test_a_callback_may_set_and_cancel_other_timers() -> None:
         clock.call_at(15, lambda: rung.append("new"))
 
     clock.call_at(10, ring)
-    clock.advance(17)
+    clock.advance(seconds=0.017)
     # The one made on the way was due as well.
     assert rung == ["first", "new"]
 
@@ -91,10 +99,10 @@ async def test_sleeping_ends_when_the_time_has_come() -> None:
     clock = ManualClock()
     sleep = asyncio.create_task(sleep_until(clock, START_MS + 10))
     await settle()
-    clock.advance(9)
+    clock.advance(seconds=0.009)
     await settle()
     assert not sleep.done()
-    clock.advance(1)
+    clock.advance(seconds=0.001)
     await sleep
     await sleep_until(clock, START_MS - 5)
 

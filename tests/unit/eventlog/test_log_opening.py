@@ -117,7 +117,7 @@ async def test_an_idle_writer_learns_that_it_was_fenced() -> None:
     first = await start_log(disk, clock, watcher=watcher)
     second = await start_log(disk, ManualClock())
     first.check()
-    clock.advance(1000)
+    clock.advance(seconds=1)
     assert isinstance(first.failure, Fenced)
     assert watcher.failures == [first.failure]
     with pytest.raises(Fenced):
@@ -133,9 +133,9 @@ async def test_a_writer_fenced_while_its_commit_is_on_its_way_reports_nothing() 
     task = asyncio.create_task(append(first, 0))
     await settle()
     second = await start_log(disk, ManualClock())
-    clock.advance(1000)
+    clock.advance(seconds=1)
     await settle()
-    clock.advance(1000)  # the commit on its way had until then to say so itself
+    clock.advance(seconds=1)  # the commit on its way had until then to say so itself
     with pytest.raises(Fenced):
         await task
     faults.let_go("sync:before")

@@ -64,7 +64,7 @@ async def test_the_offset_at_a_time_is_that_after_the_last_event_until_then(
     log = await start_log(disk, clock)
     commit_times: list[int] = []
     for size, step_ms in batches:
-        clock.advance(step_ms)
+        clock.advance(seconds=step_ms / 1000)
         for _ in range(size):
             log.append(event(0))
             commit_times.append(clock.now_ms())
@@ -189,7 +189,7 @@ async def test_a_fenced_writers_tail_says_so() -> None:
     follower = Follower(first.tail())
     await settle()
     second = await start_log(disk)
-    clock.advance(1000)
+    clock.advance(seconds=1)
     with pytest.raises(Fenced):
         await follower.task
     await first.close()
@@ -203,10 +203,10 @@ async def test_a_readers_tail_looks_again_now_and_then() -> None:
     await write_log(disk, [2], ManualClock(START_MS + STEP_MS * 9))
     await settle()
     assert follower.offsets == [5]
-    clock.advance(499)
+    clock.advance(seconds=0.499)
     await settle()
     assert follower.offsets == [5]
-    clock.advance(1)
+    clock.advance(seconds=0.001)
     await settle()
     assert follower.offsets == [5, 6, 7]
     await follower.end()

@@ -90,10 +90,10 @@ async def test_the_age_of_what_is_not_durable_yet_can_be_told() -> None:
     faults.hold("sync:before")
     first = asyncio.create_task(append(log, 0))
     await settle()
-    clock.advance(500)
+    clock.advance(seconds=0.5)
     second = asyncio.create_task(append(log, 1))
     await settle()
-    clock.advance(500)
+    clock.advance(seconds=0.5)
     assert log.waiting_since_ms == START_MS
     faults.let_go("sync:before")
     await asyncio.gather(first, second)
@@ -266,9 +266,9 @@ async def test_a_commit_that_lands_after_the_log_failed_is_not_reported() -> Non
     task = asyncio.create_task(append(log, 0))
     await settle()
     store.doubt = StoreUnavailable("no word")
-    clock.advance(1000)
+    clock.advance(seconds=1)
     assert log.failure is None, "the commit may know better"
-    clock.advance(1000)
+    clock.advance(seconds=1)
     store.doubt = None
     with pytest.raises(StoreUnavailable):
         await task
@@ -290,7 +290,7 @@ async def test_a_commit_that_is_refused_says_why_itself_though_the_store_has_sto
     task = asyncio.create_task(append(log, 0))
     await settle()
     store.doubt = LogPoisoned("something stopped")
-    clock.advance(1000)
+    clock.advance(seconds=1)
     store.doubt = None
     faults.let_go("write:before")
     with pytest.raises(ClockWentBack):

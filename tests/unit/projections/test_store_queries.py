@@ -27,7 +27,7 @@ async def test_the_oldest_job_is_found_behind_those_that_are_more_urgent() -> No
         start_ms = rig.clock.now_ms()
         await rig.queue.enqueue("q", b"slow", priority=9)
         for number in range(5):
-            rig.clock.advance(1000)
+            rig.clock.advance(seconds=1)
             await rig.queue.enqueue_many("q", [NewJob(b"x", priority=number) for _ in range(20)])
         assert await oldest(rig) == start_ms
 
@@ -36,7 +36,7 @@ async def test_the_next_priority_is_not_passed_over() -> None:
     async with Rig() as rig:
         start_ms = rig.clock.now_ms()
         await rig.queue.enqueue("q", b"slow", priority=2)
-        rig.clock.advance(1000)
+        rig.clock.advance(seconds=1)
         await rig.queue.enqueue_many("q", [NewJob(b"x", priority=1) for _ in range(2 * store_queries._ROWS)])
         assert await oldest(rig) == start_ms
 

@@ -36,7 +36,7 @@ COMMANDS = (
         "cancel",
         "pause",
     ),
-    *("resume", "exporter", "doctor", "bench", "rebuild-projections"),
+    *("resume", "exporter", "doctor", "bench", "rebuild-projections", "completion"),
 )
 
 
@@ -137,6 +137,20 @@ def test_show_as_text(cli: Cli, ledger: Ledger) -> None:
     assert re.search(r"^error +Traceback:\n +\\x1b\[31mboom$", text, re.MULTILINE)
     assert re.search(r"^payload +base64 /wA=$", text, re.MULTILINE)
     assert re.search(r"^header kind +letter$", cli.ok("show", ledger.url, ledger.done).out, re.MULTILINE)
+
+
+def test_sizes_say_of_what_they_are(cli: Cli, ledger: Ledger) -> None:
+    """The log and a job's row know the size of the payload record, in which salt and headers stand, too."""
+    record_bytes = 1 + 18 + len(b"\x81\xa4kind\xa6letter") + 2 + len(b"text")
+    done = cli.ok("show", ledger.url, ledger.done, "--json").json
+    assert (done["payload_bytes"], done["payload_record_bytes"]) == (len(b"text"), record_bytes)
+    assert re.search(r"^bytes +4$", cli.ok("show", ledger.url, ledger.done).out, re.MULTILINE)
+    (row,) = cli.ok("jobs", ledger.url, "mail", "--state", "done", "--json").lines
+    enqueued = cli.ok("history", ledger.url, ledger.done, "--json").lines[0]
+    for found in (row, enqueued):
+        assert "payload_bytes" not in found
+        assert found["payload_record_bytes"] == record_bytes
+    assert f"payload record of {record_bytes} bytes" in cli.ok("history", ledger.url, ledger.done).out
 
 
 def test_show_as_of(cli: Cli, ledger: Ledger) -> None:

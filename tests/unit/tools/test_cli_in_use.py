@@ -83,6 +83,7 @@ async def test_after_a_kill_each_command_works_at_once(url: str, tmp_path: Path)
 @pytest.mark.proof
 async def test_a_command_waits_for_the_writers_end(url: str, tmp_path: Path) -> None:
     async with writer(url) as first:
+        await first.ask("enqueue")
 
         async def end() -> None:
             assert await first.ask("close") == "closed"

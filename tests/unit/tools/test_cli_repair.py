@@ -247,7 +247,9 @@ def test_a_missing_payload_is_found_and_shown(cli: Cli, ledger: Ledger) -> None:
     assert (deep.code, [row["range"] for row in deep.json["differences"]]) == (1, ["payload"])
     shown = cli("show", ledger.url, ledger.done, "--json")
     assert (shown.code, shown.json["state"], shown.json["payload"]) == (1, "done", None)
-    assert "the payload is missing" in shown.message
+    error = json.loads(shown.message)
+    assert (error["error"], "the payload is missing" in error["message"]) == ("PayloadMissing", True)
+    assert "the payload is missing" in cli("show", ledger.url, ledger.done).message
 
 
 def test_somebody_elses_database_is_refused(cli: Cli, tmp_path: Path) -> None:

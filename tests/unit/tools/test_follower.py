@@ -55,9 +55,9 @@ async def test_what_was_not_read_for_long_is_old(tmp_path: Path) -> None:
     async with Queue.open(url, clock=clock) as queue:
         await queue.enqueue("mail", b"a")
         await follower.refresh()
-        clock.advance(29_000)
+        clock.advance(seconds=29)
         assert await follower.reasons() == []
-        clock.advance(2_000)
+        clock.advance(seconds=2)
         assert await follower.reasons() == [f"{url} was last read 31 s ago"]
         await follower.try_refresh()
         assert await follower.reasons() == []
@@ -65,7 +65,7 @@ async def test_what_was_not_read_for_long_is_old(tmp_path: Path) -> None:
         log = follower._log
         await follower.refresh()
         assert follower._log is log
-        clock.advance(-3_600_000)
+        clock.advance(seconds=-3600)
         await follower.refresh()
         assert follower._log is not log
     await follower.close()

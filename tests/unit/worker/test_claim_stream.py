@@ -261,7 +261,7 @@ async def test_a_double_is_renewed_watched_and_given_back() -> None:
         double.watchers[b"lost"]("lost")
         double.held.discard(4)
         await settle()
-        double.clock.advance(10_000)
+        double.clock.advance(seconds=10)
         await settle()
         assert stage.cancelled == [b"cancelled", b"lost", b"stolen"]
     assert double.said == [

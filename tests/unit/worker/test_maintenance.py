@@ -70,7 +70,7 @@ async def test_jobs_that_outlived_their_retention_while_the_store_was_closed_are
         await rig.queue.enqueue("q", b"")
         await rig.queue.ack((await rig.queue.claim("q"))[0])
         await rig.queue.close()
-        rig.clock.advance(2 * DAY_S * 1000)
+        rig.clock.advance(seconds=2 * DAY_S)
         await rig.open()
         await settle()
         assert (await rig.queue.stats("q")).done == 0
@@ -129,7 +129,7 @@ async def test_what_is_staged_while_maintenance_looks_is_not_overlooked(held: st
         await rig.advance(5)
         during = [asyncio.create_task(rig.queue.enqueue("q", b"b%d" % i, delay=1 + i)) for i in range(3)]
         await settle()
-        rig.clock.advance(1000)
+        rig.clock.advance(seconds=1)
         rig.faults.let_go(held)
         await asyncio.gather(*during)
         await settle()
@@ -171,7 +171,7 @@ async def test_sweeping_a_long_backlog_keeps_no_lease_and_no_due_job_waiting() -
         await settle()
         rig.faults.hold("sync:before")
         await rig.advance(DAY_S)
-        rig.clock.advance(1000)  # while the first of many steps is under way
+        rig.clock.advance(seconds=1)  # while the first of many steps is under way
         rig.faults.let_go("sync:before")
         await settle(500)
         kinds = [type(event) for event in await rig.events()]

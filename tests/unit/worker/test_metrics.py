@@ -26,9 +26,9 @@ def from_log(found: dict[str, float]) -> dict[str, float]:
 async def test_metrics_are_the_counters_of_the_log_and_survive_a_restart() -> None:
     async with Rig() as rig:
         await rig.queue.enqueue_many("mail", [b"a", b"b", b"c"])
-        rig.clock.advance(40)
+        rig.clock.advance(seconds=0.04)
         first, second = await rig.queue.claim("mail", limit=2)
-        rig.clock.advance(3000)
+        rig.clock.advance(seconds=3)
         await rig.queue.ack(first)
         await rig.queue.nack(second, "boom", delay=5)
         await rig.queue.pause("mail", actor="ada", reason="test")
@@ -60,7 +60,7 @@ async def test_a_restart_loses_nothing_and_every_number_is_in_the_log() -> None:
         for round_number in range(4):
             await rig.queue.enqueue_many("mail", [b"%d" % number for number in range(20)])
             claims = await claim_all(rig.queue, "mail")
-            rig.clock.advance(round_number * 700)
+            rig.clock.advance(seconds=round_number * 0.7)
             await rig.queue.ack_many(claims[::2])
             await rig.queue.release(claims[1])
             await rig.crash()  # the other claims are interrupted
@@ -101,16 +101,16 @@ async def test_openmetrics_gets_the_job_of_each_bucket_as_exemplar() -> None:
     async with Rig() as rig:
         collector = rig.queue.collector()
         job = await rig.queue.enqueue("mail", b"a")
-        rig.clock.advance(70)
+        rig.clock.advance(seconds=0.07)
         (claim,) = await rig.queue.claim("mail")
         assert set(exemplars(collector, "ledgerq_job_waiting_seconds")) == {("mail", "0.1")}
-        rig.clock.advance(2000)
+        rig.clock.advance(seconds=2)
         await rig.queue.ack(claim)
         (found,) = exemplars(collector, "ledgerq_job_life_seconds").values()
         assert (found.labels, found.value) == ({"job_id": job.job_id}, 2.07)
         assert float(found.timestamp) == rig.clock.now_ms() / 1000
         again = await rig.queue.enqueue("mail", b"b")
-        rig.clock.advance(80)
+        rig.clock.advance(seconds=0.08)
         await rig.queue.claim("mail")
         (found,) = exemplars(collector, "ledgerq_job_waiting_seconds").values()
         assert found.labels == {"job_id": again.job_id}

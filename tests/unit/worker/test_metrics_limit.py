@@ -48,9 +48,9 @@ async def test_the_rest_is_the_sum_of_what_is_not_shown_and_never_goes_back() ->
         for _ in range(60):
             name = f"q{rng.randrange(12)}"
             await rig.queue.enqueue_many(name, [b"x"] * rng.randrange(1, 4))
-            rig.clock.advance(rng.randrange(100))
+            rig.clock.advance(seconds=rng.randrange(100) / 1000)
             for claim in await rig.queue.claim(name, limit=2):
-                rig.clock.advance(rng.randrange(2000))
+                rig.clock.advance(seconds=rng.randrange(2000) / 1000)
                 await (rig.queue.ack(claim) if rng.random() < 0.7 else rig.queue.nack(claim, "boom", delay=3600))
             if rng.random() < 0.2:
                 await rig.queue.pause(name, actor="ann", reason="x")

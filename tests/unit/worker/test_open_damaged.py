@@ -39,7 +39,7 @@ async def use(queue: Queue, clock: ManualClock) -> None:
         await queue.jobs(name)
         await queue.stats(name)
     await queue.queues()
-    clock.advance(10**10)
+    clock.advance(seconds=10**7)
     await settle()
 
 
@@ -66,7 +66,7 @@ async def test_a_time_that_cant_be_read_is_told_in_the_log(
     clock = ManualClock(ledger.clock_ms)
     with caplog.at_level(logging.WARNING, "ledgerq"):
         async with Queue.open(store=MemoryStore(ledger.disk), clock=clock):
-            clock.advance(1)
+            clock.advance(seconds=0.001)
             await settle()
     assert "run rebuild-projections" in caplog.text
 

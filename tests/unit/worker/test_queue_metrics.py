@@ -34,7 +34,7 @@ async def test_ages_are_as_of_the_scrape() -> None:
         assert AGE not in await refreshed(rig.queue)
         await rig.queue.enqueue("mail", b"a")
         await refreshed(rig.queue)
-        rig.clock.advance(90_500)
+        rig.clock.advance(seconds=90.5)
         found = numbers(rig.queue.collector())
         assert found[AGE] == 90.5
         assert found["ledgerq_read_timestamp_seconds"] == rig.clock.now_ms() / 1000 - 90.5
@@ -49,7 +49,7 @@ async def test_of_queues_that_are_summed_the_oldest_job_counts() -> None:
     async with Rig() as rig:
         for name in ("first", "second", "third"):
             await rig.queue.enqueue(name, b"x")
-            rig.clock.advance(10_000)
+            rig.clock.advance(seconds=10)
         found = await refreshed(rig.queue, limit=1)
         ages = {name: value for name, value in found.items() if name.startswith(AGE.split("{")[0])}
         assert list(ages.values()) == [30, 20]
@@ -143,14 +143,14 @@ async def test_a_scrape_on_the_loop_shows_the_look_before_and_one_in_a_thread_it
     async with Rig() as rig:
         collector = rig.queue.collector()
         await rig.queue.enqueue("mail", b"a")
-        rig.clock.advance(5000)
+        rig.clock.advance(seconds=5)
         assert AGE not in numbers(collector)
         await settle()
         assert numbers(collector)[AGE] == 5
         await settle()
         (claim,) = await rig.queue.claim("mail")
         await rig.queue.nack(claim, "boom", delay=0)
-        rig.clock.advance(3000)
+        rig.clock.advance(seconds=3)
         assert (await asyncio.to_thread(numbers, collector))[AGE] == 3
 
 
@@ -211,7 +211,7 @@ async def test_a_store_that_does_not_answer_leaves_the_last_answer() -> None:
     async with Rig() as rig:
         await rig.queue.enqueue("mail", b"a")
         before = await refreshed(rig.queue)
-        rig.clock.advance(60_000)
+        rig.clock.advance(seconds=60)
         rig.faults.spoil("scan", StoreUnavailable("away"))
         found = await refreshed(rig.queue)
         assert found[AGE] == 60
@@ -295,7 +295,7 @@ async def test_the_last_audit_is_told_and_that_there_was_none(tmp_path: Path) ->
         assert "ledgerq_audit_differences" not in found
         await write_note(url, AuditNote(clock.now_ms() - 5000, 17, 3, True, False))
         assert (await refreshed(queue))["ledgerq_audit_timestamp_seconds"] == 0  # looked at a moment ago
-        clock.advance(30_000)
+        clock.advance(seconds=30)
         found = await refreshed(queue)
         assert found["ledgerq_audit_timestamp_seconds"] == clock.now_ms() / 1000 - 35
         assert (found["ledgerq_audit_offset"], found["ledgerq_audit_differences"]) == (17, 3)

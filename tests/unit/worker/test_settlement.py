@@ -287,7 +287,7 @@ async def test_a_job_due_while_nobody_had_the_store_open_is_promoted_at_the_next
         await rig.queue.enqueue("q", b"x", delay=5)
         await rig.queue.enqueue("q", b"y", delay=50)
         await rig.queue.close()
-        rig.clock.advance(10_000)
+        rig.clock.advance(seconds=10)
         await rig.open()
         await settle()
         assert payloads(await rig.queue.claim("q", limit=5, lease=100)) == [b"x"]

@@ -228,7 +228,7 @@ async def test_one_who_kept_others_from_a_queue_lets_them_in_when_it_leaves(leav
         elif leaves == "cancelled":
             first.cancel()
         else:
-            rig.clock.advance(3000)
+            rig.clock.advance(seconds=3)
         await settle()
         assert behind.done()
         assert payloads(await behind) == [b"b"]

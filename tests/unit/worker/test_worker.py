@@ -77,6 +77,34 @@ async def test_an_exception_is_a_failed_try_whose_error_ends_with_the_tracebacks
 
 
 @both_kinds
+async def test_the_traceback_begins_at_the_handler(kind: Any) -> None:
+    def fail(job: JobContext) -> None:
+        raise LookupError("no result")
+
+    async with Rig() as rig:
+        job = await meet(rig, functools.partial(kind, outcome=fail))
+    lines = job.error.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[1].startswith(f'  File "{__file__}", line ')
+    assert lines[1].endswith(f"in {kind.__name__}")
+    assert lines[-1] == "LookupError: no result"
+
+
+@both_kinds
+async def test_so_do_those_of_what_led_to_it(kind: Any) -> None:
+    def fail(job: JobContext) -> None:
+        try:
+            raise LookupError
+        except LookupError as error:
+            raise ExceptionGroup("all", [error]) from error
+
+    async with Rig() as rig:
+        job = await meet(rig, functools.partial(kind, outcome=fail))
+    assert "execution.py" not in job.error
+    assert "ExceptionGroup: all" in job.error
+
+
+@both_kinds
 async def test_an_exception_of_the_last_try_makes_the_job_dead(kind: Any) -> None:
     def fail(job: JobContext) -> None:
         raise KeyError("x")

@@ -60,7 +60,7 @@ async def test_running_handlers_and_claims_held_are_told_while_they_are() -> Non
         found = numbers(collector)
         assert found["ledgerq_worker_claims_held"] == 3
         assert found['ledgerq_worker_handlers_running{queue="idle"}'] == 0
-        rig.clock.advance(10_000)
+        rig.clock.advance(seconds=10)
         await until(lambda: numbers(collector)["ledgerq_worker_lease_renewals_total"] == 3)
         go_on.set()
         await task

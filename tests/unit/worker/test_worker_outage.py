@@ -20,5 +20,5 @@ async def test_a_worker_claims_again_when_the_store_can_be_read_again() -> None:
             await until(lambda: rig.faults.calls.count("get") >= 1)
             assert stage.ended == []
             await until(lambda: not rig.queue.failure and rig.clock.next_due_ms() is not None)
-            rig.clock.advance(1000)
+            rig.clock.advance(seconds=1)
             await until(lambda: stage.ended == [b"1"])
