@@ -85,7 +85,7 @@ def test_wheel_holds_the_four_rooms_and_no_tests(tmp_path: Path) -> None:
         entry_points = archive.read(scripts).decode()
     modules = {f"ledgerq/{file.relative_to(ROOT)}" for room in ROOMS for file in (ROOT / room).rglob("*.py")}
     data = {f"ledgerq/tools/monitoring/files/{name}" for name in generate.NAMES}
-    assert set(names) == modules | data | {"ledgerq/__init__.py", "ledgerq/events.py", "ledgerq/py.typed"}
+    assert set(names) == modules | data | {f"ledgerq/{name}" for name in ("__init__.py", "events.py", "py.typed")}
     assert len(names) == len(set(names)), "a file is in the wheel twice"
     for script, target in PROJECT["scripts"].items():
         assert f"{script} = {target}" in entry_points
