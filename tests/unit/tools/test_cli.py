@@ -317,8 +317,8 @@ asyncio.run(main())
 @pytest.mark.proof
 def test_reading_does_not_fence_a_writer_in_another_process(cli: Cli, tmp_path: Path) -> None:
     url = str(tmp_path / "store")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", WRITER, url], text=True, **pipes) as writer:
+    command, pipe = [sys.executable, "-c", WRITER, url], subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as writer:
         assert writer.stdin is not None
         assert writer.stdout is not None
         assert writer.stdout.readline() == "open\n"
