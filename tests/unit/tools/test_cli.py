@@ -84,7 +84,9 @@ def test_stats_as_text(cli: Cli, ledger: Ledger) -> None:
         ("2024-01-01", 11, 1, 0),
     ],
 )
-def test_stats_as_of(cli: Cli, ledger: Ledger, as_of: str, offset: int, pending: int, claimed: int) -> None:
+def test_stats_as_of(
+    cli: Cli, ledger: Ledger, as_of: str, offset: int, pending: int | None, claimed: int | None
+) -> None:
     answer = cli.ok("stats", ledger.url, "--json", "--as-of", as_of).json
     assert answer["as_of"]["offset"] == offset
     counts = [(row["now"]["pending"], row["now"]["claimed"]) for row in answer["queues"] if row["queue"] == "mail"]
