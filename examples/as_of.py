@@ -6,7 +6,7 @@ from ledgerq import Queue
 from ledgerq.projections.replay import fold_to, replay
 
 
-async def main():
+async def main() -> None:
     async with Queue.open("memory:///") as queue:
         job = await queue.enqueue("mail", b"hello")
         (claim,) = await queue.claim("mail")

@@ -8,7 +8,7 @@ from ledgerq.projections.audit import audit
 from ledgerq.projections.rebuild import rebuild
 
 
-async def main():
+async def main() -> None:
     disk = MemoryDisk()
     async with Queue.open(store=MemoryStore(disk)) as queue:
         await queue.enqueue_many("mail", [b"one", b"two"])

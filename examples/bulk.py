@@ -5,7 +5,7 @@ import asyncio
 from ledgerq import NewJob, Queue
 
 
-async def main():
+async def main() -> None:
     async with Queue.open("memory:///") as queue:
         await queue.enqueue_many("import", [b"row %d" % number for number in range(1000)])  # all or none
         await queue.enqueue_many("import", [NewJob(b"header", priority=1, headers={"kind": "header"})])

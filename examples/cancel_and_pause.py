@@ -2,10 +2,11 @@
 
 import asyncio
 
-from ledgerq import Queue, Worker
+from ledgerq import JobContext, Queue, Worker
+from ledgerq.events import Cancelled, CancelRequested, QueuePaused, QueueResumed
 
 
-async def main():
+async def main() -> None:
     async with Queue.open("memory:///") as queue:
         waiting = await queue.enqueue("mail", b"a mistake", delay=3600)
         await queue.cancel(waiting.job_id, actor="ada", reason="sent by hand")
@@ -14,7 +15,7 @@ async def main():
         began = asyncio.Event()
 
         @worker.handler("export")
-        async def export(job):
+        async def export(job: JobContext) -> None:
             began.set()
             await asyncio.sleep(3600)  # cancelled from outside
 
@@ -31,8 +32,9 @@ async def main():
         await queue.resume("mail", actor="ada", reason="it is back")
         assert len(await queue.claim("mail")) == 1
         async for record in queue.log.read():
-            if hasattr(record.event, "actor"):
-                print(type(record.event).__name__, record.event.actor, record.event.reason)
+            event = record.event
+            if isinstance(event, Cancelled | CancelRequested | QueuePaused | QueueResumed):
+                print(type(event).__name__, event.actor, event.reason)
 
 
 asyncio.run(main())

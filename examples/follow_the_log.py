@@ -6,10 +6,10 @@ from ledgerq import Queue
 from ledgerq.events import Acked
 
 
-async def main():
+async def main() -> None:
     async with Queue.open("memory:///") as queue:
 
-        async def follow():
+        async def follow() -> None:
             async for record in queue.log.tail(0):
                 print(record.offset, record.event)
                 if isinstance(record.event, Acked):

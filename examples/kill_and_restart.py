@@ -23,7 +23,7 @@ asyncio.run(main())
 """
 
 
-async def main():
+async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         child = subprocess.run([sys.executable, "-c", CHILD, folder], capture_output=True, text=True, check=False)
         reported = child.stdout.split()

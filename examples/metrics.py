@@ -3,15 +3,15 @@
 import asyncio
 import urllib.request
 
-from ledgerq import Metrics, Queue, Worker
+from ledgerq import JobContext, Metrics, Queue, Worker
 
 
-async def main():
+async def main() -> None:
     async with Queue.open("memory:///") as queue:
         worker = Worker(queue)
 
         @worker.handler("mail")
-        async def send(job): ...
+        async def send(job: JobContext) -> None: ...
 
         await queue.enqueue("mail", b"hello")
         async with Metrics(queue, worker=worker).serve(port=0) as server:  # port=9464 for Prometheus

@@ -5,7 +5,7 @@ import asyncio
 from ledgerq import Queue
 
 
-async def main():
+async def main() -> None:
     async with Queue.open("memory:///") as queue:
         await queue.enqueue("mail", b"newsletter", priority=2000)
         await queue.enqueue("mail", b"first")

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 
 from ledgerq import MemoryDisk, MemoryStore, Queue
 from ledgerq.events import Enqueued
+from ledgerq.projections.fold import Transition
 
 
 class ByCustomer:
@@ -12,10 +14,10 @@ class ByCustomer:
 
     name = "by-customer"
 
-    def restore(self, rows):
+    def restore(self, rows: Mapping[bytes, bytes]) -> None:
         self.counts = Counter({key.decode(): int(value) for key, value in rows.items()})
 
-    def apply(self, transition):
+    def apply(self, transition: Transition) -> Mapping[bytes, bytes | None]:
         match transition.event:
             case Enqueued(queue=queue):
                 customer = queue.split("/")[0]
@@ -24,7 +26,7 @@ class ByCustomer:
         return {}
 
 
-async def main():
+async def main() -> None:
     disk = MemoryDisk()
     async with Queue.open(store=MemoryStore(disk)) as queue:  # before there was such a projection
         await queue.enqueue("acme/mail", b"hello")

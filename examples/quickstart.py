@@ -5,7 +5,7 @@ import asyncio
 from ledgerq import Queue
 
 
-async def main():
+async def main() -> None:
     async with Queue.open("memory:///") as queue:  # a folder or a bucket: "jobs", "s3://bucket/prefix"
         job = await queue.enqueue("mail", b"hello", headers={"to": "ada@example.org"})
         (claim,) = await queue.claim("mail", wait=10)

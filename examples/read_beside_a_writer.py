@@ -9,7 +9,7 @@ from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.view import LedgerView
 
 
-async def main():
+async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with Queue.open(folder) as queue:
             await queue.enqueue("mail", b"hello")

@@ -2,14 +2,14 @@
 
 import asyncio
 
-from ledgerq import Dead, Queue, QueueOptions, Retry, Worker
+from ledgerq import Dead, JobContext, Queue, QueueOptions, Retry, Worker
 
 
-async def work(queue):
+async def work(queue: Queue) -> None:
     worker = Worker(queue)
 
     @worker.handler("mail")
-    async def send(job):
+    async def send(job: JobContext) -> None:
         if job.payload == b"no address":
             raise Dead("the address is not valid")  # can never succeed
         if job.payload == b"busy" and job.attempt == 1:
@@ -20,7 +20,7 @@ async def work(queue):
     await worker.run(until_empty=True)
 
 
-async def main():
+async def main() -> None:
     options = QueueOptions(max_attempts=2, backoff_base_s=0.01)
     async with Queue.open("memory:///", default=options) as queue:
         await queue.enqueue_many("mail", [b"fine", b"busy", b"no address", b"broken"])

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from ledgerq import ManualClock, Queue
 
 
-async def main():
+async def main() -> None:
     clock = ManualClock(int(datetime(2026, 11, 24, 9, tzinfo=UTC).timestamp() * 1000))
     async with Queue.open("memory:///", clock=clock) as queue:
         await queue.enqueue("reminders", b"in an hour", delay=3600)

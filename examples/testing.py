@@ -5,7 +5,7 @@ import asyncio
 from ledgerq import Fenced, ManualClock, MemoryDisk, MemoryStore, Queue
 
 
-async def test_a_lease_ends():
+async def test_a_lease_ends() -> None:
     clock = ManualClock()
     async with Queue.open("memory:///", clock=clock) as queue:
         await queue.enqueue("mail", b"hello")
@@ -17,7 +17,7 @@ async def test_a_lease_ends():
         assert again.attempt == 2
 
 
-async def test_what_was_reported_survives_a_crash():
+async def test_what_was_reported_survives_a_crash() -> None:
     disk = MemoryDisk()
     first = await Queue.open(store=MemoryStore(disk))
     await first.enqueue("mail", b"hello")

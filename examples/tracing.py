@@ -6,10 +6,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from ledgerq import Queue, Worker
+from ledgerq import JobContext, Queue, Worker
 
 
-async def main():
+async def main() -> None:
     exporter = InMemorySpanExporter()  # an OTLPSpanExporter sends them somewhere
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -17,7 +17,7 @@ async def main():
         worker = Worker(queue)
 
         @worker.handler("mail")
-        async def send(job): ...
+        async def send(job: JobContext) -> None: ...
 
         await queue.enqueue("mail", b"hello")
         await worker.run(until_empty=True)

@@ -5,7 +5,7 @@ import asyncio
 from ledgerq import Queue
 
 
-async def main():
+async def main() -> None:
     async with Queue.open("memory:///") as queue:
         answers = await asyncio.gather(*(queue.enqueue("reports", b"", unique_key="2026-11") for _ in range(100)))
         assert sum(answer.created for answer in answers) == 1

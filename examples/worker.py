@@ -2,20 +2,20 @@
 
 import asyncio
 
-from ledgerq import Queue, Worker
+from ledgerq import JobContext, Queue, Worker
 
 
-async def main():
+async def main() -> None:
     async with Queue.open("memory:///") as queue:
         worker = Worker(queue, concurrency=10)
 
         @worker.handler("mail", timeout=30)
-        async def send(job):
+        async def send(job: JobContext) -> None:
             await asyncio.sleep(0.01)  # a call to a mail server
             print("sent", job.payload)
 
         @worker.handler("checksum")
-        def checksum(job):  # a plain function runs in a thread
+        def checksum(job: JobContext) -> None:  # a plain function runs in a thread
             print("sum", sum(job.payload))
 
         await queue.enqueue_many("mail", [b"one", b"two"])

@@ -35,10 +35,11 @@ from ledgerq.worker.queue import Queue
 from tests.damage.matrix import END_MS, Case, harmed_copy
 from tests.damage.salvage_judge import check_salvage
 from tests.support.ledger_checks import all_rows, check_ledger
+from tests.support.operators import Who
 
 STEP_LIMIT_S = 50.0
 ADDRESS_LIMIT_BYTES = 4 * 1024**3
-WHO = {"actor": "ann", "reason": "damage"}
+WHO: Who = {"actor": "ann", "reason": "damage"}
 Rows = dict[bytes, bytes]
 
 

@@ -29,11 +29,12 @@ from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.audit import audit
 from ledgerq.projections.repair.salvage import SalvageReport, salvage
 from tests.support.ledger_checks import all_rows, check_ledger
+from tests.support.operators import Who
 
 __all__ = ["check_salvage"]
 
 Rows = dict[bytes, bytes]
-WHO = {"actor": "ann", "reason": "damage"}
+WHO: Who = {"actor": "ann", "reason": "damage"}
 
 
 async def check_salvage(folder: Path, case: Any, root: Path, wanted: Rows) -> tuple[str, str]:

@@ -19,10 +19,11 @@ from ledgerq.projections.audit import audit
 from ledgerq.projections.payloads import UNREADABLE
 from ledgerq.projections.repair.copying import copy_into
 from ledgerq.projections.repair.salvage import salvage
+from ledgerq.worker.execution import JobContext
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.worker import Worker
-from tests.support.damaged_rows import WHO
 from tests.support.ledger_checks import check_ledger
+from tests.support.operators import WHO
 
 JOBS = 1500
 
@@ -75,7 +76,7 @@ async def test_a_worker_goes_on_behind_a_damaged_block(folder: Path, caplog: pyt
     assert lost
     done = 0
 
-    async def handle(payload: bytes) -> None:
+    async def handle(job: JobContext) -> None:
         nonlocal done
         done += 1
 

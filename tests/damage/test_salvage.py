@@ -29,8 +29,8 @@ from ledgerq.worker.options import QueueOptions, to_ms
 from ledgerq.worker.queue import Queue
 from tests.damage.matrix import END_MS, build_stores, scratch_folder
 from tests.support.crashes import ENDS, Crash, End, crashed_run
-from tests.support.damaged_rows import WHO
 from tests.support.ledger_checks import check_ledger
+from tests.support.operators import WHO
 
 
 @pytest.fixture(scope="module")

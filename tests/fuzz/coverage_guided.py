@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import atheris  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
+import atheris  # noqa: E402
 
 with atheris.instrument_imports(include=["ledgerq", "msgpack", "ulid", "urllib"]):
     from tests.fuzz.seeds import seeds

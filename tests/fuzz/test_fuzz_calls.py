@@ -17,7 +17,7 @@ from ledgerq.eventlog.errors import InvalidArgument, InvalidQueueName, LedgerErr
 from ledgerq.eventlog.keys import MAX_QUEUE_NAME_BYTES
 from ledgerq.worker.claims import Claim
 from tests.support.loops import settle
-from tests.support.queue_calls import WHO
+from tests.support.operators import WHO
 from tests.support.rig import Rig, claim_all
 
 ULID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -106,6 +106,8 @@ async def test_a_call_takes_an_argument_or_refuses_it(call: Call) -> None:
 
 
 async def test_a_name_of_an_unhashable_type_or_none_at_all() -> None:
+    name: object
+    names: object
     async with Rig() as rig:
         for name in ([], {}, None, 5, b"q", bytearray(b"q"), released()):
             with pytest.raises(InvalidQueueName):

@@ -17,10 +17,10 @@ from ledgerq.worker.options import NewJob, QueueOptions
 from ledgerq.worker.queue import Queue
 from tests.support.ledger_checks import all_rows
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 from tests.tiers import sampled
 
-WHO = {"actor": "ann", "reason": "because"}
 End = Literal["passing error", "error", "vanish", "vanish but the batch lands"]
 ENDS: tuple[End, ...] = get_args(End)
 

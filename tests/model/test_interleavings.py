@@ -16,10 +16,10 @@ from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import NewJob, QueueOptions
 from ledgerq.worker.queue import Queue
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 
 T = TypeVar("T")
-WHO = {"actor": "ann", "reason": "because"}
 SEEDS = 25
 OPTIONS = QueueOptions(max_attempts=3, lease_s=10.0, backoff_base_s=4.0)
 EXPECTED = (ClaimLost, DuplicateJobId, InvalidState, JobNotFound)

@@ -18,10 +18,10 @@ from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import NewJob, QueueOptions
 from tests.model.queue_model import LEASE_S, MAX_ATTEMPTS, Model
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig, abandon
 
 T = TypeVar("T")
-WHO = {"actor": "ann", "reason": "because"}
 QUEUES = ("q", "r")
 BACKOFF_S = 8.0
 

@@ -34,8 +34,10 @@ SCRAPE_INTERVAL = "1s"
 RATE_INTERVAL = "10s"
 BEFORE_KILL_S = 15.0
 AFTER_RESTART_S = 6.0
-KINDS = ("enqueued", "promoted", "claimed", "acked", "nacked", "lease_expired", "cancel_requested", "cancelled")
-KINDS += ("requeued", "swept", "dead", "released")
+KINDS = (
+    *("enqueued", "promoted", "claimed", "acked", "nacked", "lease_expired", "cancel_requested", "cancelled"),
+    *("requeued", "swept", "dead", "released"),
+)
 
 # What the load makes fire, and for what.
 FIRING = {

@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from ledgerq import Queue, Worker
 from ledgerq.worker.claims import Claim
@@ -33,13 +35,14 @@ async def tail(queue: Queue) -> None:
 
 def child(queue: Queue, claim: Claim) -> None:
     """Make each call on a loop of the child's own."""
-    calls = {name: lambda call=call: call(queue, claim) for name, call in CALLS.items()}  # type: ignore[misc]
+    calls: dict[str, Callable[[], Awaitable[object]]] = {}
+    calls |= {name: partial(call, queue, claim) for name, call in CALLS.items()}
     calls |= {"close": queue.close, "worker": lambda: work(queue), "tail": lambda: tail(queue)}
     for name, call in calls.items():
 
-        async def make(call: object = call) -> None:
+        async def make(call: Callable[[], Awaitable[object]] = call) -> None:
             async with asyncio.timeout(50):
-                await call()  # type: ignore[operator]
+                await call()
 
         began_s = time.monotonic()
         try:

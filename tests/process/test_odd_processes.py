@@ -103,7 +103,8 @@ def test_a_queue_whose_loop_has_ended_says_so_and_its_store_can_be_opened_again(
     queue, claim = asyncio.run(opened(url))
 
     async def later() -> None:
-        for call in (*CALLS.values(), lambda queue, claim: queue.close()):
+        calls: list[Call] = [*CALLS.values(), lambda queue, claim: queue.close()]
+        for call in calls:
             with pytest.raises(WrongLoop, match="open it anew if that has ended"):
                 await asyncio.wait_for(call(queue, claim), LIMIT_S)
         worker = Worker(queue)

@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from ledgerq.worker.queue import Queue
 from tests.process.kill_child import OPTIONS, PRODUCERS, WORKERS, Load
@@ -20,6 +21,7 @@ async def main(folder: Path, seed: int, url: str) -> None:
     facts_fd = os.open(folder / "facts", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     async with Queue.open(url, default=OPTIONS, ready_window=50, take_over=True) as queue:
         load = Load(queue, facts_fd, seed)
+        tasks: dict[str, asyncio.Task[Any]]
         tasks = {f"producer-{i}": asyncio.create_task(load.produce()) for i in range(PRODUCERS)}
         tasks |= {f"worker-{i}": asyncio.create_task(load.work(f"w{i}")) for i in range(WORKERS)}
         tasks["operator"] = asyncio.create_task(load.operate())

@@ -111,6 +111,7 @@ def _spawn(weed: Path, folder: Path, ports: list[int]) -> "subprocess.Popen[byte
 def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait()
+    assert isinstance(process.args, list)
     # It always keeps these in one place, whatever it was told.
     for port in re.findall(r"\.port\.grpc=(\d+)", " ".join(map(str, process.args))):
         for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):

@@ -113,6 +113,7 @@ async def test_a_later_writer_takes_over(seed: int, bucket: str, proxied: FaultP
     idle = rng.random() < 0.3
     if idle:
         await first.rest()
+    assert first.queue is not None
     waiting = asyncio.create_task(first.queue.claim("other", wait=None))
     second = await Writer(url, facts, tmp_path, seed + 1).open()
     async with asyncio.timeout(FENCED_LIMIT_S):

@@ -14,7 +14,8 @@ from slatedb.uniffi._slatedb_uniffi import slatedb as binding
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.slate import fast_binding
 from ledgerq.eventlog.slate.binding import PublicLane
-from ledgerq.eventlog.slate.fast_binding import FastLane, best_lane, parse_rows
+from ledgerq.eventlog.slate.fast_binding import FastLane, best_lane
+from ledgerq.eventlog.slate.fast_rows import parse_rows
 
 _KEYS = st.binary(min_size=1, max_size=40)
 _VALUES = st.binary(max_size=300)
@@ -161,7 +162,7 @@ def test_a_missing_symbol_means_the_public_lane(
 
 @pytest.mark.usefixtures("forgotten")
 def test_a_changed_structure_means_the_public_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Changed(binding._UniffiRustBuffer):
+    class Changed(binding._UniffiRustBuffer):  # type: ignore[misc]
         _fields_ = (("more", binding.ctypes.c_uint64),)
 
     monkeypatch.setattr(binding, "_UniffiRustBuffer", Changed)

@@ -157,7 +157,12 @@ async def test_no_more_is_read_to_see_what_damage_costs_than_to_find_it(
     assert manifest is not None
     names = sorted(sorted_files_of(manifest))
     read: list[bytes] = []
-    monkeypatch.setattr(file_checks, "damaged_ranges", lambda data: read.append(data) or [])
+
+    def damaged_ranges(data: bytes) -> list[tuple[int, int]]:
+        read.append(data)
+        return []
+
+    monkeypatch.setattr(file_checks, "damaged_ranges", damaged_ranges)
     for trusted, limit_bytes, count in ((names[:-1], 2**30, 1), ([], 2**30, len(names)), ([], 1, 1)):
         monkeypatch.setattr(file_checks, "_MAX_CHECKED_BYTES", limit_bytes)
         read.clear()
@@ -172,7 +177,12 @@ async def test_files_that_are_known_to_be_on_the_disk_are_not_read_again(
     (folder / "synced").unlink()
     await opens(folder)
     read: list[bytes] = []
-    monkeypatch.setattr(file_checks, "read_sst", lambda data, _: read.append(data) or ())
+
+    def read_sst(data: bytes, _: object) -> tuple[()]:
+        read.append(data)
+        return ()
+
+    monkeypatch.setattr(file_checks, "read_sst", read_sst)
     await opens(folder)
     assert read == []
 

@@ -12,7 +12,7 @@ import pytest
 from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.errors import LedgerError, LogPoisoned, RowUnreadable, StoreInUse
 from ledgerq.eventlog.locations import parse_location
-from ledgerq.eventlog.recovery import healing
+from ledgerq.eventlog.recovery import healing, set_aside
 from ledgerq.eventlog.recovery.set_aside import SetAside, read_set_aside
 from ledgerq.eventlog.runtime.waits import to_the_end
 from ledgerq.eventlog.single_writer.hold import hold_store
@@ -138,7 +138,7 @@ async def test_an_opening_that_is_given_up_holds_the_store_until_all_is_moved(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifests = empty_newest(folder)
-    move, begun, may_end = healing.move_aside, threading.Event(), threading.Event()
+    move, begun, may_end = set_aside.move_aside, threading.Event(), threading.Event()
 
     def slow(store: Path, files: Mapping[str, str], synced: Callable[[], None]) -> SetAside:
         begun.set()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -178,13 +179,16 @@ async def test_each_commit_syncs_its_log_file_then_the_anchor(tmp_path: Path, mo
     store = await opened(tmp_path / "s")
     await put_all(store, [(b"warm", b"up")])
     synced: list[str] = []
-    fsync, fdatasync = os.fsync, os.fdatasync
 
-    def note(kind: str, fd: int) -> None:
-        synced.append(kind + " " + Path(f"/proc/self/fd/{fd}").resolve().relative_to(tmp_path / "s").as_posix())
+    def noted(kind: str, sync: Callable[[int], None]) -> Callable[[int], None]:
+        def note(fd: int) -> None:
+            synced.append(kind + " " + Path(f"/proc/self/fd/{fd}").resolve().relative_to(tmp_path / "s").as_posix())
+            sync(fd)
 
-    monkeypatch.setattr(os, "fsync", lambda fd: (note("fsync", fd), fsync(fd)))
-    monkeypatch.setattr(os, "fdatasync", lambda fd: (note("fdatasync", fd), fdatasync(fd)))
+        return note
+
+    monkeypatch.setattr(os, "fsync", noted("fsync", os.fsync))
+    monkeypatch.setattr(os, "fdatasync", noted("fdatasync", os.fdatasync))
     newest = max(int(path.stem) for path in (tmp_path / "s/wal").glob("*.sst"))
     await put_all(store, [(b"a", b"1")])
     assert synced == [f"fsync wal/{newest + 1:020d}.sst", "fsync wal", "fdatasync anchor"]

@@ -16,6 +16,7 @@ import pytest
 
 from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.errors import StoreInUse, StoreUnavailable
+from ledgerq.eventlog.files import fsync
 from ledgerq.eventlog.recovery import healing, set_aside
 from ledgerq.eventlog.recovery.set_aside import SetAside
 from ledgerq.eventlog.slate.options import StoreOptions
@@ -92,8 +93,9 @@ async def killed(tmp_path: Path) -> Path:
 async def test_files_are_moved_for_longer_than_the_whole_limit_of_opening(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy, synced = await killed(tmp_path), []
-    move = healing.move_aside
+    copy = await killed(tmp_path)
+    synced: list[int] = []
+    move = set_aside.move_aside
 
     def counted(*given: Any) -> SetAside:
         before = disk.syncs
@@ -116,7 +118,7 @@ async def test_a_disk_that_hangs_while_files_are_moved_keeps_the_store_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = await killed(tmp_path)
-    answers, real = threading.Event(), set_aside.sync_path
+    answers, real = threading.Event(), fsync.sync_path
 
     def hang(path: Path) -> None:
         if path == copy:

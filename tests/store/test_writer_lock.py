@@ -16,7 +16,6 @@ from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned
 from ledgerq.eventlog.files.fsync import write_small
 from ledgerq.eventlog.locations import parse_location
-from ledgerq.eventlog.single_writer import lock
 from ledgerq.eventlog.single_writer.hold import current_writer
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.stores import open_reader, open_store
@@ -328,7 +327,7 @@ class Stopped:
         self._left = tries
         self._fd = os.open(Path(url, "writer"), os.O_RDONLY)
         fcntl.flock(self._fd, fcntl.LOCK_SH)
-        monkeypatch.setattr(lock.time, "sleep", self._sleep)
+        monkeypatch.setattr("ledgerq.eventlog.single_writer.lock.time.sleep", self._sleep)
 
     def _sleep(self, _: float) -> None:
         self.tried += 1
@@ -368,7 +367,7 @@ async def test_a_live_writers_lock_is_tried_for_a_moment_only(url: str, monkeypa
     async with writer(url):
         look = Stopped.__new__(Stopped)
         look.tried, look._left = 0, 100_000
-        monkeypatch.setattr(lock.time, "sleep", look._sleep)
+        monkeypatch.setattr("ledgerq.eventlog.single_writer.lock.time.sleep", look._sleep)
         with pytest.raises(StoreInUse):
             await Queue.open(url)
         assert look.tried < 5

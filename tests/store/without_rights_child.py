@@ -27,8 +27,8 @@ def said(command: list[str]) -> str:
 def main() -> None:
     """Become nobody, and run the commands."""
     store = f"{sys.argv[1]}/store"
-    for command in ("enqueue {} q x", "stats {}", "log {}", "audit {}", "stats {}-none", "enqueue {}/a/b q x"):
-        said(command.format(store).split())
+    for line in ("enqueue {} q x", "stats {}", "log {}", "audit {}", "stats {}-none", "enqueue {}/a/b q x"):
+        said(line.format(store).split())
     os.setgroups([])
     os.setgid(NOBODY)
     os.setuid(NOBODY)

@@ -63,9 +63,9 @@ class Writer:
 async def writers(url: str, *words: str, count: int) -> AsyncIterator[list[Writer]]:
     """So many processes, started at the same moment, when each has said how its opening went; killed in the end."""
     command = [sys.executable, str(ROOT / "tests/store/writer_child.py"), url, *words]
-    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    pipe, environment = asyncio.subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
     found = [
-        Writer(await asyncio.create_subprocess_exec(*command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes))
+        Writer(await asyncio.create_subprocess_exec(*command, env=environment, stdin=pipe, stdout=pipe))
         for _ in range(count)
     ]
     try:

@@ -27,11 +27,11 @@ from ledgerq.projections.indexes import (
 from ledgerq.projections.runner import Rows
 from ledgerq.projections.stats import QueueCounters
 from ledgerq.worker.options import QueueOptions
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 
-__all__ = ["DAMAGES", "WHO", "Kinds", "Ledger", "copy_of", "make_ledger", "rows_in", "with_projections"]
+__all__ = ["DAMAGES", "Kinds", "Ledger", "copy_of", "make_ledger", "rows_in", "with_projections"]
 
-WHO = {"actor": "ann", "reason": "because"}
 NOBODY = bytes(15) + b"\x07"
 
 

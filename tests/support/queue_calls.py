@@ -6,10 +6,10 @@ import pytest
 
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.queue import Queue
+from tests.support.operators import WHO
 
-__all__ = ["CALLS", "WHO", "Call", "every_call"]
+__all__ = ["CALLS", "Call", "every_call"]
 
-WHO = {"actor": "ann", "reason": "because"}
 Call = Callable[[Queue, Claim], Awaitable[object]]
 
 CALLS: dict[str, Call] = {

@@ -19,7 +19,8 @@ def numbers(*collectors: Collector) -> dict[str, float]:
 
 def openmetrics(*collectors: Collector) -> list[Any]:
     """The families as a strict reader of OpenMetrics understands them."""
-    return list(text_string_to_metric_families(generate_openmetrics(_registry(*collectors)).decode()))
+    text = generate_openmetrics(_registry(*collectors)).decode()  # type: ignore[no-untyped-call]
+    return list(text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
 
 
 def exemplars(collector: Collector, family: str) -> dict[tuple[str, str], Any]:

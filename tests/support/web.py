@@ -79,7 +79,7 @@ async def ask_app(
     """One request to an ASGI application; `query` is its query string."""
     query = fields.pop("query", "")
     headers = [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()]
-    scope = {"type": "http", "method": method, "path": path, "root_path": root_path}
+    scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "root_path": root_path}
     scope |= {"query_string": query.encode(), "headers": headers}
     sent: list[dict[str, Any]] = []
 

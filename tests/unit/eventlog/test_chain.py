@@ -1,6 +1,7 @@
 """The hash chain: whatever was done to the stored log is found, and named by its first bad offset."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -149,7 +150,7 @@ async def test_a_batch_that_cannot_be_decoded_is_found(base: int) -> None:
 
 @pytest.mark.parametrize("base", BASES[1:])
 @pytest.mark.parametrize("change", [{"epoch": 0}, {"time_ms": START_MS}])
-async def test_an_epoch_or_a_time_before_that_of_the_batch_before_is_found(base: int, change: dict[str, int]) -> None:
+async def test_an_epoch_or_a_time_before_that_of_the_batch_before_is_found(base: int, change: dict[str, Any]) -> None:
     disk = await written()
     change_batch(disk, base, **change)
     relink(disk)

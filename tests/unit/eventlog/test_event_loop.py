@@ -13,9 +13,9 @@ from ledgerq import MemoryDisk, MemoryStore, Metrics, Queue, Worker, WrongLoop
 from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.stores import open_reader, open_store
 from ledgerq.worker.claims import Claim
+from tests.support.operators import WHO
 
 WORDS = r"needs asyncio, and no asyncio event loop runs here: .*asyncio\.run\(\).* trio\.to_thread"
-WHO = {"actor": "ann", "reason": "because"}
 LIMIT_S = 60.0
 
 Call = Callable[[Queue, Claim], Any]
@@ -139,7 +139,8 @@ def test_under_trio(tmp_path: Path) -> None:
             return [claim.payload for claim in await queue.claim("q")]
 
     async def as_the_error_says() -> list[bytes]:
-        return await trio.to_thread.run_sync(asyncio.run, main())
+        taken: list[bytes] = await trio.to_thread.run_sync(asyncio.run, main())
+        return taken
 
     with pytest.raises(WrongLoop, match=WORDS):
         trio.run(opens)

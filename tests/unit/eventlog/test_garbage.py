@@ -161,7 +161,12 @@ async def test_the_next_opener_syncs_only_what_the_one_before_has_not(
 ) -> None:
     paths: list[Path] = []
     sync_path = fsync.sync_path
-    monkeypatch.setattr(fsync, "sync_path", lambda path: (paths.append(path), sync_path(path)))
+
+    def noted(path: Path) -> None:
+        paths.append(path)
+        sync_path(path)
+
+    monkeypatch.setattr(fsync, "sync_path", noted)
     newest = await admin_of(parse_location(str(folder))).read_manifest(None)
     assert newest is not None
     old = {folder / "compacted" / name for name in sorted_files(newest)}

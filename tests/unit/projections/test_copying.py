@@ -17,8 +17,9 @@ from ledgerq.projections.repair import row_writer
 from ledgerq.projections.repair.copying import copy_into
 from ledgerq.worker.queue import Queue
 from tests.support.crashes import ENDS, Crash, End, crashed_run
-from tests.support.damaged_rows import DAMAGES, WHO, Damage, Ledger, copy_of, make_ledger, rows_in, with_projections
+from tests.support.damaged_rows import DAMAGES, Damage, Ledger, copy_of, make_ledger, rows_in, with_projections
 from tests.support.ledger_checks import check_ledger
+from tests.support.operators import WHO
 from tests.support.rig import Rig, claim_all
 
 

@@ -9,7 +9,7 @@ import pytest
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock, SystemClock
 from ledgerq.eventlog.errors import InvalidArgument, NotRebuilt
-from ledgerq.eventlog.events import STATES, Rebuilt
+from ledgerq.eventlog.events import STATES, Event, Rebuilt
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
 from ledgerq.eventlog.stores import open_reader
@@ -23,8 +23,9 @@ from ledgerq.projections.view import LedgerView
 from ledgerq.worker.queue import Queue
 from tests.support.cli_rig import Cli, change_rows
 from tests.support.crashes import ENDS, Crash, End, crashed_run
-from tests.support.damaged_rows import WHO, Ledger, copy_of, make_ledger, rows_in
+from tests.support.damaged_rows import Ledger, copy_of, make_ledger, rows_in
 from tests.support.ledger_checks import check_ledger
+from tests.support.operators import WHO
 from tests.unit.projections.formats import format_1_rows
 
 
@@ -181,7 +182,7 @@ async def _make_old(url: str) -> None:
     await change_rows(url, dict(format_1_rows(fold)))
 
 
-async def _events(url: str) -> list[object]:
+async def _events(url: str) -> list[Event]:
     reader = await open_reader(url)
     events = [record.event async for record in LogReader(reader, clock=SystemClock()).read()]
     await reader.close()

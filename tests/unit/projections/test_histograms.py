@@ -78,6 +78,7 @@ def test_each_retry_waits_anew_from_when_it_is_due() -> None:
 
 
 def test_a_cancel_request_does_not_move_the_beginning_of_the_claim() -> None:
+    claimed: list[tuple[int, Event]]
     claimed = [(0, enqueued()), (10, Claimed(ID, 1, 1000, None)), (500, CancelRequested(ID, "ann", "x"))]
     counters = measured(*claimed, (600, Nacked(ID, "pending", 0, 0, False, "stopped")))
     assert counters.running.sum == 590
@@ -100,11 +101,12 @@ def test_a_claim_that_its_worker_did_not_settle_says_nothing_of_the_work(end: Ev
 
 
 def test_a_requeued_job_waits_from_then_on_and_lives_from_its_first_day() -> None:
-    dead = [
+    dead: list[tuple[int, Event]] = [
         (0, enqueued()),
         (5, Claimed(ID, 1, 1000, None)),
         (10, Nacked(ID, "dead", 0, START_MS + 99_999, False, "x")),
     ]
+    again: list[tuple[int, Event]]
     again = [(5000, Requeued(ID, "ann", "x")), (5100, Claimed(ID, 1, 1000, None)), (5200, Acked(ID, 0))]
     counters = measured(*dead, *again)
     assert (counters.waiting.sum, counters.running.sum, counters.life.sum, counters.attempts.sum) == (105, 105, 5200, 1)

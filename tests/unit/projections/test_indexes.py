@@ -128,7 +128,8 @@ def touched_by(transitions: Sequence[Transition]) -> dict[bytes, tuple[Job | Non
 @some
 @given(histories(), st.lists(st.integers(1, 8), max_size=20))
 def test_the_changes_of_commits_add_up_to_the_rows_of_the_fold(history: list[Transition], sizes: list[int]) -> None:
-    fold, rows = Fold(), {}
+    fold = Fold()
+    rows: dict[bytes, bytes | None] = {}
     for group in commits(history, sizes):
         changes = index_changes(touched_by(group))
         deleted_payloads = {key for key in changes if key.startswith(PAYLOAD_PREFIX)}

@@ -13,8 +13,9 @@ from ledgerq.eventlog.memory import MemoryReader, MemoryStore
 from ledgerq.projections.audit import audit
 from ledgerq.projections.rebuild import rebuild
 from ledgerq.worker.queue import Queue
-from tests.support.damaged_rows import WHO, Ledger, copy_of, make_ledger, rows_in
+from tests.support.damaged_rows import Ledger, copy_of, make_ledger, rows_in
 from tests.support.ledger_checks import check_ledger
+from tests.support.operators import WHO
 
 
 @pytest.fixture(scope="module")

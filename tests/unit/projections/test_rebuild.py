@@ -22,7 +22,6 @@ from ledgerq.projections.repair import comparison as compare_module
 from ledgerq.worker.options import QueueOptions
 from tests.support.damaged_rows import (
     DAMAGES,
-    WHO,
     Damage,
     Kinds,
     Ledger,
@@ -33,6 +32,7 @@ from tests.support.damaged_rows import (
 )
 from tests.support.histories import quick
 from tests.support.ledger_checks import check_ledger
+from tests.support.operators import WHO
 from tests.support.rig import Rig, claim_all
 
 
@@ -48,7 +48,7 @@ def ledger(pristine: Ledger) -> Ledger:
 
 async def mend(ledger: Ledger, **arguments: Any) -> RebuildReport:
     """Rebuild what is durable."""
-    given_here = {"projections": with_projections(), **WHO, **arguments}
+    given_here: dict[str, Any] = {"projections": with_projections(), **WHO, **arguments}
     return await rebuild(MemoryStore(ledger.disk), clock=ManualClock(ledger.clock_ms), **given_here)
 
 

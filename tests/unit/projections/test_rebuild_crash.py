@@ -1,6 +1,7 @@
 """A rebuild that ends at any call of its store, in any way, is finished by the next one as if nothing had happened."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from ledgerq.projections.rebuild import rebuild
 from ledgerq.projections.repair import row_writer
 from ledgerq.worker.queue import Queue
 from tests.support.crashes import ENDS, Crash, End, crashed_run
-from tests.support.damaged_rows import DAMAGES, WHO, Ledger, copy_of, make_ledger, rows_in, with_projections
+from tests.support.damaged_rows import DAMAGES, Ledger, copy_of, make_ledger, rows_in, with_projections
 from tests.support.ledger_checks import check_ledger
+from tests.support.operators import WHO
 from tests.tiers import sampled
 
 
@@ -46,7 +48,7 @@ def damaged(pristine: Ledger) -> Ledger:
 
 async def work(store: MemoryStore, ledger: Ledger, **arguments: Any) -> object:
     """Rebuild."""
-    given = {"projections": with_projections(), **WHO, **arguments}
+    given: dict[str, Any] = {"projections": with_projections(), **WHO, **arguments}
     return await rebuild(store, clock=ManualClock(ledger.clock_ms), **given)
 
 
@@ -83,7 +85,7 @@ async def crash_everywhere(pristine: Ledger, end: End, again: list[dict[str, Any
     for at, call in enumerate(count.calls):
         ledger = damaged(pristine)
         before = dict(ledger.disk.rows)
-        await crashed_run(ledger.disk, lambda store, ledger=ledger: work(store, ledger, **arguments), Crash(at, end))
+        await crashed_run(ledger.disk, partial(work, ledger=ledger, **arguments), Crash(at, end))
         written += dict(ledger.disk.rows) != before
         halfway += keys.REBUILD_KEY in ledger.disk.rows
         await check_between(ledger.disk, ledger)
@@ -128,7 +130,7 @@ async def test_one_projection_that_is_interrupted_is_finished_with_all(pristine:
     await crashed_run(whole.disk, lambda store: work(store, whole, only="jobs"), count)
     for at in range(len(count.calls)):
         ledger = damaged(pristine)
-        await crashed_run(ledger.disk, lambda store, ledger=ledger: work(store, ledger, only="jobs"), Crash(at, end))
+        await crashed_run(ledger.disk, partial(work, ledger=ledger, only="jobs"), Crash(at, end))
         await check_between(ledger.disk, ledger)
         await work(MemoryStore(ledger.disk), ledger)
         assert rows_in(ledger.disk) == rows_in(pristine.disk)

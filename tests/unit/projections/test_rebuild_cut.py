@@ -16,8 +16,9 @@ from ledgerq.projections.audit import audit
 from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.replay import fold_to
 from ledgerq.worker.queue import Queue
-from tests.support.damaged_rows import WHO, Ledger, copy_of, make_ledger, rows_in, with_projections
+from tests.support.damaged_rows import Ledger, copy_of, make_ledger, rows_in, with_projections
 from tests.support.ledger_checks import check_ledger
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 
 
@@ -33,7 +34,7 @@ def ledger(pristine: Ledger) -> Ledger:
 
 async def mend(ledger: Ledger, **arguments: Any) -> RebuildReport:
     """Rebuild what is durable."""
-    given = {"projections": with_projections(), **WHO, **arguments}
+    given: dict[str, Any] = {"projections": with_projections(), **WHO, **arguments}
     return await rebuild(MemoryStore(ledger.disk), clock=ManualClock(ledger.clock_ms), **given)
 
 

@@ -22,10 +22,10 @@ from ledgerq.projections.stats import QueueStats
 from ledgerq.worker.options import QueueOptions
 from tests.support.histories import histories, quick
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 from tests.support.small_logs import Watcher, reader
 
-WHO = {"actor": "ann", "reason": "because"}
 QUEUES = ("a", "b")
 
 
@@ -224,7 +224,8 @@ async def test_nothing_was_there_before_the_first_event() -> None:
 
 async def test_an_empty_log_folds_to_nothing() -> None:
     log = reader(MemoryDisk())
-    for arguments in ({}, {"offset": 0}, {"time_ms": 5}):
+    limits: list[dict[str, Any]] = [{}, {"offset": 0}, {"time_ms": 5}]
+    for arguments in limits:
         fold = await fold_to(log, **arguments)
         assert (fold.jobs, fold.next_offset) == ({}, 0)
     assert [transition async for transition in replay(log)] == []
@@ -242,7 +243,8 @@ async def test_a_gap_in_the_log_is_not_passed_over() -> None:
     del rig.disk.rows[keys.log_key(1)]
     with pytest.raises(LogCorrupt):
         await fold_verified(log)
-    for arguments in ({}, {"offset": 4}, {"time_ms": 2**60}):
+    limits: list[dict[str, Any]] = [{}, {"offset": 4}, {"time_ms": 2**60}]
+    for arguments in limits:
         with pytest.raises(LogCorrupt) as caught:
             await fold_to(log, **arguments)
         assert caught.value.offset == 1

@@ -15,6 +15,7 @@ from ledgerq.eventlog.events import (
     Claimed,
     DeadLettered,
     Enqueued,
+    Event,
     JobEvent,
     LeaseExpired,
     Nacked,
@@ -65,6 +66,7 @@ def test_counters_are_the_jobs_there_are_and_the_events_there_were(history: list
             if isinstance(event, QueuePaused | QueueResumed):
                 paused = isinstance(event, QueuePaused) if event.queue == queue else paused
             elif job is not None and job.queue == queue:
+                assert isinstance(event, JobEvent)
                 events[TOTAL_OF[type(event)]] += 1
                 events["released"] += isinstance(event, Nacked) and event.released
                 events["dead"] += getattr(event, "to", "") == "dead" or isinstance(event, DeadLettered)
@@ -106,7 +108,7 @@ def test_every_job_event_has_a_total() -> None:
 
 def test_a_job_that_stays_in_its_state_is_counted_once() -> None:
     fold = Fold()
-    events = [enqueued(), Claimed(job_id(1), 1, 1, None), CancelRequested(job_id(1), "ann", "x")]
+    events: list[Event] = [enqueued(), Claimed(job_id(1), 1, 1, None), CancelRequested(job_id(1), "ann", "x")]
     for offset, event in enumerate(events):
         fold.apply(offset, START_MS, event)
     view = fold.counters_of("mail").view("mail")

@@ -25,9 +25,9 @@ from ledgerq.projections.job import Job
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.options import NewJob, QueueOptions
 from tests.support.loops import settle, until
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 
-WHO = {"actor": "ann", "reason": "because"}
 OPTIONS = QueueOptions(keep_done_s=100, keep_dead_s=200, keep_cancelled_s=300)
 HOUR_S = 3600
 

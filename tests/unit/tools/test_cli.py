@@ -84,7 +84,9 @@ def test_stats_as_text(cli: Cli, ledger: Ledger) -> None:
         ("2024-01-01", 11, 1, 0),
     ],
 )
-def test_stats_as_of(cli: Cli, ledger: Ledger, as_of: str, offset: int, pending: int, claimed: int) -> None:
+def test_stats_as_of(
+    cli: Cli, ledger: Ledger, as_of: str, offset: int, pending: int | None, claimed: int | None
+) -> None:
     answer = cli.ok("stats", ledger.url, "--json", "--as-of", as_of).json
     assert answer["as_of"]["offset"] == offset
     counts = [(row["now"]["pending"], row["now"]["claimed"]) for row in answer["queues"] if row["queue"] == "mail"]
@@ -331,8 +333,8 @@ asyncio.run(main())
 @pytest.mark.proof
 def test_reading_does_not_fence_a_writer_in_another_process(cli: Cli, tmp_path: Path) -> None:
     url = str(tmp_path / "store")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", WRITER, url], text=True, **pipes) as writer:
+    command, pipe = [sys.executable, "-c", WRITER, url], subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as writer:
         assert writer.stdin is not None
         assert writer.stdout is not None
         assert writer.stdout.readline() == "open\n"

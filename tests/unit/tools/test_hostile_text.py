@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -20,13 +21,15 @@ from ledgerq.worker.outcomes import Dead
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.worker import Worker
 from tests.support.cli_rig import Cli
+from tests.support.operators import Who
 from tests.support.rig import Rig
 from tests.support.web import OPENMETRICS, ask_app, samples, series
 
 # A new line that looks like one of the log, the escape and the one-byte CSI of terminals, a bell, DEL, right-to-left.
 EVIL = "q\n2026-01-01 ERROR all is lost\r\x1b[2J\x9b31m\x07\x7f\u202egnp\u2066\u2028\U000e0001end"
 SHOWN = r"q\n2026-01-01 ERROR all is lost\r\x1b[2J\x9b31m\x07\x7f\u202egnp\u2066\u2028\U000e0001end"
-WHO = {"actor": f"actor{EVIL}", "reason": f"reason{EVIL}"}
+E = TypeVar("E", bound=BaseException)
+WHO: Who = {"actor": f"actor{EVIL}", "reason": f"reason{EVIL}"}
 
 
 def is_fit(text: str) -> bool:
@@ -72,11 +75,11 @@ def lines() -> Iterator[io.StringIO]:
     top.removeHandler(handler)
 
 
-def raised(error: BaseException) -> BaseException:
+def raised(error: E) -> E:
     try:
         raise error
-    except BaseException as caught:
-        return caught
+    except BaseException:
+        return error
 
 
 @pytest.mark.parametrize("area", ["worker", "queue", "projections", "store"])

@@ -3,11 +3,11 @@
 import asyncio
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from itertools import count
 
 import pytest
-from aiostream import pipe
+from aiostream import Stream, pipe
 
 from ledgerq.eventlog.clock import Clock, ManualClock
 from ledgerq.eventlog.codec import PayloadRecord
@@ -75,7 +75,11 @@ async def test_the_stream_goes_through_aiostreams_operators() -> None:
             await rig.queue.ack(claim)
             return int(claim.payload)
 
-        pipeline = claims(rig.queue, "q", limit=4, wait=0) | pipe.map(work, task_limit=3) | pipe.filter(lambda n: n % 2)
+        def is_odd(number: int) -> bool:
+            return number % 2 == 1
+
+        mapped: Callable[[AsyncIterable[Claim]], Stream[int]] = pipe.map(work, task_limit=3)
+        pipeline = claims(rig.queue, "q", limit=4, wait=0) | mapped | pipe.filter(is_odd)
         async with pipeline.stream() as results:
             odd = [number async for number in results]
         assert odd == list(range(1, 20, 2))

@@ -1,6 +1,7 @@
 """A clock that is set back, and commits that grow large."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -127,8 +128,9 @@ async def test_callers_who_wait_for_room_can_go_away() -> None:
         await settle()
         bulk = asyncio.create_task(rig.queue.enqueue_many("q", [b"x"] * 10_000))
         await until(lambda: rig.queue.log.next_offset > 10_000)
+        late: list[asyncio.Task[Any]]
         late = [asyncio.create_task(rig.queue.enqueue("q", b"y")) for _ in range(10)]
-        late += [asyncio.create_task(rig.queue.claim("q")) for _ in range(3)]  # type: ignore[list-item]
+        late += [asyncio.create_task(rig.queue.claim("q")) for _ in range(3)]
         await settle()
         for task in late:
             task.cancel()

@@ -1,15 +1,15 @@
 """What operators do: cancel, requeue, pause, resume; and what the log says of it."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from ledgerq.eventlog.errors import InvalidArgument, InvalidState
 from ledgerq.eventlog.events import CancelRequested, QueuePaused, QueueResumed
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig, payloads
-
-WHO = {"actor": "ann", "reason": "because"}
 
 
 async def test_a_pending_job_is_cancelled_at_once_and_never_claimed() -> None:
@@ -210,10 +210,10 @@ async def test_a_paused_queue_does_not_hold_up_another_one() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"actor": ""}, {"reason": " "}, {"actor": "x" * 1001}, {"reason": None}])
-async def test_an_operator_must_say_who_and_why(bad: dict[str, str]) -> None:
+async def test_an_operator_must_say_who_and_why(bad: dict[str, Any]) -> None:
     async with Rig() as rig:
         added = await rig.queue.enqueue("q", b"")
-        who = WHO | bad
+        who: dict[str, Any] = {**WHO, **bad}
         for call in (
             rig.queue.cancel(added.job_id, **who),
             rig.queue.pause("q", **who),

@@ -20,10 +20,11 @@ from ledgerq.eventlog.events import (
     Requeued,
     Swept,
 )
+from ledgerq.projections.fold import Transition
 from ledgerq.projections.job import Job, born, evolve, may
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.options import QueueOptions
-from tests.support.histories import START_MS, Transition, enqueued, histories, job_id, quick
+from tests.support.histories import START_MS, enqueued, histories, job_id, quick
 
 ID = job_id(1)
 NOW_MS = START_MS + 5000
@@ -56,7 +57,7 @@ CANCELLED = job_after(Cancelled(ID, NOW_MS, "ann", "late"))
 ALL = (PENDING, SCHEDULED, CLAIMED, DONE, DEAD, CANCELLED)
 
 
-def but(*jobs: Job) -> Any:
+def but(*jobs: Job) -> pytest.MarkDecorator:
     """A parameter: the jobs in every other state."""
     return pytest.mark.parametrize("job", [job for job in ALL if job not in jobs], ids=lambda job: job.state)
 

@@ -7,9 +7,8 @@ import pytest
 from ledgerq.eventlog.errors import LogPoisoned, OutcomeUnknown, StoreUnavailable
 from ledgerq.eventlog.events import Claimed, Nacked
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig, abandon, payloads
-
-WHO = {"actor": "ann", "reason": "because"}
 
 
 @pytest.mark.parametrize("at", ["write:before", "write:after", "sync:before"])
@@ -40,7 +39,7 @@ async def test_no_call_returns_before_its_commit_is_durable(at: str) -> None:
             queue.history(acked.job_id),
             queue.queues(),
         ]
-        tasks = [asyncio.create_task(call) for call in calls]  # type: ignore[var-annotated,arg-type]
+        tasks = [asyncio.create_task(call) for call in calls]
         await settle()
         assert not [task.get_coro() for task in tasks if task.done()]
         assert queue.log.durable_head.next_offset == head

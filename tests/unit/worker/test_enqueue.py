@@ -23,8 +23,8 @@ ULID = "01HF7YAT000000000000000001"
 
 def prepared(payload: Any = b"x", **given: Any) -> Prepared:
     """A job prepared now, with these arguments."""
-    given = {"options": OPTIONS, "entropy": SeededEntropy(1)} | given
-    return prepare("mail", payload, now_ms=START_MS, **given)
+    defaults: dict[str, Any] = {"options": OPTIONS, "entropy": SeededEntropy(1)}
+    return prepare("mail", payload, now_ms=START_MS, **(defaults | given))
 
 
 def test_what_is_left_open_comes_from_the_queues_options() -> None:

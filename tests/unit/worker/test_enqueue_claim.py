@@ -56,7 +56,7 @@ async def test_a_claim_says_everything_about_its_job() -> None:
 @pytest.mark.parametrize("payload", [b"", b"\0", bytes(range(256)) * 100])
 async def test_a_payload_comes_back_as_it_was_given(payload: bytes) -> None:
     async with Rig() as rig:
-        added = await rig.queue.enqueue("q", bytearray(payload))
+        added = await rig.queue.enqueue("q", bytearray(payload))  # type: ignore[arg-type]
         assert (await rig.queue.payload(added.job_id)).payload == payload
         assert payloads(await rig.queue.claim("q")) == [payload]
 

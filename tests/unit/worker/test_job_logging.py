@@ -15,10 +15,11 @@ from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.outcomes import Dead, Retry
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle, until
+from tests.support.operators import Who
 from tests.support.rig import Rig
 from tests.support.workers import Stage, working
 
-WHO = {"actor": "ada", "reason": "test"}
+WHO: Who = {"actor": "ada", "reason": "test"}
 SECRET = b"payload-that-nobody-may-read"
 HEADERS = {"authorization": "header-that-nobody-may-read"}
 

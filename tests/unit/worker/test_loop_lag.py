@@ -23,10 +23,11 @@ from ledgerq.worker.engine import admission, new_job, writer_state
 from ledgerq.worker.options import NewJob
 from tests.simulation.command import run_seeds
 from tests.support.loops import settle
+from tests.support.operators import Who
 from tests.support.rig import Rig, claim_all
 
 MANY = 3000
-WHO = {"actor": "ada", "reason": "test"}
+WHO: Who = {"actor": "ada", "reason": "test"}
 
 
 class Turns:
@@ -53,7 +54,7 @@ class Turns:
 async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Turns]:
     turns = Turns()
     prepare, index_changes, update = new_job.prepare, writer_state.index_changes, MemoryBatch.update
-    stage, encode = admission.Admission.stage, writer.encode_batch_pieces
+    stage, encode = admission.Admission.stage, encode_batch_pieces
 
     def counted_prepare(*given: Any, **more: Any) -> Any:
         turns.add("prepared", 1)
@@ -122,7 +123,7 @@ async def test_what_is_staged_meanwhile_goes_into_the_next_commit() -> None:
         await rig.queue.enqueue_many("q", [b"old"] * 400)
         claims = await claim_all(rig.queue)
         bulk = asyncio.create_task(rig.queue.enqueue_many("q", [b"new"] * MANY))
-        others = []
+        others: list[asyncio.Task[Any]] = []
         while not bulk.done():
             # Counters, jobs and the ready window all change between two pieces of the large commit.
             if claims:
@@ -272,7 +273,7 @@ async def test_a_key_that_goes_from_one_job_to_another_in_one_large_commit_stays
         (claim,) = await rig.queue.claim("q")
         rig.faults.hold("commit")
         # All of this is one commit: the key leaves one job in its first piece, and others come to it in its last.
-        calls = [asyncio.create_task(rig.queue.enqueue("q", b"held"))]
+        calls: list[asyncio.Task[Any]] = [asyncio.create_task(rig.queue.enqueue("q", b"held"))]
         await settle()
         calls.append(asyncio.create_task(rig.queue.enqueue_many("q", [b"x"] * 600)))
         await settle()

@@ -12,9 +12,9 @@ from ledgerq.eventlog.events import LeaseExpired, Promoted, Swept
 from ledgerq.projections.payloads import MISSING, UNREADABLE
 from ledgerq.worker.options import QueueOptions
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig, claim_all, payloads
 
-WHO = {"actor": "ann", "reason": "because"}
 DAY_S = 24 * 3600
 
 

@@ -3,7 +3,7 @@
 import random
 
 from ledgerq.projections.rebuild import rebuild
-from tests.support.damaged_rows import WHO
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 from tests.support.scrapes import numbers
 

@@ -134,7 +134,7 @@ async def test_options_that_make_no_sense_close_the_store() -> None:
     for options in ({"ready_window": 0}, {"queues": {"a\0b": QueueOptions()}}):
         faults = Faults()
         with pytest.raises((InvalidArgument, InvalidQueueName)):
-            await Queue.open(store=MemoryStore(fault=faults), **options)  # type: ignore[arg-type]
+            await Queue.open(store=MemoryStore(fault=faults), **options)
         assert faults.calls == ["close"]
 
 
@@ -231,7 +231,7 @@ async def test_a_call_from_another_event_loop_is_refused() -> None:
 
         def elsewhere() -> type[BaseException] | None:
             try:
-                asyncio.run(rig.queue.enqueue("q", b""))  # type: ignore[arg-type]
+                asyncio.run(rig.queue.enqueue("q", b""))
             except BaseException as error:
                 return type(error)
             return None

@@ -313,11 +313,16 @@ def test_a_scrape_whose_look_is_cut_off_by_the_end_of_the_loop_shows_the_look_be
 
     async def live() -> threading.Thread:
         inspector = Inspector(look)
-        scraper = threading.Thread(target=lambda: scraped.append(str(inspector.before_scrape())))
+
+        def scrape() -> None:
+            inspector.before_scrape()
+            scraped.append("done")
+
+        scraper = threading.Thread(target=scrape)
         scraper.start()
         while not looking.is_set():
             await asyncio.sleep(0)
         return scraper
 
     asyncio.run(live()).join(20)
-    assert scraped == ["None"]
+    assert scraped == ["done"]

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,10 @@ from ledgerq.worker.claims import Claim
 from ledgerq.worker.engine import refill
 from ledgerq.worker.options import NewJob
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig, claim_all, payloads
 from tests.tiers import sampled
 
-WHO = {"actor": "ann", "reason": "because"}
 BACKLOG_JOBS = 1000
 
 
@@ -160,6 +161,7 @@ async def test_a_refill_that_takes_time_sees_what_happens_meanwhile(seed: int) -
         await settle()
         cancelled = set(rng.sample(range(60), 10))
         # These look up their jobs while the refill is under way, and change them before or after it reads them.
+        rest: list[asyncio.Task[Any]]
         rest = [asyncio.create_task(rig.queue.cancel(ids[i], **WHO)) for i in cancelled]
         rest.append(asyncio.create_task(rig.queue.enqueue("q", b"urgent", priority=0)))
         rest.append(asyncio.create_task(rig.queue.enqueue("q", b"late", priority=2000)))

@@ -5,11 +5,13 @@ import asyncio
 import pytest
 
 from ledgerq import ClaimLost, InvalidState
+from ledgerq.eventlog.events import Enqueued
 from ledgerq.projections.job import MAX_OFFSETS
 from tests.support.loops import settle
+from tests.support.operators import Who
 from tests.support.rig import Rig
 
-WHO = {"actor": "ada", "reason": "test"}
+WHO: Who = {"actor": "ada", "reason": "test"}
 
 
 async def test_a_refusal_waits_for_the_commit_that_it_rests_on() -> None:
@@ -53,11 +55,15 @@ async def test_a_job_given_back_without_end_keeps_a_small_row_and_its_whole_hist
 async def test_a_full_commit_takes_no_more_jobs_after_a_look_up_either() -> None:
     async with Rig() as rig:
         big = b"x" * 1_000_000
-        keyed = [{"unique_key": f"k{i}"} for i in range(24)]
+        keyed = [f"k{i}" for i in range(24)]
         rig.faults.hold("get")  # all of them look their keys up at the same time
-        tasks = [asyncio.create_task(rig.queue.enqueue("q", big, **given)) for given in keyed]
+        tasks = [asyncio.create_task(rig.queue.enqueue("q", big, unique_key=key)) for key in keyed]
         await settle()
         rig.faults.let_go("get")
         await asyncio.gather(*tasks)
-        sizes = [sum(event.payload_bytes for event in batch.events) for batch in (await rig.batches())[1:]]
+        sizes = []
+        for batch in (await rig.batches())[1:]:
+            enqueued = [event for event in batch.events if isinstance(event, Enqueued)]
+            assert len(enqueued) == len(batch.events)
+            sizes.append(sum(event.payload_bytes for event in enqueued))
         assert max(sizes) <= 10_000_000

@@ -26,11 +26,12 @@ from ledgerq.worker.outcomes import Dead, Retry
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle, until
+from tests.support.operators import Who
 from tests.support.rig import Rig
 from tests.support.workers import Stage, ThreadStage, working
 
 ROOT = Path(__file__).resolve().parents[3]
-WHO = {"actor": "ada", "reason": "test"}
+WHO: Who = {"actor": "ada", "reason": "test"}
 OWN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -201,6 +202,7 @@ async def test_a_header_that_is_no_context_is_kept_and_stops_nothing(spans: Span
 
 async def test_a_batch_has_one_span_and_its_context_is_in_each_job(spans: Spans) -> None:
     async with Rig(tracer_provider=spans.provider) as rig:
+        given: list[bytes | NewJob]
         given = [b"one", NewJob(b"two", headers={"to": "ada"}, priority=5), NewJob(b"3", headers={"traceparent": OWN})]
         added = await rig.queue.enqueue_many("q", given)
         span = spans.one("enqueue_many q")

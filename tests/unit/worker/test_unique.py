@@ -109,6 +109,7 @@ async def test_of_concurrent_enqueues_with_a_slow_store_one_is_added() -> None:
 
 async def test_a_key_is_added_once_within_one_bulk_call() -> None:
     async with Rig() as rig:
+        jobs: list[bytes | NewJob]
         jobs = [NewJob(b"1", unique_key="k"), b"2", NewJob(b"3", unique_key="k"), NewJob(b"4", unique_key="l")]
         results = await rig.queue.enqueue_many("q", jobs)
         assert [result.created for result in results] == [True, True, False, True]

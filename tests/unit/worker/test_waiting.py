@@ -7,9 +7,8 @@ import pytest
 from ledgerq.eventlog.events import Claimed, Enqueued
 from ledgerq.worker.engine.refill import WindowRefill
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig, payloads
-
-WHO = {"actor": "ann", "reason": "because"}
 
 
 async def test_without_a_wait_an_empty_queue_answers_at_once() -> None:

@@ -10,10 +10,9 @@ from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 from tests.support.workers import LIMIT_S, Stage, ThreadStage, finish, handler_threads, state_of, working
-
-WHO = {"actor": "ann", "reason": "because"}
 
 
 def start(worker: Worker) -> "asyncio.Task[None]":

@@ -12,10 +12,9 @@ from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle, until
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 from tests.support.workers import Stage, state_of, working
-
-WHO = {"actor": "ann", "reason": "because"}
 
 
 def note_claims(rig: Rig) -> list[Claim]:

@@ -8,10 +8,9 @@ from ledgerq.eventlog.events import Claimed
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 from tests.support.workers import Stage, state_of, working
-
-WHO = {"actor": "ann", "reason": "because"}
 
 
 async def test_no_more_handlers_run_than_the_concurrency_says() -> None:

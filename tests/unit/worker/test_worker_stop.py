@@ -13,10 +13,9 @@ from ledgerq.worker.claims import Claim
 from ledgerq.worker.execution import Handler, JobContext, Running
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle, until
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 from tests.support.workers import Stage, ThreadStage, finish, handler_threads, state_of, working
-
-WHO = {"actor": "ann", "reason": "because"}
 
 
 def start(worker: Worker) -> "asyncio.Task[None]":

@@ -13,10 +13,9 @@ from ledgerq.worker import worker as worker_module
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 from tests.support.workers import LIMIT_S, ThreadStage, finish, handler_threads, state_of, working
-
-WHO = {"actor": "ann", "reason": "because"}
 
 
 @pytest.fixture(autouse=True)

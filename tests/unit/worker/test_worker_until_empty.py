@@ -9,10 +9,9 @@ from ledgerq.worker.execution import JobContext
 from ledgerq.worker.outcomes import Retry
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle, until
+from tests.support.operators import WHO
 from tests.support.rig import Rig
 from tests.support.workers import Stage, ThreadStage, handler_threads, working
-
-WHO = {"actor": "ann", "reason": "because"}
 
 
 async def test_an_empty_queue_ends_the_run_at_once() -> None:
