@@ -1,4 +1,4 @@
-"""Files that were set aside: moved out of a file store's way, kept in `set-aside/TIME/`, with a report that says why.
+"""Setting files aside: moved out of a file store's way into `set-aside/TIME/`, with a report of the reasons.
 
 The report is written before the first file is moved, and gets its other name once a writer has put the fact into the
 log: a crash between any two steps leaves something that the next opening finishes. Everything here blocks.
@@ -78,7 +78,7 @@ def read_set_aside(store: Path) -> list[SetAside]:
     for name in (_REPORT, _RECORDED):
         for report in (store / _FOLDER).glob(f"*/{name}"):
             folder, files = report.parent, _read(report)
-            # Power may have failed before all were moved: what is still in its place is no longer concerned.
+            # Power may have failed before all were moved: what is still where it was is no longer concerned.
             there = {file: str(what) for file, what in files.items() if (folder / file).exists()}
             found.append(SetAside(f"{_FOLDER}/{folder.name}", there, name == _RECORDED))
     return sorted(found)
