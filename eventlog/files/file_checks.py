@@ -220,7 +220,7 @@ def _is_damage(problem: str) -> bool:
 
 
 def ends_well(file: Path, info: SsTableInfo | None) -> bool:
-    """Whether a file ends as its description in the manifest says, or without one, as it can."""
+    """Whether a file's end matches its description in the manifest, or without one, is possible at all."""
     fd = os.open(file, os.O_RDONLY)
     try:
         size_bytes = os.fstat(fd).st_size

@@ -94,6 +94,6 @@ def _read(report: Path) -> dict[str, Any]:
 
 
 def mark_recorded(store: Path, folder: str) -> None:
-    """The log says that the files in `folder` were set aside. Raises OSError."""
+    """Mark that the log has the event of the files in `folder`. Raises OSError."""
     (store / folder / _REPORT).rename(store / folder / _RECORDED)
     sync_path(store / folder)

@@ -8,7 +8,7 @@ files), integers big-endian:
     each part    its bytes, then their CRC-32; a filter and statistics may be missing, a log file never has them
     block        rows, then u16 positions of each 16th row, then u16 how many positions
     row          varints: bytes shared with the key before (0 for each 16th row), bytes not shared, bytes of the value;
-                 the key's rest, the value, u64 sequence number, u8 flags, and as the flags say two times i64
+                 the key's rest, the value, u64 sequence number, u8 flags, and by the flags up to two times i64
     index        a flatbuffer: position and first key of each block (of a log file: its first sequence number)
     description  a flatbuffer: positions and lengths of filter, index and statistics, and whether blocks are compressed
 

@@ -164,7 +164,7 @@ def _has_manifest(folder: Path) -> bool:
 
 
 def _check_parts(folder: Path, *, writing: bool) -> None:
-    """Raise OSError for a part of the store that can't be used: made by root, say, who opened it once."""
+    """Raise OSError for a part of the store that can't be used: made, for instance, when root opened it once."""
     wanted = os.R_OK | (os.W_OK if writing else 0)
     for name in _FOLDERS:
         if (folder / name).exists():

@@ -62,7 +62,7 @@ async def compare_jobs(
                 if value != expected:
                     yield Mismatch(key, expected, value)
             elif len(extras) < _HELD_BACK_ROWS:
-                extras[key] = value  # perhaps a row of another job with a wrong value: told apart below
+                extras[key] = value  # perhaps a row of another job with a wrong value: distinguished below
             else:
                 if places is None:  # so many rows are wrong that it pays to know to which job each one belongs
                     places = {k: v for job in fold.jobs.values() for k, v in index_places(job).items()}
