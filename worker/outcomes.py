@@ -1,4 +1,4 @@
-"""What a handler can say beside returning (done) or raising (failed, try again)."""
+"""The outcomes that a handler can raise, beside returning (done) or any other error (failed, try again)."""
 
 import traceback
 from typing import Final
@@ -32,7 +32,7 @@ def error_text(error: BaseException) -> str:
 
 
 def plain_text(error: BaseException) -> str:
-    """What an exception says; one whose text can't be made says where it comes from."""
+    """The text of an exception; of one whose text can't be made, its type."""
     try:
         return str(error)
     except Exception:

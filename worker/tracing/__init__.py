@@ -1,1 +1,1 @@
-"""OpenTelemetry: a span for each enqueue and for each try. Only those pass provider.py who ask for it."""
+"""OpenTelemetry: a span for each enqueue and for each try. It is imported by provider.py, and only when asked for."""
