@@ -70,7 +70,7 @@ def nack(
     dead: bool,
     fraction: float,
 ) -> list[JobEvent]:
-    """Nack a current claim: retry after `delay_ms` (None: after backoff), or dead if asked to, or without attempts left.
+    """Nack a current claim: retry after `delay_ms` (None: after backoff), or dead if asked, or without attempts left.
 
     A job whose cancellation was requested is cancelled instead of being tried again.
     """
