@@ -1,4 +1,4 @@
-"""The recording and alerting rules for Prometheus, as a table, and how it becomes the files below monitoring/rules/.
+"""The recording and alerting rules for Prometheus, as a table, and their files below monitoring/files/rules/.
 
 Rules keep every label that a scrape gave: the same store may be watched through its worker and through an exporter,
 and summing over both would count everything twice. `generate.py` writes the files.
@@ -24,14 +24,14 @@ Severity = Literal["critical", "warning", "info"]
 
 
 class Record(NamedTuple):
-    """A series that is worked out once for all who ask: level, metric and operations in its name."""
+    """A recording rule, computed once for all queries: level, metric and operations are in its name."""
 
     name: str
     expr: str
 
 
 class Alert(NamedTuple):
-    """A condition that somebody should know of, when it held for `wait`. Summary and description are templates."""
+    """An alerting rule: a condition that held for `wait`. Summary and description are templates."""
 
     name: str
     severity: Severity
@@ -42,7 +42,7 @@ class Alert(NamedTuple):
 
     @property
     def runbook_url(self) -> str:
-        """Where it stands what to do."""
+        """The address of the page with what to do."""
         return f"{DOCUMENTATION_URL}operate/alerts/#{self.name.lower()}"
 
 
@@ -56,7 +56,7 @@ def _kind(kind: str, window: str, function: str = "rate") -> str:
 
 
 _PENDING: Final = 'ledgerq_jobs{state="pending"}'
-# Under "other" many queues stand together, of which a single one may be paused.
+# "other" sums many queues, of which a single one may be paused.
 _PAUSED: Final = 'ledgerq_queue_paused{queue!="other"} == 1'
 _HANDLERS: Final = "ledgerq_worker_handler_seconds_count"
 
@@ -86,7 +86,7 @@ RECORDS: Final = (
 _BACKLOG: Final = (
     Alert(
         "LedgerqBacklogStuck", "critical", "5m",
-        # Where a writer is gone, ranges still have what it said: the first line leaves that to another alert.
+        # Where a writer is gone, ranges still hold its samples: the first line leaves that to another alert.
         f"{_PENDING}\n"
         f"and min_over_time({_PENDING}[10m]) > 0\n"
         f"and ignoring (state, kind) {_kind('claimed', '10m', 'increase')} == 0\n"
@@ -234,7 +234,7 @@ _PROOF: Final = (
         "Projection {{ $labels.projection }} is {{ $value }} events behind the log",
         "It raised an error, and is left out of commits since.",
     ),
-    # An audit that takes some minutes must not let a daily timer ring.
+    # Where audits run daily, one that takes some minutes must not fire this.
     Alert(
         "LedgerqNoAudit", "warning", "1h",
         # 0 means never: a store that is a minute old has a day, too.
