@@ -1,5 +1,4 @@
-"""The handle of a worker process of the demo, which runs worker_program.py: it is started, read from, killed.
-"""
+"""The handle of a worker process of the demo, which runs worker_program.py: it is started, read from, killed."""
 
 import asyncio
 import contextlib
