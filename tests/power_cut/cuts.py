@@ -79,7 +79,7 @@ def is_rare(call: Call) -> bool:
 
 
 class Explored:
-    """What came of all states."""
+    """The outcomes of all states."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[tuple[str, str, str]] = Counter()
@@ -138,7 +138,7 @@ class Opening:
         self._left = 0
 
     async def answer(self, state: State, kept: Path | None) -> Answer:
-        """What came of a state."""
+        """The outcome of a state."""
         if self._process is None or self._left == 0:
             await self.end()
             self._scratch.mkdir(parents=True)

@@ -96,7 +96,7 @@ async def run_and_kill(
 
 
 class Book:
-    """What the log says, by the reference model."""
+    """The log, followed by the reference model."""
 
     def __init__(self) -> None:
         self.model = Model()

@@ -1,4 +1,4 @@
-"""The queue in a bucket behind a network and a service that fail in each way: nobody notices, nothing is lost.
+"""The queue in a bucket behind a network and a service that fail in each way: no call fails, nothing is lost.
 
 More seeds than these, by hand: S3_FAULT_SEEDS=200 pytest tests/s3/test_s3_faults.py -k random
 """

@@ -1,4 +1,4 @@
-"""Two writers of one bucket, behind a network that delays and loses answers: one remains, the other is told, in time.
+"""Two writers of one bucket, on a network that delays and loses answers: one remains, the other gets an error, in time.
 
 Whatever either of them reported is in the log. More seeds, by hand:
 

@@ -1,4 +1,4 @@
-"""An object store whose writer says that it lives is refused to every other opener, until it has ended or is silent.
+"""An object store whose writer renews its lease is refused to every other opener, until it has ended or is silent.
 
 SeaweedFS runs what depends on conditional writes once more. Leases are short here, so that they can run out.
 """
