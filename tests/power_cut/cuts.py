@@ -5,7 +5,7 @@
 `--salvage` has each store salvaged as it was left, before it is opened: what it makes must hold all that was promised.
 `--states` is for each model; models are in kernel_files.py, phases in phases.py. Moments, and what is lost
 at them, follow from the seed and the recording. `--keep` keeps the recordings, which are used again when they are
-there, and the disks of states that failed, each with what was said.
+there, and the disks of states that failed, each with its report.
 """
 
 import argparse

@@ -330,7 +330,7 @@ def test_packages_are_the_folders_on_disk() -> None:
 
 
 def test_no_two_files_of_one_name_in_a_layer() -> None:
-    """So that a name says which file is meant; and no layer has a file beside a folder of its name."""
+    """So that a name identifies a file; and no layer has a file beside a folder of its name."""
     bad = []
     for layer in LAYERS:
         names: dict[str, str] = {}

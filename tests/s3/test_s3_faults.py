@@ -47,7 +47,7 @@ async def run_through(
     seed: int = 1,
     least_faults: int = MIN_FAULTS,
 ) -> FaultProxy:
-    """Load through a proxy with this plan, in which nobody meets an error; then everything is checked past it."""
+    """Run a load through a proxy with this plan, in which no call fails; then everything is checked past it."""
     facts = Facts(folder)
     async with fault_proxy(s3_server.port) as proxy:
         queue = await opened_through(proxy, url, monkeypatch)
