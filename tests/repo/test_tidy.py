@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Room -> what of ours it may import.
+# Layer -> what of ours it may import.
 LAYERS = {
     "eventlog": {"eventlog"},
     "projections": {"projections", "eventlog"},
