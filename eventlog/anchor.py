@@ -1,6 +1,6 @@
-"""Where the anchor is kept: a note outside SlateDB's own files of a commit that was durable.
+"""Readers and writers of the anchor: the offset and digest of a durable commit, kept outside SlateDB's own files.
 
-A store that lost its newest files opens without an error, only shorter. The anchor is how the log notices.
+A store that lost its newest files opens without an error, only shorter. The log finds out by the anchor.
 
 An encoded anchor, a *slot*, is 128 bytes, integers big-endian:
 
@@ -41,7 +41,7 @@ _log = logger("store")
 
 
 def encode_slot(sequence: int, anchor: Anchor) -> bytes:
-    """`SLOT_BYTES` bytes that hold an anchor, its place in the order of anchors, and a checksum of both."""
+    """`SLOT_BYTES` bytes that hold an anchor, its sequence number, and a checksum of both."""
     if len(anchor.digest) != 32:
         raise InvalidArgument(f"an anchor's digest has 32 bytes, not {len(anchor.digest)}")
     body = _BODY.pack(
@@ -74,7 +74,7 @@ class FileAnchor:
     """Two slots of one small file, overwritten in place in turn. Every method blocks: call them from a thread."""
 
     def __init__(self, folder: Path, *, fsync: bool) -> None:
-        """Keep the anchor of the store in `folder`; nothing is opened yet."""
+        """Read and write the anchor of the store in `folder`; nothing is opened yet."""
         self._path = folder / "anchor"
         self._fsync = fsync
         self._fd = -1
@@ -95,7 +95,7 @@ class FileAnchor:
             os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Give the file back; a later `write` opens it again."""
+        """Close the file; a later `write` opens it again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -127,7 +127,7 @@ class ObjectAnchor:
     """
 
     def __init__(self, objects: Objects, clock: Clock) -> None:
-        """Keep the anchor among `objects`; nothing is requested yet."""
+        """Read and write the anchor among `objects`; nothing is requested yet."""
         self._objects = objects
         self._clock = clock
         self._noted: Anchor | None = None
@@ -142,7 +142,7 @@ class ObjectAnchor:
         return found[1] if found is not None else None
 
     def note(self, anchor: Anchor) -> None:
-        """Take note of a durable commit, and begin to write it if a minute has passed since the last one."""
+        """Remember the anchor of a durable commit, and begin to write it if a minute has passed since the last one."""
         self._noted = anchor
         now_ms = self._clock.now_ms()
         # A clock that was set back must not silence the anchor.

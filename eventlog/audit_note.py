@@ -1,8 +1,8 @@
-"""What the last audit found, kept beside the anchor where monitors can see it: "no audit in a day" must be noticed.
+"""The result of the last audit, kept beside the anchor for monitors: "no audit in a day" must be noticed.
 
-An audit reads a pinned view and writes nothing into the store. On request its result is noted outside of SlateDB's
-files, as `audit`, a small JSON document: a file in the store's folder, or an object under its prefix. Whoever may write
-there can forge it: it is for operators, no proof.
+An audit reads a pinned view and writes nothing into the store. On request its result is written outside of SlateDB's
+files, as `audit`, a small JSON document: a file in the store's folder, or an object under its prefix. Anyone who may
+write there can forge it: it is for operators, no proof.
 """
 
 import asyncio
@@ -28,8 +28,9 @@ _MAX_BYTES: Final = 4096
 class AuditNote(NamedTuple):
     """The result of an audit that ended at `time_ms` (ms since the Unix epoch).
 
-    `offset`: the log is proven up to it. `differences`: rows that are not what the log says. `log_intact` is False when
-    the log itself could not be verified: then `offset` is the first that is not proven, and nothing was compared.
+    `offset`: the log is proven up to it. `differences`: rows that differ from what follows from the log. `log_intact`
+    is False when the log itself could not be verified: then `offset` is the first that is not proven, and nothing was
+    compared.
     """
 
     time_ms: int
@@ -40,12 +41,12 @@ class AuditNote(NamedTuple):
 
 
 def encode_note(note: AuditNote) -> bytes:
-    """The note as JSON, for people too."""
+    """The note as JSON text, readable for people too."""
     return json.dumps(note._asdict(), indent=1).encode() + b"\n"
 
 
 def decode_note(value: bytes) -> AuditNote | None:
-    """The opposite; None for anything malformed, which counts as no audit."""
+    """The note in such a text; None for anything malformed, which counts as no audit."""
     try:
         fields = json.loads(value)
         note = AuditNote(**{name: fields[name] for name in AuditNote._fields})
@@ -57,7 +58,7 @@ def decode_note(value: bytes) -> AuditNote | None:
 
 
 class NoteReader:
-    """Reads the note of the store at `url`, again and again: of a disk that hangs nothing is asked a second time."""
+    """Reader of the note of the store at `url`, for repeated reads: a disk that hangs is not asked a second time."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -90,12 +91,12 @@ class NoteReader:
 
 
 async def read_note(url: str) -> AuditNote | None:
-    """See `NoteReader.read`."""
+    """Read the note of the store at `url` once, as `NoteReader.read` does."""
     return await NoteReader(url).read()
 
 
 async def write_note(url: str, note: AuditNote) -> None:
-    """Note an audit, in place of the one before. Raises `StoreUnavailable`; does nothing for a store in memory."""
+    """Replace the note of the last audit. Raises `StoreUnavailable`; does nothing for a store in memory."""
     location: Location = parse_location(url)
     if location.is_memory:
         return
@@ -116,7 +117,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(folder: Path, value: bytes) -> None:
-    """A reader finds the old note or the new one, never a part."""
+    """Replace the note at once: a reader finds the old one or the new one, never a part."""
     with new_file(folder, f"{_NAME}.new") as (new, fd):
         os.pwrite(fd, value, 0)
         new.replace(folder / _NAME)

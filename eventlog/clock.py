@@ -15,34 +15,34 @@ from typing import Final, Protocol
 __all__ = ["PLAUSIBLE_MS", "Clock", "ManualClock", "SystemClock", "Timer", "sleep_until", "stopwatch_s", "time_text"]
 
 PLAUSIBLE_MS: Final = 1_577_836_800_000
-"""2020-01-01: a clock that says less was never set; there was no ledgerq then."""
+"""2020-01-01: a clock with an earlier time was never set; there was no ledgerq then."""
 _MAX_TEXT_MS: Final = 253_402_300_799_999
 
-# A wall clock can be set, and a laptop sleeps: a long wait looks again at least this often.
+# A wall clock can be set, and a laptop sleeps: a long wait reads the clock again at least this often.
 _MAX_WAIT_S = 30.0
 # A wall clock that is slewed differs from the one that can't be set by less than this.
 _SLEWED_S = 1.0
 
 
 def time_text(time_ms: int) -> str:
-    """A time for a message, in UTC; a number that is no time stays one."""
+    """The text of a time for messages, in UTC; a number that is no time is given as it is."""
     if not 0 <= time_ms <= _MAX_TEXT_MS:
         return f"{time_ms} ms"
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 class Timer(Protocol):
-    """A callback that is due at some time and can be called off."""
+    """A callback that is due at some time and can be cancelled."""
 
     def cancel(self) -> None:
-        """Call it off; does nothing when it already ran."""
+        """Cancel the callback; does nothing when it already ran."""
 
 
 class Clock(Protocol):
     """Wall time in ms since the Unix epoch, and callbacks at such times.
 
     A clock that is set back makes no wait longer: a callback runs once the time that it was to take has passed, though
-    the clock says that it is early. One that is set forward makes waits shorter.
+    by the clock it is early. One that is set forward makes waits shorter.
     """
 
     def now_ms(self) -> int:
@@ -98,7 +98,7 @@ class _ManualTimer:
 
 
 class ManualClock:
-    """A clock that stands still until it is told to move: for tests and simulation."""
+    """A clock that stands still until `advance` or `set` moves it: for tests and simulation."""
 
     def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
         self._now_ms = now_ms
@@ -144,7 +144,7 @@ class ManualClock:
 
 
 def stopwatch_s() -> float:
-    """Seconds on a clock that nobody sets, from an arbitrary beginning: to measure how long something took, no more."""
+    """Seconds on a clock that can't be set, from an arbitrary beginning: only to measure how long something took."""
     return time.perf_counter()
 
 

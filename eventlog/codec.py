@@ -1,4 +1,4 @@
-"""Events, payloads and the head as bytes: the only place that knows the format of a value.
+"""The codec of events, payloads and the head: the only module in which the format of a value is written down.
 
 A record batch is one msgpack array `[version, epoch, previous digest, commit time ms, kinds, events]`: `kinds` is one
 byte for each event, its type, and an event is the array of its fields. A changed event gets a new kind; `UPCASTS` turns
@@ -90,17 +90,17 @@ _packer = msgpack.Packer(autoreset=True)
 pack: Final[Callable[[Any], bytes]] = _packer.pack
 
 
-# An array's header makes msgpack reserve room for all the items that it promises, at each depth anew: two megabytes at
-# most for a value of this size, many gigabytes for one of a megabyte.
+# An array's header makes msgpack reserve memory for all the items that it promises, at each depth anew: two megabytes
+# at most for a value of this size, many gigabytes for one of a megabyte.
 _TRUSTED_BYTES: Final = 1024
-# Numbers that are counted on from (offsets, epochs, times) leave room to do so.
+# Numbers that are counted on from (offsets, epochs, times) must leave a margin to do so.
 _MAX_COUNT: Final = 2**63 - 1
 
 
 def unpack(value: bytes) -> Any:
     """A msgpack value with arrays as tuples; raises `ValueError` (or a subclass) for anything malformed.
 
-    Takes memory in proportion to the value's size, whatever the value says of itself.
+    Takes memory in proportion to the value's size, whatever lengths the value claims.
     """
     try:
         if len(value) > _TRUSTED_BYTES:
@@ -113,7 +113,7 @@ def unpack(value: bytes) -> Any:
 
 
 def digest_of(value: bytes) -> bytes:
-    """BLAKE2b-256: 32 bytes."""
+    """The BLAKE2b-256 digest of these bytes: 32 bytes."""
     return hashlib.blake2b(value, digest_size=DIGEST_BYTES).digest()
 
 
@@ -133,13 +133,13 @@ class RecordBatch(NamedTuple):
         return self.base_offset + len(self.events)
 
     def records(self) -> list[Record]:
-        """Each event with its place in the log."""
+        """Each event with its offset in the log."""
         base, time_ms, epoch = self.base_offset, self.time_ms, self.epoch
         return [Record(base + i, time_ms, epoch, event) for i, event in enumerate(self.events)]
 
 
 class Head(NamedTuple):
-    """Where the log ends: the next offset, the last batch (its base offset, digest, epoch) and its commit time."""
+    """The end of the log: the next offset, the last batch (its base offset, digest, epoch) and its commit time."""
 
     next_offset: int
     digest: bytes
@@ -152,7 +152,7 @@ EMPTY_HEAD: Final = Head(0, NO_DIGEST, 0, 0, 0)
 
 
 class PayloadRecord(NamedTuple):
-    """What a job carries: random salt (so that a digest tells nothing about a guessable payload), headers, bytes."""
+    """A job's payload: random salt (so that a guessable payload can't be found from its digest), headers, bytes."""
 
     salt: bytes
     headers: dict[str, str] | None
@@ -167,7 +167,7 @@ def encode_batch(epoch: int, previous: bytes, time_ms: int, kinds: bytes, events
 def encode_batch_pieces(
     epoch: int, previous: bytes, time_ms: int, kinds: bytes, events: Sequence[Event], piece_events: int
 ) -> Iterator[bytes]:
-    """What `encode_batch` gives, in parts of so many events."""
+    """The bytes of `encode_batch`, in parts of so many events."""
     # An array of six: of these five, and of the events.
     yield _packer.pack_array_header(6) + pack((BATCH_VERSION, epoch, previous, time_ms, kinds))[1:]
     yield _packer.pack_array_header(len(events))
@@ -184,7 +184,7 @@ def decode_batch(base_offset: int, value: bytes) -> RecordBatch:
     """
     try:
         outer = unpack(value)
-        # A newer version may have another shape, so the number is looked at first.
+        # A newer version may have another shape, so the number is read first.
         if type(outer) is tuple and outer and type(outer[0]) is int and outer[0] > BATCH_VERSION:
             raise FormatTooNew(
                 f"the batch at offset {base_offset} has version {outer[0]}, this ledgerq reads up to "
@@ -220,7 +220,7 @@ _SHAPES: Final = {kind: dict.fromkeys(plain_shapes(event_type), event_type) for 
 
 
 def _decode_slowly(base_offset: int, kinds: bytes, fields: tuple[tuple[Any, ...], ...]) -> list[Event]:
-    """Event by event: old kinds are upcast, and the first that is wrong is named."""
+    """Decode event by event: old kinds are upcast, and the error names the first event that is wrong."""
     events: list[Event] = []
     for offset, (kind, row) in enumerate(zip(kinds, fields, strict=True), base_offset):
         try:

@@ -1,4 +1,4 @@
-"""A commit: what is staged to be written together, and what projections add to it."""
+"""The commit, the hook through which projections add to it, and the waking of its callers."""
 
 import asyncio
 from collections import deque
@@ -19,14 +19,14 @@ PIECE_CALLERS: Final = 100
 
 
 def pieces(rows: Mapping[bytes, bytes | None]) -> Iterator[dict[bytes, bytes | None]]:
-    """These rows, `PIECE_ROWS` at a time."""
+    """These rows in pieces of `PIECE_ROWS`."""
     left = iter(rows.items())
     while piece := dict(islice(left, PIECE_ROWS)):
         yield piece
 
 
 class Commit:
-    """What will be written together. The time is set when it opens, so that decisions and facts agree."""
+    """Events and rows that are written together. The time is set when it opens, so that decisions and facts agree."""
 
     __slots__ = ("base_offset", "events", "kinds", "opened_s", "payload_bytes", "payloads", "time_ms", "waiters")
 
@@ -41,7 +41,7 @@ class Commit:
         self.waiters: list[asyncio.Future[None]] = []
 
     def fail(self, error: LedgerError) -> None:
-        """Tell everyone who waits; those who stopped waiting don't hear it."""
+        """Fail the future of each waiting caller; cancelled ones are left alone."""
         for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_exception(error)
@@ -54,14 +54,14 @@ class Answers:
         self._waiters: deque[asyncio.Future[None]] = deque()
 
     async def given(self) -> None:
-        """Return when all are woken."""
+        """Wait until all callers are woken."""
         if self._waiters:
             last: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(last)
             await last
 
     def give(self, waiters: list[asyncio.Future[None]]) -> None:
-        """What these wait for is done; those who stopped waiting don't hear it."""
+        """Resolve the futures of these callers; cancelled ones are left alone."""
         is_at_it = bool(self._waiters)
         self._waiters.extend(waiters)
         if not is_at_it:
@@ -77,7 +77,7 @@ class Answers:
 
 
 class CommitHook(Protocol):
-    """What keeps projections beside the log; called by the log, in commit order."""
+    """The hook that keeps projections beside the log; the log calls it in commit order."""
 
     def fill(self, commit: Commit, batch: Batch) -> Iterable[Mapping[bytes, bytes | None]] | None:
         """Add to `batch` what follows from the commit's events. May be called again for the same commit.
@@ -87,7 +87,7 @@ class CommitHook(Protocol):
         """
 
     def committed(self, commit: Commit) -> None:
-        """The commit is durable; its waiters are told right after."""
+        """Called when the commit is durable, right before its waiters are woken."""
 
     def failed(self, error: LedgerError) -> None:
-        """No commit will follow; called once."""
+        """Called once, when no commit will follow any more."""

@@ -17,7 +17,7 @@ _POOL_BYTES = 8192
 
 
 class Entropy(Protocol):
-    """Where randomness comes from."""
+    """A source of randomness."""
 
     def take(self, n_bytes: int) -> bytes:
         """`n_bytes` (at most 64) random bytes."""
@@ -34,7 +34,7 @@ class SystemEntropy:
         self._at = 0
 
     def take(self, n_bytes: int) -> bytes:
-        """`n_bytes` (at most 64) bytes that nobody can guess."""
+        """`n_bytes` (at most 64) bytes that can't be guessed."""
         at = self._at
         if at + n_bytes > len(self._pool):
             self._pool = os.urandom(_POOL_BYTES)

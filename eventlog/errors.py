@@ -1,6 +1,6 @@
 """Every error that ledgerq raises, in one tree.
 
-Each message says what happened, to what, and what to do about it. `permanent` tells a retry loop whether trying the
+Each message states what happened, to what, and what to do about it. `permanent` is for retry loops: whether trying the
 same call again can ever help: False means "later, perhaps", True means "not without changing something first".
 """
 
@@ -102,8 +102,8 @@ class StoreNotFound(LedgerError):
 class StoreInUse(LedgerError):
     """Another writer has the store open: stop it, wait until it ends, or take the store over. Nothing was written.
 
-    `host`, `pid` and `since_ms` say who and since when, where that is known; `until_ms`: when the writer counts as gone
-    unless it renews its lease, which is how an object store tells. Times are in ms since the Unix epoch.
+    `host`, `pid` and `since_ms`: the writer and when it opened the store, where that is known. `until_ms`, for an
+    object store: when the writer counts as gone unless it renews its lease. Times are in ms since the Unix epoch.
     """
 
     permanent: ClassVar[bool] = False
@@ -185,8 +185,8 @@ class LogPoisoned(LedgerError):
 class RowUnreadable(LogPoisoned):
     """The block of a file that holds a row is damaged, and only that block: the row is lost, others are not.
 
-    `where` names file and block. `found` is a value of the row that could still be read, perhaps not its newest: for
-    who can prove it by a digest.
+    `where` names file and block. `found` is a value of the row that could still be read, perhaps not its newest: usable
+    where a digest can prove it.
     """
 
     def __init__(self, message: str, where: str = "", found: bytes | None = None) -> None:

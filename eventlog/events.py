@@ -2,7 +2,7 @@
 
 An event carries every fact that a decision took from configuration, clock or chance, so a fold needs only the log.
 Ids are 16-byte ULIDs, times are ms since the Unix epoch, and the time of the event itself is its commit's.
-Next: codec.py turns them into bytes; projections/job.py says what follows from them.
+Next: codec.py turns them into bytes; projections/job.py has what follows from them.
 """
 
 from typing import Final, Literal, NamedTuple, get_args
@@ -70,7 +70,7 @@ class Promoted(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A worker got the job for its `attempt`-th try, for `lease_ms` at first; `worker` is who, when it said so."""
+    """A worker got the job for its `attempt`-th try, for `lease_ms` at first; `worker` is its name, if it gave one."""
 
     job_id: bytes
     attempt: int
@@ -100,7 +100,7 @@ class Nacked(NamedTuple):
 
 
 class LeaseExpired(NamedTuple):
-    """The claim ended without a word. `to` is pending or dead; `sweep_at_ms` counts for dead, else 0."""
+    """The claim ended without a settlement. `to` is pending or dead; `sweep_at_ms` counts for dead, else 0."""
 
     job_id: bytes
     to: State
@@ -109,7 +109,7 @@ class LeaseExpired(NamedTuple):
 
 
 class CancelRequested(NamedTuple):
-    """An operator wants a claimed job to stop; its worker is told."""
+    """An operator wants a claimed job to stop; its worker learns of it."""
 
     job_id: bytes
     actor: str
@@ -142,7 +142,7 @@ class Swept(NamedTuple):
 class DeadLettered(NamedTuple):
     """The job can't run any more, since its payload is lost: dead, kept until `sweep_at_ms`; `reason` is its error.
 
-    `actor` is who found it: the name of a program's operator, or "ledgerq" for a queue that met it at work.
+    `actor` is who found it: the name of a program's operator, or "ledgerq" for a queue that met the loss at a claim.
     """
 
     job_id: bytes
@@ -221,7 +221,7 @@ Event = JobEvent | QueueEvent | LogEvent
 
 
 class Record(NamedTuple):
-    """An event at its place in the log: its offset, its commit's time (ms) and its writer's epoch."""
+    """An event with its offset in the log, its commit's time (ms) and its writer's epoch."""
 
     offset: int
     time_ms: int

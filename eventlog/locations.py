@@ -1,6 +1,7 @@
-"""Where a store lives: one text that users type, taken apart once.
+"""The location of a store: one text that users type, parsed once.
 
-`memory:///`, `file:///abs/olute`, a plain path, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
+The forms: `memory:///`, `file:///abs/olute`, a plain path, `s3://bucket/prefix`, `gs://bucket/prefix`,
+`az://container/prefix`.
 """
 
 import re
@@ -27,7 +28,7 @@ _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A store's place.
+    """A store's location, parsed.
 
     `root` is what SlateDB's `ObjectStore.resolve` takes, `database` the path of the store in there, without slashes at
     its ends, `original` the text it came from, for messages.
@@ -64,7 +65,7 @@ class Location:
 
 
 def parse_location(text: str) -> Location:
-    """Take a URL or a path apart; raises `InvalidArgument` with the reason when it names no place for a store."""
+    """Parse a URL or a path; raises `InvalidArgument` with the reason when it names no location for a store."""
     if not isinstance(text, str):
         raise InvalidArgument(f"a {type(text).__name__} is not a place for a store: expected as text {_KNOWN}")
     if not text or "\0" in text:
@@ -75,7 +76,7 @@ def parse_location(text: str) -> Location:
     scheme = match[1].lower()
     if match[2] is None or scheme not in ("memory", "file", *_OBJECT_SCHEMES):
         raise _refusal(text, f" has an unknown scheme: expected {_KNOWN}")
-    # The parser of URLs would leave them out, and another place than the one written would be opened.
+    # The parser of URLs would leave them out, and another location than the one written would be opened.
     _refuse(text, _LEFT_OUT.search(text), "write the place without it")
     try:
         parts = urlsplit(text)
@@ -101,7 +102,7 @@ def _absolute(text: str) -> str:
 
 
 def _parent(text: str, pieces: list[str]) -> list[str]:
-    """A symbolic link's parent is not the folder before it, and only the system knows: let it say."""
+    """The parent as the system resolves it: a symbolic link's parent is not the folder before it in the path."""
     try:
         return str(Path("/" + "/".join([*pieces, ".."])).resolve()).strip("/").split("/")
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, text that no path may hold
@@ -149,7 +150,7 @@ def _object(text: str, scheme: str, bucket: str, path: str) -> Location:
 
 
 def _refusal(text: str, why: str) -> InvalidArgument:
-    # Who writes credentials into a URL must not find them in a log afterwards.
+    # Credentials in a URL must not be found in a log afterwards.
     return InvalidArgument(f"{redacted(text)!r}{why}")
 
 

@@ -1,4 +1,4 @@
-"""Reading the log: records in order, the proof that nothing was changed, the way from an offset or a time to a batch.
+"""Reading the log: records in order, the verification of the hash chain, the search for an offset or a time.
 
 `LogReader` works on any store opened for reading. writer.py adds the side that appends.
 """
@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 
 class Verified(NamedTuple):
-    """What `verify` has proven: that many batches and events, ending at this head."""
+    """The part of the log that `verify` has proven: so many batches and events, ending at this head."""
 
     batches: int
     events: int
@@ -48,7 +48,7 @@ class LogReader:
         self.clock = clock
 
     async def check_format(self) -> bool:
-        """Whether a ledgerq store is here; raises `FormatTooNew`, or `InvalidArgument` for somebody else's data."""
+        """Whether the store is one of ledgerq's; raises `FormatTooNew`, or `InvalidArgument` for foreign data."""
         return await self.format_version() > 0
 
     async def format_version(self) -> int:
@@ -77,9 +77,9 @@ class LogReader:
         return found
 
     async def head(self) -> Head:
-        """Where the log ends; `EMPTY_HEAD` before the first commit.
+        """The head of the log; `EMPTY_HEAD` before the first commit.
 
-        Raises `LogCorrupt` with the log's real end when the head can't be read: up to there it can be kept.
+        Raises `LogCorrupt` with the log's real end when the head can't be read: the log can be kept up to that end.
         """
         value = await self.store.get(keys.HEAD_KEY)
         try:
@@ -131,7 +131,7 @@ class LogReader:
             await self._news(at)
 
     async def _news(self, offset: int) -> None:
-        """Return when the log may hold `offset`; a reader can only look now and then."""
+        """Wait until the log may hold `offset`; a reader can only poll."""
         await sleep_until(self.clock, self.clock.now_ms() + _FOLLOW_INTERVAL_MS)
 
     async def batch_at(self, offset: int) -> RecordBatch | None:
@@ -157,8 +157,8 @@ class LogReader:
     async def verify(self, *, until: int | None = None, progress: Progress | None = None) -> Verified:
         """Walk the whole hash chain from the first batch to the head, or to the batch that ends at or before `until`.
 
-        Raises `LogCorrupt` with the first offset that is not proven. Who changes a batch and recomputes every digest
-        after it, the head and the anchor, too, is found only by an anchor kept elsewhere: see `check_anchor`.
+        Raises `LogCorrupt` with the first offset that is not proven. A forgery that recomputes every digest after the
+        changed batch, the head and the anchor, too, is found only by an anchor kept elsewhere: see `check_anchor`.
         """
         if until is not None:
             return await self._verify_until(until, await self.head_if_readable(), progress)
@@ -177,7 +177,7 @@ class LogReader:
         return chain.proven()
 
     async def _verify_until(self, until: int, head: Head, progress: Progress | None) -> Verified:
-        """What stands at or after `until` may be damaged, but a batch is vouched for by the two that follow it."""
+        """Verify up to `until`. What follows may be damaged, but a batch is vouched for by the two that follow it."""
         chain, beyond = Chain(), 0
         proof: Verified | None = None
         try:
@@ -264,19 +264,19 @@ class LogReader:
 
 
 def _in_range(offset: int) -> int:
-    """The nearest offset that a key can hold: asking for what no log has is no error."""
+    """The nearest offset that a key can hold: a read outside of any log is no error."""
     return min(max(offset, 0), _MAX_OFFSET)
 
 
 def after_head(head: Head, end: int) -> LogCorrupt:
-    """The log goes on to `end`. Of a head that is gone only the row is lost: then that end is what can be kept."""
+    """The error for a log that goes on after its head, to `end`, which can be kept if only the head's row is lost."""
     if head == EMPTY_HEAD:
         return LogCorrupt(end, "its head is missing")
     return LogCorrupt(head.next_offset, f"the log goes on to {end} after its head")
 
 
 class Chain:
-    """The hash chain as far as it was walked: add batch after batch, then `end` with the head.
+    """Verifier of the hash chain, batch by batch: add batch after batch, then `end` with the head.
 
     Batch B vouches for the batch A before it by A's digest. When that digest is wrong, A or B was changed: it was A
     when B is vouched for by what follows it, and B otherwise. That is why one batch is held back.
@@ -289,7 +289,7 @@ class Chain:
         self._suspect: int | None = None
 
     def add(self, batch: RecordBatch) -> None:
-        """The next batch in key order; raises `LogCorrupt` when the chain can't go on before it."""
+        """Add the next batch in key order; raises `LogCorrupt` when the chain can't go on before it."""
         self._settle(batch.previous)
         if batch.base_offset != self.next_offset:
             what = (
@@ -313,7 +313,7 @@ class Chain:
         raise LogCorrupt(self._last.base_offset, "the record batch is not the one that was written")
 
     def end(self, head: Head) -> None:
-        """The log ends here: raises `LogCorrupt` unless that is what the head says."""
+        """End the chain; raises `LogCorrupt` unless the head names this end."""
         self._settle(head.digest)
         if head.next_offset > self.next_offset:
             raise LogCorrupt(self.next_offset, f"the log ends here but its head says {head.next_offset}")
@@ -325,20 +325,20 @@ class Chain:
             raise LogCorrupt(self.next_offset, _HEAD_DIFFERS)
 
     def overrun(self, batch: RecordBatch, head: Head) -> None:
-        """`batch` stands after the head: raises `LogCorrupt` for one of them, unless one before them is to blame."""
+        """Raise `LogCorrupt` for `batch`, which stands after the head, unless one before it is to blame."""
         if self._last is None or batch.previous != self._last.digest:
             self.end(head)
         self._settle(batch.previous)
         raise LogCorrupt(head.next_offset, "the log goes on after its head")
 
     def proven(self) -> Verified:
-        """What has been proven so far; raises `LogCorrupt` while the last batch contradicts the one before it."""
+        """The part proven so far; raises `LogCorrupt` while the last batch contradicts the one before it."""
         if self._suspect is not None:
             raise LogCorrupt(self._suspect, "the record batch is not the one that was written")
         return self.so_far()
 
     def so_far(self) -> Verified:
-        """What was added so far; only `proven` says that it holds."""
+        """The part that was added so far; only `proven` verifies its last batch."""
         last = self._last
         if last is None:
             return Verified(0, 0, EMPTY_HEAD)

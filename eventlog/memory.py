@@ -1,8 +1,8 @@
 """A store in memory: small, without threads, deterministic, and able to fail or stall at any call.
 
-It is what `memory:///` opens, the double for users' tests, and the shortest description of what a store promises. A
-`MemoryDisk` is what survives a crash; a `MemoryStore` is one writer's view of it: applied batches not yet synced
-are lost with the writer.
+It is what `memory:///` opens, the double for users' tests, and the shortest description of a store's contract. A
+`MemoryDisk` is what survives a crash; a `MemoryStore` is one writer's view of it: applied batches not yet synced are
+lost with the writer.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ _FIRST_PAGE_ROWS: Final = 64
 
 
 class MemoryDisk:
-    """What is durable: rows, the anchor, which writer opened last, and the files set aside that no event tells of."""
+    """Durable state: rows, the anchor, which writer opened last, and the files set aside that no event records yet."""
 
     def __init__(self) -> None:
         self.rows: SortedDict[bytes, bytes] = SortedDict()
@@ -72,7 +72,7 @@ class MemoryReader:
         return "memory:///"
 
     async def _meet(self, call: str) -> None:
-        """Readers meet no faults."""
+        """A hook for faults, of which readers have none."""
 
     async def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None."""
@@ -117,11 +117,11 @@ class MemoryReader:
         return self._pinned_anchor if self._is_pinned else self._disk.anchor
 
     async def damaged_files(self, *, remote: bool = False) -> list[FileFault]:
-        """There are no files."""
+        """No files: there are none in memory."""
         return []
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        """Close the reader, which holds nothing."""
 
 
 class MemoryStore(MemoryReader):
@@ -153,7 +153,7 @@ class MemoryStore(MemoryReader):
         await self._meet("write:after")
 
     async def sync(self, anchor: Anchor) -> None:
-        """Make everything written so far durable, and note the anchor."""
+        """Make everything written so far durable, and keep the anchor."""
         await self._meet("sync:before")
         self.flush(anchor)
         await self._meet("sync:after")
@@ -164,7 +164,7 @@ class MemoryStore(MemoryReader):
         await self.sync(anchor)
 
     def flush(self, anchor: Anchor | None = None) -> None:
-        """What a sync does at its middle; a simulation calls it for a write that lands although its caller died."""
+        """Move the applied batches to the disk, as a sync does; a simulation has writes that outlive their caller."""
         rows = self._disk.rows
         for key, value in self._unsynced.items():
             if value is None:
@@ -176,11 +176,11 @@ class MemoryStore(MemoryReader):
             self._disk.anchor = anchor
 
     async def set_aside(self) -> list[tuple[str, list[str]]]:
-        """What the disk has of it, as if there were files."""
+        """The files set aside on the disk that no event records yet, as if there were files."""
         return list(self._disk.set_aside.items())
 
     async def set_aside_recorded(self, folder: str) -> None:
-        """The log tells durably of the files in `folder`."""
+        """Called when the event of the files in `folder` is durable."""
         self._disk.set_aside.pop(folder, None)
 
     def failure(self) -> LedgerError | None:

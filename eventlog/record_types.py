@@ -1,7 +1,7 @@
-"""What a record's fields must be: its *shapes*, the types that they may have together, read from its annotations.
+"""Type checks of decoded records by their *shapes*: the types that the fields may have together, from annotations.
 
-The types are exact (`True` is no number here), as msgpack gives them back. What a number or a text may mean is not
-looked at: that is for the fold.
+The types are exact (`True` is no number here), as msgpack gives them back. The meaning of a number or a text is not
+checked here: that is for the fold.
 """
 
 from functools import cache
@@ -23,13 +23,13 @@ class _Fields(NamedTuple):
 
 
 def plain_shapes(record_type: Any) -> frozenset[Shape]:
-    """Every shape of a `NamedTuple`; none where a field is a tuple, whose type alone doesn't tell what is in it."""
+    """Every shape of a `NamedTuple`; none where a field is a tuple, whose type leaves that of its items open."""
     fields = _fields(record_type)
     return frozenset() if fields.tuples else fields.shapes
 
 
 def checked(record_type: Any, row: Any) -> Any:
-    """The record with these fields; raises `ValueError` when they are not what it holds."""
+    """The record with these fields; raises `ValueError` when their types are not its own."""
     fields = _fields(record_type)
     if type(row) is not tuple or len(row) != len(fields.types):
         raise ValueError(f"{len(fields.types)} fields were expected")
@@ -52,7 +52,7 @@ def checked(record_type: Any, row: Any) -> Any:
 def _fields(record_type: Any) -> _Fields:
     hints = get_type_hints(record_type)
     types = {name: _types(hint) for name, hint in hints.items()}
-    # Of a field that is a record with annotations of its own nothing more is asked here.
+    # A field that is a record with annotations of its own is not checked any further here.
     tuples = [
         (place, get_args(part))
         for place, hint in enumerate(hints.values())

@@ -1,4 +1,4 @@
-"""What the log needs from a store: ordered keys, atomic batches, a way to know that they are durable, and an anchor.
+"""The store's protocol: ordered keys, atomic batches, a way to make them durable, and an anchor.
 
 Two implementations stand behind these protocols: `SlateStore` (slate/slate_store.py) and `MemoryStore` (memory.py).
 The same contract test runs on both. A store knows nothing of events; one process at a time writes it, many may read it.
@@ -25,7 +25,7 @@ def check_key(key: bytes) -> None:
 
 
 class Anchor(NamedTuple):
-    """What was durable once, kept outside the store's own files so that a rolled-back store is noticed.
+    """A commit that was durable once, kept outside the store's own files so that a rolled-back store is noticed.
 
     `base_offset` is the first offset of a record batch, `digest` the BLAKE2b-256 of its value (all zero bytes when the
     log was still empty), `next_offset` the offset after it, `epoch` its writer, `time_ms` its commit time.
@@ -39,7 +39,7 @@ class Anchor(NamedTuple):
 
 
 class Batch(Protocol):
-    """Changes that are applied together or not at all. Of several changes to one key the last one counts."""
+    """A batch of changes, applied together or not at all. Of several changes to one key the last one counts."""
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set `key` (1 to 65,535 bytes) to `value` (may be empty)."""
@@ -64,7 +64,7 @@ class ReadStore(Protocol):
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of `keys`, in the order asked; cheapest when the keys lie close together.
 
-        Raises `LogPoisoned` when one of them can't be read: `get` says of each whether it is that one.
+        Raises `LogPoisoned` when one of them can't be read: `get` raises for that one alone.
         """
 
     def scan(
@@ -72,20 +72,21 @@ class ReadStore(Protocol):
     ) -> AsyncIterator[list[Row]]:
         """Rows with `start <= key < stop` in key order (or the reverse), as of the first page, in non-empty pages.
 
-        Pages hold at most `page_rows` rows; the first page may be smaller, so that a look at a range's head is cheap.
+        Pages hold at most `page_rows` rows; the first page may be smaller, so that reading only a range's head is
+        cheap.
         """
 
     async def read_anchor(self) -> Anchor | None:
         """The newest anchor that can be read, or None when there is none."""
 
     async def damaged_files(self, *, remote: bool = False) -> list[FileFault]:
-        """The files that are needed now and have a part that can't be read, each block of each being looked at.
+        """The files that are needed now and have a part that can't be read; every block of each is checked.
 
-        With `remote` also where that means to fetch every byte from an object store; else nothing is found there.
+        An object store's files are checked only with `remote`, since that fetches every byte of them.
         """
 
     async def close(self) -> None:
-        """Give back what it holds; a second call does nothing."""
+        """Close the store; a second call does nothing."""
 
 
 class Store(ReadStore, Protocol):
@@ -101,23 +102,23 @@ class Store(ReadStore, Protocol):
         """
 
     async def sync(self, anchor: Anchor) -> None:
-        """Return when every batch written before this call is durable, and note `anchor` as the store's kind does.
+        """Wait until every batch written before this call is durable, and keep `anchor` as the store's kind does.
 
-        A file store notes each anchor before it returns, an object store at most once a minute and at close.
+        A file store writes each anchor before it returns, an object store at most once a minute and at close.
         Raises like `write`; after an error it is unknown which of those batches are durable.
         """
 
     async def commit(self, batch: Batch, anchor: Anchor) -> CommitTimes | None:
         """`write(batch)` and then `sync(anchor)`, in one call that may cost less. Raises what they raise.
 
-        Returns how long its parts took, if the store can tell.
+        Returns how long its parts took, if the store measures that.
         """
 
     async def set_aside(self) -> list[tuple[str, list[str]]]:
-        """Files moved out of the store's way that no event tells of yet: each time the folder, and their names."""
+        """Files that were set aside and that no event records yet: for each time the folder and the files' names."""
 
     async def set_aside_recorded(self, folder: str) -> None:
-        """The log tells durably of the files in `folder`."""
+        """Called when the event of the files in `folder` is durable."""
 
     def failure(self) -> LedgerError | None:
         """Why the store no longer takes writes (`Fenced`, ...), as far as it has noticed by itself; else None."""

@@ -1,4 +1,4 @@
-"""Opening a store by its URL."""
+"""Opening a store, for writing or reading, by its URL."""
 
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import StoreNotFound
@@ -39,7 +39,7 @@ async def open_store(
 
 
 async def open_reader(url: str, *, pinned: bool = False, poll_interval_ms: int = 500) -> ReadStore:
-    """Open the store at `url` for reading, beside its writer; it writes nothing and fences nobody.
+    """Open the store at `url` for reading, beside its writer; it writes nothing and fences no writer.
 
     New commits are seen within about `poll_interval_ms`, or never when `pinned`. Raises `InvalidArgument`,
     `StoreNotFound`, `StoreUnavailable`.

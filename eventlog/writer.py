@@ -1,11 +1,11 @@
-"""Appending: group commit. Events are staged in the open commit; one task turns commits into store writes, in order.
+"""The log's appender: group commit. Events are staged in the open commit; one task writes commits in order.
 
-While one commit is being made durable the next one fills, so the cost of a flush is shared by everyone who came
+While one commit is being made durable the next one fills, so the cost of a flush is shared by all callers that came
 meanwhile. A commit is one atomic batch: the record batch, payloads, what the `CommitHook` adds, and the head. Only when
 it is durable do the callers waiting for it go on.
 
-After a failed write nobody knows what the store holds, so nothing more is appended: every waiter is told, and reopening
-tells what is true.
+After a failed write it is unknown what the store holds, so nothing more is appended: every waiter gets an error, and
+the next opening reads what is true.
 """
 
 import asyncio
@@ -91,13 +91,13 @@ class EventLog(LogReader):
         return rolled_back_from
 
     def _watch_store(self, *, seen: bool = False) -> None:
-        """An idle writer must learn that it was fenced too."""
+        """Poll the store for failures: an idle writer must learn that it was fenced, too."""
         if self.failure is None and not self._closing:
             error = self.store.failure()
             if error is not None and (seen or self._in_flight is None):
                 self._fail(error)
             else:
-                # A commit that is on its way may know better why the store stopped: it has until the next look.
+                # A commit that is on its way may get a better error from the store: it has until the next poll.
                 watch = partial(self._watch_store, seen=error is not None)
                 self._timer = self.clock.call_at(self.clock.now_ms() + _STORE_CHECK_INTERVAL_MS, watch)
 
@@ -113,13 +113,13 @@ class EventLog(LogReader):
         return None if commit is None else commit.time_ms
 
     def due_by_ms(self) -> int:
-        """What is due by then may be staged now: it must not bear a time before its own, and its commit may be old."""
+        """The time by which something must be due to be staged now: that of its commit, which may be old."""
         now_ms = self.clock.now_ms()
         return now_ms if self._open is None else min(now_ms, self._open.time_ms)
 
     @property
     def full(self) -> bool:
-        """Whether callers should wait for `room` before they append."""
+        """Whether callers should wait for `until_not_full` before they append."""
         commit = self._open
         return commit is not None and (len(commit.events) >= _FULL_EVENTS or commit.payload_bytes >= _FULL_BYTES)
 
@@ -129,7 +129,7 @@ class EventLog(LogReader):
             await self.committed()
 
     def check(self) -> None:
-        """Raise what keeps this log from appending: its failure, `QueueClosed`, `WrongProcess`, or `WrongLoop`."""
+        """Raise the error that forbids an append: the log's failure, `QueueClosed`, `WrongProcess`, or `WrongLoop`."""
         if own_pid() != self._pid:
             self.check_owner()
         if self.failure is not None:
@@ -165,9 +165,9 @@ class EventLog(LogReader):
 
     @asynccontextmanager
     async def gathering(self) -> AsyncIterator[None]:
-        """All that is staged in the block goes into one commit, however many turns of the event loop that takes.
+        """Keep all that is staged in the block in one commit, however many turns of the event loop that takes.
 
-        Waits for its turn, and for `room`. Raises like `check`.
+        Waits for its turn, and like `until_not_full`. Raises like `check`.
         """
         async with self._gathering:
             await self.until_not_full()
@@ -311,7 +311,7 @@ class EventLog(LogReader):
     async def batches(
         self, start: int = 0, stop: int | None = None, *, about: bytes = b""
     ) -> AsyncIterator[RecordBatch]:
-        """Like `LogReader.batches`; what is on its way is in the store already, but nobody may rely on it."""
+        """Like `LogReader.batches`; what is on its way is in the store already, but may not be relied on."""
         durable = self._durable.next_offset
         async for batch in super().batches(start, durable if stop is None else min(stop, durable), about=about):
             yield batch

@@ -1,4 +1,4 @@
-"""Read a store while another one writes it: a reader disturbs nobody, and sees one commit."""
+"""Read a store while another one writes it: a reader disturbs no writer, and sees one commit."""
 
 import asyncio
 import tempfile

@@ -1,4 +1,4 @@
-"""Jobs for later, by a delay or at a time. The clock is a manual one here, so that nobody has to wait."""
+"""Jobs for later, by a delay or at a time. The clock is a manual one here, so that there is no wait."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The audit: is everything that the store says what follows from a log that nobody changed?
+"""The audit: whether the log is unchanged, and every other row of the store is what follows from it.
 
 It verifies the hash chain, folds the log, and compares every index row, every counter, and on request every payload.
 It only reads, from a store opened at one commit, so a running queue can be audited.
@@ -46,7 +46,7 @@ _PAYLOAD_KEY_BYTES: Final = len(keys.payload_key(0))
 
 
 class Difference(NamedTuple):
-    """One row that is not what the log says. `expected` and `found` are readable; None means: no such row."""
+    """One row that differs from the log's fold. `expected` and `found` are readable; None means: no such row."""
 
     range_name: str
     key: str
@@ -56,11 +56,11 @@ class Difference(NamedTuple):
 
 
 class AuditReport(NamedTuple):
-    """What an audit proved and what it found; `differences` holds the first 1,000, `difference_count` counts all.
+    """An audit's report: what it proved and found. `differences` has the first 1,000, `difference_count` counts all.
 
     `unreadable`: why the log can't be read from the end of what is `verified` on; then nothing was compared.
-    `damaged_files`: files with a part that can't be read. `lost_payloads`: jobs of which the log itself says that their
-    payload is lost; that they have none is no difference.
+    `damaged_files`: files with a part that can't be read. `lost_payloads`: jobs whose payload the log records as lost;
+    that they have none is no difference.
     """
 
     location: str
@@ -82,7 +82,7 @@ class AuditReport(NamedTuple):
 
     @property
     def problem_count(self) -> int:
-        """How many rows differ and files are damaged."""
+        """The number of rows that differ and of damaged files."""
         return self.difference_count + len(self.damaged_files)
 
 
@@ -134,7 +134,7 @@ async def audit(
 
 
 async def _as_far_as_readable(differences: AsyncIterator[Difference]) -> AsyncIterator[Difference]:
-    """The differences, and a last one when rows can't be read."""
+    """Yield the differences, and a last one when rows can't be read."""
     try:
         async for difference in differences:
             yield difference
@@ -211,7 +211,7 @@ def describe(mismatch: Mismatch) -> Difference:
 
 
 def _both_sides(range_name: str, mismatch: Mismatch) -> tuple[str | None, str | None]:
-    """What is expected and what was found; of two rows with named fields, only the fields that differ."""
+    """The texts of the expected and the found value; of two rows with named fields, only the fields that differ."""
     expected, found = _fields(range_name, mismatch.expected), _fields(range_name, mismatch.found)
     if expected is not None and found is not None:
         names = [name for name in expected if expected[name] != found[name]]
@@ -229,7 +229,7 @@ def _fields(range_name: str, value: bytes | None) -> dict[str, str] | None:
     try:
         if value is not None and range_name == "job":
             fields = decode_job(value)._asdict()
-            # First what people look for.
+            # The fields that people read first.
             return {name: _text(fields[name]) for name in ("state", "error", *fields) if name != "spec"} | {
                 name: _text(part) for name, part in fields["spec"]._asdict().items()
             }
@@ -271,12 +271,12 @@ def _bounded(text: str) -> str:
 
 
 async def record_report(url: str, clock: Clock, report: AuditReport, *, deep: bool) -> None:
-    """Note what an audit proved and what it found; raises `StoreUnavailable` when the note can't be written."""
+    """Write what an audit proved and found into the note; raises `StoreUnavailable` when the note can't be written."""
     proven = report.verified.head.next_offset
     await write_note(url, AuditNote(clock.now_ms(), proven, report.problem_count, not report.unreadable, deep))
 
 
 async def record_failure(url: str, clock: Clock, error: LogCorrupt | LogRolledBack, *, deep: bool) -> None:
-    """Note an audit that found the log itself damaged or rolled back; raises like `record_report`."""
+    """Write into the note that the log itself is damaged or rolled back; raises like `record_report`."""
     proven = error.offset if isinstance(error, LogCorrupt) else error.first_offset
     await write_note(url, AuditNote(clock.now_ms(), proven, 0, False, deep))

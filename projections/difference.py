@@ -1,4 +1,4 @@
-"""What changed between two offsets of the log: jobs by their state, queues by their counters."""
+"""The difference between two offsets of the log: jobs by their state, queues by their counters."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class QueueChange(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """What changed by the events from `start` up to, not including, `stop`; jobs in order of their first event."""
+    """The changes by the events from `start` up to, not including, `stop`; jobs in order of their first event."""
 
     start: int
     stop: int
@@ -62,7 +62,7 @@ class _Touched:
 
 
 async def difference(log: LogReader, start: int, stop: int, *, progress: Progress | None = None) -> Difference:
-    """What the events with `start <= offset < stop` changed. Memory goes with the jobs, as for any fold.
+    """The changes by the events with `start <= offset < stop`. Memory goes with the jobs, as for any fold.
 
     Raises `InvalidArgument` for offsets that are not in the log or stand in the wrong order, `LogCorrupt` where a
     record batch is missing.

@@ -1,4 +1,4 @@
-"""The fold: what follows from a stretch of the log, in memory. Replay, audit, rebuild and as-of are all this."""
+"""The fold of a stretch of the log, in memory. Replay, audit, rebuild and as-of all use it."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -43,7 +43,7 @@ class Fold:
     def __init__(self) -> None:
         self.jobs: dict[bytes, Job] = {}
         self.counters: dict[str, QueueCounters] = {}
-        # Of the jobs that are there, those of which the log says that their payload is lost.
+        # Of the jobs that are there, those whose payload the log records as lost.
         self.without_payload: set[bytes] = set()
         self.next_offset = 0
         self.time_ms = 0
@@ -56,7 +56,7 @@ class Fold:
         return counters
 
     def apply(self, offset: int, time_ms: int, event: Event) -> Transition:
-        """Apply one event; raises `LogCorrupt` for one that the state machine doesn't know in this state.
+        """Apply one event; raises `LogCorrupt` for one that the state machine doesn't allow in this state.
 
         And for one that no writer made, since the job's index rows could not hold it.
         """

@@ -1,4 +1,4 @@
-"""Histograms that are part of the fold: how often a number fell into which of some fixed ranges, and the sum of all.
+"""Histograms that are part of the fold: how many numbers fell into each of some fixed ranges, and their sum.
 
 They stand in a queue's stats row, so they are durable, audited and rebuilt like every counter. The numbers come from
 facts only: commit times and due times in ms, attempts. The bounds are part of the format: changing one is a new format.
@@ -42,12 +42,12 @@ class HistogramView:
 
     @property
     def count(self) -> int:
-        """How many numbers there were."""
+        """The number of measurements."""
         return sum(self.counts)
 
 
 class Histogram:
-    """Counts by bucket while they are being counted."""
+    """A histogram that is being counted."""
 
     __slots__ = ("bounds", "counts", "last", "sum")
 
@@ -68,12 +68,12 @@ class Histogram:
         self.last[at] = (job_id, value, time_ms)
 
     def encode(self) -> list[int]:
-        """Its part of a stats row: the sum, then the count of each bucket."""
+        """The histogram's part of a stats row: the sum, then the count of each bucket."""
         return [self.sum, *self.counts]
 
     @classmethod
     def decode(cls, bounds: Sequence[int], row: Sequence[int]) -> "Histogram":
-        """The opposite of `encode`; raises `ValueError` or `TypeError` when the row is malformed."""
+        """Read what `encode` wrote; raises `ValueError` or `TypeError` when the row is malformed."""
         histogram = cls(bounds)
         if len(row) != len(bounds) + 2 or not all(type(number) is int for number in row):
             raise ValueError("a histogram has the wrong shape")
@@ -81,7 +81,7 @@ class Histogram:
         return histogram
 
     def exemplars(self) -> list[Exemplar | None]:
-        """The last job of each bucket, as far as this process saw one."""
+        """The last job of each bucket, as far as this process counted one."""
         return [None if last is None else Exemplar(*last) for last in self.last]
 
     def view(self) -> HistogramView:

@@ -1,4 +1,4 @@
-"""The live key indexes: where a job in some state is found. A pure function of the job, byte by byte.
+"""The live key indexes: the index rows of a job in each state, a pure function of the job, byte by byte.
 
 Integers are big-endian; a ULID is its 16 bytes; a queue's name holds no NUL.
 
@@ -11,7 +11,7 @@ Integers are big-endian; a ULID is its 16 bytes; a queue's name holds no NUL.
     i/unique/ QUEUE NUL KEY                 ULID of the job that holds the key
     i/stats/ QUEUE                          counts: see stats.py
 
-A job keeps its place in the pending range for life: the offset is that of its enqueued event, so within one priority
+A job keeps its position in the pending range for life: the offset is that of its enqueued event, so within one priority
 jobs are handed out in the order in which they were enqueued, also after a retry.
 """
 
@@ -144,7 +144,7 @@ def index_entries(job: Job, format_version: int = FORMAT_VERSION) -> dict[bytes,
 
 
 def index_places(job: Job) -> dict[bytes, bytes]:
-    """Where a job in this state is found, beside its own row: the one place that says so."""
+    """The index rows of a job in this state, beside its own row: stated here and nowhere else."""
     job_id, state = job.spec.job_id, job.state
     entries: dict[bytes, bytes] = {}
     if state == "pending":
@@ -169,7 +169,7 @@ def decode_job(value: bytes) -> Job:
         if len(rest) == len(Job._fields) - 2:
             rest.append(rest[5] or rest[4])  # a row of format 1: due or changed, which is nearly the same
         job: Job = checked(Job, (checked(Enqueued, spec), *rest))
-        # A row that was changed into another job's place would be looked for, claimed and deleted there.
+        # A row changed so that it names another job would be read, claimed and deleted as that job's.
         if len(job.spec.job_id) != ULID_BYTES or job.state not in STATES:
             raise ValueError("wrong id or state")
         queue_name_bytes(job.spec.queue)
@@ -182,7 +182,7 @@ def decode_job(value: bytes) -> Job:
 
 
 class IndexKey(NamedTuple):
-    """An index key taken apart: its range, what it says in readable form, and the job it belongs to, if any."""
+    """An index key, parsed: its range, its content in readable form, and the job it belongs to, if any."""
 
     range_name: str
     text: str
@@ -190,7 +190,7 @@ class IndexKey(NamedTuple):
 
 
 def parse_key(key: bytes, value: bytes) -> IndexKey:
-    """Take an index row apart, also one that was damaged: what can't be read is shown as hexadecimal digits."""
+    """Parse an index row, also a damaged one: what can't be read is shown as hexadecimal digits."""
     for name, prefix in RANGES.items():
         if key.startswith(prefix):
             rest = key[len(prefix) :]

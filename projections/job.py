@@ -1,7 +1,7 @@
-"""The job's state machine: the table of its transitions, and `evolve`, which says what a job is after an event.
+"""The job's state machine: the table of its transitions, and `evolve`, which gives the job after an event.
 
-`evolve` has no opinions: it gathers what an event says. What may happen is decided in worker/engine/decisions.py, by
-the same table. Next: indexes.py says where a job in some state is found, stats.py what is counted.
+`evolve` never refuses: it takes over what an event holds. What may happen is decided in worker/engine/decisions.py, by
+the same table. Next: indexes.py has the index rows of a job, stats.py the counters.
 """
 
 from collections.abc import Mapping
@@ -52,12 +52,12 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
 class Job(NamedTuple):
     """A job's whole state, as the fold of its events. Times are ms since the Unix epoch; 0 where none applies.
 
-    `spec` is its first event, `offset` and `enqueued_ms` that event's place and time; `changed_ms` is the commit time
+    `spec` is its first event, `offset` and `enqueued_ms` that event's offset and time; `changed_ms` is the commit time
     of the last event, `claim_offset` the offset of the current (or last) claim, `offsets` those of its later events, of
-    which a job that has very many keeps the last `MAX_OFFSETS`.
-    `cancel_request` is (actor, reason) of a cancellation that the worker has yet to follow.
-    `since_ms` is when what the job does now began: for a scheduled or pending job when it can (or could) be claimed,
-    its due time or the event that made it pending; for a claimed one the claim; else when it was finished.
+    which a job that has very many keeps the last `MAX_OFFSETS`. `cancel_request` is (actor, reason) of a cancellation
+    that the worker has yet to follow. `since_ms` is when the present state, as users see it, began: for a scheduled or
+    pending job when it can (or could) be claimed, its due time or the event that made it pending; for a claimed one the
+    claim; else when it was finished.
     """
 
     spec: Enqueued

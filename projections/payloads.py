@@ -1,4 +1,4 @@
-"""What can be wrong with a job's payload, in the words that its dead letter bears."""
+"""Checks of a job's payload record, and the error that the job's dead letter bears when the payload is lost."""
 
 from typing import Final, NamedTuple
 
@@ -17,9 +17,9 @@ UNREADABLE: Final = "the payload can't be read: its block in a file of the store
 
 
 class LostPayload(NamedTuple):
-    """A job whose payload did not come back, in the state it was in before, and why its payload did not.
+    """A job whose payload is lost, in the state it was in before, and why.
 
-    One that waited or was claimed is a dead letter in the new store; of a finished one only the payload is missing.
+    One that was waiting or claimed is a dead letter in the new store; of a finished one only the payload is missing.
     """
 
     job: Job
@@ -27,12 +27,12 @@ class LostPayload(NamedTuple):
 
     @property
     def is_dead_letter(self) -> bool:
-        """Whether the job became a dead letter by it."""
+        """Whether the job became a dead letter because of it."""
         return may(self.job.state, DeadLettered)
 
 
 def payload_fault(job: Job, value: bytes | None) -> str:
-    """Why the record found at the place of the job's payload is not it; empty when it is."""
+    """Why the record found under the key of the job's payload is not that payload; empty when it is."""
     if value is None:
         return MISSING
     if digest_of(value) != job.spec.payload_digest:
@@ -45,7 +45,7 @@ def payload_fault(job: Job, value: bytes | None) -> str:
 
 
 async def read_payload(store: ReadStore, job: Job) -> tuple[bytes | None, str]:
-    """A job's payload record, or None and why it is lost. Raises what the store raises when more is unreadable."""
+    """A job's payload record, or None and why it is lost. Raises the store's error when more is unreadable."""
     fault = ""
     try:
         value = await store.get(payload_key(job.offset))

@@ -1,5 +1,6 @@
-"""Rebuilding projections: what the log says is written over what the indexes say. repair/copying.py makes a new store
-of it.
+"""Rebuilding projections in place: rows that differ from the fold of the log are set or removed.
+
+repair/copying.py makes a new store instead.
 
 A marker goes in with the first change and out with the `Rebuilt` event that ends the work: between them no queue
 opens, and running the rebuild again finishes it. Nothing is written when nothing differs.
@@ -34,9 +35,9 @@ __all__ = ["RebuildReport", "rebuild"]
 
 
 class RebuildReport(NamedTuple):
-    """What a rebuild did: which projections, from which log, and how many rows it set and removed.
+    """The report of a rebuild: which projections, from which log, and how many rows it set and removed.
 
-    `lost`: jobs whose payload could not be copied into a new store. `is_recorded`: the log tells of it.
+    `lost`: jobs whose payload could not be copied into a new store. `is_recorded`: the log has the event of it.
     """
 
     names: tuple[str, ...]
@@ -64,10 +65,10 @@ async def rebuild(
     projections: Iterable[Projection] = (),
     progress: Progress | None = None,
 ) -> RebuildReport:
-    """Make the projections (`jobs`, `stats` and the user's; or `only` one) what the log says, and record it.
+    """Make the projections (`jobs`, `stats` and the user's; or `only` one) the fold of the log, and record it.
 
-    `until`: keep only the log before this offset (rounded down to a commit), for a log that doesn't verify beyond it.
-    A cut concerns everything, and so does finishing a rebuild that was interrupted, or bringing a store of an older
+    `until`: keep only the log before this offset (rounded down to a commit), for a log that doesn't verify beyond it. A
+    cut concerns all projections, and so does finishing a rebuild that was interrupted, or bringing a store of an older
     format to the present one, which this does on the way: `only` is refused then.
 
     Raises `LogCorrupt`, `LogRolledBack` (unless `until` is given), `InvalidArgument` for an unknown name.
@@ -111,7 +112,7 @@ async def rebuild(
 
 
 def _earlier(until: int | None, interrupted: int | None) -> int | None:
-    """A cut that was begun is finished, and may be followed by one that goes further."""
+    """The cut that was begun: it is finished, and may be followed by one that goes further."""
     given = [offset for offset in (until, interrupted) if offset is not None]
     return min(given) if given else None
 
@@ -178,7 +179,7 @@ async def _mismatches(
 
 
 async def _cut(log: LogReader, writer: RowWriter, verified: Verified, host: ProjectionHost) -> None:
-    """Remove the log and the payloads from the end of what is proven on, and let the head say so.
+    """Remove the log and the payloads from the end of what is proven on, and set the head to that end.
 
     A user's projection that is not given here and has come further begins anew when a queue opens with it.
     """

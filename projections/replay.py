@@ -1,4 +1,4 @@
-"""Replay: the log folded again, as far as one likes. State at any offset or time, or transition by transition."""
+"""Replay: the log folded again, to the state at any offset or time, or transition by transition."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ __all__ = ["fold_to", "fold_verified", "replay"]
 
 
 async def replay(log: LogReader, start: int = 0, stop: int | None = None) -> AsyncIterator[Transition]:
-    """The transitions with `start <= offset < stop`; what came before `start` is folded silently."""
+    """The transitions with `start <= offset < stop`; what came before `start` is folded without being yielded."""
     fold = Fold()
     async for batch in _gapless(log, stop):
         for offset, event in enumerate(batch.events, batch.base_offset):
@@ -56,7 +56,7 @@ async def fold_to(
 
 
 async def _gapless(log: LogReader, stop: int | None) -> AsyncIterator[RecordBatch]:
-    """The batches from the first one on. Nothing is verified here, but a gap would make a wrong state look right."""
+    """The batches from the first one on, without a gap: digests aren't verified here, but a gap would go unnoticed."""
     at = 0
     async for batch in log.batches(0, stop):
         if batch.base_offset != at:
@@ -82,7 +82,7 @@ async def fold_verified(
     if until is None:
         head = await log.head()
     else:
-        # What stands beyond may be damaged, but it vouches for the last batch before it.
+        # What follows may be damaged, but it vouches for the last batch before it.
         head = (await log.verify(until=until)).head
     stop = head.next_offset
     chain, fold = Chain(), Fold()

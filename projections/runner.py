@@ -1,8 +1,8 @@
-"""Projections of the user's own: applied live in the same commit as the events, and remembered by offset.
+"""The runner of users' projections: applied in the same commit as the events, with the offset that each has reached.
 
-A projection turns transitions into rows of its own range. It is given its rows when the queue opens, so it can keep
-what it needs in memory; what it returns is written atomically with the events it follows from. One that raises is left
-behind at its last good offset and reported; the queue goes on, and `rebuild-projections --only NAME` mends it.
+A projection turns transitions into rows of its own range. It is given its rows when the queue opens, so it can keep its
+state in memory; what it returns is written atomically with the events it follows from. One that raises is left behind
+at its last good offset and reported; the queue goes on, and `rebuild-projections --only NAME` mends it.
 """
 
 import asyncio
@@ -31,11 +31,10 @@ Rows = Mapping[bytes, bytes | None]
 class Projection(Protocol):
     """A projection of the user's own: rows that follow from the log, written in the same commit as their events.
 
-    Give instances to `Queue.open(projections=[...])`. One that is new to a store is told of the whole log first.
-    `apply` must be pure, since audit and rebuild call it again and compare: no clock, no chance, no input or output.
-    It runs on the event loop within every commit, so it should be quick. One that raises is
-    left out of commits from then on; after its code was mended, opening the queue again brings
-    it up to date.
+    Give instances to `Queue.open(projections=[...])`. One that is new to a store gets the transitions of the whole log
+    first. `apply` must be pure, since audit and rebuild call it again and compare: no clock, no chance, no input or
+    output. It runs on the event loop within every commit, so it should be quick. One that raises is left out of commits
+    from then on; after its code was mended, opening the queue again brings it up to date.
     """
 
     @property
@@ -50,7 +49,7 @@ class Projection(Protocol):
 
 
 class ProjectionHost:
-    """The registered projections of one queue, and how far each has come."""
+    """The registered projections of one queue, and the offset that each has reached."""
 
     def __init__(self, projections: Iterable[Projection] = ()) -> None:
         self.projections: dict[str, Projection] = {}
@@ -84,7 +83,7 @@ class ProjectionHost:
                         rows[prefix + key] = value
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # also sys.exit(), which would end the event loop with everybody in it
+            except BaseException as error:  # also sys.exit(), which would end the event loop with every task in it
                 self._leave_behind(name, error)
                 continue
             changes.update(rows)
@@ -92,7 +91,7 @@ class ProjectionHost:
             self.offsets[name] = next_offset
 
     def _leave_behind(self, name: str, error: BaseException) -> None:
-        """It is the user's code: whatever it raises must not take the queue with it."""
+        """Drop a projection that raised: an error of the user's code must not end the queue."""
         self.failures[name] = error
         what = "projection %r failed and stays at offset %d; mend it and run: rebuild-projections --only %s"
         extra = about("projection_failed", projection=name)
@@ -101,7 +100,7 @@ class ProjectionHost:
         asyncio.get_running_loop().call_soon(say)
 
     def require_sound(self, names: Iterable[str]) -> None:
-        """Raise `ProjectionFailed` for the first of these projections that raised: its rows can't be told."""
+        """Raise `ProjectionFailed` for the first of these projections that raised: its rows are unknown."""
         for name in names:
             if name in self.failures:
                 error = self.failures[name]
@@ -152,7 +151,7 @@ class ProjectionHost:
 
 
 def _check_row(key: bytes, value: bytes | None) -> None:
-    """Raise for a row that no store takes, before it is on its way with everybody else's."""
+    """Raise for a row that no store takes, before it is staged with all the others."""
     check_key(key)
     if value is not None and type(value) is not bytes:
         raise TypeError(f"a row's value is bytes or None, not {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""Counters: how many jobs of a queue are in each state now, how many transitions there ever were, how long they took.
+"""The counters of a queue: its jobs by state, its transitions since the beginning, and how long they took.
 
 A row is the fold of the log like every other projection, so a counter that drifts is found by the audit. It is a
 msgpack array: jobs by state, totals, paused flag, offset of the queue's first event, and the histograms (see
@@ -76,7 +76,7 @@ _STATE_AT: Final[dict[State | None, int]] = {state: i for i, state in enumerate(
 
 
 class StatsDelta(NamedTuple):
-    """What one event changes: the state left and the one entered (index into STATES, -1 for none), totals to raise."""
+    """The change by one event: the state left and the one entered (index into STATES, -1 for none), totals to raise."""
 
     left: int
     entered: int
@@ -84,7 +84,7 @@ class StatsDelta(NamedTuple):
 
 
 def stats_delta(before: Job | None, event: JobEvent, after: Job | None) -> StatsDelta:
-    """What `event` changes in its queue's counters, given the job before and after it."""
+    """The change of its queue's counters by `event`, given the job before and after it."""
     left = None if before is None else before.state
     entered = None if after is None else after.state
     return _delta(left, entered, _TOTAL_OF[type(event)], type(event) is Nacked and event.released)
@@ -117,7 +117,7 @@ class QueueStats(NamedTuple):
 
 
 class QueueCounters:
-    """A queue's counters while they are being counted. `first_offset` is where its first event stands in the log."""
+    """A queue's counters while they are being counted. `first_offset` is that of its first event."""
 
     __slots__ = ("attempts", "first_offset", "life", "now", "paused", "running", "totals", "waiting")
 
@@ -129,10 +129,10 @@ class QueueCounters:
         self.waiting, self.running, self.life, self.attempts = new_histograms()
 
     def apply(self, before: Job | None, event: JobEvent, after: Job | None) -> None:
-        """Count one event, given the job before and after it, and what it says of times and attempts.
+        """Count one event, given the job before and after it, with its times and attempts.
 
-        Waiting ends with each claim. Running ends when the worker itself says so: what is given back unused, and what
-        an expired lease ends (it may have been found days later), tells nothing of the work. Life ends with the ack.
+        Waiting ends with each claim. Running ends when the worker itself settles: a claim given back unused, or ended
+        by an expired lease (perhaps found days later), is no measure of the work. Life ends with the ack.
         """
         kind = type(event)
         # What happens to every job is counted here in place: the same as `add`, which a test holds it against.
@@ -161,7 +161,7 @@ class QueueCounters:
                 self.running.add(after.changed_ms - before.since_ms, after.spec.job_id, after.changed_ms)
 
     def add(self, delta: StatsDelta) -> None:
-        """Count what an event changes."""
+        """Count the changes by an event."""
         if delta.left != delta.entered:
             if delta.left >= 0:
                 self.now[delta.left] -= 1
@@ -179,7 +179,7 @@ class QueueCounters:
         return pack((self.now, totals, self.paused, self.first_offset, histograms))
 
     def histograms(self) -> tuple[Histogram, ...]:
-        """One for each of `MEASURES`, in their order."""
+        """One histogram for each of `MEASURES`, in their order."""
         return self.waiting, self.running, self.life, self.attempts
 
     @classmethod
@@ -201,7 +201,7 @@ class QueueCounters:
         return counters
 
     def _decode_later(self, first_offset: int, histograms: tuple[tuple[int, ...], ...]) -> None:
-        """What rows of format 1 don't have."""
+        """Decode the part that rows of format 1 don't have."""
         if type(first_offset) is not int:
             raise ValueError("wrong shape")
         self.first_offset = first_offset

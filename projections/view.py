@@ -1,6 +1,6 @@
-"""Reading a ledger: jobs, histories, listings and counters, from the index ranges of any store opened for reading.
+"""The view of a ledger for readers: jobs, histories, listings and counters, from any store opened for reading.
 
-The queue answers its own readers with this, and so do the tools, which open the store read-only.
+The queue uses it for its own readers, and so do the tools, which open the store read-only.
 """
 
 from collections.abc import AsyncIterator
@@ -36,14 +36,14 @@ _ID_SLACK_MS: Final = 10 * 60 * 1000
 
 
 class Page(NamedTuple):
-    """Some jobs of a listing; `next` is what to give as `after` for more, None at the end."""
+    """A page of a listing of jobs; `next` is what to give as `after` for more, None at the end."""
 
     jobs: list[Job]
     next: str | None
 
 
 class LedgerView:
-    """What can be read from a ledger."""
+    """The readable content of a ledger."""
 
     def __init__(self, log: LogReader) -> None:
         self.log = log

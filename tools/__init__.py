@@ -1,1 +1,1 @@
-"""What people run: the command line (cli/app.py), the demo, the benchmark (`python -m ledgerq.tools.bench`)."""
+"""The programs: the command line (cli/app.py), the demo, the benchmark (`python -m ledgerq.tools.bench`)."""

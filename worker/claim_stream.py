@@ -1,4 +1,4 @@
-"""Claims as a stream, for pipelines built with aiostream.
+"""Claims as an asynchronous stream, for pipelines built with aiostream.
 
     async with (claims(queue, "mail", limit=20) | pipe.map(work, task_limit=10)).stream() as done: ...
 
@@ -18,7 +18,7 @@ __all__ = ["ClaimSource", "claim_batches", "claims"]
 
 
 class ClaimSource(Protocol):
-    """What a pipeline needs from a queue."""
+    """The protocol of a queue that a pipeline claims from."""
 
     async def claim(
         self,
@@ -28,7 +28,7 @@ class ClaimSource(Protocol):
         wait: float | None = 0.0,
         worker: str | None = None,
     ) -> list[Claim]:
-        """See `Queue.claim`."""
+        """Claim jobs, as `Queue.claim` does."""
 
 
 async def claim_batches(
@@ -54,7 +54,7 @@ def claims(
 ) -> Stream[Claim]:
     """A stream of claims that holds at most `limit` not yet handed on; ends when `wait` seconds brought nothing.
 
-    Whoever leaves it early gives up what it holds: those leases expire by themselves.
+    A consumer that leaves it early gives up the claims that it holds: their leases expire by themselves.
     """
 
     async def room() -> int:

@@ -16,7 +16,7 @@ __all__ = ["Claim", "EnqueueResult", "Waiter", "ClaimWaiters"]
 class Claim:
     """A job in a worker's hands until it is settled or its lease ends.
 
-    `offset` is the place of the claimed event in the log and makes the claim one of a kind; `attempt` counts from 1;
+    `offset` is that of the claimed event, which identifies the claim; `attempt` counts from 1;
     `lease_expires_ms` is in ms since the Unix epoch, as of the claim or its last renewal.
     """
 
@@ -54,7 +54,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class EnqueueResult:
-    """What `enqueue` answers: the job's id, and whether it is new (False: its unique key was held by this job)."""
+    """The result of `enqueue`: the job's id, and whether it is new (False: its unique key was held by this job)."""
 
     id: bytes
     created: bool
@@ -66,7 +66,7 @@ class EnqueueResult:
 
 
 class Waiter:
-    """A claim that waits for jobs of one or several queues."""
+    """A claim call that waits for jobs of one or several queues."""
 
     __slots__ = ("future", "lease_ms", "limit", "queues", "worker")
 
@@ -79,18 +79,18 @@ class Waiter:
 
 
 class ClaimWaiters:
-    """Waiting claims by queue, first come first served."""
+    """The FIFO of waiting claim calls of each queue."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, OrderedDict[Waiter, None]] = {}
 
     def add(self, waiter: Waiter) -> None:
-        """Wait at the end of each of its queues' lines."""
+        """Add a call at the end of each of its queues' lines."""
         for queue in waiter.queues:
             self._waiting.setdefault(queue, OrderedDict())[waiter] = None
 
     def first(self, queue: str) -> Waiter | None:
-        """Who is served next in this queue."""
+        """The call that is served next in this queue."""
         line = self._waiting.get(queue)
         while line:
             waiter = next(iter(line))
@@ -100,7 +100,7 @@ class ClaimWaiters:
         return None
 
     def remove(self, waiter: Waiter) -> None:
-        """It waits no more."""
+        """Remove a call from all lines."""
         for queue in waiter.queues:
             line = self._waiting.get(queue)
             if line is not None:
@@ -109,13 +109,13 @@ class ClaimWaiters:
                 self._waiting.pop(queue, None)
 
     def waiting(self, queue: str) -> list[Waiter]:
-        """All that wait for this queue, in order."""
+        """All calls that wait for this queue, in order."""
         return [waiter for waiter in self._waiting.get(queue, ()) if not waiter.future.done()]
 
     def counts(self) -> dict[str, int]:
-        """How many wait for each queue, as far as can be told without looking at each; from any thread."""
+        """The length of each queue's line, which may still hold calls that are done; from any thread."""
         return {queue: len(line) for queue, line in self._waiting.copy().items()}
 
     def everyone(self) -> list[Waiter]:
-        """All that wait, each once."""
+        """All waiting calls, each once."""
         return list(dict.fromkeys(w for line in self._waiting.values() for w in line if not w.future.done()))

@@ -1,4 +1,4 @@
-"""One job in a worker's hands: its handler runs, is told to stop when it must, and what came of it is settled."""
+"""The execution of one claimed job: its handler runs, is stopped when it must, and its claim is settled."""
 
 import asyncio
 import concurrent.futures
@@ -23,7 +23,7 @@ _STOP_ERRORS: Final = {"cancel": "stopped: its cancellation was requested", "rel
 
 
 class JobContext:
-    """What a handler gets: the claimed job. `stop_requested` turns True when it should end."""
+    """The argument of a handler: the claimed job. `stop_requested` turns True when it should end."""
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
@@ -71,7 +71,7 @@ class JobContext:
 
     @property
     def offset(self) -> int:
-        """The place of this try's claimed event in the log: no other try has it."""
+        """The offset of this try's claimed event: no other try has it."""
         return self.claim.offset
 
     @property
@@ -108,7 +108,7 @@ class Handler(NamedTuple):
 
     @classmethod
     def of(cls, queue: str, function: HandlerFunction, timeout_ms: int | None) -> "Handler":
-        """Tell an async function (or an object whose call is one) from a plain one; refuse what would never run."""
+        """Make a handler of an async or plain function (or an object with such a call); refuse what would never run."""
         called = getattr(function, "__call__", None)  # noqa: B004
         yields = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         if called is None or yields:
@@ -118,19 +118,19 @@ class Handler(NamedTuple):
 
 
 class Settler(Protocol):
-    """What ending a job needs from a queue."""
+    """The protocol of a queue by which a job is settled."""
 
     async def ack(self, claim: Claim) -> None:
-        """See `Queue.ack`."""
+        """Ack a claim, as `Queue.ack` does."""
 
     async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
-        """See `Queue.nack`."""
+        """Nack a claim, as `Queue.nack` does."""
 
     async def release(self, claim: Claim, reason: str = "released") -> None:
-        """See `Queue.release`."""
+        """Release a claim, as `Queue.release` does."""
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
-        """See `Queue.watch`."""
+        """Watch a claim, as `Queue.watch` does."""
 
 
 class Trace(Protocol):
@@ -138,24 +138,24 @@ class Trace(Protocol):
 
     @property
     def context(self) -> contextvars.Context:
-        """Where the handler runs, so that what it traces hangs on this try."""
+        """The context in which the handler runs, so that its own spans are children of this try."""
 
     def handled(self, error: BaseException | None) -> None:
-        """The handler has ended."""
+        """Record that the handler has ended."""
 
     def end(self, outcome: Outcome, error: BaseException | None, timed_out: bool) -> None:
-        """The try ended, and what came of it is durable."""
+        """End the trace of a try whose outcome is durable."""
 
 
 class Tracer(Protocol):
-    """Traces tries; see tracing/spans.py."""
+    """The tracer of tries; see tracing/spans.py."""
 
     def begin(self, claim: Claim) -> Trace | None:
-        """A handler is about to run."""
+        """Begin the trace of a try, whose handler is about to run."""
 
 
 class Running:
-    """The life of one claim in a worker."""
+    """The execution of one claim in a worker."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class Running:
         self.stopped: StopReason | None = None
         self.begun = False
         self.interrupt: KeyboardInterrupt | None = None
-        """What the handler raised to end the process: its try has failed, and the worker has to end, too."""
+        """The exception by which the handler ends the process: its try has failed, and the worker has to end, too."""
         self._queue = queue
         self._handler = handler
         self._clock = clock
@@ -194,7 +194,7 @@ class Running:
                 self._handling.cancel()
 
     async def live(self) -> None:
-        """Run the handler and settle the claim. Raises what the queue raises, but for a claim that was lost."""
+        """Run the handler and settle the claim. Raises the queue's errors, but for a claim that was lost."""
         self.begun = True
         self._queue.watch(self.claim, lambda what: self.stop("cancel" if what == "cancel" else "lost"))
         timer = None
@@ -255,7 +255,7 @@ class Running:
         return task is not None and task.cancelling() > 0
 
     async def _handle(self) -> None:
-        # What the queue has to say of the claim by now must be heard before a thread begins: that can't be undone.
+        # A stop of the claim that is due by now must come before a thread begins: that can't be undone.
         await asyncio.sleep(0)
         if self.stopped is not None:
             raise asyncio.CancelledError
@@ -263,7 +263,8 @@ class Running:
             self._trace = self._tracer.begin(self.claim)
         traced = None if self._trace is None else self._trace.context
         if self._handler.is_async:
-            # Called in the task: one that is cancelled before it begins must not leave a coroutine that nobody awaits.
+            # Called in the task: one that is cancelled before it begins must not leave a coroutine that is never
+            # awaited.
             handling = self._contained(lambda: self._handler.function(self._job))
             self._handling = asyncio.create_task(handling, context=traced)
         else:
@@ -326,10 +327,10 @@ def _is_running(task: "asyncio.Task[Any] | None") -> bool:
 
 
 async def _ended(thread: "concurrent.futures.Future[Any]") -> None:
-    """Wait for a thread that goes on after its time: its place isn't free."""
+    """Wait for a thread that goes on after its time: its slot isn't free."""
     if thread.done() or thread.cancel():
         return
     waiting = asyncio.wrap_future(thread)
-    # What it raises now counts no more, and asyncio would report an exception that nobody looked at.
+    # What it raises now counts no more, and asyncio would report an exception that was never retrieved.
     waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     await asyncio.wait({waiting})

@@ -1,7 +1,7 @@
-"""What is said of jobs through `logging`: how a handler's try ended, and claims that ended by themselves.
+"""Log records of jobs: how a handler's try ended, and claims that ended by themselves.
 
 A try that is followed by another one is a warning with its traceback; a dead job is an error; what was asked for (a
-retry, a cancellation, an orderly end) is information. That all went well is only said to those who listen at DEBUG.
+retry, a cancellation, an orderly end) is information. Success is logged at DEBUG only.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from ledgerq.worker.outcomes import Dead, Retry, plain_text
 __all__ = ["EndedClaims", "Outcome", "say_interrupted", "say_outcome"]
 
 Outcome = Literal["done", "retry", "dead", "cancelled", "released", "lost", "unknown"]
-"""What came of a try; `unknown`: the queue failed, or the worker was cut off, before it was durable."""
+"""The outcome of a try; `unknown`: the queue failed, or the worker was cut off, before it was durable."""
 
 _worker_log = logger("worker")
 _queue_log = logger("queue")
@@ -28,7 +28,7 @@ _ENDED_EVENTS: Final = {decisions.LEASE_EXPIRED: "lease_expired", decisions.INTE
 
 
 def say_outcome(claim: Claim, outcome: Outcome, error: BaseException | None, timed_out_s: float | None) -> None:
-    """A handler's try has ended, and what came of it is durable."""
+    """Log the outcome of a handler's try, which is durable."""
     traceback: BaseException | None = None
     if outcome == "done":
         level, event, what = logging.DEBUG, "job_done", "done"
@@ -69,7 +69,7 @@ def say_outcome(claim: Claim, outcome: Outcome, error: BaseException | None, tim
 
 
 class EndedClaims:
-    """Claims that the queue itself ended, said when that is durable, and not too many of them in a minute."""
+    """The log of claims that the queue itself ended, written when that is durable, a bounded number in a minute."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
@@ -77,12 +77,12 @@ class EndedClaims:
         self._throttle = LogThrottle(_BURST_CLAIMS)
 
     def note(self, job: Job | None, why: str) -> None:
-        """The event that makes this `job` of a claimed one was staged."""
+        """Keep an ended claim until it is durable: the event that made it this `job` was staged."""
         if job is not None:
             self._staged.append((self._log.next_offset, job, why))
 
     def say(self) -> None:
-        """Write about what became durable: on the loop's next turn, so that a handler that raises harms no commit."""
+        """Log what became durable: on the loop's next turn, so that a logging handler that raises harms no commit."""
         if self._staged:
             asyncio.get_running_loop().call_soon(self._say)
 
@@ -94,7 +94,7 @@ class EndedClaims:
 
 
 def say_interrupted(jobs: list[Job]) -> None:
-    """Opening found these claimed by a writer that is gone; they are what became of them."""
+    """Log the jobs that opening found claimed by a writer that is gone, in their states after that."""
     if not jobs:
         return
     for job in jobs[:_BURST_CLAIMS]:

@@ -1,4 +1,4 @@
-"""What a user may set for a queue and for a job, checked at the edge. Times are in seconds, as people write them."""
+"""The options of a queue and of a job, checked at the edge. Times are in seconds, as people write them."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -34,7 +34,7 @@ class _Frozen(BaseModel):
 
 
 class QueueOptions(_Frozen):
-    """How a queue treats its jobs. Changing an option never changes the past: events carry what was decided."""
+    """The options of a queue. Changing an option never changes the past: events carry what was decided."""
 
     max_attempts: Annotated[int, Field(ge=1, le=1_000_000)] = 3
     """Claims before a failing job is dead; counts claims, not failures."""
@@ -49,7 +49,7 @@ class QueueOptions(_Frozen):
     keep_done_s: Seconds = 24 * 3600.0
     """How long a done job's record and payload stay; its history stays in the log."""
     keep_dead_s: Seconds = 7 * 24 * 3600.0
-    """How long a dead job can be looked at and requeued."""
+    """How long a dead job can be read and requeued."""
     keep_cancelled_s: Seconds = 24 * 3600.0
     """How long a cancelled job's record stays."""
     max_payload_bytes: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = 1024 * 1024

@@ -1,4 +1,4 @@
-"""What a handler can say beside returning (done) or raising (failed, try again)."""
+"""The outcomes that a handler can raise, beside returning (done) or any other error (failed, try again)."""
 
 import asyncio
 import concurrent.futures
@@ -53,7 +53,7 @@ def _leave_out_calling(error: traceback.TracebackException) -> None:
 
 
 def plain_text(error: BaseException) -> str:
-    """What an exception says; one whose text can't be made says where it comes from."""
+    """The text of an exception; of one whose text can't be made, its type."""
     try:
         return str(error)
     except Exception:

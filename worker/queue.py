@@ -2,7 +2,7 @@
 
 Every call decides at once, in memory, stages its events in the open commit, and returns when that commit is durable.
 One event loop owns a queue. Cancelling a call never half-does it: what was staged is committed all the same, and claims
-that nobody received are given back. Next: worker.py, which runs handlers on top of these methods.
+that were not received are given back. Next: worker.py, which runs handlers on top of these methods.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ class Queue:
     """A durable job queue on one store: `await Queue.open(url)`, or `async with Queue.open(url) as queue`."""
 
     def __init__(self, core: Core, tracer_provider: "TracerProvider | None" = None) -> None:
-        """Use `open`."""
+        """Not called by users: use `open`."""
         self._core = core
         self._log = core.log
         self._writer_state = core.writer_state
@@ -82,7 +82,7 @@ class Queue:
         as soon as the other has ended; with `take_over` it fences the other instead. See
         eventlog/single_writer/hold.py.
 
-        `default` and `queues` say how queues treat their jobs; `ready_window` is how many pending jobs of each queue
+        `default` and `queues` are the options of queues; `ready_window` is how many pending jobs of each queue
         are kept in memory; commits follow each other at least `commit_interval_ms` apart under load (None: 50 ms on
         object stores, less elsewhere); `projections` are the user's own; `tracer_provider` switches tracing on, see
         tracing/spans.py. Use the result with `await` or `async with`.
@@ -124,12 +124,12 @@ class Queue:
 
     @property
     def failure(self) -> LedgerError | None:
-        """Why nothing can be written any more (`Fenced`, `OutcomeUnknown`, ...), or None."""
+        """The error for which nothing can be written any more (`Fenced`, `OutcomeUnknown`, ...), or None."""
         return self._log.failure
 
     @property
     def on_failure(self) -> list[Callable[[LedgerError], None]]:
-        """Called when the queue fails (`Fenced`, ...): append to it, remove from it."""
+        """The list of functions called when the queue fails (`Fenced`, ...): append to it, remove from it."""
         return self._core.on_failure
 
     @property
@@ -189,7 +189,7 @@ class Queue:
         )
 
     async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
-        """Add up to 10,000 jobs in one commit: all or none. Each is a payload, or a `NewJob` with more to say."""
+        """Add up to 10,000 jobs in one commit: all or none. Each is a payload, or a `NewJob` with options."""
         return await self._enqueuer.many(queue, jobs)
 
     # ------------------------------------------------------------------ claim and settle
@@ -206,7 +206,8 @@ class Queue:
 
         `queue` may be several names: the first that has jobs is served. `lease`: seconds until the claim ends by itself
         (None: the queue's option). `wait`: seconds to wait when there is none (0: not at all, None: without end).
-        `worker`: who claims, for the log. Returns [] when the wait is over. The claims are durable when this returns.
+        `worker`: the name of the claimer, for the log. Returns [] when the wait is over. The claims are durable when
+        this returns.
         """
         self._log.check()
         queues = queue_names(queue)
@@ -226,7 +227,7 @@ class Queue:
         return await self._dispatcher.claim(queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker)
 
     async def ack(self, claim: Claim) -> None:
-        """The work is done. Raises `ClaimLost`, and appends nothing, when the claim is no longer current."""
+        """Ack a claim: its work is done. Raises `ClaimLost`, and appends nothing, when it is no longer current."""
         self._log.check()
         await settlement.ack(self._core, claim)
 
@@ -236,7 +237,7 @@ class Queue:
         await settlement.ack_many(self._core, claims)
 
     async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
-        """The try failed, with this error: retry after backoff or `delay` seconds, or dead (asked for, or no try left).
+        """Nack a claim: its try failed; retry after backoff or `delay` seconds, or dead (asked for, or no try left).
 
         Raises `ClaimLost`, and appends nothing, when the claim is no longer current.
         """
@@ -257,7 +258,7 @@ class Queue:
             return self._dispatcher.extend(claim, lease_ms)
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
-        """Call `callback("cancel")` when the job is to stop, `callback("lost")` when another hand ended the claim."""
+        """Call `callback("cancel")` when the job is to stop, `callback("lost")` when the claim was ended otherwise."""
         self._dispatcher.watch(claim, callback)
 
     # ------------------------------------------------------------------ operate
@@ -274,17 +275,17 @@ class Queue:
         return await commands.requeue(self._core, job_id, actor=actor, reason=reason)
 
     async def pause(self, queue: str, *, actor: str, reason: str) -> None:
-        """Hand out no more jobs of this queue until `resume`; jobs can be added. Pausing twice changes nothing."""
+        """Let no jobs of this queue be claimed until `resume`; jobs can be added. Pausing twice changes nothing."""
         await commands.set_paused(self._core, queue, True, actor=actor, reason=reason)
 
     async def resume(self, queue: str, *, actor: str, reason: str) -> None:
-        """Hand out jobs of this queue again."""
+        """Let jobs of this queue be claimed again."""
         await commands.set_paused(self._core, queue, False, actor=actor, reason=reason)
 
     # ------------------------------------------------------------------ read
 
     async def get(self, job_id: str) -> Job:
-        """A job that is not swept yet; what it says is durable. Raises `JobNotFound`."""
+        """A job that is not swept yet, in a durable state. Raises `JobNotFound`."""
         job = await commands.find(self._core, job_id)
         if self._writer_state.undurable(job.id):
             await self._log.committed()
@@ -318,5 +319,5 @@ class Queue:
         return QueueCollector(self._gauges, limit)
 
     async def drained(self, queues: str | Sequence[str]) -> None:
-        """Return when none of these queues holds an unfinished job (scheduled, pending or claimed)."""
+        """Wait until none of these queues holds an unfinished job (scheduled, pending or claimed)."""
         await self._core.drained(queue_names(queues))

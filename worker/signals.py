@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT for every worker of a process: each is told, and after the last one all is as it was before.
+"""SIGTERM and SIGINT for every worker of a process: each is called; after the last one the handlers are as before.
 
 A loop's own `add_signal_handler` holds one handler, so a second worker would silence the first.
 """
@@ -16,7 +16,7 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Relay:
-    """The process's handler of one signal while somebody listens; `before` was there until then."""
+    """The process's handler of one signal while workers listen; `before` was there until then."""
 
     def __init__(self, before: Any) -> None:
         self.before = signal.SIG_DFL if before is None else before

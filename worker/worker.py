@@ -1,6 +1,7 @@
 """The worker: handlers for queues, run side by side within limits, and an orderly end.
 
-It is written against the methods of `Queue` that it uses (`WorkerQueue`), so that it can run on anything that has them.
+It is written against the methods of `Queue` that it uses (`WorkerQueue`), so that it can run on any object that has
+them.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ F = TypeVar("F", bound=HandlerFunction)
 
 
 class Worker:
-    """Runs handlers for the jobs of one queue object.
+    """A worker: it runs handlers for the jobs of one queue object.
 
         worker = Worker(queue, concurrency=50)
 
@@ -54,9 +55,9 @@ class Worker:
 
     `concurrency`: handlers at a time. `prefetch`: claims held beyond that, so that a slot never waits for a commit
     (None: a quarter of the concurrency). `grace`: seconds that running handlers have after the first signal. `name`:
-    what the log says about who claimed. `tracer_provider`: OpenTelemetry's, for a span around each try (None: that of
-    the queue, if it was opened with one); `same_trace`: as a child of the span that enqueued the job, where by default
-    it begins a trace of its own that links there. See tracing/spans.py.
+    the claimer's name in the log. `tracer_provider`: OpenTelemetry's, for a span around each try (None: that of the
+    queue, if it was opened with one); `same_trace`: as a child of the span that enqueued the job, where by default it
+    begins a trace of its own that links there. See tracing/spans.py.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Worker:
         """Register the decorated function for a queue: an `async def`, or a plain `def`, which runs in a thread.
 
         `timeout`: seconds until the handler is cancelled and the try counts as failed. A thread can't be cancelled: it
-        goes on (see `job.stop_requested`) and keeps its place until it ends, but its result no longer counts.
+        goes on (see `job.stop_requested`) and keeps its slot until it ends, but its result no longer counts.
         """
         queue_name_bytes(queue)
         timeout_ms = None if timeout is None else seconds_ms("timeout", timeout)
@@ -194,7 +195,7 @@ class Worker:
             except LedgerError as error:
                 if error.permanent or self._failure is not None:
                     return self._failed(error)
-                # The queue itself goes on; if it doesn't, `on_failure` says so before the next try.
+                # The queue itself goes on; if it doesn't, `on_failure` is called before the next try.
                 if throttle.may(clock.now_ms()):
                     words = _CLAIM_AGAIN_MS / 1000, error, throttle.take_left_out()
                     _log.warning("claiming failed, trying again in %g s: %s%s", *words, extra=about("claiming_failed"))
@@ -203,7 +204,7 @@ class Worker:
             await sleep_until(clock, clock.now_ms() + _CLAIM_AGAIN_MS)
 
     async def _room(self) -> int:
-        """How many more claims may be held; waits until there is room."""
+        """The number of further claims that may be held; waits until it is above 0."""
         while len(self._held) >= self._capacity:
             self._changed.clear()
             await self._changed.wait()
@@ -232,7 +233,7 @@ class Worker:
     async def _renew(self) -> None:
         """Renew all leases when a third of the shortest one has passed.
 
-        Each by itself: that a claim is lost is said once it is durable, and no other lease may end meanwhile.
+        Each by itself: that a claim is lost is raised once it is durable, and no other lease may end meanwhile.
         """
         lease_s = min(self.queue.options(queue).lease_s for queue in self._handlers)
         clock = self.queue.clock
@@ -289,7 +290,7 @@ class Worker:
             await _end([waiting])
 
     async def _abandon(self) -> None:
-        """What is still held now has a handler that doesn't end."""
+        """Give up what is still held now: its handlers don't end."""
         for running, task in self._held.values():
             claim = running.claim
             more = about_job("handler_stuck", claim.id, claim.queue, claim.attempt, claim.offset)
@@ -312,14 +313,14 @@ class Worker:
                 running.stop(reason)
 
     def _failed(self, error: Exception) -> None:
-        """Nothing can be claimed or settled any more, as far as this worker knows."""
+        """The queue's failure, as far as this worker has it: nothing can be claimed or settled any more."""
         if self._failure is None:
             self._failure = error
             self._stopping.set()
             self._aborting.set()
 
     def _interrupted(self, running: Running) -> None:
-        """A handler wants the process to end. Its job is settled; what else is held is given back first."""
+        """End the worker, since a handler ends the process. Its job is settled; the others are given back first."""
         claim = running.claim
         more = about_job("worker_failed", claim.id, claim.queue, claim.attempt, claim.offset)
         words = claim.job_id, claim.queue

@@ -1,4 +1,4 @@
-"""What a worker needs of a queue, for those who put something of their own in the place of `Queue`."""
+"""The protocol of a queue that a worker uses, for those who replace `Queue` by an object of their own."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -18,7 +18,7 @@ class WorkerQueue(ClaimSource, Settler, Protocol):
 
     @property
     def on_failure(self) -> list[Callable[[LedgerError], None]]:
-        """See `Queue.on_failure`."""
+        """The functions called when the queue fails, as `Queue.on_failure`."""
 
     @property
     def clock(self) -> Clock:
@@ -28,10 +28,10 @@ class WorkerQueue(ClaimSource, Settler, Protocol):
         """The options of a queue."""
 
     async def extend(self, claim: Claim, lease: float) -> Claim:
-        """See `Queue.extend`."""
+        """Renew a lease, as `Queue.extend` does."""
 
     async def drained(self, queues: str | Sequence[str]) -> None:
-        """See `Queue.drained`."""
+        """Wait for the queues to be empty, as `Queue.drained` does."""
 
     async def close(self) -> None:
-        """See `Queue.close`. `ledgerq worker` calls it when the worker has ended; `Worker` itself never does."""
+        """Close the queue. `ledgerq worker` calls it when the worker has ended; `Worker` itself never does."""

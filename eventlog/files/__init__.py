@@ -1,5 +1,4 @@
-"""A file store's folder: what is synced and when, what is removed, who may enter, and what must not
-lie there.
+"""A file store's folder: syncs, garbage collection, permissions, and checks of its files.
 
 Start with fsync.py: SlateDB itself never calls fsync.
 """

@@ -1,11 +1,11 @@
-"""Are SlateDB's files what its manifest says? Looked at before it opens a store in a folder, so that errors have names.
+"""Checks of SlateDB's files against its manifest before it opens a store in a folder, so that errors have names.
 
 SlateDB waits without end for bytes that a shortened file has not (an exchanged one looks to it like a shortened one),
-and of some files it says only that something is wrong. Object stores hand out an object as it was put or not at all, so
-there nothing is asked.
+and for some files its error is only that something is wrong. Object stores give an object as it was put or not at all,
+so there nothing is checked.
 
 A sorted file holds blocks, filter, index, statistics, and its own description, without a gap. The manifest knows where
-filter, index and statistics are. The last ten bytes, also of a log file, are the description's place (u64) and the
+filter, index and statistics are. The last ten bytes, also of a log file, are the description's position (u64) and the
 format's version (u16), big-endian. A log file may be empty: that is how a writer fences another one.
 """
 
@@ -48,7 +48,7 @@ _NUMBER: Final = re.compile(rb"-1|[0-9]{1,20}")
 async def check_files(location: Location, *, writing: bool) -> VersionedManifest | None:
     """Raise `LogPoisoned` with the name of the file when SlateDB could not open what is there, or would wait for ever.
 
-    A reader alone misses a sorted file that is not there when it reads from it. `RowUnreadable` says that no more is
+    A reader alone misses a sorted file that is not there when it reads from it. `RowUnreadable` means that no more is
     wrong than blocks of payloads. Returns the newest manifest; None in a new store. Raises OSError.
     """
     admin = admin_of(location)
@@ -83,10 +83,10 @@ async def trusted_files(location: Location) -> frozenset[str]:
 async def _newest(
     location: Location, kind: str, remedy: str, read: Callable[[int | None], Coroutine[Any, Any, _T | None]]
 ) -> _T | None:
-    """The newest manifest, or list of compactions; None in a new store."""
+    """Read the newest manifest, or list of compactions; None in a new store."""
     newest, collected = await asyncio.to_thread(_numbers, location, kind)
     if newest <= collected:
-        # SlateDB would look for newer ones without end.
+        # SlateDB would search for newer ones without end.
         raise LogPoisoned(
             f"{location.original}: the newest file in {kind}/ is number {newest}, but gc/{kind}.boundary says that "
             f"there was one after {collected}: it is missing, or the boundary was altered; {remedy}"
@@ -120,7 +120,7 @@ def _numbers(location: Location, kind: str) -> tuple[int, int]:
 
 
 def _check_new(location: Location) -> None:
-    """A store without a manifest is a new one: no commit that SlateDB would write over, no compactor that fences it."""
+    """Check that a store without a manifest is new: it has no commits to write over, no compactor that fences it."""
     folder = location.folder
     has_log = any(path.stat().st_size for path in (folder / "wal").glob("*.sst"))
     if has_log or (folder / "anchor").exists() or numbers_of(folder, "compactions"):
@@ -137,7 +137,7 @@ def numbers_of(folder: Path, kind: str) -> list[int]:
 
 
 async def wrong_sequence(location: Location) -> str | None:
-    """What is wrong with the sequence numbers that the newest manifest remembers, or None.
+    """The fault of the sequence numbers that the newest manifest remembers, or None.
 
     They may not lead: SlateDB would open, and could never write a sorted file.
     """
@@ -165,7 +165,7 @@ def _check_ends(location: Location, manifest: VersionedManifest, trusted: frozen
 
 
 def wrong_sorted_file(folder: Path, manifest: VersionedManifest, trusted: frozenset[str] | None) -> str | None:
-    """What is wrong with the first sorted file that is not as `manifest` describes it, or None.
+    """The fault of the first sorted file that is not as `manifest` describes it, or None.
 
     For a writer one that is missing counts too, and checksums of those that are not `trusted`: a power cut may leave
     holes in a file whose end is right. Of these the newest 256 MiB are read. None for a reader. Raises OSError. Blocks.
@@ -189,7 +189,7 @@ def wrong_sorted_file(folder: Path, manifest: VersionedManifest, trusted: frozen
 
 
 def wrong_log_file(path: Path) -> str:
-    """What is wrong with a log file, or nothing; an empty one fenced a writer. Raises OSError. Blocks."""
+    """The fault of a log file, or nothing; an empty one fenced a writer. Raises OSError. Blocks."""
     if not ends_well(path, None):
         return "is damaged at its end"
     data = path.read_bytes()
@@ -215,12 +215,12 @@ def _costs_payloads_only(folder: Path, manifest: VersionedManifest, trusted: fro
 
 
 def _is_damage(problem: str) -> bool:
-    """Whether it is one of the bytes themselves: what was compressed by a setting only SlateDB reads."""
+    """Whether the bytes themselves are wrong: a block compressed by a setting is one that only SlateDB reads."""
     return bool(problem) and not problem.startswith((COMPRESSED, UNKNOWN_VERSION))
 
 
 def ends_well(file: Path, info: SsTableInfo | None) -> bool:
-    """Whether a file ends as its description in the manifest says, or without one, as it can."""
+    """Whether a file's end matches its description in the manifest, or without one, is possible at all."""
     fd = os.open(file, os.O_RDONLY)
     try:
         size_bytes = os.fstat(fd).st_size

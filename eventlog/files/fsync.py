@@ -1,4 +1,4 @@
-"""Making a file store's files durable: SlateDB itself never calls fsync.
+"""The syncs that make a file store's files durable: SlateDB itself never calls fsync.
 
 After a flush, the new files of the write-ahead log are synced, then their folder, then the anchor is written; only then
 is a commit durable. Sorted files and manifests are synced behind it (`sync_behind`), and garbage.py removes only
@@ -38,7 +38,7 @@ class FileSync:
     """The files of one store, and which of them are known to be on the disk. Raises OSError."""
 
     def __init__(self, folder: Path, *, fsync: bool) -> None:
-        """Look after the store in `folder`; with `fsync` False only the anchor is written, unsynced."""
+        """Sync the files of the store in `folder`; with `fsync` False only the anchor is written, unsynced."""
         self.anchor = FileAnchor(folder, fsync=fsync)
         self._folder = folder
         self._wal = folder / "wal"
@@ -52,10 +52,10 @@ class FileSync:
         self._failed: set[str] = set()
         self._heir: tuple[int, int] | None = None
         self._is_closed = False
-        self.steps = 0  # syncs that are done: who waits for many of them sees whether the disk gets on
+        self.steps = 0  # syncs that are done: a wait for many of them can see whether the disk gets on
 
     def note(self, manifest_id: int) -> None:
-        """Note for the next opener that this manifest and its files are on the disk."""
+        """Record for the next opener that this manifest and its files are on the disk."""
         inode = os.lstat(self._folder / "manifest" / f"{manifest_id:020d}.manifest").st_ino
         self.steps += 1
         write_small(self._folder / _NOTE, f"{manifest_id} {inode}\n".encode())
@@ -64,7 +64,7 @@ class FileSync:
         """Sync what an earlier writer, perhaps killed before its own sync, left behind; commits build on it.
 
         Of the log, the files from `first_wal_id` on: what those before it held is in sorted files, and they may be tens
-        of thousands that nobody has removed yet. `manifest_id` and the `sorted_files` that it names are on the disk.
+        of thousands that were not removed yet. `manifest_id` and the `sorted_files` that it names are on the disk.
         """
         if not self._fsync:
             return
@@ -92,7 +92,7 @@ class FileSync:
             sync_path(self._folder.parent)
 
     def commit(self, anchor: Anchor) -> None:
-        """Make the log files that appeared since the last call durable, then note `anchor`; an OSError once closed."""
+        """Make the log files that appeared since the last call durable, then write `anchor`; an OSError once closed."""
         with self._lock:
             if self._is_closed:
                 # The anchor is the next writer's by now.
@@ -126,7 +126,7 @@ class FileSync:
         return sorted(map(_number, self._synced[kind]), reverse=True)
 
     def close(self, *, wait: bool = True) -> bool:
-        """Give back what is open, once a commit under way is through; False when there is one and this is not to wait.
+        """Close what is open, once a commit under way is through; False when there is one and this is not to wait.
 
         No commit writes anything afterwards.
         """
@@ -201,7 +201,7 @@ class FileSync:
 def noted_manifest(folder: Path) -> int:
     """The newest manifest that a writer of this store knew to be on the disk with its files; 0 when none is known.
 
-    The note names the manifest's inode too, since a copy of a store was not synced by who copied it. Blocks.
+    The note names the manifest's inode too, since a copy of a store need not have been synced. Blocks.
     """
     try:
         fd = os.open(folder / _NOTE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""What a file store no longer needs, and its removal: by SlateDB's rules, held back by what is known to be on the disk.
+"""Garbage collection of a file store: by SlateDB's rules, held back by what is known to be on the disk.
 
 SlateDB's own garbage collector goes by the newest manifest. After a power cut that manifest, or a sorted file that it
 names, may be gone, and then the log files that it replaced are needed. So here everything goes by the newest manifest
@@ -39,7 +39,7 @@ _NEVER_MS: Final = 10**14
 
 
 class _Kept(NamedTuple):
-    """What stays: `replay_from` is the first log file that the synced manifest needs, `ranges` those of checkpoints."""
+    """The files to keep: `replay_from` is the synced manifest's first log file, `ranges` those of checkpoints."""
 
     manifest_id: int
     manifests: frozenset[int]
@@ -89,7 +89,7 @@ async def collect(
 
 
 async def _drop_expired_checkpoints(admin: Admin) -> None:
-    """SlateDB takes them out of the manifest in each round of its own collector: one that finds nothing old enough."""
+    """Run a round of SlateDB's own collector for this alone: with an age at which it finds no files old enough."""
     nothing = GarbageCollectorDirectoryOptions(interval_ms=None, min_age_ms=_NEVER_MS, dry_run=True)
     await admin.run_gc_once(GarbageCollectorOptions(manifest_options=nothing))
 

@@ -1,12 +1,12 @@
-"""Files of a store that are none: pipes, devices, sockets, folders, links to such, and files of an impossible size.
+"""Odd files, which are refused: pipes, devices, sockets, folders, links to such, and files of an impossible size.
 
 SlateDB opens whatever has the right name. A pipe then waits for ever, in a thread that keeps the process from ending; a
 device is read without end; a manifest of a terabyte, which costs nothing as a sparse file, ends the process for want of
-memory. So before SlateDB looks, and before anything here reads or writes, such a file is refused by name.
+memory. So before SlateDB opens the store, and before anything here reads or writes, such a file is refused by name.
 
 A symbolic link to a regular file is as good as that file where it is only read. Nothing is ever written through one:
-what is written in place is opened by `open_in_place`, and a new file is made by `new_file` under a name that nobody
-can foresee.
+what is written in place is opened by `open_in_place`, and a new file is made by `new_file` under a name that can't be
+foreseen.
 """
 
 import errno
@@ -124,7 +124,7 @@ def find_odd_files(folder: Path, *, writing: bool) -> Iterator[OddFile]:
 
 
 def _what(file: "os.DirEntry[str] | Path", most_bytes: int | None) -> str | None:
-    """What is wrong with a file, or None; one that is gone meanwhile is none."""
+    """The fault of a file, or None, also for one that is gone meanwhile."""
     try:
         found = file.stat(follow_symlinks=False)
     except FileNotFoundError:
@@ -153,7 +153,7 @@ def read_small(path: Path, most_bytes: int) -> bytes:
 
     Raises OSError with the reason for anything else, for more than `most_bytes`, and for a file that is not there.
     """
-    # Without O_NONBLOCK opening a pipe would wait for somebody to write into it.
+    # Without O_NONBLOCK opening a pipe would wait for a writer on its other end.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _require_regular(fd, path, most_bytes)

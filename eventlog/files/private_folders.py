@@ -1,12 +1,12 @@
-"""Folders of a store that only their owner may enter, so that nobody else reads payloads.
+"""The store's folders, made so that only their owner may enter them and read payloads.
 
 SlateDB makes folders and files in threads of its own, with the modes that the process's umask leaves: mostly readable
 by all. The umask belongs to the whole program, so it is left alone; what protects a store are its folders. They are
-made here, before SlateDB would, with mode 0700. Where the file system has access control lists, a default one makes
-the files in them 0600 as well, whoever makes them.
+made here, before SlateDB would, with mode 0700. Where the file system has access control lists, a default one makes the
+files in them 0600 as well, also those that SlateDB makes.
 
-A folder that was there before keeps the mode that its owner gave it. What root makes in a store of somebody else's is
-given to the store's owner, who could not open the store any more otherwise.
+A folder that was there before keeps the mode that its owner gave it. What root makes in another user's store is given
+to the store's owner, who could not open the store any more otherwise.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What a file store with fsync needs in the background: sorted files are synced, then what they replaced is removed."""
+"""The background upkeep of a file store with fsync: sorted files are synced, then what they replaced is removed."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +25,7 @@ class Upkeep:
     """The syncs of one store's files beside its commits, at opening, now and then, and at close."""
 
     def __init__(self, location: Location, files: FileSync, run: "Callable[..., asyncio.Future[Any]]") -> None:
-        """Look after `files`; `run` calls a function in a thread."""
+        """Sync and collect `files`; `run` calls a function in a thread."""
         self._place = location
         self._files = files
         self._run = run
@@ -42,7 +42,7 @@ class Upkeep:
         await self._note()
 
     async def sync(self) -> None:
-        """Sync what is new, and note it for the next opener. Raises OSError and SlateDB's errors."""
+        """Sync what is new, and record it for the next opener. Raises OSError and SlateDB's errors."""
         await self._run(self._files.sync_behind)
         await self._note()
 

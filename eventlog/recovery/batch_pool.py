@@ -1,4 +1,4 @@
-"""Record batches found anywhere, in any order, and the longest chain that they prove.
+"""A pool of record batches found anywhere, in any order, and the longest chain that they prove.
 
 Several batches may claim one offset: of a history that was cut, of a writer that was fenced, or altered ones. A batch
 is taken only when it follows from the first one on by digests. Kept in a temporary SQLite file, so that memory stays
@@ -50,10 +50,10 @@ class _Reached(NamedTuple):
 
 
 class BatchPool:
-    """See the module's text. Its methods block: call them from a thread, one at a time."""
+    """The pool, in a temporary SQLite file. Its methods block: call them from a thread, one at a time."""
 
     def __init__(self, file: Path) -> None:
-        """Keep everything in `file`, which is made."""
+        """Make `file` and keep everything in it."""
         self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
         self._db.executescript(
             f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536; BEGIN; {_SCHEMA}"
@@ -62,11 +62,11 @@ class BatchPool:
         self.undecodable: dict[int, str] = {}
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._db.close()
 
     def add(self, base_offset: int, value: bytes, seq: int) -> None:
-        """Take in the record batch found at `base_offset`. Raises `FormatTooNew` for one of a newer ledgerq's.
+        """Add the record batch found at `base_offset`. Raises `FormatTooNew` for one of a newer ledgerq's.
 
         `seq` is the store's own number of the change that wrote it.
         """
@@ -85,7 +85,7 @@ class BatchPool:
         )
 
     def add_removed(self, base_offset: int, seq: int) -> None:
-        """The batch at `base_offset` was removed by change `seq`: only a cut that an operator asked for does that."""
+        """Add the removal of the batch at `base_offset` by change `seq`: only an operator's cut does that."""
         if base_offset <= _MAX_INTEGER:
             row = (base_offset, seq)
             self._db.execute(
@@ -93,7 +93,7 @@ class BatchPool:
             )
 
     def add_head(self, value: bytes) -> None:
-        """Take in a head: a commit that was made, though its batch may be lost."""
+        """Add a head: a commit that was made, though its batch may be lost."""
         try:
             head = decode_head(value)
         except LogCorrupt:
@@ -141,7 +141,7 @@ class BatchPool:
         return self.chosen()
 
     def chosen(self) -> Verified:
-        """How far the chosen chain goes."""
+        """The offset at which the chosen chain ends."""
         last = self._db.execute(
             "SELECT next, digest, epoch, time_ms, base FROM batch WHERE chosen ORDER BY base DESC LIMIT 1"
         ).fetchone()
@@ -168,7 +168,7 @@ class BatchPool:
         return anchor.next_offset == 0 or bool(self._db.execute(query, (anchor.base_offset, anchor.digest)).fetchone())
 
     def left_out(self, end: int) -> tuple[list[Stretch], int]:
-        """What was found and is not in the chain: stretches from `end` on, and how many batches before it."""
+        """The batches found that are not in the chain: stretches from `end` on, and how many batches before it."""
         stretches: list[Stretch] = []
         rows = self._db.execute("SELECT base, next FROM batch WHERE NOT chosen AND base >= ? ORDER BY base", (end,))
         for start, stop in rows:

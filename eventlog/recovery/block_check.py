@@ -1,6 +1,6 @@
-"""Every block of every file that a store needs now, checked by its checksum: SlateDB notices only what it reads.
+"""A check of every block of every file that a store needs now: SlateDB notices damage only in what it reads.
 
-A payload's block is read when its job is claimed, perhaps in a year, and a filter only for a key that is looked for.
+A payload's block is read when its job is claimed, perhaps in a year, and a filter only for a key that is searched for.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ async def _names(location: Location, objects: Objects | None, manifest: Versione
 
 
 async def _content(location: Location, objects: Objects | None, name: str) -> tuple[bytes, list[str]] | None:
-    """A file's bytes, and what was wrong with reading them; None when it is not there."""
+    """A file's bytes, and the problem in reading them, if any; None when it is not there."""
     if objects is not None:
         found = await objects.get(name)
         return None if found is None else (found, [])
@@ -87,6 +87,6 @@ async def _content(location: Location, objects: Objects | None, name: str) -> tu
 
 
 def _problems(data: bytes, is_log: bool) -> list[str]:
-    """What is wrong with a file; of one that is compressed only SlateDB can tell."""
+    """The problems of a file, one a line; a compressed one can be checked only by SlateDB."""
     parts = [part for part in parts_of(data, is_log, _NOTHING) if part.problem]
     return [problem_text(part) for part in parts if not part.problem.startswith(COMPRESSED)]

@@ -123,7 +123,7 @@ async def _described(
 
 
 async def _newest_manifest(place: Location) -> tuple[VersionedManifest | None, list[FileFault]]:
-    """The newest manifest that can be read, and what is wrong with those after it."""
+    """The newest manifest that can be read, and the faults of those after it."""
     faults: list[FileFault] = []
     admin = admin_of(place)
     for number in (await asyncio.to_thread(numbers_of, place.folder, "manifest"))[:_MAX_MANIFESTS]:

@@ -1,4 +1,4 @@
-"""Flatbuffers as far as SlateDB's sorted files hold them: little-endian, fields found through a list of offsets."""
+"""A reader of Flatbuffers, as far as SlateDB's sorted files use them."""
 
 import struct
 
@@ -18,7 +18,7 @@ class FlatTable:
         self._size = struct.unpack_from("<H", buffer, self._offsets)[0]
 
     def _place(self, field: int) -> int:
-        """Where a field is; 0 where it is left out."""
+        """The position of a field; 0 where it is left out."""
         entry = 4 + 2 * field
         if entry + 2 > self._size:
             return 0

@@ -1,4 +1,4 @@
-"""A file store whose newest files a power cut left unreadable: what nobody was promised is set aside, and it opens.
+"""Healing of a file store after a power cut: unreadable newest files are set aside, if nothing promised is lost.
 
 SlateDB opens the newest manifest and every log file after it, or nothing. After a power cut one of them may be there by
 name only, or name a sorted file that is not on the disk. All that was promised is still there then, in log files and
@@ -7,8 +7,8 @@ from the newest to the oldest, with the log files up to the first one that can't
 store.
 
 The first view in which head, chain and anchor prove that every promised commit is there is what the store becomes: the
-files left out of it are moved to `set-aside/TIME/`, with a `report.json` that says why. Nothing is deleted. The writer
-that opens the store puts the fact into the log (`FilesSetAside`). Without such a view nothing is moved.
+files left out of it are moved to `set-aside/TIME/`, with a `report.json` that gives the reasons. Nothing is deleted.
+The writer that opens the store puts the fact into the log (`FilesSetAside`). Without such a view nothing is moved.
 """
 
 import asyncio
@@ -53,9 +53,9 @@ async def heal(location: Location, hold: Hold, *, thorough: bool = False, limit_
     """Set aside what keeps the store from being opened; None when there is nothing of the kind.
 
     `thorough` is for a store that SlateDB refused although nothing is seen to be wrong with its files. `hold` is held,
-    and nobody else writes. Looking ends after `limit_s`, half of it for the search; moving files may take any time in
-    which the disk syncs something within `limit_s`. Raises `LogPoisoned` when something promised would be missing, or
-    was not found in that time, `StoreUnavailable`, TimeoutError and OSError.
+    and no other process writes. The examination ends after `limit_s`, half of which is for the search; moving files may
+    take any time in which the disk syncs something within `limit_s`. Raises `LogPoisoned` when something promised would
+    be missing, or was not found in that time, `StoreUnavailable`, TimeoutError and OSError.
     """
     async with asyncio.timeout(limit_s):
         found = await _what_to_move(location, thorough=thorough, limit_s=limit_s / 2)
@@ -125,7 +125,7 @@ async def find_set_aside(location: Location, *, thorough: bool = False) -> dict[
 async def _files_without(
     location: Location, manifest: VersionedManifest, left_out: dict[str, str], *, thorough: bool
 ) -> dict[str, str] | Literal["short"] | None:
-    """What to leave out besides the newer manifests, so that all is there that was promised; None if nothing helps.
+    """The files to leave out besides the newer manifests so that nothing promised is missing; None if nothing helps.
 
     "short": all log files that can be read were tried, so no older manifest has what is missing.
     """
@@ -151,7 +151,7 @@ async def _lists_fit(location: Location, manifest: VersionedManifest) -> bool:
     if not numbers:
         return True
     try:
-        # By its number: SlateDB looks without end for a newest one that a boundary promises.
+        # By its number: SlateDB searches without end for a newest one that a boundary promises.
         newest = await admin_of(location).read_compactions(numbers[0])
     except SLATE_ERRORS:
         return False
@@ -159,7 +159,7 @@ async def _lists_fit(location: Location, manifest: VersionedManifest) -> bool:
 
 
 def _lists_and_boundaries(folder: Path, manifest_id: int, lists: bool) -> dict[str, str]:
-    """Lists of compactions say what is to be done, boundaries what was removed: nothing that was written is in them.
+    """Lists of compactions (work to be done) and boundaries (files removed): no data that was written is in them.
 
     With `lists` all lists are left out: they go with a manifest that is left out, or one can't be read.
     """
@@ -190,7 +190,7 @@ def _wrong_boundary(boundary: Path, newest: int) -> str:
 def _cuts(folder: Path, replayed: int) -> Iterator[dict[str, str]]:
     """Ways to end the log, as what is left out of it: at the first file that can't be read, or at an empty one before.
 
-    An empty log file fenced a writer, or has lost its data: only the chain can tell.
+    An empty log file fenced a writer, or has lost its data: only the chain can decide which.
     """
     found = [number for number in reversed(numbers_of(folder, "wal")) if number > replayed]
     sound: list[int] = []
@@ -218,7 +218,7 @@ def _named(numbers: dict[int, str]) -> dict[str, str]:
 
 
 async def _try(location: Location, left_out: dict[str, str]) -> Literal["whole", "short", "broken"]:
-    """What the store would be without these files, as head, chain and anchor prove it.
+    """The state that the store would have without these files, as head, chain and anchor prove it.
 
     Whole: all that was promised is there. Short: all is well, but the end is missing.
 

@@ -1,4 +1,4 @@
-"""How far the log of a store can be read when a block of it is damaged."""
+"""The readable part of a log of which a block is damaged."""
 
 from typing import Final
 

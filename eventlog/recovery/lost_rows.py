@@ -1,6 +1,7 @@
-"""Whether a row that SlateDB could not read is lost with its block, and no more than that: looked at after an error.
+"""The check after a read error whether just the block that held the row is damaged.
 
-SlateDB says the same of a damaged block and of a damaged index, which costs every row of a file until it is salvaged.
+SlateDB gives the same error for a damaged block and for a damaged index, which costs every row of a file until it is
+salvaged.
 """
 
 import asyncio

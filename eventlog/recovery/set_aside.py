@@ -1,4 +1,4 @@
-"""Files that were set aside: moved out of a file store's way, kept in `set-aside/TIME/`, with a report that says why.
+"""Setting files aside: moved out of a file store's way into `set-aside/TIME/`, with a report of the reasons.
 
 The report is written before the first file is moved, and gets its other name once a writer has put the fact into the
 log: a crash between any two steps leaves something that the next opening finishes. Everything here blocks.
@@ -73,12 +73,12 @@ def move_aside(store: Path, files: Mapping[str, str], synced: Callable[[], None]
 
 
 def read_set_aside(store: Path) -> list[SetAside]:
-    """What was set aside in the store in this folder and not removed since, oldest first."""
+    """The files set aside in the store in this folder and not removed since, oldest first."""
     found: list[SetAside] = []
     for name in (_REPORT, _RECORDED):
         for report in (store / _FOLDER).glob(f"*/{name}"):
             folder, files = report.parent, _read(report)
-            # Power may have failed before all were moved: what is still in its place is no longer concerned.
+            # Power may have failed before all were moved: what is still where it was is no longer concerned.
             there = {file: str(what) for file, what in files.items() if (folder / file).exists()}
             found.append(SetAside(f"{_FOLDER}/{folder.name}", there, name == _RECORDED))
     return sorted(found)
@@ -94,6 +94,6 @@ def _read(report: Path) -> dict[str, Any]:
 
 
 def mark_recorded(store: Path, folder: str) -> None:
-    """The log says that the files in `folder` were set aside. Raises OSError."""
+    """Mark that the log has the event of the files in `folder`. Raises OSError."""
     (store / folder / _REPORT).rename(store / folder / _RECORDED)
     sync_path(store / folder)

@@ -1,16 +1,16 @@
-"""SlateDB's sorted files and log files as bytes, read without SlateDB: block by block, on behind a damaged one.
+"""A reader of SlateDB's sorted files and log files without SlateDB: block by block, on behind a damaged one.
 
 SlateDB gives up a whole scan at the first bad block, and a whole file when its index is damaged. Each block carries a
 checksum of its own, so the others can still be trusted. This is the format of slatedb 0.17.0 (version 2 of its sorted
 files), integers big-endian:
 
-    file         blocks, filter, index, statistics, description, u64 place of the description, u16 version
+    file         blocks, filter, index, statistics, description, u64 position of the description, u16 version
     each part    its bytes, then their CRC-32; a filter and statistics may be missing, a log file never has them
-    block        rows, then u16 places of each 16th row, then u16 how many places
+    block        rows, then u16 positions of each 16th row, then u16 how many positions
     row          varints: bytes shared with the key before (0 for each 16th row), bytes not shared, bytes of the value;
-                 the key's rest, the value, u64 sequence number, u8 flags, and as the flags say two times i64
-    index        a flatbuffer: place and first key of each block (of a log file: its first sequence number)
-    description  a flatbuffer: places and lengths of filter, index and statistics, and whether blocks are compressed
+                 the key's rest, the value, u64 sequence number, u8 flags, and by the flags up to two times i64
+    index        a flatbuffer: position and first key of each block (of a log file: its first sequence number)
+    description  a flatbuffer: positions and lengths of filter, index and statistics, and whether blocks are compressed
 
 Without an index the end of a block is found by reading its rows: after each of them it is known exactly what must
 follow if it was the last one, and the checksum decides.
@@ -51,7 +51,7 @@ class Part(NamedTuple):
     """A part of a file, from byte `start` to `stop`: a block, the filter, the index, the statistics, the description.
 
     When the description is damaged, what lies behind the last block is the rest.
-    `problem` says why it can't be read, and is empty when it can. Only a block that was wanted has `rows`.
+    `problem` is why it can't be read, and empty when it can. Only a block that was wanted has `rows`.
     """
 
     kind: str
@@ -62,11 +62,11 @@ class Part(NamedTuple):
 
 
 class _Damaged(Exception):
-    """These bytes are not what they should be."""
+    """An error in the structure of the bytes."""
 
 
 class _Layout(NamedTuple):
-    """Where the parts of a file are: (start, length), a length of 0 meaning that there is none."""
+    """The positions of a file's parts: (start, length), a length of 0 meaning that there is none."""
 
     filter: tuple[int, int]
     index_at: tuple[int, int]
@@ -88,7 +88,7 @@ def read_sst(data: bytes, ranges: Sequence[tuple[bytes, bytes]] | None = None) -
         problem = str(error)
         if not problem.startswith((COMPRESSED, UNKNOWN_VERSION)):
             for part in _walk(data, 0, len(data)):
-                # Behind the last block lie filter, index and statistics, whose places are not known.
+                # Behind the last block lie filter, index and statistics, whose positions are not known.
                 is_rest = part.problem != "" and part.stop == len(data)
                 yield part._replace(kind="rest", problem="no block is here") if is_rest else part
         yield Part("description", max(0, len(data) - _FOOTER.size), len(data), (), problem)
@@ -125,7 +125,7 @@ def damaged_block_of(data: bytes, key: bytes) -> tuple[Part, bytes | None] | Non
     """The damaged block of a sorted file in which `key` would be, when all of the file that leads there is in order.
 
     And the key's value in the block behind it, where there is one: the damaged block may have held a newer one. None
-    when its block is in order, or when more of the file is damaged than a block: then nothing is said of its rows.
+    when its block is in order, or when more of the file is damaged than a block: then its rows are not known.
     """
     try:
         layout, _ = _description(data)
@@ -191,7 +191,7 @@ def _description(data: bytes) -> tuple[_Layout, int]:
 
 
 def _index(data: bytes, start: int, length: int) -> list[tuple[int, bytes]]:
-    """Place and first key of each block."""
+    """Position and first key of each block."""
     if not _sum_holds(data, start, start + length):
         raise _Damaged(_SUM_WRONG)
     try:
@@ -211,7 +211,7 @@ def _index(data: bytes, start: int, length: int) -> list[tuple[int, bytes]]:
 def _indexed(
     data: bytes, index: list[tuple[int, bytes]], layout: _Layout, ranges: Sequence[tuple[bytes, bytes]] | None
 ) -> Iterator[Part]:
-    """The blocks at the places that the index names."""
+    """The blocks at the positions that the index names."""
     for number, (start, first) in enumerate(index):
         stop, following = index[number + 1] if number + 1 < len(index) else (layout.blocks_end, None)
         if not _sum_holds(data, start, stop):

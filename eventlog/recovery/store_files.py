@@ -22,9 +22,9 @@ Ranges = Sequence[tuple[bytes, bytes]] | None
 
 
 class FileFault(NamedTuple):
-    """What is wrong with a file: its path in the store, and a line for each part of it that can't be read.
+    """The fault of a file: its path in the store, and a line for each part of it that can't be read.
 
-    `is_foreign`: it is written in a way that only SlateDB itself reads.
+    `is_foreign`: it is in a format that only SlateDB itself reads.
     """
 
     path: str
@@ -68,12 +68,12 @@ def parts_of(data: bytes, is_log: bool, ranges: Ranges = None) -> Iterator[Part]
 
 
 def problem_text(part: Part) -> str:
-    """What is wrong with a part of a file, on one line."""
+    """The problem of a part of a file, on one line."""
     return f"{part.kind} at byte {part.start} to {part.stop}: {part.problem}"
 
 
 def content_of(path: Path) -> tuple[bytes, list[str]]:
-    """The whole of a regular file, zeros where the disk gives nothing; and what was wrong. Raises OSError."""
+    """The whole of a regular file, zeros where the disk gives nothing, and the problems met. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)

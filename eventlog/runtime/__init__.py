@@ -1,1 +1,1 @@
-"""What the process gives: its event loop, threads and identity, logging, and text that is safe to print."""
+"""The process at run time: its event loop, threads and identity, logging, and text that is safe to print."""

@@ -1,4 +1,4 @@
-"""The event loop and the process that a call runs in, and the errors where they are the wrong ones."""
+"""Checks that a call runs on the event loop and in the process that it must run in."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ def loop_or_none() -> asyncio.AbstractEventLoop | None:
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
-    """The running event loop. Raises `WrongLoop` where none runs, under trio for instance, and says what to do."""
+    """The running event loop. Raises `WrongLoop` where none runs, under trio for instance, with what to do."""
     loop = loop_or_none()
     if loop is None:
         raise WrongLoop(

@@ -1,9 +1,9 @@
-"""What the library says through `logging`: the names of its loggers, the attributes of its records, and a bound.
+"""The library's use of `logging`: the names of its loggers, the attributes of its records, and a bound on repetition.
 
-Every record has `ledgerq_event`, a name that stays the same when the words of the message change. One that concerns
-a job has `ledgerq_job_id`, `ledgerq_queue`, `ledgerq_attempt` and `ledgerq_offset`, too: the offset is that of the
+Every record has `ledgerq_event`, a name that stays the same when the words of the message change. One that concerns a
+job has `ledgerq_job_id`, `ledgerq_queue`, `ledgerq_attempt` and `ledgerq_offset`, too: the offset is that of the
 claimed event, so `ledgerq log` finds the claim by it. The prefix keeps them apart from the attributes of `logging`
-itself and of other libraries. No record holds a payload or the value of a header; what a handler's own exception says
+itself and of other libraries. No record holds a payload or the value of a header; the text of a handler's own exception
 is the handler's.
 
 Each record is one line, whatever queues, workers and errors are called: what is no visible sign stands as an escape in
@@ -58,7 +58,7 @@ class LogThrottle:
         self._said = 0
 
     def may(self, now_ms: int) -> bool:
-        """Whether the message is to be written now; one that isn't is counted in `left_out`."""
+        """Whether to write the message now; one that is not written is counted in `left_out`."""
         # A clock that went back begins a new period, too: it must not silence anything until it has caught up.
         if not self._since_ms <= now_ms < self._since_ms + self._period_ms:
             self._since_ms, self._said = now_ms, 0
@@ -69,7 +69,7 @@ class LogThrottle:
         return True
 
     def take_left_out(self) -> str:
-        """Words for those that were not written since the last time this was asked; empty when there are none."""
+        """A text that counts those not written since the last call; empty when there are none."""
         left_out, self.left_out = self.left_out, 0
         return f" ({left_out} more like this were not logged)" if left_out else ""
 
@@ -88,7 +88,7 @@ class _Escaped:
 
 
 def _escape(record: logging.LogRecord) -> bool:
-    """A filter that lets everything pass, and leaves nothing in it that could forge a line."""
+    """A logging filter that lets every record pass, with all escaped that could forge a line."""
     if isinstance(record.args, tuple):
         record.args = tuple(map(_escaped, record.args))
     error = record.exc_info[1] if record.exc_info else None

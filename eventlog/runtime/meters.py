@@ -1,6 +1,6 @@
-"""What a process measures of its own doing: how long and how large, since it began. Lost with it, and no fact.
+"""Measures that a process keeps of its own work, durations and sizes since it began; lost with it, and no facts.
 
-Facts are in the log, and what follows from them in the projections; here is only what a monitor wants to know besides.
+Facts are in the log, and what follows from them in the projections; here are only measures for monitors.
 """
 
 from bisect import bisect_left
@@ -17,7 +17,7 @@ _BYTES: Final = (256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 4_194_304,
 
 
 class Meter:
-    """How often a number fell into each bucket (at most its bound, above the one before it), and the sum of all."""
+    """A histogram: how many numbers fell into each bucket (at most its bound, above the one before), and the sum."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -33,7 +33,7 @@ class Meter:
 
 
 class CommitTimes(NamedTuple):
-    """How long a store took, in seconds: to take a batch, to flush it, and, on a file system, to sync the files."""
+    """The seconds that a store took: to take a batch, to flush it, and, on a file system, to sync the files."""
 
     write_s: float
     flush_s: float
@@ -41,7 +41,7 @@ class CommitTimes(NamedTuple):
 
 
 class CommitMeters:
-    """What the commits of one log were like, by phase: see `ledgerq_commit_seconds` in the catalogue of metrics."""
+    """Durations and sizes of one log's commits, by phase: see `ledgerq_commit_seconds` in the catalogue of metrics."""
 
     def __init__(self) -> None:
         self.wait, self.fill, self.write, self.flush, self.sync = (Meter(_SECONDS) for _ in range(5))
@@ -56,7 +56,7 @@ class CommitMeters:
     def add(
         self, *, events: int, log_bytes: int, payload_bytes: int, wait_s: float, fill_s: float, times: CommitTimes
     ) -> None:
-        """A commit is durable."""
+        """Count a durable commit."""
         self.events.add(events)
         self.bytes.add(log_bytes + payload_bytes)
         self.log_bytes += log_bytes

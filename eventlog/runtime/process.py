@@ -1,4 +1,4 @@
-"""Which process this is: its id, which costs nothing to ask at each call, and its identity, which no other one has.
+"""The process's id, cheap enough for each call, and its identity, which no other process has.
 
 A process id is used again, and another machine or container has the same ones. The identity of a process on Linux is
 the boot of its machine, its process namespace, its id there, and when it was started.
@@ -36,7 +36,7 @@ def package_version() -> str:
 
 
 def own_identity() -> str:
-    """What tells this process from every other one; empty where the system does not say."""
+    """The identity that tells this process from every other one; empty where the system doesn't give one."""
     return _identity(os.getpid())
 
 
@@ -47,7 +47,7 @@ def has_ended(identity: str) -> bool:
         return False
     own = own_identity().split(":")
     if parts[:2] != own[:2]:
-        # Of another machine, boot or container nothing is known.
+        # Processes of another machine, boot or container can't be checked.
         return False
     pid = int(parts[2])
     try:
@@ -72,7 +72,7 @@ def _identity(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """What /proc tells of a process from its state on: field 3 in proc(5), so that [19] is field 22, its start."""
+    """The fields in /proc of a process from its state on: field 3 in proc(5), so that [19] is field 22, its start."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:

@@ -1,7 +1,7 @@
-"""URLs in messages without what is secret in them: people put credentials and signed queries where they don't belong.
+"""Redaction of URLs in messages: people put credentials and signed queries where they don't belong.
 
-A place with credentials is refused, and the refusal goes to terminals, log files and issue trackers: it must not carry
-them there. What stands for something left out is `***`.
+A location with credentials is refused, and the refusal goes to terminals, log files and issue trackers: it must not
+carry them there. What stands for something left out is `***`.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Threads that are daemons: a handler that doesn't end, or a disk that hangs, must not keep the process from ending.
+"""A pool of daemon threads: a handler that doesn't end, or a disk that hangs, must not keep the process from ending.
 
 (The threads of `concurrent.futures.ThreadPoolExecutor` are joined at exit, however long that takes.)
 """
@@ -18,10 +18,10 @@ _Call = tuple["Future[Any]", Callable[[], Any]]
 
 
 class DaemonThreads(Executor):
-    """Every call begins at once, in a thread that is idle or in a new one: its user bounds how many there are."""
+    """A pool in which every call begins at once, in an idle thread or a new one: its user bounds their number."""
 
     def __init__(self, name: str) -> None:
-        """Threads named `name` and a number."""
+        """Name the threads `name` and a number."""
         self._name = name
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
@@ -52,7 +52,7 @@ class DaemonThreads(Executor):
             call = future = function = result = error = None  # type: ignore[assignment]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Each thread ends after the call that it is in; nobody waits for that."""
+        """Let each thread end after the call that it is in, without waiting for that."""
         for _ in range(self._count):
             self._calls.put(None)
 

@@ -1,4 +1,4 @@
-"""Waits for work that goes on whatever becomes of its caller: a step to its end, a disk for as long as it gets on."""
+"""Waits for work that outlives its caller: for a step to its end, for a disk as long as it gets on."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -12,13 +12,13 @@ _T = TypeVar("_T")
 
 
 class Steps:
-    """How many syncs are done, counted in a thread: who waits for many of them sees whether the disk gets on."""
+    """A count of syncs done, kept in a thread, so that a wait for many of them can see whether the disk gets on."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def done(self) -> None:
-        """One more."""
+        """Count one more."""
         self.count += 1
 
 
@@ -32,7 +32,7 @@ async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
             cancelled = True
     if cancelled:
         if not task.cancelled():
-            task.exception()  # nobody is there to be told
+            task.exception()  # no caller is left to get the error
         raise asyncio.CancelledError
     return task.result()
 

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock on a file store, a lease on an object store.
+"""The exclusion of a second writer: a lock on a file store, a lease on an object store.
 
-Start with hold.py, which has both behind one call.
+Start with hold.py, which puts both behind one call.
 """

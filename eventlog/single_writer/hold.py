@@ -1,4 +1,4 @@
-"""Holding a store for writing, so that a second opener is refused instead of fencing the first.
+"""The hold on a store that its writer has, so that a second opener is refused instead of fencing the first.
 
 On a file store that is a lock (lock.py), which ends with its process; on an object store a lease
 (lease.py), so that after a crash an opener on another machine waits for up to `StoreOptions.lease_s`, 15 s. Both
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 _LIMIT_S: Final = 10.0
 _REQUEST_LIMIT_S: Final = 5.0
 _LOCK_POLL_MS: Final = 50
-# Each look is a billed request.
+# Each poll is a billed request.
 _LEASE_POLL_MS: Final = 1000
 _MAX_WAIT_S: Final = 1e9
 _REMEDIES: Final = {
@@ -55,30 +55,30 @@ class Hold(Protocol):
     loop: asyncio.AbstractEventLoop
 
     def abandon(self) -> bool:
-        """What `release` does, as far as it can be done at once: for one whose event loop has ended.
+        """Release at once, as far as that can be: for a hold whose event loop has ended.
 
         False, and nothing is done, while a commit hangs that may still write an anchor.
         """
 
     def ends_with(self, stop: Callable[[], bool]) -> None:
-        """Before it is abandoned `stop` must say that the writer writes nothing more."""
+        """Allow `abandon` only once `stop` returns True: the writer writes nothing more."""
 
     def keep_until(self, work: "Future[Any]") -> None:
-        """It is not given back before `work` in a thread has ended, though `release` returns at once."""
+        """Delay the release until `work` in a thread has ended, though `release` returns at once."""
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
-        """SlateDB has opened; `has_stopped` tells later whether it writes no more, from any thread."""
+        """Called when SlateDB has opened; `has_stopped`, from any thread: whether it writes no more."""
 
     async def release(self) -> None:
         """Let others open the store; a second call does nothing."""
 
 
-# Of this process: a store whose event loop ended before it was closed writes no more, so it holds up nobody.
+# Of this process: a store whose event loop ended before it was closed writes no more, so it must not hold up others.
 _holds: weakref.WeakSet[Hold] = weakref.WeakSet()
 
 
 def _abandoned(note: WriterNote | None) -> bool:
-    """Give back what a store of this process holds whose event loop has ended; whether there was one."""
+    """Release the hold of a store of this process whose event loop has ended; whether there was one."""
     found = [hold for hold in list(_holds) if hold.note == note and hold.loop.is_closed() and hold.abandon()]
     for hold in found:
         _holds.discard(hold)
@@ -111,7 +111,7 @@ async def hold_store(
     """Hold the store at `location`, which may not be in memory, for writing.
 
     While its writer lives this waits for up to `wait` seconds (None: without end), then takes it over if `take_over`.
-    Raises `StoreInUse`, and `StoreUnavailable` when it can't be told.
+    Raises `StoreInUse`, and `StoreUnavailable` when that can't be found out.
     """
     note = new_note(clock)
     one = _FileStore(location, note) if location.is_file else _ObjectStore(location, note, options.lease_s)
@@ -138,9 +138,9 @@ async def hold_store(
 
 
 async def current_writer(location: Location, clock: Clock) -> StoreInUse | None:
-    """Who writes the store at `location` now, as the error that an opener would get; None: nobody.
+    """The current writer of the store at `location`, as the error that an opener would get; None if there is none.
 
-    On an object store this may write and remove a small object. Raises `StoreUnavailable` when it can't be told.
+    On an object store this may write and remove a small object. Raises `StoreUnavailable` when that can't be found out.
     """
     note = new_note(clock)
     one = _FileStore(location, note) if location.is_file else _ObjectStore(location, note, 0.0)
@@ -176,7 +176,7 @@ class _FileStore:
 
 class _LockHold:
     def __init__(self, location: Location, note: WriterNote, hold: FileHold) -> None:
-        # Without locks nothing tells, and what opening would set aside may be a live writer's.
+        # Without locks there is no sign of a writer, and what opening would set aside may be a live one's.
         self.took_over = hold.took_over or hold.without_locks is not None
         self.note = note
         self.loop = asyncio.get_running_loop()
@@ -251,7 +251,7 @@ class _ObjectStore:
 
 
 async def _in_thread(location: Location, call: Callable[[], _T], undo: Callable[[_T], object]) -> _T:
-    """Run a call that may hang; what it brings when nobody waits for it any more is undone."""
+    """Run a call that may hang; a result that comes after its caller was cancelled is undone."""
     threads = DaemonThreads("ledgerq-lock")
     future = threads.submit(call)
     try:

@@ -1,7 +1,7 @@
-"""Who writes a store: a small JSON document in the file or object `writer`, and the error that tells of it.
+"""The writer's note, a small JSON document in the file or object `writer`, and the error that names the writer.
 
-It only informs. Whether the writer is alive is told by a lock (lock.py) or a lease (lease.py). Unknown
-fields are passed over, so that later versions may add some.
+The note only informs. Whether the writer is alive is decided by a lock (lock.py) or a lease (lease.py). Unknown fields
+are ignored, so that later versions may add some.
 """
 
 import json
@@ -22,7 +22,7 @@ _MAX_HOST_CHARS: Final = 255
 class WriterNote(NamedTuple):
     """A writer: its host, its process there, when it opened the store (ms since the Unix epoch) and with what version.
 
-    `identity` tells its process from every other one (see runtime/process.py).
+    `identity` is that of its process, which no other one has (see runtime/process.py).
     """
 
     host: str
@@ -32,7 +32,7 @@ class WriterNote(NamedTuple):
     identity: str
 
     def encode(self, **more: int | bool) -> bytes:
-        """As JSON, with further fields."""
+        """The note as JSON, with further fields."""
         return json.dumps(self._asdict() | more, separators=(",", ":")).encode() + b"\n"
 
 
@@ -50,7 +50,7 @@ def decode_note(data: bytes) -> tuple[WriterNote, dict[str, Any]] | None:
         return None
     if not isinstance(host, str) or type(pid) is not int or type(opened_ms) is not int:
         return None
-    # It ends up in messages and on terminals, and whoever may write the store may have written anything.
+    # It ends up in messages and on terminals, and anyone who may write the store may have written anything.
     host = "".join(char if char.isprintable() else "?" for char in host[:_MAX_HOST_CHARS])
     version, identity = (str(fields.get(name, "")) for name in ("version", "identity"))
     return WriterNote(host, pid, opened_ms, version, identity), fields

@@ -1,14 +1,15 @@
-"""Who writes an object store: a lease, which the writer renews and which runs out when its process is gone.
+"""The lease on an object store, which its writer renews and which runs out when the writer's process is gone.
 
 The object `writer` under the store's prefix holds the writer's `WriterNote`, how long its lease is (15 s by default),
 how often it was renewed, and whether it has ended. A writer renews it in a third of that time, whether or not it
 commits, by a conditional write: one of two openers gets it. Its end is reckoned from the object's time, by the
-service's clock, so that clocks of different machines need not agree. A writer that closed says so in the object; that a
-process of this machine is gone shows at once (runtime/process.py); after any other crash an opener waits out the lease.
+service's clock, so that clocks of different machines need not agree. A writer that closes marks the object as ended;
+that a process of this machine is gone is seen at once (runtime/process.py); after any other crash an opener waits out
+the lease.
 
 A lease keeps openers from fencing by accident and nothing else: SlateDB's fencing keeps the log right. So a renewal
 that fails ends no writer, and a writer whose lease went to another one takes it back when that one is gone and did not
-fence it. Whoever takes a store over writes the lease once SlateDB has fenced the old writer, not before.
+fence it. A writer that takes a store over writes the lease once SlateDB has fenced the old writer, not before.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ _THREAD: Final = "ledgerq-lease"
 
 
 class Lease(NamedTuple):
-    """What the object `writer` says: who, and for how many seconds yet (0: it has ended, or run out)."""
+    """The content of the object `writer`: the writer, and for how many seconds yet (0: it has ended, or run out)."""
 
     note: WriterNote | None
     left_s: float
@@ -48,7 +49,7 @@ class Lease(NamedTuple):
 
 
 class ServiceClock:
-    """The time of the object store's own clock, asked for once."""
+    """The object store's own clock, read once."""
 
     def __init__(self, objects: Objects, note: WriterNote) -> None:
         self._objects = objects
@@ -88,7 +89,7 @@ class LeaseHold:
     """
 
     def __init__(self, objects: Objects, note: WriterNote, lease_s: float, *, took_over: bool) -> None:
-        """Nothing is written yet: `take` or `opened` does that."""
+        """Prepare a lease; `take` or `opened` writes it."""
         self.took_over = took_over
         self.note = note
         self.loop = asyncio.get_running_loop()
@@ -113,19 +114,19 @@ class LeaseHold:
         return True
 
     def abandon(self) -> bool:
-        """Let others of this process take the lease: its event loop has ended, so nothing is written any more."""
+        """Let others of this process take the lease: the event loop has ended, so nothing is written any more."""
         self._stopping.set()
         _held.discard(self.note)
         return True
 
     def ends_with(self, stop: Callable[[], bool]) -> None:
-        """Nothing: only a store on files has threads that outlive its event loop."""
+        """Do nothing: only a store on files has threads that outlive its event loop."""
 
     def keep_until(self, work: "Future[Any]") -> None:
-        """Nothing, for the same reason."""
+        """Do nothing, for the same reason."""
 
     async def opened(self, has_stopped: Callable[[], bool]) -> None:
-        """SlateDB has opened the store; `has_stopped`: whether it was fenced or forgotten since, and writes no more.
+        """Called when SlateDB has opened; `has_stopped`: whether it was fenced or forgotten since, and writes no more.
 
         Raises `StoreUnavailable`.
         """
@@ -137,7 +138,7 @@ class LeaseHold:
             await self.take(await self._objects.read(NOTE_NAME))
 
     async def release(self) -> None:
-        """Say that this writer has ended; a second call does nothing."""
+        """Write that this writer has ended; a second call does nothing."""
         self._stopping.set()
         thread, self._thread = self._thread, None
         try:
@@ -190,12 +191,12 @@ class LeaseHold:
             except (BaseError, OSError) as error:
                 if not was_refused:
                     what = "the writer's lease was not renewed, trying again; this writer goes on: %s"
-                    # The client's errors go on with pages of details.
+                    # The client's errors have pages of details after this line.
                     _log.warning(what, str(error).partition("\n")[0], extra=about("lease_not_renewed"))
                 was_refused = True
 
     def _wait(self, time_s: float) -> bool:
-        """False when this is to end: it was asked to, or the program ends without having closed the store."""
+        """Wait for the next renewal; False when this is to end: by `release`, or since the program ends unclosed."""
         over_s = stopwatch_s() + time_s
         while (left_s := over_s - stopwatch_s()) > 0:
             if self._stopping.wait(min(left_s, _LOOK_AROUND_S)) or not _program_goes_on():
@@ -236,6 +237,6 @@ def _is_over(found: Version) -> bool:
 
 def _length_s(found: Version) -> float:
     decoded = decode_note(found.content)
-    # What can't be read counts for the usual time: it hinders nobody for longer.
+    # An unreadable lease counts for the usual time: it hinders no opener for longer.
     lease_ms = decoded[1].get("lease_ms") if decoded is not None else None
     return min(lease_ms / 1000, MAX_LEASE_S) if isinstance(lease_ms, int) and lease_ms > 0 else DEFAULT_LEASE_S

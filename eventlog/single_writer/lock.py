@@ -1,14 +1,16 @@
-"""Who writes a file store: a lock of the operating system, which ends with its process however that ends.
+"""The lock on a file store, an operating system's lock, which ends with its process however that ends.
 
 Two files in the store's folder, both locked with flock(2), neither ever removed:
 
     writer           locked by the writer from before SlateDB opens until after its last sync; holds its `WriterNote`
-    writer.opening   locked by whoever is opening the store for writing, until SlateDB has fenced the writers before
+    writer.opening   locked by a process that is opening the store for writing, until SlateDB has fenced the writers
+    before
 
 Only the locks count: what a killed process leaves in the files hinders no opener. A live writer's lock can't be taken
-away, so whoever takes its store over puts a new, locked file in the place of `writer`, once SlateDB has fenced the old
-writer and not before: an opener that is killed on the way leaves the store to the one that still writes it. Openings
-come one after the other, so the last one that is through is the one that nobody fenced, and it holds the lock.
+away, so a writer that takes its store over puts a new, locked file in the place of `writer`, once SlateDB has fenced
+the old writer and not before: an opener that is killed on the way leaves the store to the one that still writes it.
+Openings come one after the other, so the last one that is through is the one that was not fenced, and it holds the
+lock.
 
 A lock belongs to the open file. Two queues in one process exclude each other, and a forked child closes its copies, or
 it would keep the lock of a parent that is gone. SlateDB's fencing is what keeps the log right; the lock only keeps
@@ -37,12 +39,12 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, 
 # `live_writer` holds the lock for some microseconds, shared, and that must look like a writer to no opener.
 _TRIES: Final = 4
 _TRY_AGAIN_S: Final = 0.01
-# The same for one that was stopped meanwhile, while whoever the note names is gone: 5 s.
+# The same for one that was stopped meanwhile, while the process that the note names is gone: 5 s.
 _TRIES_ENDED: Final = 500
 
 
 class Held(NamedTuple):
-    """Another one has the lock: who, as far as its note tells, and whether it is still opening the store."""
+    """The result when another process has the lock: its note, if any, and whether it is still opening the store."""
 
     note: WriterNote | None
     is_opening: bool
@@ -94,7 +96,7 @@ class _LockFile:
         return None if decoded is None else decoded[0]
 
     def close(self) -> None:
-        """Give it back."""
+        """Close the file and so unlock it."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -120,7 +122,7 @@ os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, a
 
 
 class FileHold:
-    """A file store held for writing. Everything blocks; give it back with `release`.
+    """A file store held for writing, until `release`. Every method blocks.
 
     `took_over`: a writer was alive when this began; it is fenced once SlateDB has opened. `without_locks`: the file
     system has none, and why.
@@ -143,13 +145,13 @@ class FileHold:
         self._opening = opening
 
     def opened(self) -> None:
-        """SlateDB has opened the store, so that every earlier writer is fenced. Raises OSError."""
+        """Called when SlateDB has opened the store, so that every earlier writer is fenced. Raises OSError."""
         if self.took_over and self._opening is not None:
             (self._folder / _NEW).rename(self._folder / NOTE_NAME)
         self._close_opening()
 
     def release(self) -> None:
-        """Give the store to whoever opens it next; a second call does nothing."""
+        """Let others open the store; a second call does nothing."""
         if self._writer is not None:
             self._writer.close()
         self._close_opening()
@@ -161,7 +163,7 @@ class FileHold:
 
 
 def hold_folder(folder: Path, note: WriterNote, *, take_over: bool) -> FileHold | Held:
-    """Hold the store in `folder` for this process, also when another one writes it if `take_over`; else say who does.
+    """Hold the store in `folder`, with `take_over` also when another process writes it; else return who does.
 
     While another one is opening it, it is held in any case. Raises OSError.
     """
@@ -203,7 +205,7 @@ def _hold_writer(folder: Path, opening: _LockFile, note: WriterNote, *, take_ove
 
 
 def live_writer(folder: Path) -> Held | None:
-    """Who writes the store in `folder` now, or is opening it; None: nobody. Makes no file. Raises OSError."""
+    """The writer of the store in `folder` now, or its opener; None if there is none. Makes no file. Raises OSError."""
     for name in (NOTE_NAME, _OPENING):
         try:
             file = _LockFile(folder / name, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Does a version of ledgerq that knows no leases write this object store? Its commits are all that tells of it."""
+"""Detection of a writer of an object store whose ledgerq knows no leases: its commits are its only sign."""
 
 from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.errors import LedgerError
@@ -14,9 +14,9 @@ __all__ = ["older_writer_left_s"]
 
 
 async def older_writer_left_s(location: Location, objects: Objects, clock: ServiceClock) -> float:
-    """For how many seconds yet the last commit counts as a sign of life: asked for a store without any lease.
+    """The seconds for which the last commit still counts as a sign of life, for a store without any lease.
 
-    0 when there is no store, its writer closed, or the log can't be read: the opening tells more of that.
+    0 when there is no store, its writer closed, or the log can't be read: the opening reports that.
     """
     if not await objects.has_any("manifest/"):
         return 0.0

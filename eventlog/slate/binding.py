@@ -1,7 +1,7 @@
 """The few calls into SlateDB's binding that `slate_store.py` needs, behind one small protocol with two implementations.
 
-`PublicLane` uses the binding's public methods; `fastlane.FastLane` does the same several times faster with its private
-parts, as long as they look as expected. Both raise the binding's own errors (except in `put` and `delete`).
+`PublicLane` uses the binding's public methods; `fast_binding.FastLane` does the same several times faster with its
+private parts, as long as they look as expected. Both raise the binding's own errors (except in `put` and `delete`).
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ _READ_AHEAD_BYTES: Final = 64 * 1024
 
 
 def scan_options(*, reverse: bool) -> ScanOptions:
-    """How ranges are read: what was applied counts, durable or not, and blocks are cached."""
+    """The options for reading ranges: with what was applied, durable or not, and blocks are cached."""
     return ScanOptions(
         durability_filter=DurabilityLevel.MEMORY,
         dirty=False,
@@ -88,7 +88,7 @@ Returns how many seconds the write took; the rest of the call was the flush.
 
 
 class Lane(Protocol):
-    """What a lane does; each call raises the binding's errors."""
+    """The protocol of both lanes; each call raises the binding's errors."""
 
     def batch(self) -> SlateBatch:
         """A new, empty batch."""
@@ -114,7 +114,7 @@ class Lane(Protocol):
 
 
 class PublicLane:
-    """The binding's public methods."""
+    """The lane that uses the binding's public methods."""
 
     commit_blocking: CommitBlocking | None = None
 

@@ -1,4 +1,4 @@
-"""SlateDB's errors in our own tree: nothing of the binding's exceptions leaves `eventlog`."""
+"""The mapping of SlateDB's errors to our own tree: none of the binding's exceptions leaves `eventlog`."""
 
 import re
 from typing import Final
@@ -35,7 +35,7 @@ NO_COMPACTIONS: Final = (
 
 
 def salvage_it(url: str) -> str:
-    """What to do about a store whose files are damaged, for the end of a message."""
+    """The end of a message about damaged files: what to do about them."""
     return f"restore a copy, or save what is still there with: rebuild-projections {url} --into NEW --salvage"
 
 
@@ -73,7 +73,7 @@ def translate(error: BaseException, url: str) -> LedgerError:
 
 
 def closed_error(reason: CloseReason, url: str, message: str = "") -> LedgerError:
-    """Why a database handle is closed."""
+    """The error for the reason of which a database handle is closed."""
     if reason == CloseReason.FENCED:
         return _fenced(url)
     if reason == CloseReason.CLEAN:
@@ -82,7 +82,7 @@ def closed_error(reason: CloseReason, url: str, message: str = "") -> LedgerErro
 
 
 def late_error(url: str, what: str, limit_s: float, remedy: str = "") -> OutcomeUnknown:
-    """A write was not confirmed within `limit_s` seconds; `remedy`: what to do, where it is known why."""
+    """The error for a write that was not confirmed within `limit_s` seconds; `remedy`: what to do, if known."""
     return OutcomeUnknown(
         f"{url}: {what} was not confirmed within {limit_s:g} s, so it may or may not be in the log; "
         f"{remedy or 'check that the store can be reached'}, then open it again to learn which"

@@ -1,4 +1,4 @@
-"""The binding's private parts, used with care: the same calls as `PublicLane`, several times faster.
+"""The fast lane: the calls of `PublicLane` through the binding's private parts, several times faster.
 
 The generated binding (UniFFI) copies every byte string into Rust one byte at a time in a Python loop: 66 us for a put
 of 180 bytes. Here the same functions of the same shared library are called through signatures declared once, with one
@@ -171,7 +171,7 @@ class FastLane:
     """The private lane; make it with `best_lane`."""
 
     def __init__(self) -> None:
-        """Bind the functions; raises whatever is raised when a part is missing."""
+        """Bind the functions; raises errors of any type when a part is missing."""
         self._calls = _Calls()
         self._write_options = _encoded(binding._UniffiFfiConverterTypeWriteOptions, WriteOptions())
         self._flush_wal = _encoded(binding._UniffiFfiConverterTypeFlushOptions, FlushOptions(flush_type=FlushType.WAL))
@@ -273,7 +273,7 @@ class FastLane:
 
 
 class _Turn:
-    """Where a thread waits until its Rust future can go on."""
+    """The lock on which a thread waits until its Rust future can go on."""
 
     def __init__(self) -> None:
         self.happened = threading.Lock()
@@ -334,7 +334,7 @@ def best_lane() -> Lane:
         lane = FastLane()
         _self_test(lane)
     except Exception as error:
-        # Whatever is wrong with the private parts, the public ones remain.
+        # The public parts remain, however the private ones differ.
         _log.warning(
             "the installed slatedb binding differs from the one ledgerq knows (%s): using its slower calls",
             error,

@@ -1,4 +1,4 @@
-"""Rows as the binding serializes them, read in one go: the generated reader takes several steps for each field."""
+"""A parser of the binding's serialized rows, in one go: the generated reader takes several steps for each field."""
 
 import struct
 from typing import Final

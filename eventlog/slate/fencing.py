@@ -1,8 +1,8 @@
-"""Was the writer fenced, or did the object store only refuse one of its writes?
+"""The check whether a writer was really fenced, or the object store only refused one of its writes.
 
 SlateDB takes every refused creation of a log file for a fence, and an S3 service may refuse one with 409 while an equal
 request, such as a first try whose answer was lost, is still being served. A later writer always writes a manifest with
-a higher epoch before it touches the log, so the newest manifest tells which it was. The database handle is closed in
+a higher epoch before it touches the log, so the newest manifest decides which it was. The database handle is closed in
 either case.
 """
 
@@ -32,7 +32,7 @@ def own_epoch(before: int, after: int) -> int | None:
 
 
 class FenceCheck:
-    """Judges one store's `Fenced`; the manifest is read once, at the first."""
+    """The check of one store's `Fenced`; the manifest is read once, at the first."""
 
     def __init__(self, location: Location, epoch: int | None) -> None:
         """A writer of `epoch` has the store at `location` open; None: not known, so a fence is what it seems."""
@@ -41,19 +41,19 @@ class FenceCheck:
         self._task: asyncio.Task[bool] | None = None
 
     def begin(self) -> None:
-        """Ask for the newest manifest, if that was not done yet."""
+        """Begin to read the newest manifest, if that was not done yet."""
         if self._task is None:
             self._task = asyncio.create_task(self._is_fenced())
 
     def judged(self, error: Fenced) -> LedgerError | None:
-        """What the error really is, or None as long as that is being asked."""
+        """The error as it really is, or None until the manifest is read."""
         self.begin()
         if self._task is None or not self._task.done():
             return None
         return error if self._task.cancelled() or self._task.result() else self._refused()
 
     async def judge(self, error: Fenced) -> LedgerError:
-        """What the error really is. When the manifest can't be read, it is what SlateDB took it for."""
+        """Wait for the error as it really is. When the manifest can't be read, it stays what SlateDB raised."""
         self.begin()
         if self._task is not None:
             # Another caller's cancellation must not take the answer from the rest.
@@ -61,7 +61,7 @@ class FenceCheck:
         return self.judged(error) or error
 
     async def close(self) -> None:
-        """Wait for an answer that is under way, which is not for long."""
+        """Wait for a read that is under way, which is not for long."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 

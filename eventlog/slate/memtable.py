@@ -1,4 +1,4 @@
-"""Moving what is in memory to a sorted file now and then, so that the next opener has few log files to read."""
+"""The flush of the memory to a sorted file now and then, so that the next opener has few log files to read."""
 
 from collections.abc import Coroutine
 from typing import Any

@@ -1,8 +1,8 @@
-"""SlateDB's own numbers, those that are of use: counted in Rust, read when somebody asks.
+"""The recorder of those of SlateDB's metrics that are of use: counted in Rust, read at a scrape.
 
 SlateDB registers about 125 of them when it opens, and lifting them all into Python costs more than a millisecond. So
 only the chosen ones are registered where they are read from, without their descriptions; the others are counted, too,
-by a recorder that nobody reads. Registering goes through Python, counting does not.
+by a recorder that is never read. Registering goes through Python, counting does not.
 
 Left out is `object_store.error_count`: it counts the misses of a healthy store, one for each file that is new.
 """
@@ -41,7 +41,7 @@ _CHOSEN: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "object_store.request_count": ("object_store_requests", ("component", "op")),
     "object_store.request_duration_seconds": ("object_store_request_seconds", ("op",)),
 }
-# Of the many ways to ask an object store these are the ones that a ledger uses all the time.
+# Of the many requests to an object store these are the ones that a ledger uses all the time.
 _TIMED_APIS: Final = frozenset({"get", "get_range", "put", "delete"})
 
 
@@ -58,7 +58,7 @@ SlateReading = dict[tuple[str, tuple[str, ...]], float | SlateHistogram]
 
 
 class SlateMetrics(MetricsRecorder):  # type: ignore[misc]
-    """Give it to one database as its recorder; `read` tells what was counted."""
+    """The recorder given to one database; `read` gives what was counted."""
 
     def __init__(self) -> None:
         self._read_from = DefaultMetricsRecorder()

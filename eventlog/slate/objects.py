@@ -44,7 +44,7 @@ _CREDENTIALS: Final = {
 
 
 class Version(NamedTuple):
-    """An object as it was read or written: its content, and what tells this version of it from another."""
+    """A version of an object as it was read or written: its content, and the tag that no other version has."""
 
     content: bytes
     e_tag: str | None
@@ -57,7 +57,7 @@ class Objects:
     """The objects under a store's prefix; every call ends within about `limit_s` seconds or raises."""
 
     def __init__(self, location: Location, *, limit_s: float) -> None:
-        """Look at the prefix of `location`; nothing is requested yet."""
+        """Use the prefix of `location`; nothing is requested yet."""
         self._location = location
         request_s = timedelta(seconds=limit_s / (_MAX_RETRIES + 1))
         # Client options replace what obstore reads from the environment, so this variable must be handed on.

@@ -27,14 +27,13 @@ class StoreOptions:
     `fsync` makes a commit on a file store survive a power cut (about 0.3 ms each); object stores need none.
     `open_timeout_s` bounds opening, and then the wait for each file that an earlier writer left and that has to be
     synced, `commit_timeout_s` the wait for one write or flush (then `OutcomeUnknown`), `read_timeout_s` that for one
-    read of a key or a page of rows (then `StoreUnavailable`: try again later).
-    `cache_bytes` is for blocks read back, `l0_sst_bytes` the size at which written data moves from the write-ahead log
-    to a sorted file, `max_unflushed_bytes` the size of what is not yet durable before writes wait.
-    `max_wal_flushes_before_l0_flush` bounds how many log files an opener must read after a crash (None: 1,000 on a file
-    store, 128 on an object store, where each costs a request). `gc_interval_s` and `gc_age_s` say how often, and how
-    long after their last use, files are removed. `lease_s` (1 to 3,600): for so long an object store's writer counts as
-    alive after it last said so, which it does by one write in a third of that. `settings` are settings of SlateDB
-    itself, by their dotted names.
+    read of a key or a page of rows (then `StoreUnavailable`: try again later). `cache_bytes` is for blocks read back,
+    `l0_sst_bytes` the size at which written data moves from the write-ahead log to a sorted file, `max_unflushed_bytes`
+    the size of what is not yet durable before writes wait. `max_wal_flushes_before_l0_flush` bounds how many log files
+    an opener must read after a crash (None: 1,000 on a file store, 128 on an object store, where each costs a request).
+    Every `gc_interval_s` files are removed, `gc_age_s` after their last use. `lease_s` (1 to 3,600): for so long an
+    object store's writer counts as alive after it last renewed its lease, which it does by one write in a third of
+    that. `settings` are settings of SlateDB itself, by their dotted names.
     """
 
     fsync: bool = True

@@ -1,7 +1,7 @@
-"""Can the store be reached, and written? Found out before SlateDB, whose retries never end and say nothing.
+"""The preflight: can the store be reached, and written? Checked before SlateDB opens, whose silent retries never end.
 
-A few requests with few retries and a time limit; what is wrong comes out as `StoreUnavailable` with the cause and what
-to do about it. Once a write has failed, they are asked again, to say why.
+A few requests with few retries and a time limit; a problem is raised as `StoreUnavailable` with the cause and what to
+do about it. Once a write has failed, they are made again, to find the cause.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ _MIN_FREE_BYTES: Final = 16 * 1024 * 1024
 _PROBE: Final = "preflight"
 _FOLDERS: Final = ("manifest", "wal", "compacted", "compactions", "gc")
 _ANCHOR: Final = "anchor"
-# Errors that say what is wrong by themselves.
+# Errors that need no further cause.
 _CLEAR: Final = (Fenced, ClockWentBack, InvalidArgument)
 _PROBE_BYTES: Final = 4096
 _REMEDIES: Final = {
@@ -96,7 +96,7 @@ async def _bounded(location: Location, limit_s: float, *, writing: bool, create:
 
 
 def check_clock(location: Location, *, writing: bool) -> None:
-    """SlateDB goes by the system's clock, whichever one the queue was given, and panics before 1970.
+    """Check the system's clock, which SlateDB uses whichever one the queue was given: it panics before 1970.
 
     Raises `StoreUnavailable` then; warns of a clock that was never set when the store is to be written.
     """
@@ -164,7 +164,7 @@ def _has_manifest(folder: Path) -> bool:
 
 
 def _check_parts(folder: Path, *, writing: bool) -> None:
-    """Raise OSError for a part of the store that can't be used: somebody else's, say, who opened it as root once."""
+    """Raise OSError for a part of the store that can't be used: made, for instance, when root opened it once."""
     wanted = os.R_OK | (os.W_OK if writing else 0)
     for name in _FOLDERS:
         if (folder / name).exists():
@@ -204,7 +204,7 @@ def _not_found(location: Location) -> StoreNotFound:
 
 
 async def with_cause(error: LedgerError, objects: Objects) -> LedgerError:
-    """The same error; unless it is clear already, it says as well what keeps the bucket from being written now.
+    """The same error; unless it is clear already, with what keeps the bucket from being written now.
 
     Asked after a failure, so all may be well again: then nothing is added.
     """
@@ -220,7 +220,7 @@ async def with_cause(error: LedgerError, objects: Objects) -> LedgerError:
 
 
 async def full_disk(location: Location) -> str:
-    """What to do about a file store's full disk, if it is that; else an empty text."""
+    """The remedy for a file store's full disk, if it is full; else an empty text."""
     if not location.is_file:
         return ""
     threads = DaemonThreads("ledgerq-disk")

@@ -1,4 +1,4 @@
-"""Reading from SlateDB, the same for the writer and for readers in other processes."""
+"""Reads from SlateDB, the same for the writer and for readers in other processes."""
 
 import asyncio
 import os
@@ -79,7 +79,7 @@ class SlateReads:
         return [found.get(key) for key in keys]
 
     async def _scan_dense(self, wanted: list[bytes], found: dict[bytes, bytes | None]) -> list[bytes]:
-        """Fill `found` by one scan as long as it meets mostly keys of `wanted`; returns the keys not yet looked for."""
+        """Fill `found` by one scan as long as it meets mostly keys of `wanted`; returns the keys not reached."""
         missing = set(wanted)
         page_rows = max(_FIRST_PAGE_ROWS, min(len(wanted), 1000))
         async for rows in self._pages(wanted[0], wanted[-1] + b"\0", False, page_rows):
@@ -137,7 +137,7 @@ class SlateReads:
             return await self._lane.next_rows(iterator, limit)
 
     def _served(self) -> None:
-        """Called after each look at the database; a pinned reader makes sure here that the view is still the same."""
+        """Called after each read of the database; a pinned reader makes sure here that the view is still the same."""
 
     def _check(self) -> None:
         if os.getpid() != self._pid:

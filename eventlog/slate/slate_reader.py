@@ -1,4 +1,4 @@
-"""A SlateDB store opened for reading, beside the process that writes it: nothing is written and nobody is fenced."""
+"""A SlateDB store opened for reading, beside the process that writes it: nothing is written, no writer is fenced."""
 
 import asyncio
 from typing import Final
@@ -39,7 +39,7 @@ class SlateReader(SlateReads):
         self._pinned_anchor: Anchor | None = None
 
     def pin(self, anchor: Anchor | None) -> None:
-        """From now on refuse to read when the view is not the present one any more; its anchor is `anchor`."""
+        """Refuse from now on to read when the view is not the present one any more; its anchor is `anchor`."""
         self._pinned_seq = self._db.status().durable_seq
         self._pinned_anchor = anchor
 
@@ -56,7 +56,8 @@ class SlateReader(SlateReads):
             raise StoreUnavailable(f"{self.location}: the pinned view moved to a newer commit; open it again")
 
     async def _failed(self, error: BaseException) -> LedgerError:
-        # SlateDB keeps replaced files for about 15 minutes (a checkpoint of its compactor's), whoever still reads them.
+        # SlateDB keeps replaced files for about 15 minutes (a checkpoint of its compactor's), even if they are still
+        # read.
         if isinstance(error, Error.Data) and "not found" in str(error):
             return StoreUnavailable(
                 f"{self.location}: a file of this view is gone ({error}). If the view is older than some minutes the "
@@ -66,7 +67,7 @@ class SlateReader(SlateReads):
         return await super()._failed(error)
 
     async def close(self) -> None:
-        """Give back what it holds; a second call does nothing."""
+        """Close the reader; a second call does nothing."""
         if self._is_closed:
             return
         self._check()
@@ -88,7 +89,7 @@ async def open_slate_reader(
     """
     if poll_interval_ms < 1:
         raise InvalidArgument(f"poll_interval_ms must be at least 1, not {poll_interval_ms}")
-    # With an hour between two looks at the manifest the view stays at the commit that it was opened on.
+    # With an hour between two reads of the manifest the view stays at the commit that it was opened on.
     poll_ms = _PINNED_POLL_MS if pinned else poll_interval_ms
     reader_options = ReaderOptions(
         manifest_poll_interval_ms=poll_ms,
@@ -107,8 +108,8 @@ async def open_slate_reader(
             began_s = asyncio.get_running_loop().time()
             reader = SlateReader(await builder.build(), lane or best_lane(), location)
             if pinned:
-                # SlateDB looks at the manifest once more right after opening, with about the requests that opening
-                # took, and nothing tells when it is done: give it twice that time. `_served` notices if that was short.
+                # SlateDB reads the manifest once more right after opening, with about the requests that opening took,
+                # and gives no sign when it is done: give it twice that time. `_served` notices if that was short.
                 await asyncio.sleep(max(_SETTLE_S, 2 * (asyncio.get_running_loop().time() - began_s)))
                 reader.pin(anchor)
             return reader

@@ -108,7 +108,7 @@ class SlateStore(SlateReads):
         )
 
     def held(self, hold: Hold) -> None:
-        """Give `hold` back when this closes, and not while a hung disk may still write the anchor."""
+        """Own `hold`: it is released when this closes, and not while a hung disk may still write the anchor."""
         self.hold = hold
         if self._files is not None:
             files = self._files
@@ -139,7 +139,7 @@ class SlateStore(SlateReads):
                 await self._lane.write(self._db, batch)
 
     async def sync(self, anchor: Anchor) -> None:
-        """Return when every batch written before this call is durable; a file store has noted `anchor` then.
+        """Wait until every batch written before this call is durable; a file store has written `anchor` then.
 
         Raises like `write`; after an error it is unknown which of those batches are durable.
         """
@@ -240,19 +240,19 @@ class SlateStore(SlateReads):
             raise StoreUnavailable(f"{self.location}: its anchor can't be read: {error}") from error
 
     async def set_aside(self) -> list[tuple[str, list[str]]]:
-        """Files moved out of the store's way that no event tells of yet: each time the folder, and their names."""
+        """Files that were set aside and that no event records yet: for each time the folder and the files' names."""
         if self._files is None:
             return []
         found = await self._in_thread(read_set_aside, self._place.folder)
         return [(moved.folder, list(moved.files)) for moved in found if not moved.is_recorded and moved.files]
 
     async def set_aside_recorded(self, folder: str) -> None:
-        """The log tells durably of the files in `folder`."""
+        """Called when the event of the files in `folder` is durable."""
         if self._files is not None:
             await self._in_thread(mark_recorded, self._place.folder, folder)
 
     async def close(self) -> None:
-        """Flush, give back what is held; a second call does nothing. Takes at most `commit_timeout_s` per step."""
+        """Flush and release the hold; a second call does nothing. Takes at most `commit_timeout_s` per step."""
         if self._closing is None:
             self._check()
             self._closing = asyncio.create_task(self._close())

@@ -1,4 +1,4 @@
-"""The catalogue of metrics: each one's name, type, labels, where it comes from, and what to do about it.
+"""The catalogue of metrics: each one's name, type, labels, source, and what to do about it.
 
 The collector builds its families from this table, and the table in docs/ is made of it, so the three can't differ.
 Names and units follow Prometheus's and OpenMetrics' rules: base units, `_total` for counters, `_info` for facts.
@@ -10,11 +10,12 @@ __all__ = ["CATALOGUE", "Group", "MetricSpec", "MetricType", "Origin", "markdown
 
 MetricType = Literal["counter", "gauge", "histogram", "info"]
 Group = Literal["Traffic", "Backlog", "Latency", "Workers", "Writer", "Log and projections", "Audit", "Store"]
-"""What belongs together, in the order of the table."""
+"""The groups of metrics, in the order of the table."""
 
 Origin = Literal["log", "store", "writer", "worker"]
-"""Who can tell: `log` and `store` the queue's process and the exporter alike (from durable counters, or from a bounded
-look at the indexes), `writer` only the process that has the queue open, `worker` only the process that runs handlers.
+"""The processes that have a metric: for `log` and `store` the queue's and the exporter's (from durable counters, or a
+bounded read of the indexes), `writer` only the process that has the queue open, `worker` only the process that runs
+handlers.
 """
 
 

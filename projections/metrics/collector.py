@@ -1,8 +1,8 @@
-"""Metrics for Prometheus: a collector that shows what its sources know at the moment of a scrape.
+"""The collector of metrics for Prometheus: it gathers the samples of its sources at the moment of a scrape.
 
-A source is told to put samples into families; names, types, units and help texts come from the catalogue. What is
-durable is shown by `CountersSource` (counters.py), for the queue's process and the exporter alike; gauges of
-the process stand in `ledgerq.worker.metrics.queue_metrics`. Collecting awaits nothing and may happen in any thread.
+A source puts samples into families; names, types, units and help texts come from the catalogue. What is durable is
+shown by `CountersSource` (counters.py), for the queue's process and the exporter alike; gauges of the process are in
+`ledgerq.worker.metrics.queue_metrics`. Collecting awaits nothing and may happen in any thread.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,11 +30,11 @@ Buckets = Sequence[tuple[str, int, Exemplar | None]]
 
 
 class Source(Protocol):
-    """Where samples come from."""
+    """A source of samples."""
 
     @property
     def names(self) -> Sequence[str]:
-        """The metrics that it may show, by their names in the catalogue."""
+        """The names, as in the catalogue, of the metrics that this source may show."""
 
     def show(self, families: "Families") -> None:
         """Put the samples as of now into `families`; called from any thread, awaits nothing."""
@@ -49,18 +49,18 @@ class Families:
         self._families = {name: _family(spec) for name, spec in CATALOGUE.items() if name in wanted}
 
     def add(self, name: str, value: float, **labels: str) -> None:
-        """One sample of a counter or a gauge, or of an info, whose value is 1."""
+        """Add one sample of a counter or a gauge, or of an info, whose value is 1."""
         self._families[name].samples.append(Sample(name, labels, value))
 
     def add_histogram(
         self, name: str, bounds: Sequence[float], counts: Sequence[int], total: float, **labels: str
     ) -> None:
-        """A histogram, given what is in each bucket (not cumulative; one more than there are bounds) and the sum."""
+        """Add a histogram, given each bucket's count (not cumulative; one more than there are bounds) and the sum."""
         buckets = [(le, count, None) for le, count in zip(bucket_names(tuple(bounds)), counts, strict=True)]
         self.extend(name, histogram_samples(name, labels, buckets, total))
 
     def extend(self, name: str, samples: Sequence[Sample]) -> None:
-        """Samples that were made before."""
+        """Add samples that were made before."""
         self._families[name].samples.extend(samples)
 
     def all(self) -> Iterator[Metric]:
@@ -89,7 +89,7 @@ def histogram_samples(name: str, labels: dict[str, str], buckets: Buckets, total
 
 
 class LedgerCollector(Collector):
-    """What to register: `REGISTRY.register(queue.collector())`. See `Queue.collector` and `Worker.collector`.
+    """The collector to register, `REGISTRY.register(queue.collector())`; `Queue.collector`, `Worker.collector` make it.
 
     `before` is called at the beginning of each scrape: it may bring the sources up to date, if that takes no time.
     """
@@ -113,7 +113,7 @@ class LedgerCollector(Collector):
 
 
 class SlateSource:
-    """SlateDB's own numbers: what `read` gives at each scrape, under the names of the catalogue."""
+    """SlateDB's own metrics, which `read` gives at each scrape, under the names of the catalogue."""
 
     names = tuple(spec.name for spec in _SLATE_SPECS.values())
 
@@ -121,7 +121,7 @@ class SlateSource:
         self._read = read
 
     def show(self, families: Families) -> None:
-        """The numbers as of now."""
+        """Show the numbers as of now."""
         for (name, values), number in self._read().items():
             spec = _SLATE_SPECS[name]
             labels = dict(zip(spec.labels, values, strict=True))

@@ -1,7 +1,7 @@
-"""The durable counters as metrics: what the stats rows of all queues say, for a bounded number of queues.
+"""The durable counters as metrics, from the stats rows of all queues, for a bounded number of queues.
 
 Each queue's samples are kept and made anew only when its row changed, so that a scrape costs what happened since the
-last one. A queue's rank is the place of its first event in the log: it never changes, so the first `limit` queues keep
+last one. A queue's rank is the order of its first event in the log: it never changes, so the first `limit` queues keep
 series of their own for ever, through restarts and in the exporter alike. The rest, and any queue whose name is
 "other", is summed under queue="other", which therefore never goes back.
 """
@@ -63,7 +63,7 @@ class _Known(NamedTuple):
 
 
 class CountersSource:
-    """See the module's text.
+    """The source of the durable counters.
 
     `rows` gives each queue's stats row as of one durable commit, `head` the log's head; both are called at each scrape
     and answer at once. `live` has the counters that jobs are counted into, for exemplars (none: no exemplars).
@@ -93,11 +93,11 @@ class CountersSource:
         self._lock = threading.Lock()
 
     def label_of(self, queue: str) -> str:
-        """Under which label value a queue is shown; as of the last scrape."""
+        """The label value under which a queue is shown, as of the last scrape."""
         return queue if queue in self._shown else OTHER
 
     def show(self, families: Families) -> None:
-        """Put in the samples as of the last durable commit."""
+        """Add the samples as of the last durable commit."""
         with self._lock:
             rows, head = self._rows(), self._head()
             for queue in self._changed(rows):
@@ -117,7 +117,7 @@ class CountersSource:
         families.add("ledgerq_log_last_commit_timestamp_seconds", head.time_ms / 1000)
 
     def take_in(self) -> Iterator[None]:
-        """Take in what changed since the last scrape, a few queues at each step, so that the next has less to do."""
+        """Make the samples of changed queues, a few at each step, so that the next scrape has less to do."""
         rows = self._rows()
         with self._lock:
             changed = self._changed(rows)
@@ -208,7 +208,7 @@ def _samples(
 
 
 def _move(total: QueueCounters, before: QueueCounters, after: QueueCounters) -> None:
-    """Let `total`, which holds `before` among others, hold `after` instead."""
+    """Replace `before` by `after` in the sum `total`."""
     _add_lists(total.now, before.now, after.now)
     total.totals += [0] * (len(after.totals) - len(total.totals))
     _add_lists(total.totals, before.totals, after.totals)

@@ -1,7 +1,7 @@
-"""What a bounded look at the store says, as metrics: ages, the next due time, the lag of projections, the last audit.
+"""Metrics from a bounded inspection of the store: ages, the next due time, the lag of projections, the last audit.
 
-A look takes time, so it is made before a scrape, not during one: `Inspector` makes at most one at a time, and a scrape
-shows what the last one found, with ages as of now.
+An inspection takes time, so it is made before a scrape, not during one: `Inspector` runs at most one at a time, and a
+scrape shows what the last one found, with ages as of now.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _BUILT_IN: Final = ("jobs", "stats")
 
 
 class StoreInspection:
-    """What was found in a store, and how to look again. Reading it is safe in any thread."""
+    """The findings of the last inspection of a store, and its next one. Reading them is safe in any thread."""
 
     def __init__(self, clock: Clock) -> None:
         self.time_ms: int | None = None
@@ -53,7 +53,7 @@ class StoreInspection:
         self._notes: NoteReader | None = None
 
     async def read(self, store: ReadStore, rows: Mapping[str, bytes]) -> None:
-        """Look at everything, for one who only reads; `rows` are the stats rows of all queues.
+        """Inspect everything, for a process that only reads; `rows` are the stats rows of all queues.
 
         Raises what reading the store raises; what was found before stays.
         """
@@ -67,9 +67,9 @@ class StoreInspection:
         self.done()
 
     async def pending(self, store: ReadStore, starts: Mapping[str, Position]) -> None:
-        """Look how long jobs wait in these queues; where each may start is its hint.
+        """Find how long jobs wait in these queues; each scan starts at the queue's hint.
 
-        Those first that were not looked at for longest: what the time limit leaves out keeps its last answer.
+        The queues inspected longest ago come first: those that the time limit leaves out keep their last answer.
         """
         for queue in [name for name in self.oldest_ms if name not in starts]:
             del self.oldest_ms[queue]
@@ -82,7 +82,7 @@ class StoreInspection:
                     self.oldest_ms[queue] = found
 
     async def last_audit(self, location: str) -> None:
-        """Look for the note of the last audit, at most once in half a minute; a store in memory can have none."""
+        """Read the note of the last audit, at most once in half a minute; a store in memory can have none."""
         if parse_location(location).is_memory:
             return
         now_ms = self._clock.now_ms()
@@ -98,15 +98,15 @@ class StoreInspection:
             self.audit_ms = now_ms
 
     def done(self) -> None:
-        """All that was to be looked at was looked at."""
+        """Mark the inspection as complete."""
         self.time_ms = self._clock.now_ms()
 
 
 class InspectionSource:
     """A `StoreInspection` as metrics.
 
-    `pending` gives how many durable pending jobs each queue has, `label_of` under which name a queue is shown, `end`
-    the offset after the last durable event.
+    `pending` gives how many durable pending jobs each queue has, `label_of` the label value under which a queue is
+    shown, `end` the offset after the last durable event.
     """
 
     names = (
@@ -136,7 +136,7 @@ class InspectionSource:
         self._end = end
 
     def show(self, families: Families) -> None:
-        """What the last look found, as of now."""
+        """Show what the last inspection found, as of now."""
         inspection, now_ms = self._inspection, self._clock.now_ms()
         oldest_ms = dict(inspection.oldest_ms)
         ages: dict[str, float] = {}
@@ -169,7 +169,7 @@ def _show_audit(families: Families, note: AuditNote | None) -> None:
 
 
 class Inspector:
-    """Makes looks on the event loop that it was made on: one at a time, however many ask."""
+    """Runs inspections on the event loop that it was made on: one at a time, however many callers there are."""
 
     def __init__(self, inspect: Callable[[], Awaitable[None]]) -> None:
         self._inspect = inspect
@@ -181,7 +181,7 @@ class Inspector:
         self._throttle = LogThrottle()
 
     async def refresh(self) -> None:
-        """Look now, or wait for the look under way, for a second at most; what can't be read stays as it was."""
+        """Inspect now, or wait for the inspection under way, a second at most; what can't be read stays as it was."""
         if self._closed:
             return
         if self._task is None or self._task.done():
@@ -193,7 +193,7 @@ class Inspector:
         try:
             await self._inspect()
         except LedgerError as error:
-            # That a store does not answer is seen by the age of the last look.
+            # That a store does not answer is seen by the age of the last inspection.
             _log.debug("a look at the store for metrics failed: %s", error, extra=about("look_failed"))
         except Exception:
             if self._throttle.may(round(self._loop.time() * 1000)):
@@ -201,9 +201,9 @@ class Inspector:
                 _log.exception("a look at the store for metrics failed%s", left_out, extra=about("look_failed"))
 
     def before_scrape(self) -> None:
-        """Look, if that can be waited for: in another thread for a second at most, on the loop itself not at all.
+        """Inspect, and wait for the result: in another thread a second at most, on the loop itself not at all.
 
-        There the scrape shows the look before, and the next one this; after a `refresh` it needs no other.
+        There the scrape shows the inspection before, and the next one this; after a `refresh` it needs no other.
         """
         if self._closed or not self._loop.is_running():
             return
@@ -219,7 +219,7 @@ class Inspector:
             self._is_fresh = False
 
     async def close(self) -> None:
-        """Look no more."""
+        """End the inspections."""
         self._closed = True
         if self._task is not None:
             self._task.cancel()

@@ -1,8 +1,8 @@
-"""What counters can't tell, read from the store: how long pending jobs wait, what is due next, how far projections are.
+"""Queries for what counters don't hold: how long pending jobs wait, what is due next, how far projections are.
 
-Each look is bounded: a few rows of each queue that has pending jobs, within a time limit. The longest waiting job is
-sought among the first rows of each priority, for within one priority jobs stand in the order in which they were
-enqueued; a retried job has waited for less long than its place says, so a few behind it are looked at too.
+Each query is bounded: a few rows of each queue that has pending jobs, within a time limit. The longest waiting job is
+sought among the first rows of each priority, for within one priority jobs are in the order in which they were enqueued;
+a retried job has waited less long than its position suggests, so a few behind it are read, too.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ _MAX_PRIORITY: Final = 2**32 - 1
 
 
 async def oldest_pending_ms(store: ReadStore, queue: str, start: Position) -> int | None:
-    """Since when the longest waiting of the jobs looked at can be claimed, in ms since the Unix epoch; None: no job.
+    """Since when the longest waiting of the jobs read can be claimed, in ms since the Unix epoch; None: no job.
 
     `start` is the queue's hint: no pending job stands before it.
     """
@@ -60,7 +60,7 @@ async def next_due_ms(store: ReadStore) -> int | None:
 
 
 async def projection_offsets(store: ReadStore) -> dict[str, int]:
-    """How far each user's projection has come that ever followed this log."""
+    """The offset of each user's projection that ever followed this log."""
     prefix = keys.PROJECTION_PREFIX
     return {
         key[len(prefix) :].decode("utf-8", "replace"): int.from_bytes(value)
@@ -70,7 +70,7 @@ async def projection_offsets(store: ReadStore) -> dict[str, int]:
 
 
 async def hints(store: ReadStore, queues: Iterable[str]) -> Mapping[str, Position]:
-    """Where the pending scan of each of these queues may start."""
+    """The position at which the pending scan of each of these queues may start."""
     wanted = list(queues)
     values = await store.get_many([keys.hint_key(queue) for queue in wanted])
     return {queue: keys.hint_position(value or b"") for queue, value in zip(wanted, values, strict=True)}

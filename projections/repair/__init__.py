@@ -1,4 +1,4 @@
-"""What audit, rebuild and salvage are made of: rows compared with the fold, and rows written.
+"""The parts of audit, rebuild and salvage: rows compared with the fold, and rows written.
 
 Start with comparison.py.
 """

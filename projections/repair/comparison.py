@@ -1,6 +1,7 @@
-"""Index against fold, row by row: the audit reports what differs, the rebuild writes it. There is no other comparison.
+"""The comparison of index and fold, row by row: the audit reports what differs, the rebuild writes it.
 
-Memory goes with the live jobs: rows are streamed, and what is missing is found by counting each job's rows.
+There is no other comparison. Memory goes with the live jobs: rows are streamed, and what is missing is found by
+counting each job's rows.
 """
 
 from collections import Counter
@@ -45,7 +46,7 @@ class Mismatch(NamedTuple):
 async def compare_jobs(
     store: ReadStore, fold: Fold, format_version: int = keys.FORMAT_VERSION
 ) -> AsyncIterator[Mismatch]:
-    """All job index ranges against the union of `index_entries` over the fold."""
+    """Compare all job index ranges with the union of `index_entries` over the fold."""
     seen: Counter[bytes] = Counter()
     extras: dict[bytes, bytes] = {}
     places: dict[bytes, bytes] | None = None
@@ -61,9 +62,9 @@ async def compare_jobs(
                 if value != expected:
                     yield Mismatch(key, expected, value)
             elif len(extras) < _HELD_BACK_ROWS:
-                extras[key] = value  # perhaps a row of another job with a wrong value: told apart below
+                extras[key] = value  # perhaps a row of another job with a wrong value: distinguished below
             else:
-                if places is None:  # so many rows are wrong that it pays to know where each one belongs
+                if places is None:  # so many rows are wrong that it pays to know to which job each one belongs
                     places = {k: v for job in fold.jobs.values() for k, v in index_places(job).items()}
                 yield Mismatch(key, places.get(key), value)
     doubtful: dict[bytes, bytes] = {}
@@ -92,14 +93,14 @@ def _chunks(keys_in_order: list[bytes], size_rows: int) -> Iterator[list[bytes]]
 async def compare_stats(
     store: ReadStore, fold: Fold, format_version: int = keys.FORMAT_VERSION
 ) -> AsyncIterator[Mismatch]:
-    """The stats range against the fold's counters."""
+    """Compare the stats range with the fold's counters."""
     expected = {stats_key(queue): counters.encode(format_version) for queue, counters in fold.counters.items()}
     async for mismatch in compare_rows(store, STATS, expected):
         yield mismatch
 
 
 async def compare_rows(store: ReadStore, prefix: bytes, expected: Mapping[bytes, bytes]) -> AsyncIterator[Mismatch]:
-    """A whole range against the rows that it should hold."""
+    """Compare a whole range with the rows that it should hold."""
     left = dict(expected)
     async for rows in store.scan(prefix, keys.after_prefix(prefix)):
         for key, value in rows:
@@ -113,7 +114,7 @@ async def compare_rows(store: ReadStore, prefix: bytes, expected: Mapping[bytes,
 async def compare_projection(
     store: ReadStore, name: str, rows: Mapping[bytes, bytes | None]
 ) -> AsyncIterator[Mismatch]:
-    """A user's projection, its rows and how far it has come, against what it made of the whole log."""
+    """Compare a user's projection, its rows and its offset, with what it makes of the whole log."""
     prefix, offset_key = keys.projection_rows_prefix(name), keys.projection_key(name)
     wanted = {key: value for key, value in rows.items() if value is not None and key.startswith(prefix)}
     async for mismatch in compare_rows(store, prefix, wanted):
@@ -124,7 +125,7 @@ async def compare_projection(
 
 
 async def compare_hints(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
-    """Hints that lead, so that a scan would miss pending jobs. A hint that lags is right; one that leads is removed."""
+    """Find hints that lead, whose scan would miss pending jobs. One that lags is right; one that leads is removed."""
     first: dict[str, bytes] = {}
     for job in fold.jobs.values():
         if job.state == "pending":

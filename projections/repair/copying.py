@@ -1,7 +1,7 @@
-"""A new store made from a log that was proven elsewhere: its record batches, its live payloads, fresh projections.
+"""Copying a proven log into a new store: its record batches, its live payloads, fresh projections.
 
 `copy_into` makes it from a store that can be read, salvage.py from what is left of one that can't. A job whose payload
-is gone is a dead letter there that says so, instead of one that nobody can run.
+is gone is a dead letter there, with that error, instead of one that can't be run.
 """
 
 from typing import Final
@@ -24,7 +24,7 @@ from ledgerq.projections.replay import fold_verified
 
 __all__ = ["KEEP_DEAD_MS", "NewStore", "copy_into"]
 
-# As long as a queue keeps dead jobs by default: nothing here knows the options of the queue that they were in.
+# As long as a queue keeps dead jobs by default: the options of the queue that they were in are not known here.
 KEEP_DEAD_MS: Final = 7 * 24 * 3_600_000
 _COMMIT_EVENTS: Final = 2000
 _PAYLOAD_ROWS: Final = 100
@@ -86,7 +86,7 @@ class NewStore:
 
 
 class _Folding:
-    """The projector of the commits that end a copy: what follows from dead letters, and the marker goes with the last.
+    """The hook of the commits that end a copy: it adds what follows from dead letters; the marker goes with the last.
 
     `fold` is the log's so far.
     """
@@ -153,7 +153,7 @@ async def copy_into(
 
 
 async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[LostPayload]:
-    """Write the payloads of all jobs that are there; returns the jobs whose payload could not be had."""
+    """Write the payloads of all jobs that are there; returns the jobs whose payload could not be read."""
     live = {job.offset: job for job in fold.jobs.values()}
     payloads = source.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=_PAYLOAD_ROWS)
     try:

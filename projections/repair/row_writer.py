@@ -1,4 +1,4 @@
-"""Writing the rows of a rebuild: in batches, under a marker that keeps every queue from opening until the last event.
+"""The writer of a rebuild's rows: in batches, under a marker that keeps every queue from opening until the last event.
 
 Used by rebuild.py, in place, and by copying.py, into a new store.
 """
@@ -61,9 +61,9 @@ class RowWriter:
 
 
 class Finish:
-    """The projector of the commit that ends a rebuild: it takes the marker away, and lets projections follow it.
+    """The hook of the commit that ends a rebuild: it removes the marker, and lets projections follow it.
 
-    All rows are of the present format by then, so that is said in the same commit.
+    All rows are of the present format by then, so the same commit sets the format.
     """
 
     def __init__(self, host: ProjectionHost) -> None:
@@ -81,14 +81,14 @@ class Finish:
         batch.update(self._filled[1])
 
     def committed(self, commit: Commit) -> None:
-        """Nothing is left to do."""
+        """Do nothing: all is done."""
 
     def failed(self, error: LedgerError) -> None:
-        """Who waits for the commit is told."""
+        """Do nothing: the commit's waiters get the error."""
 
 
 async def finish(log: EventLog, last: Rebuilt, *, accept_rollback: bool) -> None:
-    """Write the event that ends a rebuild, through a log whose projector takes the marker away with it."""
+    """Write the event that ends a rebuild, through a log whose hook removes the marker with it."""
     await log.start(accept_rollback=accept_rollback)
     log.append(last)
     try:

@@ -1,4 +1,4 @@
-"""Salvage: a new store from whatever can still be read of a damaged one, which is only read.
+"""Salvage: a new store made from what can still be read of a damaged one, which is only read.
 
 Every file that lies in the store is read block by block, whether a manifest names it or not. Record batches are taken
 by the hash chain, payloads by their digests, so it does not matter where they are found, nor what else is there. What
@@ -49,7 +49,7 @@ class LostJob(NamedTuple):
 
 
 class SalvageReport(NamedTuple):
-    """What came back and what did not.
+    """The result of a salvage: what was recovered and what was not.
 
     `rebuilt`: the log that is proven, the jobs, and those whose payload is lost. `promised`: the newest commit known to
     have been made, by the `anchor` or (None there, or on an object store, whose anchor lags) by a head that was found;
@@ -76,12 +76,12 @@ class SalvageReport(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The offset after the last event that came back."""
+        """The offset after the last event that was recovered."""
         return self.rebuilt.verified.head.next_offset
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything promised came back: the log up to the last commit, and each job's payload."""
+        """Whether everything promised was recovered: the log up to the last commit, and each job's payload."""
         return self.is_reached and not self.rebuilt.lost
 
 
@@ -96,7 +96,7 @@ async def salvage(
 ) -> SalvageReport:
     """Fill `target`, which must be empty, with what can be proven of the files of a damaged store.
 
-    A salvage that was interrupted is run again. Raises `StoreNotFound` when no event can be had, `FormatTooNew`,
+    A salvage that was interrupted is run again. Raises `StoreNotFound` when no event can be read, `FormatTooNew`,
     `InvalidArgument` for a target that holds something.
     """
     with tempfile.TemporaryDirectory(prefix="ledgerq-salvage-") as scratch:
@@ -207,7 +207,7 @@ class _Salvage:
     # ------------------------------------------------------------------ what follows from them
 
     async def _fold(self, verified: Verified) -> tuple[Verified, Fold, str]:
-        """The fold of the chosen batches; where they make no sense, they end before that. And why."""
+        """The fold of the chosen batches, which are cut before one that the fold refuses, and why."""
         why = ""
         while True:
             fold = Fold()

@@ -1,4 +1,4 @@
-"""A process that works through cases of damage, one after the other, and says how each ended.
+"""A process that works through cases of damage, one after the other, and reports how each ended.
 
     python -m tests.damage.cases_child ROOT [PYTHON]
 
@@ -58,7 +58,7 @@ class Expected(NamedTuple):
 
 
 class Audited(NamedTuple):
-    """What an audit and a reader of all rows said: a report or an error, the rows or an error."""
+    """The results of an audit and of a reader of all rows: a report or an error, the rows or an error."""
 
     report: AuditReport | LedgerError
     rows: Rows | LedgerError
@@ -105,7 +105,7 @@ async def reopen(folder: Path) -> tuple[Rows | LedgerError, LedgerError | None]:
 
 
 async def expected_of(root: Path, store: str, scratch: Path) -> Expected:
-    """What is right for every copy of this store."""
+    """The expected rows of every copy of this store."""
     folder = harmed_copy(root, None, scratch / f"expected-{store}", store=store)
     before = await look(folder)
     opened, _ = await reopen(folder)
@@ -175,7 +175,7 @@ class Trial:
         return await self._salvaged() if self._named else "unharmed"
 
     async def _salvaged(self) -> str:
-        """What a salvage makes of a store that was refused."""
+        """The outcome of a salvage of a store that was refused."""
         folder = harmed_copy(self._root, self._case, self._scratch / f"salvage-{next(self._numbers)}")
         try:
             async with asyncio.timeout(STEP_LIMIT_S):
@@ -247,7 +247,7 @@ class Trial:
         return f"opens on wrong indexes, {audited.report.difference_count} differences in the audit afterwards"
 
     def _healed_well(self, audited: Audited) -> str:
-        """Files were set aside, which the log says: so it goes on from where it was, with everything in it."""
+        """Check that files were set aside, with the event of it, and that the log goes on from where it was, whole."""
         if not audited.clean or not isinstance(audited.rows, dict):
             raise Wrong(f"files were set aside, and the audit afterwards says {audited}")
         wanted, found = self._expected.rows, audited.rows
@@ -312,7 +312,7 @@ class Trial:
         return report.verified.head.next_offset
 
     async def _check(self, folder: Path, end: int, until: int | None) -> str:
-        """What was rebuilt is what follows from the log as far as it was kept, and that is all of it without a cut."""
+        """Check that the rebuilt rows follow from the log as far as it was kept, which is all of it without a cut."""
         wanted = self._expected
         audited = await look(folder)
         if isinstance(audited.report, LedgerError):
@@ -358,7 +358,7 @@ def difference(found: Rows, wanted: Rows) -> str:
 
 
 class Loud(logging.Handler):
-    """What asyncio complains of: tasks and callbacks whose errors nobody took. What ledgerq logs is no error of its."""
+    """A handler for asyncio's error records: tasks and callbacks whose errors were not retrieved."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == "asyncio":

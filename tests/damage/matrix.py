@@ -1,4 +1,4 @@
-"""Every object of a store harmed in every way, and what ledgerq makes of it: the proof behind the table in docs/.
+"""The damage matrix: every object of a store harmed in every way, with ledgerq's outcome: the table in docs/.
 
     python -m tests.damage.matrix [--all] [--jobs N] [--only TEXT] [--verbose]
 
@@ -95,7 +95,7 @@ class Case(NamedTuple):
 
 
 class Result(NamedTuple):
-    """How a case ended, and what was said on the way; `panicked`: SlateDB printed a panic before the clear error."""
+    """The outcome of a case, and its messages; `panicked`: SlateDB printed a panic before the clear error."""
 
     case: Case
     outcome: str
@@ -409,7 +409,7 @@ class _Child:
         assert ready == {"ready": True}, f"{ready}: {self._noise()}"
 
     async def _line(self, limit_s: float) -> Any:
-        """The next answer, or why there is none."""
+        """Read the next answer, or why there is none."""
         assert self._process is not None
         assert self._process.stdout is not None
         try:
@@ -496,7 +496,7 @@ async def run_commands(root: Path, cases: Sequence[Case], *, jobs: int = 2) -> l
 
 
 async def _run_command(command: Sequence[str]) -> tuple[str, bool]:
-    """What a command line printed, and whether it ended as it should: a known exit code, one line on stderr at most."""
+    """Run a command line: its output, and whether it ended well: a known exit code, at most one line on stderr."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "ledgerq.tools.cli", *command),
         stdin=asyncio.subprocess.DEVNULL,
@@ -513,7 +513,7 @@ async def _run_command(command: Sequence[str]) -> tuple[str, bool]:
         await process.wait()
         return f"hangs: no end within {CASE_LIMIT_S:g} s", False
     text = err.decode(errors="replace")
-    # Beside a result there is at most the one line that tells of files that were set aside.
+    # Beside a result there is at most the one line about files that were set aside.
     told = sum("set-aside/" in line for line in text.splitlines()) if out else 0
     fine = process.returncode in (0, 1, 3) and len(text.splitlines()) == (min(told, 1) if out else 1)
     fine = fine and "Traceback" not in text
@@ -539,7 +539,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def scratch_folder() -> str | None:
-    """Where copies are cheap, if there is such a place."""
+    """A folder where copies are cheap, if there is one."""
     memory = Path("/dev/shm")
     return str(memory) if os.access(memory, os.W_OK) else None
 

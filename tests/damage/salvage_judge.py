@@ -1,4 +1,4 @@
-"""Is what a salvage made of a damaged store right, and all that could be had?
+"""The judge of salvages of damaged stores: whether the result is right, and all that could be recovered.
 
     python -m tests.damage.salvage_judge [--all] [--only TEXT]
 
@@ -61,7 +61,7 @@ async def check_salvage(folder: Path, case: Any, root: Path, wanted: Rows) -> tu
         _check_had_all(folder, case, root, wanted, report)
     if report.is_whole:
         return "salvaged", f"whole, {len(report.faults)} faulty files"
-    # That the newest log file is gone nothing says but the anchor.
+    # Only the anchor shows that the newest log file is gone.
     assert report.faults or not report.is_reached, "no cause is named"
     return "in part", f"{end} of {whole_end} events, {len(lost)} payloads lost, faults {report.faults[:3]}"
 
@@ -71,7 +71,7 @@ def _log(rows: Rows, end: int) -> Rows:
 
 
 def _check_had_all(folder: Path, case: Any, root: Path, wanted: Rows, report: SalvageReport) -> None:
-    """All that stands in blocks which were not touched came back."""
+    """Check that all rows of untouched blocks were recovered."""
     touched = {case.path, case.argument} if case.damage in ("swapped", "older") else {case.path}
     left: set[tuple[bytes, bytes]] = set()
     for path in folder.rglob("*.sst"):

@@ -1,4 +1,4 @@
-"""What audit and salvage say at the command line of a store whose files are damaged, and that they are right."""
+"""The reports of audit and salvage at the command line on a store whose files are damaged."""
 
 import asyncio
 import shutil

@@ -109,7 +109,7 @@ async def test_the_command_line_says_it_on_one_line(root: Path) -> None:
 
 @pytest.mark.proof
 async def test_the_judge_finds_a_tail_that_is_passed_over(root: Path, tmp_path: Path) -> None:
-    """The same child on a ledgerq whose anchor is looked at by nobody: what it finds is what the anchor is for."""
+    """The same child on a ledgerq that does not check its anchor: what it finds is what the anchor is for."""
     cases = [case for case in all_cases(root) if case.kind == "store"]
     patch = (
         "from ledgerq.eventlog.log import LogReader\n"

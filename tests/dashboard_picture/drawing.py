@@ -1,4 +1,4 @@
-"""How one panel of the dashboard is drawn, for picture.py. Everything of matplotlib's is handed in."""
+"""The drawing of one panel of the dashboard, for picture.py. Everything of matplotlib's is passed in."""
 
 import math
 import re
@@ -160,7 +160,7 @@ def _stat(area: Area, panel: Mapping[str, Any], values: Values) -> None:
 
 
 def _clock(axes: Any, began: float, ended: float) -> None:
-    """Minutes since the left edge: what the wall clock said then tells nobody anything."""
+    """The time axis in minutes since the left edge, since the wall clock's time then is of no use."""
     axes.set_xlim(began, ended)
     minutes = (ended - began) / 60
     step = next((step for step in (0.5, 1, 2, 5, 10, 30, 60) if minutes / step <= 6), 240)

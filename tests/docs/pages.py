@@ -1,4 +1,4 @@
-"""The runnable blocks of the README and of the pages in docs/, and how they are run.
+"""The runner of the runnable blocks of the README and of the pages in docs/.
 
     ```python                 runs in the page's Python session
     ```python title="x.py"    is written to x.py in the page's folder
@@ -123,7 +123,7 @@ def commands(block: Block) -> list[Command]:
 
 
 def missing_line(shown: tuple[str, ...], said: str) -> str | None:
-    """The first line shown that is not in what was really said, after those before it; None when all are there."""
+    """The first line shown that is not in the real output, after those before it; None when all are there."""
     rest = iter(" ".join(line.split()) for line in said.splitlines())
     for line in shown:
         pattern = ".*".join(re.escape(" ".join(part.split())) for part in line.split("..."))

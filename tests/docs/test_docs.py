@@ -1,4 +1,4 @@
-"""The pages of docs/: their examples run, what is made from the code is up to date, and links lead somewhere."""
+"""The pages of docs/: their examples run, what is made from the code is up to date, and links have targets."""
 
 import re
 import tomllib

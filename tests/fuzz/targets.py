@@ -1,4 +1,4 @@
-"""What is fuzzed: one function for each parser of outside bytes, raising only for a defect.
+"""The fuzz targets: one function for each parser of outside bytes, raising only for a defect.
 
 `TARGETS` are shared by Hypothesis (test_fuzz_bytes.py) and by atheris (coverage_guided.py). A refusal with an error of
 ours is no defect. Neither is an encoding that is not the one this version writes (a long header for a short array,

@@ -1,6 +1,6 @@
-"""Bytes that nobody wrote: every parser of the store's bytes, of URLs and ids refuses them with an error of ours.
+"""Random bytes: every parser of the store's bytes, of URLs and ids refuses them with an error of ours.
 
-The targets say what is a defect (targets.py); coverage_guided.py runs the same ones for as long as one likes. Each
+The targets define what is a defect (targets.py); coverage_guided.py runs the same ones for as long as one likes. Each
 has a test with the cases that were found once and a few more; the proof gives each of them many.
 """
 

@@ -1,7 +1,7 @@
-"""The reference model of a job's life: a second, plain account of what a log may say, apart from the code it judges.
+"""The reference model of a job's life: a second, plain implementation of what a log may hold, apart from the code.
 
-It reads the durable events one by one and knows nothing of how ledgerq decides or keeps its state: nothing of
-ledgerq.projections or ledgerq.worker is imported. Whatever an event says that can't be is a `Violation`. The
+It reads the durable events one by one and is independent of how ledgerq decides or keeps its state: nothing of
+ledgerq.projections or ledgerq.worker is imported. An event that can't be is a `Violation`. The
 simulation, the long run, the processes that are killed and the state machine test are all held to it. What is due by a
 clock is judged where that clock stands still between two events, in the simulation: elsewhere time passes from a
 decision to its commit.
@@ -65,7 +65,7 @@ class Model:
         self.jobs: dict[bytes, ModelJob] = {}
         self.queues: dict[str, QueueCounts] = {}
         self.pending: dict[str, dict[bytes, tuple[int, int]]] = {}
-        self.pending_since_ms: dict[bytes, int] = {}  # by the clock of the simulation, which nobody sets
+        self.pending_since_ms: dict[bytes, int] = {}  # by the clock of the simulation, which is never set
         self.claims: dict[tuple[bytes, int], str] = {}  # how each claim ended; "" while it is current
         self.leases: dict[tuple[bytes, int], int] = {}  # ends that were promised by a renewal
         self.keys: dict[tuple[str, bytes], bytes] = {}
@@ -74,7 +74,7 @@ class Model:
         self.time_ms = 0
 
     def overlooked(self, queue: str, since_ms: int) -> list[bytes]:
-        """Jobs of a queue that hands out that could be claimed since then, and were not."""
+        """Jobs of a queue that is not paused that could be claimed since then, and were not."""
         if self.counts(queue).paused:
             return []
         return [job_id for job_id in self.pending.get(queue, {}) if self.pending_since_ms[job_id] <= since_ms]
@@ -91,7 +91,7 @@ class Model:
         return self.queues.setdefault(queue, QueueCounts())
 
     def apply(self, offset: int, time_ms: int, event: Event) -> None:
-        """Take note of one durable event; raises `Violation`."""
+        """Apply one durable event; raises `Violation`."""
         self.time_ms = time_ms
         if isinstance(event, QueuePaused | QueueResumed | Enqueued):
             counts = self.counts(event.queue)

@@ -1,4 +1,4 @@
-"""What the histograms of a queue must say, counted a second time from the durable events, without the code judged.
+"""The expected histograms of a queue, counted a second time from the durable events, without the code judged.
 
 The bounds stand here again on purpose: they are part of the format, and a change of them has to be noticed.
 """

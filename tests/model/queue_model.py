@@ -1,4 +1,4 @@
-"""What a queue should do, call by call: each call becomes the event it should cause, in the reference model."""
+"""The model of a queue, call by call: each call becomes the event it should cause, in the reference model."""
 
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.events import (
@@ -53,7 +53,7 @@ class Model:
         return {job_id_text(job.id): job for job in self._reference.jobs.values() if job.state != "gone"}
 
     def is_paused(self, queue: str) -> bool:
-        """Whether nothing of a queue is handed out."""
+        """Whether a queue is paused."""
         return self._reference.counts(queue).paused
 
     def added(self, job_id: str, queue: str, priority: int, delay: float, key: str | None, until: UniqueUntil) -> None:
@@ -74,7 +74,7 @@ class Model:
         return [job_id_text(job_id) for job_id in sorted(waiting, key=waiting.__getitem__)]
 
     def claimed(self, claim: Claim, lease_ms: int) -> None:
-        """A claim was handed over."""
+        """A claim was returned."""
         self._happened(Claimed(claim.id, claim.attempt, lease_ms, None))
         assert claim.payload == b"%d" % self.jobs[claim.job_id].priority
         self._claims[claim.job_id], self.lease_ends_ms[claim.job_id] = claim, self.now_ms + lease_ms

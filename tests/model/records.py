@@ -1,4 +1,4 @@
-"""What the reference model is made of: jobs as their events tell them, the counters of their queues."""
+"""The records of the reference model: jobs as their events make them, the counters of their queues."""
 
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -11,7 +11,7 @@ UNFINISHED: Final = ("scheduled", "pending", "claimed")
 
 
 class Violation(Exception):
-    """A promise was broken. `kind` is which one, in a word or two; the text says who, where and how."""
+    """A promise was broken. `kind` is which one, in a word or two; the text is the details."""
 
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(f"{kind}: {what}")
@@ -30,7 +30,7 @@ class Moment(NamedTuple):
 
 @dataclass
 class ModelJob:
-    """A job as its events tell it. Times are ms since the Unix epoch."""
+    """A job as its events make it. Times are ms since the Unix epoch."""
 
     id: bytes
     queue: str
@@ -59,7 +59,7 @@ class ModelJob:
 
 @dataclass
 class QueueCounts:
-    """What the counters of a queue must say."""
+    """The expected counters of a queue."""
 
     states: dict[str, int] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)

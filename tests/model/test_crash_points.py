@@ -53,7 +53,7 @@ class CrashPoint:
 
 
 class Reported:
-    """What awaited calls have said: job id -> the state that its durable history must have passed through."""
+    """The reports of awaited calls: job id -> the state that its durable history must have passed through."""
 
     def __init__(self) -> None:
         self.enqueued: dict[str, bytes] = {}
@@ -82,7 +82,7 @@ async def a_day(rig: Rig, point: CrashPoint, reported: Reported) -> None:
 
     first = await enqueue(b"first")
     waiting = asyncio.create_task(queue.claim("late", wait=None))
-    waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # when nobody is left to await it
+    waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # when no task is left to await it
     for job, payload in zip(
         await queue.enqueue_many("q", [b"a", NewJob(b"b", priority=1), NewJob(b"c", unique_key="k")]),
         (b"a", b"b", b"c"),
@@ -109,7 +109,7 @@ async def a_day(rig: Rig, point: CrashPoint, reported: Reported) -> None:
     unwanted = await enqueue(b"unwanted")
     await queue.cancel(unwanted, **WHO)
     reported.cancelled.add(unwanted)
-    reported.paused = False  # from here on nobody knows, until it returns
+    reported.paused = False  # from here on the outcome is unknown, until it returns
     await queue.resume("q", **WHO)
     await rig.advance(20)
     while claims := await queue.claim("q", limit=5):
@@ -149,7 +149,7 @@ async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> tuple[CrashPo
     day.add_done_callback(lambda task: task.cancelled() or task.exception())
     crash = asyncio.create_task(point.reached.wait(), name="crash")
     await asyncio.wait((day, crash), return_when=asyncio.FIRST_COMPLETED)
-    await settle()  # whoever can still run does, as in a process that has a moment left
+    await settle()  # tasks that can still run do, as in a process that has a moment left
     if end == "passing error":
         await asyncio.wait((day,))
     if day.done() and (error := day.exception()) is not None and not isinstance(error, LedgerError):
@@ -185,7 +185,7 @@ async def check_promises(rig: Rig, reported: Reported) -> None:
     for job_id in reported.cancelled:
         assert job_id not in jobs or jobs[job_id].state == "cancelled"
     for job_id in reported.dead & jobs.keys():
-        assert jobs[job_id].state in ("dead", "pending")  # pending: requeued in the commit that nobody heard of
+        assert jobs[job_id].state in ("dead", "pending")  # pending: requeued in the commit that was never reported
     assert (await queue.stats("q")).paused >= reported.paused
     await queue.resume("q", **WHO)
     await rig.advance(30)

@@ -305,7 +305,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.run(self.compare())
 
     async def compare(self) -> None:
-        """The ledger is clean, and what the queue says is what the model says."""
+        """The ledger is clean, and the queue's answers are those of the model."""
         fold = await self.rig.check()
         for queue in QUEUES:
             stats = await self.rig.queue.stats(queue)

@@ -37,7 +37,7 @@ class Series(NamedTuple):
 
 
 def promtool(*argv: str, stdin: str = "") -> tuple[int, str]:
-    """Run it; gives its exit code and all it said."""
+    """Run promtool; gives its exit code and all its output."""
     assert PROMTOOL is not None, MISSING
     ran = subprocess.run(
         [PROMTOOL, *argv], input=stdin, capture_output=True, text=True, check=False, timeout=LIMIT_S, cwd="/"
@@ -113,7 +113,7 @@ def running_prometheus(config: Path, folder: Path) -> Iterator[Prometheus]:
 
 @contextlib.contextmanager
 def running_alertmanager(folder: Path) -> Iterator[int]:
-    """An Alertmanager that tells nobody, for the block; gives its port."""
+    """An Alertmanager without receivers, for the block; gives its port."""
     assert ALERTMANAGER is not None, MISSING_ALERTMANAGER
     config = folder / "alertmanager.yml"
     config.write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n")

@@ -213,7 +213,7 @@ def test_alertmanager_gets_what_an_operator_needs(run: Run) -> None:
 
 
 def stats_as_of(url: str, offset: int) -> list[dict[str, Any]]:
-    """What the fold of the first so many events says of each queue."""
+    """The counters of each queue by the fold of the first so many events."""
     command = [sys.executable, "-m", "ledgerq.tools.cli", "stats", url, "--as-of", str(offset), "--json"]
     ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     queues: list[dict[str, Any]] = json.loads(ran.stdout)["queues"]
@@ -271,7 +271,7 @@ def test_increase_over_the_run_is_what_happened(run: Run) -> None:
 
 
 def test_the_heatmaps_hold_every_claim(run: Run) -> None:
-    """What a panel adds up over the run is what the log says, but for what Prometheus extrapolates."""
+    """A panel's sum over the run is that of the log, but for what Prometheus extrapolates."""
     seconds = f"{round(run.ended - run.began)}s"
     (panel,) = (panel for panel in PANELS if panel.title == "Waiting")
     cells = run.prometheus.query(as_grafana(panel.targets[0].expr, rate_interval=seconds), run.ended)

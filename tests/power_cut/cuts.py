@@ -5,7 +5,7 @@
 `--salvage` has each store salvaged as it was left, before it is opened: what it makes must hold all that was promised.
 `--states` is for each model; models are in kernel_files.py, phases in phases.py. Moments, and what is lost
 at them, follow from the seed and the recording. `--keep` keeps the recordings, which are used again when they are
-there, and the disks of states that failed, each with what was said.
+there, and the disks of states that failed, each with its report.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def is_rare(call: Call) -> bool:
 
 
 class Explored:
-    """What came of all states."""
+    """The outcomes of all states."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[tuple[str, str, str]] = Counter()
@@ -138,7 +138,7 @@ class Opening:
         self._left = 0
 
     async def answer(self, state: State, kept: Path | None) -> Answer:
-        """What came of a state."""
+        """The outcome of a state."""
         if self._process is None or self._left == 0:
             await self.end()
             self._scratch.mkdir(parents=True)

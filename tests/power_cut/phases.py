@@ -1,4 +1,4 @@
-"""What a store goes through while its system calls are recorded, and the recordings."""
+"""The phases of a store while its system calls are recorded, and the recordings."""
 
 import json
 import os

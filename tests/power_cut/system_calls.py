@@ -1,4 +1,4 @@
-"""The system calls of a program, recorded by strace and read back one by one: what a disk was told, in which order.
+"""The system calls of a program, recorded by strace and read back one by one: the disk's operations, in order.
 
 strace stops a thread before and after each call, so the order of the lines is one that could have been seen from
 outside: what a call's end made possible stands after it.

@@ -1,4 +1,4 @@
-"""A queue in a process of its own, whose clock the parent sets, and which does what the parent says.
+"""A queue in a process of its own, whose clock the parent sets, and which follows the parent's orders.
 
     python tests/process/clock_child.py URL LEASE_S
 
@@ -31,7 +31,7 @@ class Child:
         self._cue = asyncio.Event()
 
     async def now(self) -> int:
-        """What the queue's clock says."""
+        """The time of the queue's clock."""
         return SystemClock().now_ms()
 
     async def open(self) -> int:

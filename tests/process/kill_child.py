@@ -64,7 +64,7 @@ class Load:
             claims = await self.queue.claim("q", limit=self.rng.randrange(1, 6), wait=None, worker=name)
             self.report(*(f"claimed {claim.job_id} {claim.offset}" for claim in claims))
             if self.rng.random() < 0.3:
-                with suppress(ClaimLost):  # which of them was lost is not said, so nothing is reported
+                with suppress(ClaimLost):  # the error does not name the lost one, so nothing is reported
                     await self.queue.ack_many(claims)
                     self.report(*(f"acked {claim.job_id} {claim.offset}" for claim in claims))
                 continue
@@ -122,7 +122,7 @@ class Load:
 
 
 async def main(folder: Path, seed: int, url: str) -> None:
-    """Run until somebody kills this process."""
+    """Run until this process is killed."""
     async with Queue.open(url, default=OPTIONS, ready_window=50) as queue:
         await Load(queue, open_facts(folder), seed).run()
 

@@ -57,7 +57,7 @@ class Zygote:
         return Child(self, await self._ask(fork=ask), Path(ask["stderr"]))
 
     async def wait(self, pid: int) -> int:
-        """How a child ended; it has ended."""
+        """Wait for the end of a child; returns its exit status."""
         return await self._ask(wait=pid)
 
 
@@ -159,7 +159,7 @@ class Series:
 
     @property
     def seen(self) -> Counter[str]:
-        """What the last check has counted."""
+        """The counts of the last check."""
         return Counter(json.loads((self.folder / "seen").read_text()))
 
 

@@ -49,7 +49,7 @@ async def work(queue: Queue, what: str, cue: Path) -> None:
 
 
 async def hold(queue: Queue, cue: Path) -> None:
-    """Hold a claim, while somebody else waits for one, and holds that until the first was tried."""
+    """Hold a claim, while another call waits for one, and hold that until the first was tried."""
     tried = asyncio.Event()
 
     async def wait() -> None:

@@ -171,7 +171,7 @@ async def damage_indexes(store: Store, seed: int) -> None:
 
 
 async def check(ask: Mapping[str, Any]) -> None:
-    """Prove what was promised, beside the store, or by opening it; says what it has seen."""
+    """Prove what was promised, beside the store, or by opening it; reports what it counted."""
     facts = Facts(Path(ask["folder"]))
     facts.read()
     if ask["opening"]:
@@ -204,7 +204,7 @@ TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], Awaitable[None]]]] = {
 
 
 def child(ask: Mapping[str, Any]) -> int:
-    """The life of a forked child; what it has to say goes to a file of its own."""
+    """Run a forked child; its output goes to a file of its own."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -223,7 +223,7 @@ async def _awaited(work: Awaitable[None]) -> None:
 
 
 def main() -> None:
-    """Fork and wait as told, until there is nobody left to tell."""
+    """Fork and wait by the parent's orders, until the parent is gone."""
     for line in sys.stdin:
         ask = json.loads(line)
         if "fork" in ask:

@@ -96,7 +96,7 @@ async def run_and_kill(
 
 
 class Book:
-    """What the log says, by the reference model."""
+    """The log, followed by the reference model."""
 
     def __init__(self) -> None:
         self.model = Model()
@@ -122,7 +122,7 @@ class Book:
 
     @property
     def settled(self) -> int:
-        """How many claims ended."""
+        """The number of claims that ended."""
         return sum(bool(how) for how in self.model.claims.values())
 
     @property
@@ -202,7 +202,7 @@ async def read_and_check(url: str, facts: Facts) -> tuple[Fold, Book]:
 
 async def open_and_check(url: str, facts: Facts) -> Fold:
     """Open the queue after a crash, and prove everything through it."""
-    # With a clock that stands still the queue changes nothing any more once it has looked around.
+    # With a clock that stands still the queue changes nothing any more after its first scans.
     async with Queue.open(url, clock=ManualClock(SystemClock().now_ms())) as queue:
         return await check_queue(queue, facts)
 

@@ -1,4 +1,4 @@
-"""A second process that proves a ledger while another one writes it, and says where it ended each time.
+"""A second process that proves a ledger while another one writes it, and reports where it ended each time.
 
 python tests/process/read_child.py URL ROUNDS
 """

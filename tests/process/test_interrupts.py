@@ -131,7 +131,7 @@ async def test_while_its_claim_is_being_made_durable(tmp_path: Path, number: sig
         child.go_on()
         assert await child.end() == (0, "")
     jobs = await jobs_after(tmp_path, child.said)
-    # The claim that nobody waits for any more is given back, and no handler began.
+    # The claim of a call that was cancelled is given back, and no handler began.
     assert states(jobs) == [("pending", 0)] * 3
     assert "started 0" not in child.said
 

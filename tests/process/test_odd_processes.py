@@ -1,4 +1,4 @@
-"""Queues in the wrong hands: a forked child, another loop, a loop that has ended. Each is told so at once."""
+"""Queues used from a forked child, another loop, or after their loop has ended: each use is refused at once."""
 
 import asyncio
 import os

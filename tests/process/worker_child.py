@@ -23,7 +23,7 @@ def say(*words: str) -> None:
 
 
 async def cue(job: JobContext, folder: Path) -> None:
-    """End when the parent says so."""
+    """Wait for the parent's order to end."""
     say("started", job.payload.decode())
     while not (folder / "cue").exists():
         await asyncio.sleep(POLL_S)

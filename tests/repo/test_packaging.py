@@ -1,4 +1,4 @@
-"""What is shipped: the console scripts, the declared dependencies, and (slowly) the wheel itself."""
+"""The package as shipped: the console scripts, the declared dependencies, and (slowly) the wheel itself."""
 
 import ast
 import importlib

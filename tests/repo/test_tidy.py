@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Room -> what of ours it may import.
+# Layer -> what of ours it may import.
 LAYERS = {
     "eventlog": {"eventlog"},
     "projections": {"projections", "eventlog"},
@@ -333,7 +333,7 @@ def test_packages_are_found_through_the_link_in_src() -> None:
 
 
 def test_no_two_files_of_one_name_in_a_layer() -> None:
-    """So that a name says which file is meant; and no layer has a file beside a folder of its name."""
+    """So that a name identifies a file; and no layer has a file beside a folder of its name."""
     bad = []
     for layer in LAYERS:
         names: dict[str, str] = {}

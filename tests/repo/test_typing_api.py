@@ -1,4 +1,4 @@
-"""mypy --strict agrees with what tests/repo/typing_api.py says of the public face."""
+"""mypy --strict agrees with the types that tests/repo/typing_api.py asserts of the public face."""
 
 import subprocess
 import sys

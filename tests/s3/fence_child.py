@@ -1,4 +1,4 @@
-"""A process that works on a store until another one takes it over, and says how each of its tasks ended.
+"""A process that works on a store until another one takes it over, and reports how each of its tasks ended.
 
     python tests/s3/fence_child.py DIR SEED URL
 
@@ -17,7 +17,7 @@ from tests.process.kill_child import OPTIONS, PRODUCERS, WORKERS, Load
 
 
 async def main(folder: Path, seed: int, url: str) -> None:
-    """Run until fenced; whatever else ends a task is said as well."""
+    """Run until fenced; any other end of a task is reported as well."""
     facts_fd = os.open(folder / "facts", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     async with Queue.open(url, default=OPTIONS, ready_window=50, take_over=True) as queue:
         load = Load(queue, facts_fd, seed)

@@ -102,7 +102,7 @@ def at_random(seed: int, faults: Sequence[Fault], *, share: float) -> Plan:
 
 
 class FaultProxy:
-    """See the module's text. `met` counts the faults by their kind; `seen` the requests by kind and method."""
+    """The proxy; `plan` gives each request's fault. `met` counts faults by kind; `seen` requests by kind and method."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port

@@ -36,7 +36,7 @@ def find_weed() -> Path | None:
 
 
 def free_ports(number: int) -> list[int]:
-    """So many ports of the loopback interface at which nobody listens now."""
+    """So many free ports of the loopback interface."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:

@@ -1,4 +1,4 @@
-"""The queue in a bucket behind a network and a service that fail in each way: nobody notices, nothing is lost.
+"""The queue in a bucket behind a network and a service that fail in each way: no call fails, nothing is lost.
 
 More seeds than these, by hand: S3_FAULT_SEEDS=200 pytest tests/s3/test_s3_faults.py -k random
 """
@@ -47,7 +47,7 @@ async def run_through(
     seed: int = 1,
     least_faults: int = MIN_FAULTS,
 ) -> FaultProxy:
-    """Load through a proxy with this plan, in which nobody meets an error; then everything is checked past it."""
+    """Run a load through a proxy with this plan, in which no call fails; then everything is checked past it."""
     facts = Facts(folder)
     async with fault_proxy(s3_server.port) as proxy:
         queue = await opened_through(proxy, url, monkeypatch)

@@ -18,7 +18,7 @@ __all__ = ["bucket", "proxy", "s3_server"]
 
 LIMIT_S = 30.0
 OUTAGE_S = 0.5
-# Much longer than a request takes on a busy machine, and long for nobody.
+# Much longer than a request takes on a busy machine, and still short.
 SHORT_S = 1.0
 LOST_ANSWERS = 8
 

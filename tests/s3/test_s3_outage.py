@@ -1,4 +1,4 @@
-"""The bucket is away for half a minute, in several ways at once, and comes back: who waits, who is told, what goes on.
+"""The bucket is away for half a minute, in several ways, and comes back: which calls wait, which fail, which go on.
 
 And its server itself is killed under load and started again.
 

@@ -1,4 +1,4 @@
-"""The queue in a bucket: taken over, rolled back; what its callers and the command line are told."""
+"""The queue in a bucket: taken over, rolled back; the errors of its calls and of the command line."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ __all__ = ["bucket", "s3_server"]
 
 TAKEOVERS = 3
 TAKEOVER_REPORT_BYTES = 3_000
-# An idle writer looks each second whether it is the writer still; a busy machine needs more.
+# An idle writer checks each second whether it is the writer still; a busy machine needs more.
 FENCED_LIMIT_S = 40.0
 RACES = 3
 RACERS = 3
@@ -39,7 +39,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port of this machine at which nobody listens, nor will."""
+    """A port of this machine that stays without a listener."""
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         yield unheard.getsockname()[1]

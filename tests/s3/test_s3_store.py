@@ -1,4 +1,4 @@
-"""The store in a bucket: the contract, conditional writes, fencing, outages, and what the preflight says."""
+"""The store in a bucket: the contract, conditional writes, fencing, outages, and the errors of the preflight."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Two writers of one bucket, behind a network that delays and loses answers: one remains, the other is told, in time.
+"""Two writers of one bucket, on a network that delays and loses answers: one remains, the other gets an error, in time.
 
 Whatever either of them reported is in the log. More seeds, by hand:
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.proof
 __all__ = ["bucket", "s3_server"]
 
 SEEDS = range(int(os.environ.get("S3_RACE_SEEDS", "1")))
-# An idle writer looks each second whether it is the writer still.
+# An idle writer checks each second whether it is the writer still.
 FENCED_LIMIT_S = 40.0
 LIMIT_S = 60.0
 FAULTS = (Fault.DELAY, Fault.LOSE_ANSWER, Fault.ERROR_500_AFTER, Fault.DROP_REQUEST)
@@ -74,7 +74,7 @@ class Writer:
         self._load = None
 
     async def lost(self) -> None:
-        """It ends by itself, and each of its tasks is told why."""
+        """Check that it ends by itself, and that each of its tasks gets the error."""
         if self.queue is None:
             return
         if self._load is not None:

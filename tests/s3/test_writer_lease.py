@@ -1,4 +1,4 @@
-"""An object store whose writer says that it lives is refused to every other opener, until it has ended or is silent.
+"""An object store whose writer renews its lease is refused to every other opener, until it has ended or is silent.
 
 SeaweedFS runs what depends on conditional writes once more. Leases are short here, so that they can run out.
 """
@@ -45,7 +45,7 @@ class Place:
         self._store = S3Store(bucket, prefix="jobs", client_options={"allow_http": True})
 
     def lease(self) -> dict[str, Any]:
-        """What the object says."""
+        """The content of the lease object."""
         found: dict[str, Any] = json.loads(bytes(obstore.get(self._store, "writer").bytes()))
         return found
 
@@ -238,7 +238,7 @@ async def test_recent_commits_are_a_sign_of_life_where_there_is_no_lease(
     async with Queue.open(place.url, wait=LIMIT_S):
         pass
     place.remove()
-    # One that closed says so in the log.
+    # One that closed has its event in the log.
     monkeypatch.undo()
 
 

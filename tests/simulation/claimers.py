@@ -1,6 +1,6 @@
 """Claimers in a simulated world: callers that claim jobs and settle them in every way.
 
-`Calls` is what every caller shares: patience, and knowing an error that has a reason from one that has none.
+`Calls` is shared by all callers: time limits, and the distinction of errors with a reason from those without.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ from tests.simulation.process import Process
 __all__ = ["Calls", "Claimers", "Gone"]
 
 T = TypeVar("T")
-# A job that could be claimed for longer than this, without trouble, must have been brought to whoever waited.
+# A job that could be claimed for longer than this, without trouble, must have been given to a waiting call.
 _PATIENCE_MS: Final = 1000
 
 
 class Gone(Exception):
-    """The call failed for a reason: nothing is known, nothing more is done by this caller."""
+    """The call failed for a reason: its outcome is unknown, and the caller does nothing more."""
 
 
 class Calls:
-    """What every caller shares."""
+    """The calls of all callers, with time limits and expected errors."""
 
     def __init__(self, world: Machine) -> None:
         self._world = world
         self._oracle = world.oracle
 
     async def call(self, process: Process, what: str, call: Awaitable[T]) -> T:
-        """Wait for an answer, within the limits of patience; raises `Gone` when it failed for a reason."""
+        """Wait for an answer, within the time limit; raises `Gone` when it failed for a reason."""
         world = self._world
         try:
             async with asyncio.timeout(CALL_LIMIT_S):
@@ -56,7 +56,7 @@ class Calls:
 
 
 class Claimers(Calls):
-    """See the module's text."""
+    """The claimers of a simulated world."""
 
     async def _claim(
         self,
@@ -92,10 +92,10 @@ class Claimers(Calls):
             await self._settle(process, claim, fate, hold_ms)
 
     async def _nothing_overlooked(self, process: Process, queues: Sequence[str], waiting_since_ms: int) -> None:
-        """A claim brought nothing: then no job of these queues may have been there for a while without trouble."""
+        """Check a claim that brought nothing: no job of these queues may have been there for a while without faults."""
         since_ms = waiting_since_ms or self._world.loop.now_ms()
         since_ms -= self._world.patience_ms
-        # A job may have been given to others, and the commit that says so be on its way.
+        # A job may have been given to others, and the commit of that be on its way.
         await self.call(process, "flush", self._queue(process).log.committed())
         calm_ms = self._world.calm_since_ms(process)
         if calm_ms is None or calm_ms > self._world.loop.now_ms() - self._world.patience_ms:
@@ -116,7 +116,7 @@ class Claimers(Calls):
             self._oracle.settled(claim, "acked")
 
     async def _settle(self, process: Process, claim: Claim, fate: str, hold_ms: int) -> None:
-        """Work on a claim for a while, and then do with it what its fate says."""
+        """Work on a claim for a while, and then end it as planned."""
         queue = self._queue(process)
         if hold_ms:
             await asyncio.sleep(hold_ms / 1000)

@@ -1,7 +1,7 @@
 """Deterministic simulation: `python -m tests.simulation --seeds 0:1000000 --jobs 2`.
 
 Each seed is a whole world (world.py): processes that are killed, fenced and restarted, stores that fail in every
-way seen, clocks that are set, callers that give up, and an oracle that keeps what was promised (oracle.py). The same
+way seen, clocks that are set, callers that give up, and an oracle that records what was promised (oracle.py). The same
 seed gives the same run, byte for byte. A seed that breaks a promise is printed with the shortest run found that still
 breaks it, and with one command that repeats it.
 """
@@ -33,7 +33,7 @@ app = typer.Typer(add_completion=False)
 
 
 class Result(NamedTuple):
-    """What became of one seed; `broken` is the promise that was broken, in words, or None."""
+    """The result of one seed; `broken` is the promise that was broken, in words, or None."""
 
     seed: int
     broken: str | None
@@ -89,7 +89,7 @@ def _moves(text: str | None, count: int) -> list[int] | None:
 
 
 def _tell_one(console: Console, seed: int, moves: Sequence[int] | None, trace: bool) -> bool:
-    """Run one seed and tell its story; returns whether all promises were kept."""
+    """Run one seed and print its trace; returns whether all promises were kept."""
     plan = make_plan(seed)
     plan = plan if moves is None else keep_moves(plan, moves)
     outcome = run_plan(plan)
@@ -134,7 +134,7 @@ def simulate(
     digests: Annotated[bool, typer.Option("--digests", help="Print a digest of each run, to compare runs.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Don't end at the first broken promise.")] = False,
 ) -> None:
-    """Run simulated worlds, one for each seed, and say which promises were broken. Exit code 1 when any was."""
+    """Run simulated worlds, one for each seed, and print which promises were broken. Exit code 1 when any was."""
     start, stop = _seeds(seeds)
     console = Console(highlight=False)
     if moves is not None or trace:

@@ -48,7 +48,7 @@ def ack_told_before_the_flush(patch: Patch) -> None:
 
 
 def everything_told_before_the_flush(patch: Patch) -> None:
-    """Nobody waits for a commit."""
+    """Calls don't wait for their commit."""
 
     def committed(self: Any) -> "asyncio.Future[None]":
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -73,7 +73,7 @@ def claim_handed_over_before_the_flush(patch: Patch) -> None:
 
 
 def claims_not_checked(patch: Patch) -> None:
-    """Whoever once held a job may settle it."""
+    """Any former claim of a job may settle it."""
     real = decisions.current
 
     def current(job: Any, claim_offset: int) -> Any:
@@ -93,19 +93,19 @@ def refusals_told_before_the_flush(patch: Patch) -> None:
 
 
 def leases_never_end(patch: Patch) -> None:
-    """Nobody looks whether a lease is over."""
+    """Leases are never checked."""
     patch.setattr(leases.Leases, "expired", lambda self, now_ms, limit: [])
     patch.setattr(leases.Leases, "next_ms", lambda self: None)
 
 
 def leases_end_at_once(patch: Patch) -> None:
-    """A lease is over whenever somebody looks."""
+    """A lease is over whenever it is checked."""
     real = leases.Leases.expired
     patch.setattr(leases.Leases, "expired", lambda self, now_ms, limit: real(self, now_ms + 86_400_000, limit))
 
 
 def interrupted_claims_stay(patch: Patch) -> None:
-    """Claims of a writer that is gone are found by nobody."""
+    """Claims of a writer that is gone are not found."""
 
     async def none(live_: Any) -> list[Any]:
         return []
@@ -134,17 +134,17 @@ def payload_deleted_with_the_ack(patch: Patch) -> None:
 
 
 def codec_key(offset: int) -> bytes:
-    """Where a payload lies."""
+    """The key of a payload."""
     return b"p/" + offset.to_bytes(8)
 
 
 def wake_up_lost(patch: Patch) -> None:
-    """New jobs are not given to those who wait."""
+    """New jobs are not given to waiting calls."""
     patch.setattr(dispatcher.Dispatcher, "serve", lambda self: self._fresh.clear())
 
 
 def scheduled_jobs_overlooked(patch: Patch) -> None:
-    """Nobody is woken for what is due."""
+    """Maintenance is not woken for what is due."""
     patch.setattr(maintenance._TimedRange, "schedule", lambda self, key, due_ms: False)
 
 
@@ -167,7 +167,7 @@ def chained_to_a_wrong_digest(patch: Patch) -> None:
 
 
 def digests_not_checked(patch: Patch) -> None:
-    """The chain is walked, and its digests are not looked at."""
+    """The chain is walked, and its digests are not compared."""
 
     def add(self: Any, batch: Any) -> None:
         self._last = batch
@@ -179,7 +179,7 @@ def digests_not_checked(patch: Patch) -> None:
 
 
 def anchor_not_checked(patch: Patch) -> None:
-    """A log that was cut off opens without a word."""
+    """A log that was cut off opens without an error."""
 
     async def check_anchor(self: Any, anchor: Any) -> None: ...
 
@@ -221,7 +221,7 @@ def failed_commit_taken_for_durable(patch: Patch) -> None:
 
 
 def unique_keys_not_looked_up(patch: Patch) -> None:
-    """A unique key is free for everybody."""
+    """A unique key is always free."""
 
     async def holders(self: Any, wanted: Sequence[bytes]) -> dict[bytes, bytes | None]:
         return dict.fromkeys(wanted)
@@ -253,7 +253,7 @@ def counters_drift(patch: Patch) -> None:
 
 
 def newest_first(patch: Patch) -> None:
-    """The window hands out the job that came last."""
+    """The window gives the job that came last."""
     real = ready_window.ReadyWindow.take
 
     def take(self: Any) -> Any:
@@ -273,7 +273,7 @@ def hints_lead(patch: Patch) -> None:
 
 
 def paused_queues_hand_out(patch: Patch) -> None:
-    """Nobody looks whether a queue is paused."""
+    """Pauses are not checked."""
     patch.setattr(writer_state.WriterState, "paused", lambda self, queue: False)
 
 
@@ -299,12 +299,12 @@ def cancel_forgotten(patch: Patch) -> None:
 
 
 def given_up_claims_kept(patch: Patch) -> None:
-    """Claims for somebody who stopped waiting are given back by nobody."""
+    """Claims for a call that was cancelled are not given back."""
     patch.setattr(dispatcher.Dispatcher, "_give_back", lambda self, claims: None)
 
 
 def lease_begins_before_its_holder_knows(patch: Patch) -> None:
-    """A lease is over as if it had begun long before its holder heard of it."""
+    """A lease is over as if it had begun long before its claim was returned."""
     real = dispatcher.Dispatcher._begin_leases
 
     def begin(self: Any, claims: Any) -> Any:
@@ -361,7 +361,7 @@ def waiting_counted_from_the_beginning(patch: Patch) -> None:
 
 
 def promoted_a_minute_late(patch: Patch) -> None:
-    """Who waits for what is due is woken a minute later."""
+    """Maintenance is woken a minute late."""
     real = maintenance._TimedRange.schedule
     patch.setattr(maintenance._TimedRange, "schedule", lambda self, key, due_ms: real(self, key, due_ms + 60_000))
 

@@ -1,8 +1,8 @@
 """The durable ledger under a simulation, checked at each commit: chain, order, epochs, indexes, counters, payloads.
 
 `SimStore.flush` hands over each change of the disk. The state machine is judged by the model (tests/model/job.py); the
-index rows are compared with what the fold of the log asks for. Only rows that changed, or should have, are looked at,
-which by induction is as good as all of them; `check_everything` looks at all of them.
+index rows are compared with what the fold of the log asks for. Only rows that changed, or should have, are compared,
+which by induction is as good as all of them; `check_everything` compares all of them.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _STATS: bytes = b"i/stats/"
 
 
 class SimLedger:
-    """See the module's text. `on_enqueued` is told the payload of each job that becomes durable."""
+    """The checker of the durable ledger. `on_enqueued` is called with the payload of each job that becomes durable."""
 
     def __init__(self, disk: MemoryDisk, on_enqueued: Callable[[Enqueued, PayloadRecord], None], model: Model) -> None:
         self.disk = disk
@@ -42,7 +42,7 @@ class SimLedger:
         self._time_ms = 0
 
     def changed(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """The disk holds these changes now; raises `Violation`."""
+        """Check changes that the disk holds now; raises `Violation`."""
         touched = {key for key in changes if key.startswith(INDEX_PREFIX)}
         batches = sorted(key for key in changes if key.startswith(keys.LOG_PREFIX))
         for key in batches:
@@ -67,7 +67,7 @@ class SimLedger:
                 self._check_hint(key[len(keys.HINT_PREFIX) :].decode(), value)
 
     def _take(self, key: bytes, value: bytes, changes: Mapping[bytes, bytes | None]) -> set[bytes]:
-        """One new record batch; returns the index rows that may follow from it."""
+        """Apply one new record batch; returns the index rows that may follow from it."""
         offset = int.from_bytes(key[len(keys.LOG_PREFIX) :])
         if offset != self._next_offset:
             raise Violation("chain", f"a record batch stands at offset {offset}, the log ended at {self._next_offset}")
@@ -170,7 +170,7 @@ class SimLedger:
             raise Violation("projection", f"the row {wrong!r} is wrong at offset {self._next_offset}, or {offset}")
 
     def check_everything(self) -> None:
-        """Each row of the disk is one that the log asks for, and none is missing; raises `Violation`."""
+        """Check that each row of the disk follows from the log, and that none is missing; raises `Violation`."""
         rows = self.disk.rows
         wanted = set(self._wanted) | {_STATS + queue.encode() for queue in self._fold.counters}
         for key in sorted(wanted | {key for key in rows if key.startswith(INDEX_PREFIX)}):

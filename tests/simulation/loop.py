@@ -23,7 +23,7 @@ class Stuck(Exception):
 
 
 class _NoInput:
-    """In the place of a selector: instead of waiting for input, time passes."""
+    """A selector that lets time pass instead of waiting for input."""
 
     def __init__(self, loop: "SimLoop") -> None:
         self._loop = loop
@@ -35,7 +35,7 @@ class _NoInput:
 
 
 class SimLoop(asyncio.BaseEventLoop):
-    """See the module's text. `owner` names whose tasks are created now; `owned` holds their living tasks."""
+    """The simulated event loop. `owner` names whose tasks are created now; `owned` holds their living tasks."""
 
     def __init__(self, clock: ManualClock, *, max_turns: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class SimLoop(asyncio.BaseEventLoop):
         return self._now_us // _US_PER_MS
 
     def set_wall_clock(self, by_ms: int) -> None:
-        """The wall clock is set forward or back; what became due by that runs."""
+        """Set the wall clock forward or back; what became due by that runs."""
         self._start_ms += by_ms
         self._clock.set(self._start_ms + self.now_ms())
 
@@ -84,14 +84,14 @@ class SimLoop(asyncio.BaseEventLoop):
         self._clock.set(self._start_ms + self.now_ms())
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
-        """There are no threads here."""
+        """Refuse: there are no threads here."""
         raise NotImplementedError("a simulated loop has no threads")
 
     def _process_events(self, event_list: list[Any]) -> None:
-        """There are none."""
+        """Do nothing: there are no events."""
 
     def _write_to_self(self) -> None:
-        """Nobody sleeps, so nobody needs to be woken."""
+        """Do nothing: the loop never sleeps, so it needs no wake-up."""
 
 
 def _owned_task(

@@ -1,6 +1,6 @@
 """The machine of a simulated world: its clocks, its disk, its faults, and the processes that come and go on it.
 
-A process is a `Queue` on the one disk, with everybody who uses it. It can be killed at any turn of the event loop or at
+A process is a `Queue` on the one disk, with all that use it. It can be killed at any turn of the event loop or at
 any call of its store, be overtaken by another one, fail, close, and be started anew, as a service manager does.
 """
 
@@ -39,7 +39,7 @@ _OPEN_AGAIN_MOST_S: Final = 600.0
 
 
 class Machine:
-    """See the module's text."""
+    """The machine of a simulated world."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -68,14 +68,14 @@ class Machine:
         self._waiters: list[asyncio.Future[None]] = []
         self.failed: asyncio.Future[None]
 
-    # ------------------------------------------------------------------ what everybody uses
+    # ------------------------------------------------------------------ used by all
 
     def say(self, text: str) -> None:
-        """One line of the story."""
+        """Add one line to the trace."""
         self.story.append(f"{self.loop.now_ms() / 1000:9.3f} s  {text}")
 
     def break_(self, violation: Violation) -> None:
-        """A promise was broken: the run ends; the first one counts."""
+        """End the run with a broken promise; the first one counts."""
         if self.broken is None:
             self.broken = violation
             self.say(f"BROKEN: {violation}")
@@ -83,7 +83,7 @@ class Machine:
                 self.failed.set_result(None)
 
     def on_flush(self, process: Process, changes: Mapping[bytes, bytes | None]) -> None:
-        """The disk changed."""
+        """Check a change of the disk."""
         if not changes:
             return
         digest = hashlib.blake2b(repr(sorted(changes.items(), key=lambda row: row[0])).encode(), digest_size=6)
@@ -105,7 +105,7 @@ class Machine:
     def spawn(
         self, process: Process | None, act: Callable[..., Coroutine[Any, Any, Any]], *args: Any
     ) -> asyncio.Task[Any]:
-        """A task that belongs to `process` and vanishes with it; None: to the world."""
+        """Start a task that belongs to `process` and vanishes with it; None: to the world."""
         context = contextvars.copy_context()
         context.run(self.loop.owner.set, 0 if process is None else process.number)
         return self.loop.create_task(self._guarded(act, args), context=context)
@@ -132,7 +132,7 @@ class Machine:
         await waiter
 
     def set_clock(self, by_ms: int) -> None:
-        """The wall clock of the machine is set forward or back."""
+        """Set the wall clock of the machine forward or back."""
         if by_ms < 0:
             self.clock_went_back = self.ledger.model.clock_went_back = True
             for process in self.processes:
@@ -142,29 +142,29 @@ class Machine:
 
     @property
     def patience_ms(self) -> int:
-        """Something that is due must have happened after this time, when nothing is in its way."""
+        """The time limit within which something due must happen, when no fault is in its way."""
         settings = self.plan.settings
         return _PATIENCE_MS + 50 * int(settings["latency_ms"]) + 10 * int(settings["commit_interval_ms"])
 
     def calm_since_ms(self, process: Process) -> int | None:
-        """Since when nothing has been in this process's way, by the simulation's time; None: something is."""
+        """Since when no fault has hindered this process, by the simulation's time; None: one does now."""
         if not process.healthy or process.causes or process.disturbances:
             return None
         return max(process.opened_ms, process.disturbed_ms, self.jumped_ms)
 
     def faults_now(self) -> list[Fault]:
-        """The trouble that is not over yet."""
+        """The faults that are not over yet."""
         self.faults = [fault for fault in self.faults if fault.until_ms > self.loop.now_ms()]
         return self.faults
 
     def calm(self) -> None:
-        """No more trouble."""
+        """End all faults."""
         self.faults = []
         self.kill_next = {}
         self.second_next = self._countdown = None
 
     def notice(self) -> None:
-        """Something about the processes changed."""
+        """Wake those that wait for a change of the processes."""
         self._changes += 1
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
@@ -174,7 +174,7 @@ class Machine:
     # ------------------------------------------------------------------ processes
 
     def start_process(self) -> Process:
-        """A new process begins to open the store, whatever others do."""
+        """Start a process, which begins to open the store, whatever others do."""
         process = Process(len(self.processes) + 1)
         if self.clock_went_back:
             process.causes.add("clock")
@@ -241,7 +241,7 @@ class Machine:
         self.notice()
 
     async def supervise(self) -> None:
-        """Like a service manager: a process whose queue failed ends, and when there is none another one starts."""
+        """Supervise like a service manager: a process whose queue failed ends, and if none is left one starts."""
         while True:
             seen = self._changes
             for process in self.processes:
@@ -272,7 +272,7 @@ class Machine:
         self.notice()
 
     async def meet(self, process: Process, call: str) -> None:
-        """A store is called: what was planned for such a call happens now."""
+        """Run what was planned for this call of a store."""
         if process.killed:
             await asyncio.Event().wait()
         if call in self.kill_next:
@@ -299,7 +299,7 @@ class Machine:
                 self.kill(process, lands=lands)
 
     def kill(self, process: Process, *, lands: bool) -> None:
-        """The process is gone. `lands`: what was on its way to the disk arrives all the same."""
+        """Kill the process. `lands`: what was on its way to the disk arrives all the same."""
         if not process.alive:
             return
         self.say(f"p{process.number} is killed")
@@ -309,7 +309,7 @@ class Machine:
         process.killed = True
         self._kills += 1
         if self._kills % _KILLS_UNTIL_SET_ASIDE == 0:
-            # As if power had failed: what the next opener found in its way, the next writer has to tell.
+            # As if power had failed: what the next opener found in its way, the next writer has to record.
             self.disk.set_aside[f"set-aside/{self._kills}"] = [f"wal/{self._kills}.sst"]
         self._drop_tasks(process, KILL_TURNS)
         self.notice()

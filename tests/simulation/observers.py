@@ -1,7 +1,7 @@
 """Observers in a simulated world: they read jobs, pages, counters, payloads, histories and the log as it grows.
 
-What a reader is told must be durable by then, and as new as what was durable when it asked. The audit is run beside the
-writer, and must never find a difference.
+An answer to a reader must be durable by then, and as new as what was durable when the call began. The audit is run
+beside the writer, and must never find a difference.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ _MAX_PAGES: Final = 50
 
 
 class Observers(Calls):
-    """See the module's text."""
+    """The observers of a simulated world."""
 
     def _some_job(self, which: int) -> bytes | None:
         created = self._oracle.created
         return created[which % len(created)] if created else None
 
     def _job_is(self, job: Job, before: ModelJob | None, length: int) -> None:
-        """`job` was shown: it must be as it was after one of its durable events, not before the `length`-th."""
+        """Check a `job` that was read: it must be as after one of its durable events, not before the `length`-th."""
         model = self._oracle.model.jobs.get(job.id)
         lives = [one for one in (model, before) if one is not None and one.offset == job.offset]
         offsets = (job.offset, *job.offsets)
@@ -140,7 +140,7 @@ class Observers(Calls):
         first = told[0][0] if told else -1
         if first == before.offset and life[: len(told)] == told and len(told) >= length:
             return
-        # An id that was used again has several lives; one of the others was told.
+        # An id that was used again has several lives; another one was read.
         others = [record for record in self._world.ledger.records if getattr(record.event, "job_id", None) == job_id]
         tail = [(record.offset, record.time_ms, record.event) for record in others if record.offset >= first]
         if first == before.offset or not told or tail[: len(told)] != told:
@@ -204,7 +204,7 @@ class Observers(Calls):
                 self._world.break_(violation)
 
     async def _audit(self, deep: bool) -> None:
-        """Audit what is durable now, whoever writes meanwhile."""
+        """Audit what is durable now, beside any writer."""
         world = self._world
         if not world.ledger.records:
             return

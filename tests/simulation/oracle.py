@@ -1,7 +1,7 @@
 """The oracle of a simulation: what was asked for, what was promised to which caller, and whether the ledger keeps it.
 
 Everything here is about answers that a caller received. Each is compared at that very moment with what is durable:
-what the ledger does not hold when the caller hears of it was promised too early.
+what the ledger does not hold when the call returns was promised too early.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ __all__ = ["Asked", "Oracle"]
 
 
 class Asked(NamedTuple):
-    """What a producer asked for; `job_id` None: any. `due_ms` is 0 for at once."""
+    """An enqueue call of a producer; `job_id` None: any. `due_ms` is 0 for at once."""
 
     queue: str
     payload: bytes
@@ -30,7 +30,7 @@ class Asked(NamedTuple):
 
 
 class Oracle:
-    """See the module's text. A token is the number that the payload of each job begins with, never the same twice."""
+    """The oracle. A token is the number that the payload of each job begins with, never the same twice."""
 
     def __init__(self) -> None:
         self.model: Model
@@ -45,7 +45,7 @@ class Oracle:
         self.created: list[bytes] = []
 
     def enqueued_event(self, event: Enqueued, record: PayloadRecord) -> None:
-        """A job became durable; raises `Violation`."""
+        """Record that a job became durable; raises `Violation`."""
         token = int(record.payload.split(b" ", 1)[0])
         if token not in self.asked:
             raise Violation("invented", f"a job with the payload {record.payload[:20]!r} was never asked for")
@@ -64,7 +64,7 @@ class Oracle:
         self.created.append(event.job_id)
 
     def answered(self, token: int, queue: str, unique: bytes | None, answer: EnqueueResult) -> None:
-        """An enqueue call returned; raises `Violation`."""
+        """Check an enqueue call that returned; raises `Violation`."""
         if answer.created:
             if self.durable.get(token) != answer.id:
                 raise Violation("too early", f"enqueue of {token} returned before its event was durable")
@@ -78,7 +78,7 @@ class Oracle:
             raise Violation("unique", f"enqueue of {token} said that nothing was added, and added a job")
 
     def receive(self, claim: Claim, lease_ms: int, now_ms: int) -> None:
-        """Somebody was given a claim, now, by the wall clock, for this long; raises `Violation`."""
+        """Check a claim that was returned now, by the wall clock, for this long; raises `Violation`."""
         key = (claim.id, claim.offset)
         if key not in self.model.claims:
             raise Violation("too early", f"the claim at {claim.offset} was handed over before it was durable")
@@ -92,7 +92,7 @@ class Oracle:
             raise Violation("lease", f"the claim at {claim.offset} is for {left_ms} ms, asked for {lease_ms} ms")
         self.model.leases[key] = claim.lease_expires_ms
         job, record = self.model.jobs[claim.id], self.payloads[claim.id]
-        # While it was on its way somebody may have ended it, and its job may have been claimed again.
+        # While it was on its way it may have been ended, and its job may have been claimed again.
         if not self.model.claims[key] and claim.attempt != job.attempt:
             raise Violation("attempts", f"the claim at {claim.offset} is attempt {job.attempt}, not {claim.attempt}")
         told = (claim.queue, claim.priority, claim.max_attempts, claim.enqueued_ms)
@@ -102,7 +102,7 @@ class Oracle:
             raise Violation("payload", f"the claim at {claim.offset} has another payload than its job")
 
     def hand(self, claim: Claim) -> None:
-        """Somebody who was given a claim begins to work on it; raises `Violation`."""
+        """Check a claim on which work begins; raises `Violation`."""
         key = (claim.id, claim.offset)
         if key not in self.received or key in self.handed:
             raise Violation("two claims", f"the claim at {claim.offset} was worked on twice, or by one who had it not")
@@ -111,7 +111,7 @@ class Oracle:
         self.handed.add(key)
 
     def settled(self, claim: Claim, how: str) -> None:
-        """A settlement was accepted: `how` is acked, nacked or released; raises `Violation`."""
+        """Check a settlement that was accepted: `how` is acked, nacked or released; raises `Violation`."""
         found = self.model.claims.get((claim.id, claim.offset))
         if found != how:
             raise Violation("settled", f"the claim at {claim.offset} was {how}, says the call; the log says {found!r}")
@@ -119,23 +119,23 @@ class Oracle:
             self.acked.add(claim.id)
 
     def lost(self, claim: Claim) -> None:
-        """A settlement was refused with `ClaimLost`; raises `Violation`."""
+        """Check a settlement that was refused with `ClaimLost`; raises `Violation`."""
         if self.model.claims.get((claim.id, claim.offset)) == "":
             raise Violation("settled", f"the claim at {claim.offset} is current, and was refused as lost")
 
     def renewed(self, claim: Claim) -> None:
-        """A lease was renewed."""
+        """Record that a lease was renewed."""
         key = (claim.id, claim.offset)
         self.model.leases[key] = claim.lease_expires_ms
 
     def drained(self, queues: Sequence[str]) -> None:
-        """`drained` returned; raises `Violation`."""
+        """Check that `drained` returned rightly; raises `Violation`."""
         left = [job for job in self.model.jobs.values() if job.queue in queues and job.state in UNFINISHED]
         if left:
             raise Violation("drained", f"{queues} are said to be drained, and {left[0].id.hex()} is {left[0].state}")
 
     def finished(self, *, swept: bool) -> None:
-        """After everything was worked off: each job that was promised ended, exactly once; raises `Violation`."""
+        """Check the end, after everything was worked off: each promised job ended exactly once; raises `Violation`."""
         lost = [token for token, job_id in self.promised.items() if job_id not in self.model.jobs]
         if lost:
             raise Violation("lost", f"jobs that were promised are nowhere: {lost[:5]}")

@@ -1,6 +1,6 @@
-"""What happens in a simulated world: all of it drawn from one seed, as a list of moves that can be made shorter.
+"""The plan of a simulated world, drawn from one seed: a list of moves that can be made shorter.
 
-A move is something that somebody does at some time: a producer, a worker, an operator, or fate. What it needs beyond
+A move is an action of a producer, a worker, an operator or the faults at some time. What it needs beyond
 that is in its own arguments, so that taking other moves away changes nothing about it.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 __all__ = ["FAULTS", "Move", "Plan", "make_plan"]
 
 FAULTS: Final = ("slow", "stall", "fail", "lost", "doubt", "late", "reads", "stops")
-"""What a store does for a while: it is slow; it stalls; writes fail; syncs fail and nothing was kept; syncs report a
+"""A store's faults for a while: it is slow; it stalls; writes fail; syncs fail and nothing was kept; syncs report a
 failure although all was kept; syncs report a failure and land later; reads fail; it stops by itself, for good."""
 
 _QUEUES: Final = ("mail", "scan", "bill")
@@ -21,7 +21,7 @@ _HOUR_MS: Final = 3_600_000
 
 
 class Move(NamedTuple):
-    """`what` is a method of the world's cast (workload.py); `cancel_after_ms`: the caller is cancelled after that."""
+    """One move: `what` is a method of the workload (workload.py); `cancel_after_ms`: its caller is cancelled then."""
 
     at_ms: int
     what: str
@@ -85,7 +85,7 @@ _CALLS: Final = frozenset(
 
 
 class _Draw:
-    """Draws one move after the other."""
+    """The random source of a plan, which draws one move after the other."""
 
     def __init__(self, rng: random.Random, queues: tuple[str, ...], length_ms: int, settings: dict[str, Any]) -> None:
         self._rng = rng

@@ -9,14 +9,14 @@ __all__ = ["Process", "ProcessStore"]
 
 
 class ProcessStore(Protocol):
-    """What is asked of the store of a process (store_faults.py)."""
+    """The protocol of a process's store (store_faults.py)."""
 
     @property
     def fenced(self) -> bool:
         """Whether a later writer opened the disk."""
 
     def failure(self) -> LedgerError | None:
-        """What ended the store, if anything did."""
+        """The error that ended the store, if any."""
 
     def land(self) -> None:
         """Make durable what was written and not synced."""

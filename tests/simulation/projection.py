@@ -16,14 +16,14 @@ NAME: Final = "simulated"
 
 
 class SimProjection:
-    """See the module's text."""
+    """The user's projection of a simulated world."""
 
     def __init__(self) -> None:
         self._counts: dict[bytes, int] = {}
 
     @property
     def name(self) -> str:
-        """What its rows stand under."""
+        """The name of its rows."""
         return NAME
 
     def restore(self, rows: Mapping[bytes, bytes]) -> None:

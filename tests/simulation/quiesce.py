@@ -1,6 +1,6 @@
-"""The quiet end of a simulated world: no more faults; everything left is worked off, swept, and compared at last.
+"""The quiesce phase of a simulated world: no more faults; everything left is worked off, swept and compared.
 
-At last the log is tampered with, to see that it is noticed: a ledger that can't tell proves nothing.
+At last the log is tampered with, to see that it is noticed: a ledger that can't detect that proves nothing.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ _IDLE_S: Final = 5.0
 
 
 async def quiesce(world: Machine, supervisor: "asyncio.Task[Any]") -> None:
-    """See the module's text; raises `Violation`."""
+    """Run the quiesce phase; raises `Violation`."""
     world.say("the end begins")
     world.calm()
-    # A clock that was set back: SlateDB takes no writes until it has caught up, so somebody sets it right.
+    # A clock that was set back: SlateDB takes no writes until it has caught up, so it is set right.
     late_ms = world.disk.last_tick_ms - world.clock.now_ms()
     if late_ms > 0:
         world.loop.set_wall_clock(late_ms)
@@ -55,7 +55,7 @@ def _is_sound(process: Process) -> bool:
 async def _drain(world: Machine, process: Process) -> None:
     queue, model = process.queue, world.oracle.model
     assert queue is not None
-    await queue.log.committed()  # what a caller who gave up had asked for may be on its way
+    await queue.log.committed()  # the event of a call that was cancelled may be on its way
     names = [name for name, counts in model.queues.items() if counts.first_offset >= 0]
     for name in names:
         if model.queues[name].paused:

@@ -1,4 +1,4 @@
-"""From a run that broke a promise to the shortest one found that still does: moves are taken away as long as it does.
+"""The shrinking of a run that broke a promise to the shortest one found that still does, by taking moves away.
 
 The method is delta debugging: Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", IEEE
 Transactions on Software Engineering 28(2), 2002.

@@ -1,4 +1,4 @@
-"""The store of a simulated world: one in memory that lets its user down in every way that a real one was seen to.
+"""The store of a simulated world: one in memory that fails in every way that a real one was seen to.
 
 A write can fail, or succeed and report a failure, or land after the failure was reported; calls can be slow or stall
 for a minute; reads can fail; it can stop by itself, for good; the process can vanish at any call; a clock that was set
@@ -26,7 +26,7 @@ _LATE_MS: Final = 3_000
 
 
 class SimDisk(MemoryDisk):
-    """A disk that knows the latest time that anything was written at."""
+    """A disk with the latest time at which anything was written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class SimDisk(MemoryDisk):
 
 
 class Fault:
-    """One kind of trouble for a while; see `FAULTS` in plan.py."""
+    """One kind of fault for a while; see `FAULTS` in plan.py."""
 
     def __init__(self, kind: str, until_ms: int, chance: float, seed: int) -> None:
         self.kind = kind
@@ -43,12 +43,12 @@ class Fault:
         self.rng = random.Random(seed)
 
     def strikes(self) -> bool:
-        """Whether it does, this time."""
+        """Whether the fault strikes this call."""
         return self.rng.random() < self.chance
 
 
 class Host(Protocol):
-    """What a store asks of the machine that it is on (machine.py)."""
+    """The protocol of the machine that a store is on (machine.py)."""
 
     plan: Plan
     disk: SimDisk
@@ -59,13 +59,13 @@ class Host(Protocol):
         """The wall clock."""
 
     def say(self, text: str) -> None:
-        """Add a line to the story of the run."""
+        """Add a line to the trace of the run."""
 
     async def meet(self, process: Process, call: str) -> None:
-        """Let happen now what was planned for such a call of a store."""
+        """Run what was planned for this call of a store."""
 
     def faults_now(self) -> list[Fault]:
-        """Return the trouble that is not over yet."""
+        """The faults that are not over yet."""
 
     def on_flush(self, process: Process, changes: Mapping[bytes, bytes | None]) -> None:
         """Check what became durable."""
@@ -111,7 +111,7 @@ class SimStore(MemoryStore):
         elif fault.kind == "stall":
             await asyncio.sleep(fault.rng.randrange(_STALL_MS) / 1000)
         elif fault.kind == "stops" and self._stopped is None:
-            # By itself, and silently: whoever calls next hears of it, or who asks.
+            # By itself, and silently: the next call or read of `failure` gets the error.
             self._stopped = self._trouble(LogPoisoned("the simulated store stopped"))
         elif fault.kind == "fail" and call == "write:before":
             raise self._trouble(StoreUnavailable("the simulated store takes no writes"))
@@ -129,7 +129,7 @@ class SimStore(MemoryStore):
         return error
 
     def land(self) -> None:
-        """What was written becomes durable although nobody waits for it any more."""
+        """Make what was written durable, although no caller waits for it any more."""
         if self.failure() is None and self._unsynced:
             self._world.say(f"p{self._process.number} lands late")
             self.flush()

@@ -1,7 +1,7 @@
 """The watchdog of a simulated world: now and then it checks that what is due happens in time, without faults.
 
 A job that is due must be pending soon after, a lease that is over must end, what was kept long enough must go, and a
-claim that nobody received must be given back. "Soon" is `Machine.patience_ms`, and counts from the end of all trouble.
+claim that was not received must be given back. "Soon" is `Machine.patience_ms`, and counts from the end of all faults.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _LOOK_AT_MOST_MS: Final = 500
 
 
 async def watch(world: Machine) -> None:
-    """Look on until the end; raises `Violation`."""
+    """Check until the end; raises `Violation`."""
     while True:
         next_ms = _look(world)
         wait_ms = _LOOK_AT_LEAST_MS if next_ms is None else next_ms - world.clock.now_ms() + world.patience_ms + 1
@@ -50,6 +50,6 @@ def _due_ms(world: Machine, job: ModelJob) -> int | None:
         return job.sweep_at_ms
     if job.state == "claimed":
         claim = (job.id, job.claim_offset)
-        # One that nobody has received by now was given up by who asked for it, and must be given back.
+        # One that was not received by now is of a cancelled call, and must be given back.
         return world.oracle.model.leases[claim] if claim in world.oracle.received else job.claim_ms
     return None

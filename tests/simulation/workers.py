@@ -31,7 +31,7 @@ Key = tuple[bytes, int]
 
 
 class _Between(QueueRelay):
-    """The queue as one worker sees it; see the module's text."""
+    """The relay between one worker and its queue."""
 
     def __init__(self, world: Machine, process: Process, capacity: int) -> None:
         assert process.queue is not None
@@ -105,7 +105,7 @@ class _Between(QueueRelay):
         since_ms = self._since_ms[claim.id, claim.offset]
         in_time = how == "cancelled" and now_ms - since_ms < _TIMEOUT_MS and self._world.jumped_ms < since_ms
         expected = (how, delay, dead) in (("retry", more, False), ("dead", None, True), ("failed", None, False))
-        # A handler can end in the very moment in which it is told to stop.
+        # A handler can end in the very moment in which its stop is requested.
         is_told = _TIMED_OUT in error or _CANCELLED in error
         if not expected and (not is_told or dead or delay is not None or how == "ack"):
             self.broke("settled", f"it nacks {claim.offset} ({error}, {delay}, {dead}), which ended with {how!r}")
@@ -148,7 +148,7 @@ class _Between(QueueRelay):
 
 
 class Workers(Calls):
-    """See the module's text."""
+    """The workers of a simulated world."""
 
     async def _worker(
         self,
@@ -235,7 +235,7 @@ class Workers(Calls):
     def _look_back(
         self, process: Process, between: _Between, claim: Claim, begun_ms: int, timeout_ms: int | None
     ) -> None:
-        """A handler ended, or was ended: was that in time?"""
+        """Check that a handler ended, or was ended, in time."""
         world, now_ms, job = self._world, self._world.loop.now_ms(), self._oracle.model.jobs[claim.id]
         calm_ms = world.calm_since_ms(process)
         if calm_ms is None or calm_ms >= begun_ms:

@@ -2,8 +2,8 @@
 
 Each move of a plan is a method here, or in what this is made of.
 
-What a caller hears is told to the oracle at once. A caller whose call fails for a reason (its store, its process, its
-clock) knows nothing and says nothing; one that fails without a reason breaks the run.
+Each answer of a call is given to the oracle at once. A call that fails for a reason (its store, its process, its clock)
+has an unknown outcome and is not recorded; one that fails without a reason breaks the run.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _OWN_ID_BYTE: Final = 0xEE
 
 
 class Workload(Claimers, Workers, Observers):
-    """See the module's text."""
+    """The workload of a simulated world."""
 
     async def play(self, move: Move) -> None:
         """Make one move and wait for its end."""
@@ -59,7 +59,7 @@ class Workload(Claimers, Workers, Observers):
     # ------------------------------------------------------------------ producers
 
     def _arguments(self, process: Process, queue: str, job: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-        """What an enqueue is called with, now; the oracle is told."""
+        """Draw the arguments of an enqueue call and give them to the oracle."""
         options, now_ms, token = self._queue(process).options(queue), self._world.clock.now_ms(), job["token"]
         payload, delay_ms = b"%d " % token + b"x" * job["size"], job.get("delay_ms", 0)
         headers = {"token": str(token)} if token % 3 == 0 else None
@@ -167,13 +167,13 @@ class Workload(Claimers, Workers, Observers):
         self._is_paused(queue, False, asked)
 
     def _is_paused(self, queue: str, wanted: bool, asked: int) -> None:
-        """It is durable that a queue is paused, or not, unless somebody changed that since the offset `asked`."""
+        """Check that a queue's pause is durable, unless it was changed since the offset `asked`."""
         since = self._world.ledger.records[asked:]
         changed = any(isinstance(one.event, QueuePaused | QueueResumed) and one.event.queue == queue for one in since)
         if not changed and self._oracle.model.counts(queue).paused != wanted:
             raise Violation("too early", f"{queue} was {'paused' if wanted else 'resumed'}, and that is not durable")
 
-    # ------------------------------------------------------------------ fate
+    # ------------------------------------------------------------------ faults
 
     async def _fault(self, kind: str, for_ms: int, chance: float, seed: int) -> None:
         world = self._world

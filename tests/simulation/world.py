@@ -1,7 +1,7 @@
-"""A simulated world: people who use processes on one machine (machine.py), fate, and the end.
+"""A simulated world: a workload on the processes of one machine (machine.py), faults, and the quiesce phase.
 
 Everything runs on one simulated event loop, a manual clock and one seed, so that a run can be repeated exactly. When
-the moves of the plan are over, the trouble ends, everything left is worked off, and the oracle compares. `run_plan`
+the moves of the plan are over, the faults end, everything left is worked off, and the oracle compares. `run_plan`
 returns what happened; a promise that was broken on the way is in it.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["Outcome", "World", "run_plan"]
 
 
 class Outcome(NamedTuple):
-    """What became of a run. `digest` is one of everything that happened; `broken` None when all promises were kept."""
+    """The outcome of a run. `digest` is one of everything that happened; `broken` None when all promises were kept."""
 
     broken: Violation | None
     digest: str
@@ -34,14 +34,14 @@ class Outcome(NamedTuple):
 
 
 class World(Machine):
-    """See the module's text."""
+    """One simulated world."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self._workload = Workload(self)
 
     async def main(self) -> None:
-        """The moves in order, then the end of all trouble and of all jobs."""
+        """Run the moves in order, then end all faults and all jobs."""
         self.failed = self.loop.create_future()
         story = self.spawn(None, self._play)
         await asyncio.wait({story, self.failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -64,7 +64,7 @@ class World(Machine):
         watcher.cancel()
 
     def run(self) -> Outcome:
-        """Run it all."""
+        """Run the whole world."""
         try:
             self.loop.run_until_complete(self.main())
         except Stuck as stuck:
@@ -108,7 +108,7 @@ def run_plan(plan: Plan) -> Outcome:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Trouble is what this is about: the library's warnings about it would fill the screen."""
+    """Silence the library's warnings about faults, which are intended here."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

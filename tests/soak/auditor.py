@@ -1,4 +1,4 @@
-"""The checks at each restart: a full audit of the store, and the store's log against the book of what was promised.
+"""The checks at each restart: a full audit of the store, and the comparison of the log with what was promised.
 
 Everything is read from one commit of the store, opened read-only in a process that never writes it.
 """
@@ -53,7 +53,7 @@ class FactFiles:
 
 
 class Checked(NamedTuple):
-    """What a check found: sizes, how long it took, and a line for each thing that is wrong."""
+    """The result of a check: sizes, how long it took, and a line for each thing that is wrong."""
 
     events: int
     jobs: int
@@ -63,7 +63,7 @@ class Checked(NamedTuple):
 
 
 class Auditor:
-    """Audits the store at `url` again and again, and keeps the book."""
+    """The auditor of the store at `url`, which also keeps the record of promises."""
 
     def __init__(self, url: str) -> None:
         self.book = Book()
@@ -71,14 +71,14 @@ class Auditor:
         self._anchor: Anchor | None = None
 
     async def check(self, facts: Sequence[str]) -> Checked:
-        """Audit everything and compare it with the book. The facts must have been read before this call."""
+        """Audit everything and compare it with the facts, which must have been read before this call."""
         start_s = time.monotonic()
         seen, known = self.book.broken_count, len(self.book.broken)
         wrong: list[str] = []
         events = jobs = 0
         try:
             async with reading(self._url) as log:
-                # What the last check saw must still be there, unchanged: a copy of its end was kept here.
+                # The log of the last check must still be there, unchanged: a copy of its end was kept here.
                 report = await audit(
                     log.store, clock=SystemClock(), deep=True, anchor=self._anchor, projections=[Counts()]
                 )

@@ -1,7 +1,7 @@
-"""The soak's own book of what was promised to whom, kept outside the queue and its process.
+"""The soak's own record of what was promised to its callers, kept outside the queue and its process.
 
-The processes under load write a fact to a file after each call that returned (`FACTS`); this book follows the log by
-the reference model (tests/model/job.py), and says where the two differ. It remembers the jobs that are alive and those
+The processes under load write a fact to a file after each call that returned (`FACTS`); this record follows the log by
+the reference model (tests/model/job.py), and names where the two differ. It remembers the jobs that are alive and those
 swept lately, so its size does not go with the length of the run.
 """
 
@@ -33,7 +33,7 @@ _ENDS: Final = {"A": "acked", "N": "nacked", "R": "released"}
 
 
 class Book:
-    """Facts and log, side by side. `broken` holds one line for each promise that was not kept (the first 50)."""
+    """The comparison of facts and log. `broken` holds one line for each promise that was not kept (the first 50)."""
 
     def __init__(self) -> None:
         self.next_offset = 0
@@ -47,12 +47,12 @@ class Book:
 
     @property
     def unfinished(self) -> int:
-        """How many jobs still wait or are worked on."""
+        """The number of jobs that still wait or are worked on."""
         return sum(job.state in UNFINISHED for job in self._model.jobs.values())
 
     @property
     def alive(self) -> int:
-        """How many jobs are not swept yet."""
+        """The number of jobs that are not swept yet."""
         return sum(job.state != "gone" for job in self._model.jobs.values())
 
     # ------------------------------------------------------------------ the log
@@ -74,7 +74,7 @@ class Book:
     # ------------------------------------------------------------------ the facts
 
     def compare(self, facts: Iterable[str]) -> None:
-        """Hold the facts against the log, which was followed to a place after the last of them."""
+        """Compare the facts with the log, which was followed to an offset after the last of them."""
         for line in facts:
             self.facts += 1
             kind, _, rest = line.partition(" ")
@@ -89,7 +89,7 @@ class Book:
                 self._break(f"job {job_id} {FACTS[kind]} (claim {offset or '-'}), but the log does not say so")
 
     def compare_counts(self, counts: Mapping[str, Mapping[str, int]], paused: Mapping[str, bool]) -> None:
-        """Hold the queues' own counters, by queue and state, and their paused flags, against this book."""
+        """Compare the queues' own counters, by queue and state, and their paused flags, with this record."""
         for queue in counts.keys() | self._model.queues.keys():
             own = self._model.counts(queue)
             counted = {state: count for state, count in own.states.items() if count and state != "gone"}

@@ -1,11 +1,11 @@
-"""The soak's process under load: it does what it is told on stdin, and says on stdout what it measured.
+"""The soak's process under load: it follows orders from stdin, and prints its measurements on stdout.
 
     python -m tests.soak.child URL RATE REPORT_EVERY
 
 Orders and answers are JSON objects, one a line. Orders: `open` (with `facts`, a file, `seed`, `take_over`), `fence`
 (likewise: a second queue is opened on the store while the first one works, which is then abandoned), `lose` (another
 process will open the store), `drain` (with `limit_s`), `close`, `end`. Each is answered by `{"done": order, ...}`, or
-by `{"failed": why}`. Each `REPORT_EVERY` seconds under load it says `{"sample": {...}}`.
+by `{"failed": why}`. Each `REPORT_EVERY` seconds under load it prints `{"sample": {...}}`.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.soak.queue import WatchedQueue
 __all__ = ["Resident", "main"]
 
 _FENCE_LIMIT_S: Final = 30.0
-# What is said of single jobs, and of claims and workers that end with a writer: here all of it happens on purpose.
+# Log records of single jobs, and of claims and workers that end with a writer: here all of it happens on purpose.
 _EXPECTED: Final = ("writer_interrupted", "worker_failed")
 
 
@@ -45,7 +45,7 @@ class Resident:
         self._sampler: asyncio.Task[None] | None = None
 
     async def open(self, facts: str, seed: int, take_over: bool = False) -> dict[str, Any]:
-        """Open the store and put it under load; says how long opening took."""
+        """Open the store and put it under load; reports how long opening took."""
         start_s = time.monotonic()
         self._queue = await Queue.open(
             self._url, default=OPTIONS, queues=QUEUES, projections=[Counts()], take_over=take_over
@@ -73,12 +73,12 @@ class Resident:
         return {}
 
     async def drain(self, limit_s: float) -> dict[str, Any]:
-        """Let all jobs come to an end; says whether they did."""
+        """Let all jobs come to an end; reports whether they did."""
         assert self._load is not None
         return {"drained": await self._load.drain(limit_s)}
 
     async def close(self) -> dict[str, Any]:
-        """End the load and close the store in good order; says how long closing took."""
+        """End the load and close the store in good order; reports how long closing took."""
         assert self._load is not None
         assert self._queue is not None
         assert self._facts is not None
@@ -128,7 +128,7 @@ async def _obey(url: str, rate: float, report_every_s: float) -> None:
         if waiting is not None:
             await waiting
         waiting = asyncio.create_task(_carry_out(resident, name, order))
-    # Whoever gave the orders is gone, and with it the reason to go on.
+    # The parent is gone, and with it the reason to go on.
     os._exit(1)
 
 

@@ -4,10 +4,10 @@
 
 It fails, with a line for each reason and exit code 1, when an audit finds anything, when something that a caller was
 promised does not hold, when a process under load complains, or when memory, open files, tasks, threads, the objects of
-the store, the backlog or a latency drift upward. The rule by which drift is told from noise is in drift.py, what
-is allowed for each series in report.py. The load is paced well below what the queue can do, or drift would mean
-nothing. What grows on purpose is the log: its share is taken off the store's bytes. Memory is measured with two heaps
-of the C library (MALLOC_ARENA_MAX=2), unless the environment says otherwise.
+the store, the backlog or a latency drift upward. The rule that separates drift from noise is in drift.py, the tolerance
+of each series in report.py. The load is paced well below what the queue can do, or drift would mean nothing. What grows
+on purpose is the log: its share is taken off the store's bytes. Memory is measured with two heaps of the C library
+(MALLOC_ARENA_MAX=2), unless the environment says otherwise.
 
 Next: conductor.py (the run), child.py and load.py (the processes under load), book.py and
 auditor.py (what was promised, and whether it holds).
@@ -39,7 +39,7 @@ _USAGE: Final = 2
 
 @contextmanager
 def _place(url: str | None) -> Iterator[tuple[Path, str]]:
-    """A folder for what the run itself needs, and where its store goes: in there too, unless a URL is given."""
+    """A folder for the run's own files, and the location of its store: in there too, unless a URL is given."""
     folder = Path(tempfile.mkdtemp(prefix="ledgerq-soak-"))
     try:
         if url is None:

@@ -26,7 +26,7 @@ _MAX_REASONS: Final = 50
 
 
 class Plan(NamedTuple):
-    """What is asked for: times in seconds, `rate` in jobs a second."""
+    """The settings of a run: times in seconds, `rate` in jobs a second."""
 
     url: str
     run_s: float
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
 
 class Conductor:
-    """One run. `say` gets each line."""
+    """The conductor of one run. `say` is called with each line."""
 
     def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
         self.reasons: list[str] = []
@@ -154,7 +154,7 @@ class Conductor:
         self._tell(what, await self._audit(finished))
 
     async def _audit(self, finished: list[Path]) -> Checked:
-        # The facts first: whatever they say was durable before the store is looked at.
+        # The facts first: what they report was durable before the store is read.
         return await self.auditor.check(self._files.take(finished))
 
     def _tell(self, what: str, checked: Checked) -> None:

@@ -28,7 +28,7 @@ _WARM_UP_PART: Final = 0.25
 _MIN_SAMPLES: Final = 9
 _SPAN_OF_THIRDS: Final = 1.5
 _STEP_TOLERANCES: Final = 2
-# All pairs of so many samples are half a million slopes; of more, evenly chosen ones are looked at.
+# All pairs of so many samples are half a million slopes; of more, evenly chosen ones are used.
 _MAX_SAMPLES: Final = 1000
 
 
@@ -40,7 +40,7 @@ class Tolerance(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """What the judge says of a series. `verdict` is "steady", "drift", "step" or "too few samples"."""
+    """The judgement on a series. `verdict` is "steady", "drift", "step" or "too few samples"."""
 
     name: str
     unit: str

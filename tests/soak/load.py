@@ -1,4 +1,4 @@
-"""The soak's load: everything that a queue can be asked for, at a steady rate, mixed by one seed.
+"""The soak's load: every call of a queue, at a steady rate, mixed by one seed.
 
 `mail` and `files` are worked on by a `Worker` (with async handlers, and with threads), `bulk` by callers that claim and
 settle themselves, `slow` by callers that often outlive their lease. In `probe` one caller at a time adds a job, claims
@@ -136,7 +136,7 @@ class Load:
             raise
 
     async def _learn_of_the_fence(self) -> None:
-        """A read of the store may meet the fence before the queue itself does, which looks out once a second."""
+        """A read of the store may meet the fence before the queue itself does, which polls once a second."""
         queue, failed = self._queue.queue, asyncio.Event()
         queue.on_failure.append(lambda error: failed.set())
         if queue.failure is None:
@@ -169,7 +169,7 @@ class Load:
             self._recent.extend(job.job_id for job in added if job.created)
 
     async def _probe(self) -> None:
-        """Claims are timed here. A claim that was cancelled in its midst gives its job back for the next one."""
+        """Time claims. A claim that was cancelled in its midst gives its job back for the next one."""
         while True:
             await asyncio.sleep(_PROBE_EVERY_S)
             await self._turn(1)
@@ -260,7 +260,7 @@ class Load:
                 if chance > 0.05:
                     await _unless_lost(queue.ack(claim))
 
-    # ------------------------------------------------------------------ operating and looking
+    # ------------------------------------------------------------------ operating and reading
 
     async def _operate(self) -> None:
         rng, queue = self._rng, self._queue
@@ -328,7 +328,7 @@ async def _unless_lost(call: Awaitable[Any]) -> None:
 
 
 async def _unless_gone(call: Awaitable[Any]) -> Any:
-    """Jobs end and are swept while one looks at them."""
+    """Pass over jobs that end and are swept while they are read."""
     try:
         return await call
     except (JobNotFound, InvalidState, PayloadMissing):

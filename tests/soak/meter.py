@@ -1,4 +1,4 @@
-"""What the soak measures of itself: rates, latencies, and what its process holds. Facts are written down here too."""
+"""The soak's measurements of itself: rates, latencies, its process's resources; and the files of facts."""
 
 import asyncio
 import gc
@@ -56,15 +56,15 @@ class Meter:
         self._cpu_s = time.process_time()
 
     def enqueue_took(self, start_s: float) -> None:
-        """An enqueueing call, begun at this time of `time.perf_counter`, has returned."""
+        """Count an enqueueing call that began at this time of `time.perf_counter` and has returned."""
         _note(self._enqueue_ms, start_s)
 
     def claim_took(self, start_s: float) -> None:
-        """So has a claiming call that had not to wait for a job."""
+        """Count a claiming call that had not to wait for a job."""
         _note(self._claim_ms, start_s)
 
     def sample(self) -> dict[str, Any]:
-        """What was measured since the last sample, and what the process holds now."""
+        """The measurements since the last sample, and the process's resources now."""
         now_s, cpu_s = time.monotonic(), time.process_time()
         span_s = max(now_s - self._since_s, 1e-6)
         found: dict[str, Any] = {
@@ -97,7 +97,7 @@ def _percentiles(name: str, latencies_ms: list[float]) -> dict[str, float | None
 
 
 def held_by_process() -> dict[str, Any]:
-    """Memory, open files, tasks and threads of this process; None where the system doesn't tell.
+    """Memory, open files, tasks and threads of this process; None where the system doesn't give them.
 
     `blocks` are the pieces of memory that Python's own allocator has given out: what Python code leaks shows there long
     before it shows in the memory of the process, which SlateDB's caches and the C library's heaps blur.
@@ -109,7 +109,7 @@ def held_by_process() -> dict[str, Any]:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         rss_bytes = pages * os.sysconf("SC_PAGE_SIZE")
-        fds = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - one is the look itself
+        fds = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - one is the listing itself
     except OSError:
         pass
     return {

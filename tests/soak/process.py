@@ -1,4 +1,4 @@
-"""The soak's processes under load, as their conductor sees them: started, given orders, listened to, killed."""
+"""The handles of the soak's processes under load: started, given orders, read from, killed."""
 
 import asyncio
 import json
@@ -16,14 +16,14 @@ _ANSWER_LIMIT_S: Final = 120.0
 _END_LIMIT_S: Final = 10.0
 _ERROR_CHARS: Final = 400
 # The C library keeps up to 8 heaps a core, and each queue opened in a process has threads that leave holes in others of
-# them: memory that creeps upward for an hour and is no leak. With two it says what is kept. Your setting goes first.
+# them: memory that creeps upward for an hour and is no leak. With two it shows what is kept. Your setting goes first.
 _FEW_HEAPS: Final = {"MALLOC_ARENA_MAX": "2"}
 
 Listener = Callable[["Process", dict[str, Any]], Awaitable[None]]
 
 
 class SoakFailed(Exception):
-    """The soak can't go on: the text says why."""
+    """The soak can't go on, for the reason in the text."""
 
 
 class Process:
@@ -59,7 +59,7 @@ class Process:
             self._answers.put_nowait(None)
 
     def order(self, name: str, **arguments: Any) -> None:
-        """Give an order; `answer` waits for what comes of it."""
+        """Give an order; `answer` waits for its result."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": name, **arguments}).encode() + b"\n")
 

@@ -19,12 +19,12 @@ _SEAL_BYTES: Final = 16
 
 
 def sealed(content: bytes) -> bytes:
-    """A payload that begins with its own digest, so that whoever gets it can tell whether it is whole."""
+    """A payload that begins with its own digest, so that its receiver can check whether it is whole."""
     return blake2b(content, digest_size=_SEAL_BYTES).digest() + content
 
 
 class WatchedQueue(QueueRelay):
-    """Has the methods that a `Worker` uses, and the others that the load uses."""
+    """The watched queue, with the methods that a `Worker` uses, and the others that the load uses."""
 
     def __init__(self, queue: Queue, facts: Facts, meter: Meter) -> None:
         super().__init__(queue)
@@ -77,7 +77,7 @@ class WatchedQueue(QueueRelay):
         await self._settle("A", claim, self.queue.ack(claim))
 
     async def ack_many(self, claims: Sequence[Claim]) -> None:
-        """See `Queue.ack_many`. When some are lost it doesn't say which, so then nothing is written down."""
+        """See `Queue.ack_many`. When some are lost the error names none, so then nothing is recorded."""
         try:
             await self.queue.ack_many(claims)
         except ClaimLost:

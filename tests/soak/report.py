@@ -1,4 +1,4 @@
-"""What the soak says: a line for each sample and each restart, the verdicts at the end, and what is judged how.
+"""The soak's report: a line for each sample and each restart, the verdicts at the end, and the tolerances.
 
 What grows on purpose, and what is therefore not judged, or not before it can have come to rest:
 

@@ -1,4 +1,4 @@
-"""The long run: its judge on made-up series, its book on made-up logs, and the whole of it for some seconds."""
+"""The long run: its judge on made-up series, its record on made-up logs, and the whole of it for some seconds."""
 
 import asyncio
 import random
@@ -338,7 +338,7 @@ def start(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 @pytest.fixture
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latencies say nothing on a machine that does other things besides."""
+    """Latencies mean nothing on a machine that does other things besides."""
     series = tuple(one for one in report._SERIES if one.unit != "ms")
     monkeypatch.setattr(report, "_SERIES", series)
 

@@ -1,4 +1,4 @@
-"""What stands where a file of the store should be, and is none: refused by name before it is waited for or read.
+"""Objects in the place of a store's files that are none: refused by name before it is waited for or read.
 
 Each of these made commands wait for ever, or ended the process for want of memory.
 """

@@ -46,7 +46,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class Filler:
-    """A queue on a disk with little space left, and somebody who enqueues until it is full."""
+    """A queue on a disk with little space left, and a producer that enqueues until it is full."""
 
     def __init__(self, queue: Queue, disk: Path) -> None:
         self.queue = queue
@@ -86,7 +86,7 @@ class Filler:
 
 
 async def check_promises(url: str, promised: list[str]) -> None:
-    """What was promised is there, and the ledger is clean."""
+    """Check that what was promised is there, and that the ledger is clean."""
     async with Queue.open(url) as queue:
         for job_id in promised:
             assert len((await queue.payload(job_id)).payload) == 100_000

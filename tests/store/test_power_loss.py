@@ -1,4 +1,4 @@
-"""What a power cut leaves of a file store: a loss is noticed and named, and a commit is synced before its report."""
+"""File stores after a power cut: a loss is noticed and named, and a commit is synced before its report."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Who may read a store's files: its owner alone, whatever the umask; a folder that was there keeps its mode."""
+"""The permissions of a store's files: for its owner alone, whatever the umask; older folders keep their modes."""
 
 import asyncio
 import errno

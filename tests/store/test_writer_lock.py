@@ -316,11 +316,11 @@ async def test_a_close_that_hangs_gives_the_lock_back(url: str) -> None:
     await real.shutdown()
 
 
-# A look that is stopped
+# A check for a writer that is stopped
 
 
 class Stopped:
-    """One that looks who writes, and was stopped with its shared lock until an opener has tried `tries` times."""
+    """A process that checks for a writer, stopped with its shared lock until an opener has tried `tries` times."""
 
     def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch, tries: int) -> None:
         self.tried = 0

@@ -1,4 +1,4 @@
-"""A process that opens a store for writing, says how that went, and does what it is told until its end.
+"""A process that opens a store for writing, reports the result, and follows orders until its end.
 
     python tests/store/writer_child.py URL [take-over] [wait=SECONDS] [die=POINT] [fork]
 
@@ -80,7 +80,7 @@ async def main(url: str, *words: str) -> None:
 
 
 def say(text: str) -> None:
-    """One line to whoever started this."""
+    """Print one line to the parent."""
     # In one piece: a forked child writes to the same pipe.
     os.write(1, f"{text}\n".encode())
 

@@ -1,4 +1,4 @@
-"""Processes that write a store, for the tests of who may: started, told what to do, killed."""
+"""Processes that write a store, for the tests of its single writer: started, given orders, killed."""
 
 import asyncio
 import json

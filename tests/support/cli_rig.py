@@ -1,4 +1,4 @@
-"""Command lines run in this process, and ledgers for them to look at."""
+"""Command lines run in this process, and ledgers for them to read."""
 
 import asyncio
 import io
@@ -23,7 +23,7 @@ BASE_MS = 1_700_000_000_000
 
 
 class Ran(NamedTuple):
-    """What a command line said."""
+    """The result of a command line."""
 
     code: int
     out: str
@@ -49,7 +49,7 @@ class Ran(NamedTuple):
 
 
 class Cli:
-    """Call it with a command line."""
+    """The runner, called with a command line."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._capsys = capsys
@@ -62,13 +62,13 @@ class Cli:
         return Ran(code, *self._capsys.readouterr())
 
     def ok(self, *argv: object, **more: Any) -> Ran:
-        """The same, for what must succeed."""
+        """Run a command line that must succeed."""
         ran = self(*argv, **more)
         assert ran.code == 0, ran
         return ran
 
     def fails(self, code: int, *argv: object, **more: Any) -> str:
-        """The same, for what must fail with this code, one line on stderr and nothing on stdout; gives the line."""
+        """Run one that must fail with this code, one line on stderr and nothing on stdout; gives the line."""
         ran = self(*argv, **more)
         assert (ran.code, ran.out) == (code, ""), ran
         return ran.message

@@ -1,4 +1,4 @@
-"""A store that fails or goes quiet at one of its calls, and what is left of the process then."""
+"""A store that fails or hangs at one of its calls, and the end of the process then."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

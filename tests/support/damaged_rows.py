@@ -48,7 +48,7 @@ class Kinds:
         self.counts = {key: int(value) for key, value in rows.items()}
 
     def apply(self, transition: Transition) -> Rows:
-        """One more."""
+        """Count one more."""
         key = type(transition.event).__name__.encode()
         self.counts[key] = self.counts.get(key, 0) + 1
         return {key: b"%d" % self.counts[key]}
@@ -60,7 +60,7 @@ class States:
     name = "states"
 
     def restore(self, rows: Mapping[bytes, bytes]) -> None:
-        """Nothing is kept in memory."""
+        """Keep nothing in memory."""
 
     def apply(self, transition: Transition) -> Rows:
         """Set or remove the job's row."""
@@ -71,7 +71,7 @@ class States:
 
 
 def with_projections() -> list[Any]:
-    """New ones, as if a process had just begun."""
+    """New projections, as if a process had just begun."""
     return [Kinds(), States()]
 
 
@@ -195,13 +195,13 @@ def _steal_unique(ledger: Ledger) -> None:
 
 
 def _second_place(ledger: Ledger) -> None:
-    """A pending job is in the range of the finished ones, too."""
+    """Put a pending job into the range of the finished ones, too."""
     ledger.disk.rows[finished_key(1, ledger.jobs["pending 0"])] = b""
     ledger.disk.rows[claimed_key(ledger.jobs["pending 0"])] = b""
 
 
 def _older_state(ledger: Ledger) -> None:
-    """A job's own row says that it is where it was before."""
+    """Put back an older state of a job into its own row."""
     key = job_key(ledger.jobs["done"])
     job = decode_job(ledger.disk.rows[key])
     ledger.disk.rows[key] = pack(job._replace(state="pending", attempt=0))

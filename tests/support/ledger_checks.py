@@ -1,6 +1,6 @@
 """The invariants of a ledger, proven from its durable rows alone: chain, indexes, counters, hints, payloads.
 
-Everything here reads any store opened for reading; nothing of a writer's memory is looked at. `check_ledger` raises an
+Everything here reads any store opened for reading; nothing of a writer's memory is read. `check_ledger` raises an
 AssertionError that names the first rows that are wrong, and returns the fold for what a test wants to know besides.
 """
 
@@ -68,7 +68,7 @@ async def check_ledger(
 
 
 def check_indexes(fold: Fold, rows: Mapping[bytes, bytes]) -> None:
-    """The index ranges are the union of `index_entries` over the fold, byte by byte, and the counters are its own."""
+    """Check that index ranges and counters are those of the fold, byte by byte."""
     wanted: dict[bytes, bytes] = {}
     for job in fold.jobs.values():
         entries = index_entries(job)
@@ -86,7 +86,7 @@ def check_indexes(fold: Fold, rows: Mapping[bytes, bytes]) -> None:
 
 
 def check_counts(fold: Fold) -> None:
-    """The counters count the jobs there are; nothing is lost or counted twice."""
+    """Check that the counters count the jobs there are; nothing is lost or counted twice."""
     counted: dict[str, QueueCounters] = {queue: QueueCounters() for queue in fold.counters}
     for job in fold.jobs.values():
         counted[job.queue].now[STATES.index(job.state)] += 1
@@ -97,7 +97,7 @@ def check_counts(fold: Fold) -> None:
 
 
 def check_hints(rows: Mapping[bytes, bytes]) -> None:
-    """A hint may lag and never leads: no pending job stands before it."""
+    """Check that no hint leads: no pending job stands before it."""
     for key, value in rows.items():
         if not key.startswith(keys.HINT_PREFIX):
             continue
@@ -111,7 +111,7 @@ def check_hints(rows: Mapping[bytes, bytes]) -> None:
 
 
 def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Collection[bytes] = ()) -> None:
-    """Every job that is not swept has its payload, as its digest says, and there are no others."""
+    """Check that every job that is not swept has its payload, by its digest, and that there are no others."""
     owners = {keys.payload_key(job.offset): job for job in fold.jobs.values()}
     for key, job in owners.items():
         if job.id in without_payload:

@@ -1,4 +1,4 @@
-"""The command line as a program of its own that serves metrics: started, asked, told to stop, killed."""
+"""The command line as a program of its own that serves metrics: started, scraped, stopped, killed."""
 
 import asyncio
 import os
@@ -21,18 +21,18 @@ SERVES = re.compile(r"^ledgerq: metrics .*http://[^ ]*:(\d+)/metrics\n", re.MULT
 
 
 class Program(NamedTuple):
-    """A running program that has told where it serves. What it says goes to a file: a full pipe would stop it."""
+    """A running program that has printed its address. Its output goes to a file: a full pipe would stop it."""
 
     process: asyncio.subprocess.Process
     port: int
     stderr: Path
 
     async def ask(self, path: str = "/metrics", **fields: str) -> Answer:
-        """One request to it."""
+        """Make one request to it."""
         return await ask(self.port, path, **fields)
 
     async def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        """Send a signal; gives the exit code, and what it said on stderr since it served."""
+        """Send a signal; gives the exit code, and the stderr since it served."""
         self.process.send_signal(number)
         return await self.ended()
 

@@ -1,4 +1,4 @@
-"""A queue with something in between: what a `Worker` uses of a queue is passed on, for others to watch some of it."""
+"""A relay between a `Worker` and its queue: the base of tests that watch some of the calls."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ __all__ = ["QueueRelay"]
 
 
 class QueueRelay:
-    """Passes on what nobody watches; claims and settlements are the heir's."""
+    """The relay of the calls that are not watched; claims and settlements are the subclass's."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue

@@ -28,7 +28,7 @@ __all__ = ["Faults", "Rig", "abandon", "claim_all", "payloads"]
 
 
 class Faults:
-    """The fault of a `MemoryStore`: every call is noted; a held call waits until it is let go, a spoilt one raises."""
+    """The fault of a `MemoryStore`: it records calls; a held call waits until it is let go, a spoilt one raises."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -45,20 +45,20 @@ class Faults:
             await self.held[call].wait()
 
     def hold(self, call: str) -> None:
-        """From now on this call stalls."""
+        """Let this call stall from now on."""
         self.held[call] = asyncio.Event()
 
     def let_go(self, call: str) -> None:
-        """Those who stalled go on."""
+        """Let the stalled calls go on."""
         self.held.pop(call).set()
 
     def spoil(self, call: str, *errors: BaseException) -> None:
-        """The next calls of this kind raise these errors, one each."""
+        """Let the next calls of this kind raise these errors, one each."""
         self._spoilt.setdefault(call, []).extend(errors)
 
 
 async def abandon(queue: Queue) -> None:
-    """What a crash leaves of a queue in this process: nothing. Its tasks end where they are, nothing is written."""
+    """End a queue as a crash does: its tasks end where they are, nothing is written."""
     mine = [task for task in asyncio.all_tasks() if task.get_name().startswith("ledgerq-")]
     for task in mine:
         task.cancel()
@@ -66,7 +66,7 @@ async def abandon(queue: Queue) -> None:
 
 
 def payloads(claims: Collection[Claim]) -> list[bytes]:
-    """What is in these claims, in order."""
+    """The payloads of these claims, in order."""
     return [claim.payload for claim in claims]
 
 
@@ -79,7 +79,7 @@ async def claim_all(queue: Queue, name: str = "q") -> list[Claim]:
 
 
 class Rig:
-    """See the module's text; `options` are those of `Queue.open`."""
+    """A queue with its store and clock; `options` are those of `Queue.open`."""
 
     def __init__(self, **options: Any) -> None:
         self.disk = MemoryDisk()

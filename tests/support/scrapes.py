@@ -1,4 +1,4 @@
-"""Scraping collectors in this process, and reading what they say as numbers."""
+"""Scrapes of collectors in this process, read as numbers."""
 
 from typing import Any
 

@@ -16,7 +16,7 @@ STEP_MS = 10
 
 
 class Watcher:
-    """A projector that adds nothing, and remembers what the log told it."""
+    """A commit hook that adds nothing, and records the calls of the log."""
 
     def __init__(self) -> None:
         self.filled: list[int] = []
@@ -37,7 +37,7 @@ class Watcher:
 
 
 def event(number: int) -> Promoted:
-    """An event that can be told from others; what it means is nobody's business here."""
+    """An event that differs from the others; its meaning plays no part here."""
     return Promoted(number.to_bytes(16))
 
 
@@ -126,7 +126,7 @@ def change_head(disk: MemoryDisk, **changed: int | bytes) -> None:
 
 
 def relink(disk: MemoryDisk) -> None:
-    """Make all digests right again, the head's too: what a forger with all the time in the world would do."""
+    """Make all digests right again, the head's too: as a thorough forger would do."""
     previous = bytes(32)
     for base in stored_bases(disk):
         change_batch(disk, base, previous=previous)

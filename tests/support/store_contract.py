@@ -1,4 +1,4 @@
-"""What every store must do: subclass `StoreContract`, give it `open` and `read`, and pytest runs it all."""
+"""The contract of every store: subclass `StoreContract`, give it `open` and `read`, and pytest runs it all."""
 
 from collections.abc import AsyncIterator
 

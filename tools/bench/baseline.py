@@ -1,11 +1,11 @@
 """The baseline of the benchmark: a job queue as one would write it on SlateDB without this project.
 
 Each transition is one SlateDB transaction through the binding's public methods, by its caller, and is reported when it
-is durable. It is meant to be good at what it is, so that a comparison with it says something:
+is durable. It is meant to be good at what it is, so that a comparison with it is fair:
 
 - One get and three writes per transition. No history and no totals of what happened: less than ledgerq keeps.
 - Counters are sharded by caller, since a counter that all callers read and write would make them all conflict.
-- Claimers are handed different jobs from a queue in memory, filled by one scan that goes on where it ended, so that
+- Claimers get different jobs from a queue in memory, filled by one scan that goes on where it ended, so that
   they neither conflict nor step over what was claimed before. Jobs just enqueued are handed on in memory.
 - Snapshot isolation, the cheaper one; a commit that conflicts all the same is tried again.
 - SlateDB flushes all transactions of `flush_interval` together; the benchmark tries several intervals first and takes
@@ -123,7 +123,7 @@ class Baseline:
         return job_id, payload
 
     async def ack(self, job_id: bytes) -> None:
-        """The job is done, if it is still claimed: one get, a delete and two puts."""
+        """Ack a job, if it is still claimed: one get, a delete and two puts."""
 
         async def change(transaction: DbTransaction) -> None:
             job = _unpack(await transaction.get(_JOB + job_id))
@@ -186,7 +186,7 @@ class Baseline:
         return found
 
     async def ack_many(self, claims: list[tuple[bytes, list[Any]]]) -> None:
-        """All of them are done, in one batch; the one consumer of this queue knows that its claims are current."""
+        """Ack all of them in one batch; the one consumer of this queue knows that its claims are current."""
         batch, sweep_at = WriteBatch(), (_now_ms() + _KEEP_MS).to_bytes(8)
         for job_id, job in claims:
             job[_STATE_AT] = "done"
@@ -199,7 +199,7 @@ class Baseline:
         handle = await self._db.write(batch)
         await handle.await_durable()
 
-    # ------------------------------------------------------------------ handing out
+    # ------------------------------------------------------------------ serving claims
 
     def _new_job(self) -> Place:
         sequence = next(self._sequence).to_bytes(8)

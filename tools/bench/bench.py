@@ -1,6 +1,6 @@
 """The benchmark: `ledgerq bench`, or `python -m ledgerq.tools.bench`. It measures and reports, and fails nothing.
 
-Each number stands beside what the same work costs as one SlateDB transaction per transition on the public binding
+Each number is printed beside the cost of the same work as one SlateDB transaction per transition on the public binding
 (baseline.py), measured in the same run, in turns; the ratios are what carries over to other machines. Targets
 are printed beside the results. Next: throughput.py, latency.py, log_reading.py, store_open.py.
 """
@@ -73,7 +73,7 @@ async def measure(run: Bench, only: list[str]) -> tuple[dict[str, Any], list[Mea
 
 @contextmanager
 def _place(folder: Path | None, url: str | None) -> Iterator[str]:
-    """Where the stores go: a new folder that is removed at the end, or below `url`."""
+    """The location of the stores: a new folder that is removed at the end, or below `url`."""
     if url is not None:
         location = parse_location(url)
         if location.is_memory:

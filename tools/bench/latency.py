@@ -1,4 +1,4 @@
-"""Latency: the way of a job through a queue that has time, and of a claim while a large backlog is drained."""
+"""Latency: of a job through a queue at a steady rate, and of a claim while a large backlog is drained."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ _MAX_FLAT_RATIO: Final = 1.5
 
 
 class _Ways:
-    """For each job when it was enqueued (the call), claimed and acked (the returns); workers note what they see."""
+    """The times at which each job was enqueued (the call), claimed and acked (the returns), recorded by the workers."""
 
     def __init__(self, jobs: int) -> None:
         self.enqueued_s = [0.0] * jobs
@@ -174,7 +174,7 @@ async def measure_drain(bench: Bench) -> list[Measurement]:
 
 
 async def _claim_latencies(queue: Queue, workers: int) -> list[float]:
-    """In the order in which the claims returned."""
+    """The latencies in the order in which the claims returned."""
     latencies_ms: list[float] = []
 
     async def work() -> None:

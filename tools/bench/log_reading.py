@@ -1,5 +1,6 @@
-"""What can be done with a log: replay, verify, audit and rebuild, in events per second. Nothing compares with these:
-a store without a log has none of them.
+"""Reading the log: replay, verify, audit and rebuild, in events per second, without a baseline.
+
+A store without a log has none of them.
 """
 
 import gc
@@ -27,7 +28,7 @@ _EVENTS_PER_JOB: Final = 3
 
 
 async def measure_replay(bench: Bench) -> list[Measurement]:
-    """Of the log of jobs that were enqueued, claimed and acked in bulk."""
+    """Measure replay, verify, audit and rebuild on the log of jobs enqueued, claimed and acked in bulk."""
     decoded = Measurement("replay", "replay: read and decode", "events/s", target=Target("value", at_least=500_000))
     folded = Measurement("fold", "replay: decode and fold", "events/s", target=Target("value", at_least=200_000))
     verified = Measurement("verify", "verify the hash chain", "events/s")

@@ -1,4 +1,4 @@
-"""What the benchmark measures with and what a measurement is: sizes, places for stores, targets, results.
+"""The benchmark's measurements and what they need: sizes, locations of stores, targets, results.
 
 The measurements themselves are in throughput.py, latency.py, log_reading.py and store_open.py; bench.py runs them.
 """
@@ -23,7 +23,7 @@ _MS_PER_S: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is done. The baseline is given less work where it is slower, so that both run for a similar time."""
+    """The amounts of work. The baseline gets less where it is slower, so that both run for a similar time."""
 
     callers: int = 100
     payload_bytes: int = 100
@@ -59,7 +59,7 @@ QUICK: Final = Sizes(
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a measurement should come to: its own median, or the median of its ratios to the baseline."""
+    """The target of a measurement: its own median, or the median of its ratios to the baseline."""
 
     of: Literal["value", "ratio"]
     at_least: float | None = None
@@ -67,14 +67,14 @@ class Target:
 
     @property
     def text(self) -> str:
-        """For people: "at least 12x"."""
+        """The target as text for people: "at least 12x"."""
         times = "x" if self.of == "ratio" else ""
         if self.at_least is not None:
             return f"at least {self.at_least:,.10g}{times}"
         return f"at most {self.at_most:,.10g}{times}"
 
     def reached_by(self, number: float) -> bool:
-        """Whether `number` is good enough."""
+        """Whether `number` reaches the target."""
         if self.at_least is not None and number < self.at_least:
             return False
         return self.at_most is None or number <= self.at_most
@@ -82,7 +82,7 @@ class Target:
 
 @dataclass(slots=True)
 class Measurement:
-    """One thing measured in several runs. `baseline` has one number for each of ours, taken right after it."""
+    """A measurement of several runs. `baseline` has one number for each of ours, taken right after it."""
 
     name: str
     title: str
@@ -119,7 +119,7 @@ class Measurement:
         return number is not None and self.target.reached_by(number)
 
     def document(self) -> dict[str, Any]:
-        """For JSON."""
+        """The measurement as a JSON document."""
         target = None
         if self.target is not None:
             target = {**asdict(self.target), "text": self.target.text, "reached": self.reached}
@@ -155,12 +155,12 @@ class Bench:
 
     @property
     def payload(self) -> bytes:
-        """What each job carries."""
+        """The payload of each job."""
         return b"x" * self.sizes.payload_bytes
 
     @property
     def store_options(self) -> StoreOptions:
-        """How ledgerq opens its stores here: the defaults, but for fsync."""
+        """The options with which ledgerq opens its stores here: the defaults, but for fsync."""
         return StoreOptions(fsync=self.fsync)
 
     @contextmanager

@@ -1,10 +1,10 @@
-"""What metrics cost: the same load with and without them, in turns, as CPU time of the process for each job.
+"""The cost of metrics: the same load with and without them, in turns, as CPU time of the process for each job.
 
     python -m ledgerq.tools.bench.metrics_cost --against OTHER_TREE
 
 runs each load in two processes after each other: one with this package, whose collectors are scraped every second, and
 one without. Without means the package in OTHER_TREE, a checkout of a version that measured nothing; if none is given,
-this package when nobody scrapes it. CPU time is what counts: other work on the machine makes everything take longer,
+this package when it is not scraped. CPU time is what counts: other work on the machine makes everything take longer,
 but hardly cost more. The pair's ratio is taken each time, and the median of all ratios is the answer.
 """
 
@@ -31,7 +31,7 @@ _SCRAPE_EVERY_S = 1.0
 
 
 def main() -> None:
-    """Run what the command line says and print the result as JSON."""
+    """Run with the command line's arguments and print the result as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m ledgerq.tools.bench.metrics_cost", description=(__doc__ or "").strip()
     )
@@ -125,7 +125,7 @@ async def _scraped(queue: Any, is_on: bool) -> Any:
 
 
 async def _scrape_ms(queue: Any) -> float:
-    """One scrape, rendered; how long it kept the event loop, without the look at the store before it."""
+    """The time for which a rendered scrape keeps the event loop, without the inspection of the store before it."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     if not hasattr(queue, "_bench_registry"):

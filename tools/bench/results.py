@@ -17,7 +17,7 @@ __all__ = ["file_system_of", "machine", "print_table"]
 
 
 def machine(folder: Path | None) -> dict[str, Any]:
-    """Where and with what it was measured; `folder` is where the stores are, if on this machine."""
+    """The machine and the versions of the measurement; `folder` is where the stores are, if on this machine."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),

@@ -28,7 +28,7 @@ _OWN_OPEN: Final = "SlateDB's own open of the same store with the same settings"
 
 
 async def measure_open(bench: Bench) -> list[Measurement]:
-    """Queue.open and a first claim, with all jobs pending."""
+    """Measure Queue.open and a first claim, with all jobs pending."""
     jobs = f"{bench.sizes.open_jobs:,} pending jobs"
     whole = Measurement("open", f"open with {jobs}, first claim", "s", better="lower", baseline_is=_OWN_OPEN)
     beyond = Measurement("open-beyond", "the same, beyond SlateDB's own open", "s", "lower", Target("value", at_most=2))

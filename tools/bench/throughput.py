@@ -1,6 +1,6 @@
 """Throughput: enqueueing, and claiming with acking, one by one by many callers and in bulk, beside the baseline.
 
-Ours and the baseline take turns within each run, so that what else the machine does hits both.
+Ours and the baseline take turns within each run, so that other load on the machine affects both.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _IN_BULK = "one SlateDB write batch per call"
 async def choose_flush_interval(bench: Bench) -> dict[str, float]:
     """Find the flush interval with which the baseline gets most done, and keep it in `bench`; returns what was tried.
 
-    Tried is a job's whole way: enqueued, claimed, acked, in jobs per second.
+    Each try counts jobs enqueued, claimed and acked, per second.
     """
     jobs, tried = bench.sizes.probe_jobs, dict[str, float]()
     for interval_ms in FLUSH_INTERVALS_MS:
@@ -41,7 +41,7 @@ async def choose_flush_interval(bench: Bench) -> dict[str, float]:
 
 
 async def measure_enqueue(bench: Bench) -> list[Measurement]:
-    """Enqueues per second, each awaited."""
+    """Measure enqueues per second, each awaited."""
     title = f"enqueue, one by one, {bench.sizes.callers} producers"
 
     async def ours(queue: Queue) -> float:
@@ -55,7 +55,7 @@ async def measure_enqueue(bench: Bench) -> list[Measurement]:
 
 
 async def measure_claim(bench: Bench) -> list[Measurement]:
-    """Jobs per second claimed and acked one by one, from a backlog."""
+    """Measure jobs per second claimed and acked one by one, from a backlog."""
     title = f"claim and ack, one by one, {bench.sizes.callers} workers"
 
     async def ours(queue: Queue) -> float:
@@ -77,7 +77,7 @@ async def _one_by_one(
     ours: Callable[[Queue], Awaitable[float]],
     theirs: Callable[[Baseline], Awaitable[float]],
 ) -> list[Measurement]:
-    """As asked for, and without fsync too: the baseline has none, so only that compares the same promise."""
+    """The cases: as asked for, and also without fsync, as the baseline is: only that compares the same promise."""
     found = [Measurement(name, title, "jobs/s", target=target, baseline_is=_ONE_BY_ONE)]
     if bench.fsync and parse_location(bench.place).is_file:
         title = f"{title}, without fsync"
@@ -95,7 +95,7 @@ async def _one_by_one(
 
 
 async def measure_bulk(bench: Bench) -> list[Measurement]:
-    """Both in bulk: `enqueue_many`, then `claim(limit=...)` with `ack_many`."""
+    """Measure both in bulk: `enqueue_many`, then `claim(limit=...)` with `ack_many`."""
     sizes = bench.sizes
     each = f"{sizes.jobs_per_call} a call"
     enqueued = Measurement("bulk-enqueue", f"enqueue in bulk, {each}", "jobs/s", baseline_is=_IN_BULK)
@@ -206,7 +206,7 @@ def _shares(bench: Bench, jobs: int) -> list[int]:
 
 
 async def _rate(jobs: int, work: Callable[[], Awaitable[int]]) -> float:
-    """Jobs per second; what is left of the run before is collected first, so that nobody pays for it here."""
+    """Jobs per second; garbage of the run before is collected first, so that it costs nothing here."""
     gc.collect()
     start_s = time.perf_counter()
     done = await work()

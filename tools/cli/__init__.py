@@ -1,1 +1,1 @@
-"""The command line: `ledgerq COMMAND` and `rebuild-projections`. app.py ties the commands together."""
+"""The command line: `ledgerq COMMAND` and `rebuild-projections`. app.py puts the commands together."""

@@ -1,8 +1,7 @@
-"""The command line: `ledgerq COMMAND`, and `rebuild-projections`. This file ties the commands together.
+"""The command line: `ledgerq COMMAND`, and `rebuild-projections`. This file puts the commands together.
 
-What a command does is in read.py and diff.py (looking), operate.py (changing), worker.py (running
-jobs), repair.py (auditing and rebuilding) and doctor/doctor.py. Here is what they share: how an error becomes one line
-and an exit code.
+The commands are in read.py and diff.py (reading), operate.py (changing), worker.py (running jobs), repair.py (auditing
+and rebuilding) and doctor/doctor.py. Here is what they share: how an error becomes one line and an exit code.
 
     0  fine        1  found something: differences, no such job, a log that was changed or lost its end
     2  usage       3  the store can't be read or written        4  salvaged, but something promised was lost
@@ -58,7 +57,7 @@ _DEBUG: Final = "LEDGERQ_DEBUG"
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code that an error ends the program with."""
+    """The exit code of a program that an error ends."""
     if isinstance(error, errors.InvalidArgument | _PARSER_ERROR):
         return USAGE
     if isinstance(error, _FINDINGS):
@@ -71,7 +70,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def _markup() -> Any:
-    """Help is coloured for people at a terminal only."""
+    """The markup of help texts, which are coloured for people at a terminal only."""
     return "rich" if sys.stdout.isatty() else None
 
 
@@ -185,7 +184,7 @@ def run(argv: Sequence[str], *, program: str = "ledgerq") -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads any more: what is still buffered must not fail once more when Python exits.
+        # The reader has gone: what is still buffered must not fail once more when Python exits.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
@@ -210,7 +209,7 @@ def _outcome(argv: Sequence[str], program: str) -> int:
 
 
 def _failed(program: str, error: Exception, *, as_json: bool) -> int:
-    """Say on one line what happened, and give the exit code for it."""
+    """Print an error on one line, and return its exit code."""
     if _DEBUG in os.environ:
         traceback.print_exception(error)
     code = exit_code(error)

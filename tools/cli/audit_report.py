@@ -1,4 +1,4 @@
-"""What `ledgerq audit` prints: as text and as JSON."""
+"""The report of `ledgerq audit`, as text and as JSON."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +14,7 @@ _MAX_FILES: Final = 20
 
 
 def audit_json(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool) -> dict[str, Any]:
-    """The report with these of its differences, of which there are `count`."""
+    """The report as JSON, with these of its differences, of which there are `count`."""
     head = found.verified.head
     rows = [
         {
@@ -46,7 +46,7 @@ def audit_json(found: "AuditReport", differences: "list[Difference]", count: int
 
 
 def audit_text(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool, output: Output) -> None:
-    """The report for people."""
+    """The report as text for people."""
     from ledgerq.eventlog.keys import FORMAT_VERSION
 
     verified = found.verified

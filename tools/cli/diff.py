@@ -1,4 +1,4 @@
-"""The command that shows what changed between two offsets of the log."""
+"""The command `diff`, which shows what changed between two offsets of the log."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Final
 

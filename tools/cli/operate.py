@@ -206,7 +206,7 @@ def _say_changed(job: "Job", output: Output) -> None:
 
 
 def _raise_refused(refused: list[BaseException]) -> None:
-    """One error for all jobs that were refused; any other error is raised as it is."""
+    """Raise one error for all jobs that were refused; any other error is raised as it is."""
     for error in refused:
         if not isinstance(error, JobNotFound | InvalidState):
             raise error
@@ -302,7 +302,7 @@ async def _look_first(url: str, queue_name: str) -> None:
 
 
 def _check_operator(actor: str, reason: str, job_ids: Sequence[str] = ()) -> None:
-    """Refuse before the store is opened: opening it is not for nothing."""
+    """Refuse bad arguments before the store is opened for writing."""
     from ledgerq.eventlog.entropy import job_id_bytes
     from ledgerq.worker.engine.decisions import operator
 

@@ -1,4 +1,4 @@
-"""The commands that only read: stats, jobs, show, history, log. They open the store beside its writer."""
+"""The commands that only read the store: stats, jobs, show, history, log. They open the store beside its writer."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 

@@ -1,4 +1,4 @@
-"""The commands that prove and mend: audit, and rebuild-projections, which is also a program of its own."""
+"""The commands that prove and repair: audit, and rebuild-projections, which is also a program of its own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +46,7 @@ def audit(
     """Prove that log, indexes and counters are right.
 
     The log was not changed since it was written, and each index row and counter is what follows from it. Digests are no
-    signatures: whoever may write the store can change an event and recompute all that vouches for it. That is found
+    signatures: anyone who may write the store can change an event and recompute all that vouches for it. That is found
     with --anchor and a copy of the anchor, of after the event, kept where they can't write. This reads one commit of
     the store, beside its writer, and checks every block of its files (of objects in a bucket only with --deep). Exit
     code 1: something differs or can't be read, or the log is not what it was.
@@ -86,7 +86,7 @@ async def _audit(
                     await record_failure(url, reader.clock, error, deep=deep)
                 raise
     differences = [row for row in found.differences if only is None or _belongs(row.range_name, only)]
-    # Of those beyond the report's bound nobody knows where they belong: they count, since something is wrong.
+    # Those beyond the report's bound are of unknown ranges: they count, since something is wrong.
     count = len(differences) + found.difference_count - len(found.differences)
     try:
         if output.as_json:
@@ -94,7 +94,7 @@ async def _audit(
         else:
             audit_text(found, differences, count, deep, output)
     except BrokenPipeError:
-        pass  # whoever reads has seen enough, and the exit code still counts
+        pass  # the reader has seen enough, and the exit code still counts
     if record:
         await record_report(url, reader.clock, found, deep=deep)
     is_clean = not (count or found.damaged_files or found.unreadable)
@@ -173,13 +173,13 @@ def rebuild_projections(
     wait: Wait = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Make indexes and counters what the log says.
+    """Make indexes and counters what follows from the log.
 
     The log records that it was done. Nothing is written where nothing differs. Killed half way, run it again. A log
-    that does not verify is refused, unless --until says where it shall end. Without --check or --into this opens the
-    store for writing, which would stop a writer at work: refused without --take-over.
+    that does not verify is refused, unless --until gives the offset at which it shall end. Without --check or --into
+    this opens the store for writing, which would stop a writer at work: refused without --take-over.
 
-    With --into NEW_URL --salvage nothing of the store at URL needs to be in order, and exit code 4 says that something
+    With --into NEW_URL --salvage nothing of the store at URL needs to be in order, and exit code 4 means that something
     promised was lost: the report names it.
     """
     output = Output(as_json=as_json)

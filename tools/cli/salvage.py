@@ -1,6 +1,6 @@
 """`rebuild-projections URL --into NEW --salvage`: a new store from what can still be read of a damaged one.
 
-Exit code 0 when everything promised came back, 4 when something was lost, and the report names what.
+Exit code 0 when everything promised was recovered, 4 when something was lost, which the report names.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,7 +49,7 @@ async def salvage_into(url: str, into: str, actor: str, reason: str, output: Out
 
 
 def _refuse_inside(source: "Location", target: "Location") -> None:
-    """Nothing may be written where the damaged files are."""
+    """Refuse a new store among the damaged files, where nothing may be written."""
     if source.scheme == target.scheme and source.root == target.root:
         old, new = Path("/", source.database), Path("/", target.database)
         if source.is_file:
@@ -126,7 +126,7 @@ def lost_payload_lines(lost: "Sequence[LostPayload]", limit: int = _MAX_LINES) -
 
 
 def lost_payload_json(lost: "LostPayload") -> dict[str, Any]:
-    """A job whose payload is lost."""
+    """A job whose payload is lost, as JSON."""
     job = lost.job
     return {
         "job_id": job.job_id,

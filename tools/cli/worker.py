@@ -1,4 +1,4 @@
-"""The command that runs a worker of the user's own until it is told to stop."""
+"""The command `worker`, which runs a worker of the user's own until a signal."""
 
 import inspect
 from contextlib import AsyncExitStack
@@ -80,5 +80,5 @@ async def _made_worker(target: str, wait_s: float) -> Any:
         except LedgerError:
             raise
         except Exception as error:
-            # It is the user's code: whatever goes wrong in there belongs into one clear line.
+            # It is the user's code: every error of it is reported on one clear line.
             raise InvalidArgument(f"{target} failed to make a worker: {type(error).__name__}: {error}") from error

@@ -1,1 +1,1 @@
-"""What all commands share: arguments, opening stores, output as text, tables or JSON."""
+"""The parts that all commands share: arguments, opening stores, output as text, tables or JSON."""

@@ -38,7 +38,7 @@ _LAST_DAYS: Final = datetime.max - timedelta(days=2)
 
 
 def system_user() -> str:
-    """Who runs this, for the log."""
+    """The name of the user who runs this, for the log."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -89,7 +89,7 @@ def _timestamp_s(moment: datetime) -> float:
         return moment.astimezone(UTC).timestamp()
     if moment < _LAST_DAYS:
         return moment.timestamp()
-    # Python finds the zone's offset by looking a day ahead, and from 3.12 on it refuses a day that no datetime can be.
+    # Python finds the zone's offset from a day ahead, and from 3.12 on it refuses a day that no datetime can be.
     return (moment - timedelta(days=2)).timestamp() + timedelta(days=2).total_seconds()
 
 
@@ -108,7 +108,7 @@ def parse_as_of(text: str) -> tuple[int | None, int | None]:
 
 
 def import_object(text: str) -> Any:
-    """What `MODULE:NAME` names; modules in the current folder come first. Raises `InvalidArgument`."""
+    """Import what `MODULE:NAME` names; modules in the current folder come first. Raises `InvalidArgument`."""
     module_name, colon, path = text.partition(":")
     if not colon or not module_name or not path:
         raise InvalidArgument(f"{text!r} names no object: write MODULE:NAME, for example app.jobs:worker")
@@ -118,7 +118,7 @@ def import_object(text: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
-        # It is the user's code: whatever goes wrong in there belongs into one clear line.
+        # It is the user's code: every error of it is reported on one clear line.
         cause = f"{type(error).__name__}: {error}"
         raise InvalidArgument(f"module {module_name!r} can't be imported: {cause}") from error
     for name in path.split("."):

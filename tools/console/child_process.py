@@ -1,4 +1,4 @@
-"""Programs of ledgerq run as child processes: the same ledgerq, spoken to through pipes, deaf to Ctrl-C."""
+"""Programs of ledgerq run as child processes: the same ledgerq, connected by pipes, without signals from Ctrl-C."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ async def start_module(
 
 
 def _environment() -> dict[str, str]:
-    """This process's own, by which a child finds the same ledgerq, also from a clone that is not installed."""
+    """This process's environment, by which a child finds the same ledgerq, also from a clone that is not installed."""
     home = Path(str(sys.modules["ledgerq"].__file__)).absolute().parents[1]
     before = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     if home.name not in ("site-packages", "dist-packages"):

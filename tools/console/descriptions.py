@@ -1,4 +1,4 @@
-"""Jobs, events and counters in words and as JSON: the same names everywhere, whichever command shows them."""
+"""Jobs, events and counters in words and as JSON, with the same names in every command."""
 
 import re
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ JOB_RIGHT: Final = ("priority", "attempts")
 _ERROR_CHARS: Final = 60
 _PAYLOAD_CHARS: Final = 2000
 _WORD: Final = re.compile(r"(?<!^)(?=[A-Z])")
-# These say when; other times of an event say how long.
+# These are points in time; other times of an event are durations.
 _MOMENTS: Final = ("due_ms", "sweep_at_ms")
 
 
@@ -68,7 +68,7 @@ def time_json(name: str, time_ms: int) -> dict[str, Any]:
 
 
 def record_json(record: Record) -> dict[str, Any]:
-    """A record of the log."""
+    """A record of the log as JSON."""
     head = {"offset": record.offset, **time_json("time", record.time_ms), "epoch": record.epoch}
     return head | {"event": event_name(record.event)} | _event_json(record.event)
 
@@ -101,7 +101,7 @@ def record_line(record: Record, *, with_job: bool = True) -> str:
 
 
 def event_text(event: Event) -> str:
-    """What an event says beyond its name and its job."""
+    """The text of an event's fields, beyond its name and its job."""
     match event:
         case Enqueued():
             return _enqueued_text(event)
@@ -153,7 +153,7 @@ def _key_text(key: bytes) -> str:
 
 
 def job_json(job: Job) -> dict[str, Any]:
-    """A job's whole state, without its payload."""
+    """A job's whole state as JSON, without its payload."""
     spec, request = job.spec, job.cancel_request
     return {
         "job_id": job.job_id,
@@ -246,13 +246,13 @@ def _is_text(payload: bytes) -> bool:
 
 
 def stats_json(stats: QueueStats) -> dict[str, Any]:
-    """A queue's counters."""
+    """A queue's counters as JSON."""
     now = {state: getattr(stats, state) for state in STATES}
     return {"queue": stats.queue, "paused": stats.paused, "now": now, "totals": stats.totals}
 
 
 def stats_table(queues: Sequence[QueueStats]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: each queue's jobs by state now, and the totals since the beginning that tell most."""
+    """Columns and rows: each queue's jobs by state now, and the most useful totals since the beginning."""
     totals = ("enqueued", "acked", "nacked", "lease_expired")
     columns = ["queue", *STATES, *(name.replace("lease_", "") for name in totals)]
     rows = [

@@ -1,4 +1,4 @@
-"""Stores, as commands open them: for reading beside a live writer, or for writing once there is none.
+"""Opening stores for commands: for reading beside a live writer, or for writing once there is none.
 
 An operator who cancels a job must not stop a service by that: a store whose writer lives is opened for writing only
 with --take-over, and --wait gives that writer time to end.
@@ -40,18 +40,18 @@ _NAMED_QUEUES: Final = 10
 
 
 class Access(NamedTuple):
-    """What a command does about a live writer: wait for its end for so many seconds, then fence it if `take_over`."""
+    """The options about a live writer: wait for its end for so many seconds, then fence it if `take_over`."""
 
     take_over: bool = False
     wait_s: float = 0.0
 
 
 NOT_IN_USE: Final = Access()
-"""Refuse at once."""
+"""The default: refuse at once."""
 
 
 class ClosedPipe(Exception):
-    """Nobody reads the results any more."""
+    """The reader of the results has gone."""
 
 
 def execute(work: Coroutine[Any, Any, int | None]) -> None:
@@ -65,7 +65,7 @@ def execute(work: Coroutine[Any, Any, int | None]) -> None:
 
 
 def refuse_memory(url: str) -> None:
-    """Raise `InvalidArgument` for a URL that names no place, or none that outlives a process."""
+    """Raise `InvalidArgument` for a URL that names no store, or none that outlives a process."""
     from ledgerq.eventlog.locations import parse_location
 
     if parse_location(url).is_memory:
@@ -75,7 +75,7 @@ def refuse_memory(url: str) -> None:
 
 
 async def _check_quietly(url: str, *, writing: bool) -> None:
-    """Meet a damaged manifest before the store is opened: SlateDB prints a panic on stderr, then comes our own line."""
+    """Read the manifest before the store is opened: of a damaged one SlateDB prints a panic before our error."""
     from ledgerq.eventlog.files.file_checks import check_files
     from ledgerq.eventlog.files.odd_files import refuse_odd_files
     from ledgerq.eventlog.locations import parse_location
@@ -84,7 +84,7 @@ async def _check_quietly(url: str, *, writing: bool) -> None:
     location = parse_location(url)
     if location.is_file:
         check_clock(location, writing=False)
-        # What can't be looked at is told by the opening itself; damaged payloads keep nobody from opening.
+        # What can't be read is reported by the opening itself; damaged payloads prevent no opening.
         with suppress(OSError, RowUnreadable), without_stderr():
             async with asyncio.timeout(PREFLIGHT_LIMIT_S):
                 await asyncio.to_thread(refuse_odd_files, location, writing=writing)
@@ -93,7 +93,7 @@ async def _check_quietly(url: str, *, writing: bool) -> None:
 
 @contextmanager
 def without_stderr() -> Iterator[None]:
-    """Nothing reaches the terminal, whoever writes: for a moment in which only this coroutine runs."""
+    """Silence stderr, also for native code: for a moment in which only this coroutine runs."""
     kept_fd, null_fd = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null_fd, 2)
@@ -141,7 +141,7 @@ def require_queue(url: str, queue: str, known: Sequence[str]) -> None:
 
 
 class LastWriter(NamedTuple):
-    """Who opened the store last, by its own name (host:process), and whether it has closed since."""
+    """The last writer of the store, by its own name (host:process), and whether it has closed since."""
 
     name: str
     opened_ms: int
@@ -154,14 +154,14 @@ class LastWriter(NamedTuple):
 
 
 async def last_writer(log: "LogReader") -> LastWriter | None:
-    """The writer that the log's end tells of; None for an empty log."""
+    """The last writer by the events at the log's end; None for an empty log."""
     from ledgerq.eventlog.events import Rebuilt, WriterClosed, WriterOpened
 
     head = await log.head()
     last = await log.batch_at(head.base_offset) if head.next_offset else None
     if last is None:
         return None
-    # A clean end is always the writer's last word. A rebuild has no more to say after its one event.
+    # A clean end is always the writer's last event. A rebuild stages nothing after its one event.
     is_closed = isinstance(last.events[-1], WriterClosed | Rebuilt)
     low, high = 0, last.base_offset
     while low < high:
@@ -192,7 +192,7 @@ async def opened_store(url: str, access: Access, *, create: bool = False) -> Asy
         store = await open_store(
             url, clock=SystemClock(), create=create, take_over=access.take_over, wait=access.wait_s
         )
-    # Where stderr was left alone, the record of the log has said it.
+    # Where stderr was left alone, the log record has reported it.
     for folder, names in [] if isinstance(quietly, nullcontext) else await store.set_aside():
         typer.echo(
             f"{url}: {len(names)} files kept it from being opened and are in {folder} now; none is needed", err=True
@@ -215,7 +215,7 @@ async def opened_queue(
         try:
             yield queue
         except BaseException:
-            # The first error says more.
+            # The first error is the more useful one.
             with suppress(LedgerError):
                 await queue.close()
             raise

@@ -1,6 +1,6 @@
-"""How commands speak: results on stdout as text, tables or JSON, messages and progress on stderr.
+"""The output of commands: results on stdout as text, tables or JSON, messages and progress on stderr.
 
-Tables and progress bars are for people at a terminal; a pipe gets plain lines. What jobs and events look like is in
+Tables and progress bars are for people at a terminal; a pipe gets plain lines. Jobs and events are described in
 descriptions.py.
 """
 
@@ -51,13 +51,13 @@ def json_bytes(value: bytes) -> str | dict[str, str]:
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """A text on one line; of a long one the end, where a traceback says what happened."""
+    """A text on one line; of a long one the end, where a traceback has its error."""
     text = printable(" ".join(text.split()))
     return text if len(text) <= max_chars else "..." + text[3 - max_chars :]
 
 
 class Output:
-    """Where a command writes its results. `as_json` is the user's choice; the rest follows from the terminal."""
+    """The output of a command. `as_json` is the user's choice; the rest follows from the terminal."""
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
@@ -66,19 +66,19 @@ class Output:
         self._ascii = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
 
     def json(self, value: Mapping[str, Any]) -> None:
-        """One JSON object on a line of its own."""
+        """Write one JSON object on a line of its own."""
         print(printable_json(json.dumps(value, ensure_ascii=self._ascii, separators=(",", ":"))))
 
     def line(self, text: str) -> None:
-        """One plain line."""
+        """Write one plain line."""
         print(printable(text))
 
     def flush(self) -> None:
-        """Now, for those who follow."""
+        """Flush what was written, for readers that follow."""
         sys.stdout.flush()
 
     def facts(self, facts: Sequence[tuple[str, str]]) -> None:
-        """Names and values below each other; further lines of a value stand below its first one."""
+        """Write names and values below each other; further lines of a value stand below its first one."""
         width = max(len(name) for name, _ in facts)
         for name, value in facts:
             for line in value.splitlines() or [""]:
@@ -86,7 +86,7 @@ class Output:
                 name = ""
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-        """Rows under headings; the columns named in `right` hold numbers."""
+        """Write rows under headings; the columns named in `right` hold numbers."""
         cells = [[printable(cell) for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
         if self.is_terminal and _fits(columns, widths):
@@ -108,7 +108,7 @@ class Output:
             self.note(text)
 
     def note(self, text: str) -> None:
-        """A message beside the results, on stderr."""
+        """Write a message beside the results, on stderr."""
         print(f"ledgerq: {printable(text)}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""`ledgerq demo`: a queue, a killed worker, a falsified index, and how all of it is put right.
+"""`ledgerq demo`: a queue, a killed worker, a falsified index, and how all of it is repaired.
 
 Start with demo.py and story.py.
 """

@@ -1,4 +1,4 @@
-"""The damage that the demo does to its own store, behind the log's back: somebody wants to hide a failure."""
+"""The damage that the demo does to its own store without the log, as by a forger who hides a failure."""
 
 from typing import Final, NamedTuple
 
@@ -18,7 +18,7 @@ _REMOVED_ROWS: Final = 3
 
 
 class Damage(NamedTuple):
-    """How many index rows were changed, and how: what an audit must find."""
+    """The numbers of index rows changed in each way, which an audit must find."""
 
     removed: int
     altered: int
@@ -28,7 +28,7 @@ class Damage(NamedTuple):
 
     @property
     def total(self) -> int:
-        """How many rows differ from what the log says."""
+        """The number of rows that differ from the fold of the log."""
         return self.removed + self.altered + self.added + self.counters
 
 
@@ -36,7 +36,7 @@ async def damage(store: Store, queue: str, *, clock: Clock) -> Damage:
     """Falsify the index of a queue whose jobs are all finished, directly in the store; the log is left alone.
 
     Some jobs vanish, from the range of finished jobs or altogether; one that is dead (or, without such, done) changes
-    its state; one that is done is to be done again; and the counters agree with the lie.
+    its state; one that is done is to be done again; and the counters agree with the forgery.
     """
     view = LedgerView(LogReader(store, clock=clock))
     done = (await view.jobs(queue, state="done", limit=_REMOVED_ROWS + 1)).jobs

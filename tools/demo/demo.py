@@ -1,10 +1,10 @@
-"""The demo: real files go through a real queue, a worker is killed, an index is falsified, and all of it is put right.
+"""The demo: real files go through a real queue, a worker is killed, an index is falsified, and all of it is repaired.
 
     ledgerq demo [DIR]        python -m ledgerq.tools.demo [DIR] [--keep]
 
-Here is its beginning and its end. story.py tells the story: each of its steps is checked, and the demo fails when
-one did not come out as it should. sample_files.py is the work, worker_program.py the process that is killed, damage.py
-the falsifying, screen.py what is said.
+Here is its beginning and its end. story.py has the steps: each one is checked, and the demo fails when one did not come
+out as it should. sample_files.py is the work, worker_program.py the process that is killed, damage.py the forgery,
+screen.py the output.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _INTERRUPTED: Final = 130
 
 
 async def run_demo(folder: Path | None, console: Console, *, keep: bool = False) -> int:
-    """Tell the story with the files of `folder` (None: Python's standard library); returns the exit code.
+    """Run the demo with the files of `folder` (None: Python's standard library); returns the exit code.
 
     0 when each step came out as it should, else 1 with one line on stderr. The store is removed at the end, unless
     `keep` or something went wrong. Raises `InvalidArgument` for a folder without files.
@@ -70,7 +70,7 @@ async def run_demo(folder: Path | None, console: Console, *, keep: bool = False)
 
 
 def _new_place() -> Path:
-    """A temporary folder in which a store can live."""
+    """A temporary folder that can hold a store."""
     place = Path(tempfile.mkdtemp(prefix="ledgerq-demo-"))
     try:
         parse_location((place / "store").as_uri())
@@ -81,13 +81,13 @@ def _new_place() -> Path:
 
 
 def _program() -> str:
-    """How the user calls this command line: for lines that can be copied."""
+    """The program's name as the user called it: for lines that can be copied."""
     called = Path(sys.argv[0])
     return _short(str(called)) if called.name == "ledgerq" else f"{_short(sys.executable)} -m ledgerq.tools.cli"
 
 
 def _short(program: str) -> str:
-    """Its name when that finds it, else its path, from here when it lies below."""
+    """The program's name if it is found by that, else its path, relative to the current folder when it lies below."""
     path, found = Path(program).absolute(), shutil.which(Path(program).name)
     if found is not None and Path(found).absolute() == path:
         return path.name

@@ -1,6 +1,6 @@
-"""The demo's work: which files become jobs, which of them fail on purpose, what is found out about one, and where to.
+"""The demo's work: which files become jobs, which of them fail on purpose, what is measured, and the results file.
 
-Nothing here knows the queue. worker_program.py has the handler that calls this, demo.py the story.
+Nothing here depends on the queue. worker_program.py has the handler that calls this, demo.py the story.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _MAX_LOOKS: Final = 300_000
 _NOT_THE_LIBRARY: Final = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests"})
 
 Fate = Literal["none", "fail once", "dead"]
-"""What the demo does to a job on purpose."""
+"""The failure that the demo gives to a job on purpose."""
 
 
 class Found(NamedTuple):
@@ -35,11 +35,11 @@ class Found(NamedTuple):
     limited: bool
 
     def path(self, name: str) -> Path:
-        """Where a file lies."""
+        """The full path of a file."""
         return self.root / name
 
     def readable(self) -> list[str]:
-        """Those that this user may read."""
+        """The files that this user may read."""
         return [name for name in self.names if os.access(self.path(name), os.R_OK)]
 
 
@@ -83,7 +83,7 @@ def _walk(root: Path, skipped: frozenset[str]) -> Iterator[tuple[str, int]]:
             try:
                 status = path.stat()
             except OSError:
-                size_bytes = 0  # a worker will find out why
+                size_bytes = 0  # the job's handler will report why
             else:
                 if not stat.S_ISREG(status.st_mode):
                     continue
@@ -92,7 +92,7 @@ def _walk(root: Path, skipped: frozenset[str]) -> Iterator[tuple[str, int]]:
 
 
 def fates(names: Sequence[str]) -> dict[str, Fate]:
-    """What happens to which file on purpose: always the same, by the digests of their names.
+    """The fate of each file on purpose: always the same, by the digests of their names.
 
     One in twenty fails at its first attempt, one in three hundred can never succeed; at least one each of two files.
     """
@@ -120,10 +120,10 @@ def measure(path: bytes) -> dict[str, Any]:
 
 
 class Results:
-    """The results file: a JSON line for each job. Adding a job that is there does nothing, whoever added it.
+    """The results file: a JSON line for each job. Adding a job that is there does nothing.
 
-    A job may be worked on twice, when its worker was killed after the work and before saying so. That is what makes
-    the second time harmless.
+    A job may be worked on twice, when its worker was killed after the work and before the ack. That is what makes the
+    second time harmless.
     """
 
     def __init__(self, path: Path) -> None:

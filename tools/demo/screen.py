@@ -1,4 +1,4 @@
-"""What the demo says and how it looks: steps, commands to copy, histories, differences.
+"""The demo's output: steps, commands to copy, histories, differences.
 
 People at a terminal get colours and a progress bar; a pipe gets the same words as plain lines.
 """
@@ -33,38 +33,38 @@ def plural(count: int, noun: str) -> str:
 
 
 class Screen:
-    """Where the demo speaks."""
+    """The output of the demo."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._steps = 0
 
     def intro(self, lines: Sequence[str]) -> None:
-        """What this is."""
+        """Print what the demo is."""
         for line in lines:
             self._print(Text(self._safe(line)), indent=0)
 
     def step(self, title: str) -> None:
-        """The next chapter."""
+        """Print the heading of the next step."""
         self._steps += 1
         self._print(Text(""), indent=0)
         self._print(Text(f"{self._steps}  {title}", style="bold cyan"), indent=0)
 
     def say(self, text: str, style: str = "") -> None:
-        """A sentence or two."""
+        """Print a sentence or two."""
         self._print(Text(self._safe(text), style=style))
 
     def good(self, text: str) -> None:
-        """What came out as it should."""
+        """Print a result that came out as it should."""
         self.say(text, "green")
 
     def command(self, text: str) -> None:
-        """How to do the same by hand; never folded, so that it can be copied."""
+        """Print the command that does the same by hand; never folded, so that it can be copied."""
         line = Text(" " * _INDENT + "$ " + self._safe(text), style="dim")
         self._console.print(line, soft_wrap=True)
 
     def rows(self, rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), style: str = "") -> None:
-        """Columns without lines; the last one may fold."""
+        """Print columns without lines; the last one may fold."""
         cells = [[self._safe(cell) for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         if not self._console.is_terminal:
@@ -94,7 +94,7 @@ class Screen:
             yield lambda done: bar.update(task, completed=done)
 
     def _safe(self, text: str) -> str:
-        """One line that steers no terminal, in characters that the stream can hold."""
+        """The text on one line that steers no terminal, in characters that the stream can hold."""
         return printable(text).encode(self._console.encoding, "backslashreplace").decode(self._console.encoding)
 
     def _print(self, text: Text, indent: int = _INDENT) -> None:

@@ -1,4 +1,4 @@
-"""The demo's story, step by step. Each step does something to a store, says so, and checks what came of it."""
+"""The demo's steps. Each one does something to a store, prints that, and checks the result."""
 
 import json
 import os
@@ -30,7 +30,7 @@ __all__ = ["Story"]
 
 
 class _Shown(NamedTuple):
-    """Two jobs with a story, and how many jobs were interrupted."""
+    """Two jobs whose histories are shown, and how many jobs were interrupted."""
 
     retried: bytes | None
     interrupted: bytes | None
@@ -59,7 +59,7 @@ class Story:
         self._clock = SystemClock()
 
     async def tell(self) -> None:
-        """From the first file to the last audit."""
+        """Run all steps, from the first file to the last audit."""
         self._introduce()
         await self._enqueue()
         interrupted = await self._kill_a_worker()
@@ -102,7 +102,7 @@ class Story:
         )
 
     async def _kill_a_worker(self) -> int:
-        """The first worker works on two fifths, hangs before it acks some more, and is killed; returns how many."""
+        """Run a worker that does two fifths, hangs before it acks some more, and is killed; returns how many."""
         self._screen.step("A worker process is killed in the midst of it")
         successes = sum(self._fates[name] != "dead" for name in self._readable)
         hold_after = min(successes * 2 // 5, successes - 1)
@@ -151,7 +151,7 @@ class Story:
     def _quoted(self) -> str:
         return shlex.quote(self._url)
 
-    # ------------------------------------------------------------------ what the log tells
+    # ------------------------------------------------------------------ histories from the log
 
     async def _show_histories(self, stats: QueueStats, held: int) -> None:
         self._screen.step("Each job has a history")
@@ -185,7 +185,7 @@ class Story:
     # ------------------------------------------------------------------ proof, damage, repair
 
     async def _prove(self) -> int:
-        """The first audit; returns how many index rows there are."""
+        """Run the first audit; returns how many index rows there are."""
         self._screen.step("Audit: does the store say what the log says?")
         self._screen.command(f"{self._program} audit {self._quoted}")
         report, rows = await self._audit()

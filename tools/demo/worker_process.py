@@ -1,6 +1,4 @@
-"""A worker process of the demo, as the demo sees it: started, listened to, killed. What it runs is
-worker_program.py.
-"""
+"""The handle of a worker process of the demo, which runs worker_program.py: it is started, read from, killed."""
 
 import asyncio
 import contextlib
@@ -23,11 +21,11 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 class DemoFailed(Exception):
-    """Something did not come out as it should: the text says what."""
+    """A step of the demo did not come out as it should; the text is what."""
 
 
 class Child:
-    """One worker process."""
+    """One running worker process."""
 
     def __init__(self, process: asyncio.subprocess.Process, errors: Path) -> None:
         self._process = process
@@ -44,7 +42,7 @@ class Child:
         raise await self._broken("ended before it could be killed")
 
     async def kill(self) -> None:
-        """SIGKILL: it can't close, flush or say anything."""
+        """Kill it by SIGKILL: it can't close, flush or write anything."""
         self._process.kill()
         if await self._process.wait() != -signal.SIGKILL:
             raise await self._broken("ended before it could be killed")
@@ -74,7 +72,7 @@ class Child:
 
 @asynccontextmanager
 async def started(place: Path, arguments: Sequence[str]) -> AsyncIterator[Child]:
-    """A worker process with these arguments; it never outlives this, nor the demo."""
+    """Start a worker process with these arguments; it outlives neither this block nor the demo."""
     errors = place / "worker.log"
     process = await start_module("ledgerq.tools.demo.worker_program", arguments, folder=place, errors=errors)
     try:

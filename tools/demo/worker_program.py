@@ -1,10 +1,10 @@
-"""The demo's worker process: it opens the store, works until no job is left, and says on stdout how far it is.
+"""The demo's worker process: it opens the store, works until no job is left, and prints its progress on stdout.
 
     python -m ledgerq.tools.demo.worker_program URL RESULTS [HOLD_AFTER HOLD]
 
-Each line is one JSON object, `{"done": 12, "dead": 1}`. With HOLD_AFTER it stops being useful after so many successes:
-the following handlers do their work and then hang, just before the job would be acked, the worst moment to die. Once
-HOLD of them hang, and nothing else can happen any more, it says `{"held": ...}` and waits to be killed.
+Each line is one JSON object, `{"done": 12, "dead": 1}`. With HOLD_AFTER, after so many successes, the following
+handlers do their work and then hang, just before the job would be acked, the worst moment to die. Once HOLD of them
+hang, and nothing else can happen any more, it prints `{"held": ...}` and waits to be killed.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _REPORT_EVERY_S: Final = 0.05
 
 
 class FileWork:
-    """The handler and what it needs."""
+    """The handler and its state."""
 
     def __init__(self, results: Results, hold_after: int | None, hold: int) -> None:
         self.all_held = asyncio.Event()
@@ -95,7 +95,7 @@ async def _say(queue: Queue, **more: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """Whoever started this holds the other end of stdin: when it is gone, so is the reason to go on."""
+    """End with the parent, which holds the other end of stdin: when it is gone, so is the reason to go on."""
     # Unbuffered: a thread that waits in a buffered read holds its lock, and Python could not end in good order.
     while os.read(sys.stdin.fileno(), 1024):
         pass

@@ -1,1 +1,1 @@
-"""`ledgerq doctor`: can a store live here, safely and fast?"""
+"""`ledgerq doctor`: checks whether a location can hold a store, safely and fast."""

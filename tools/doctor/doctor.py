@@ -1,7 +1,7 @@
-"""`ledgerq doctor URL`: can a store live here, safely and fast? Is there one, and is it well?
+"""`ledgerq doctor URL`: checks whether a location can hold a store, safely and fast, and whether the one there is well.
 
-Each check says what it measured and what to do. The checks on a bucket (or folder) are in storage_checks.py, what they
-ask of it in storage_probe.py.
+Each check reports what it measured and what to do. The checks on a bucket (or folder) are in storage_checks.py, their
+requests in storage_probe.py.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ _TRIAL_LIMIT_S: Final = 60.0
 
 
 def doctor(url: Url, as_json: AsJson = False) -> None:
-    """Check a store and the place where it lives.
+    """Check a store and its location.
 
     Can a store live there, safely and fast? How is the one that is there? This writes a few small files or objects of
-    its own and removes them; it fences nobody. Exit code 1: a check failed.
+    its own and removes them; it fences no writer. Exit code 1: a check failed.
     """
     execute(_doctor(url, Output(as_json=as_json)))
 
@@ -48,12 +48,12 @@ async def _doctor(url: str, output: Output) -> int:
             )
             output.line(f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed")
     except BrokenPipeError:
-        pass  # whoever reads has seen enough, and the exit code still counts
+        pass  # the reader has seen enough, and the exit code still counts
     return 1 if failed else 0
 
 
 async def diagnose(url: str) -> "list[Check]":
-    """All checks that apply to `url`, in order. Raises `InvalidArgument` for a URL that names no place."""
+    """All checks that apply to `url`, in order. Raises `InvalidArgument` for a URL that names no location."""
     from ledgerq.eventlog.locations import parse_location
     from ledgerq.eventlog.slate.preflight import check_writable
     from ledgerq.tools.doctor.storage_checks import Check, check_folder, check_place
@@ -93,7 +93,7 @@ async def _check_store(location: "Location") -> "list[Check]":
 
 
 async def _remedy(location: "Location", error: LedgerError) -> str:
-    """Whether opening the store mends it, tried on a view of it that leaves out what would be set aside."""
+    """The remedy for a damaged store: whether opening mends it, tried on a view without what would be set aside."""
     from ledgerq.eventlog.recovery.healing import find_set_aside
 
     if location.is_file and isinstance(error, LogPoisoned):

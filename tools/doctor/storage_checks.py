@@ -1,4 +1,4 @@
-"""The checks of `ledgerq doctor` on the place itself: the rules that SlateDB's safety rests on, speed, clock, disk."""
+"""The doctor's checks on the location itself: the rules that SlateDB's safety rests on, speed, clock, disk."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ _UNSAFE_STORE: Final = "this store would lose acknowledged jobs: use another ser
 
 
 class Check(NamedTuple):
-    """One thing that was looked at: `measured` says what was found, `advice` what to do about it."""
+    """The result of one check: `measured` is what was found, `advice` what to do about it."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -43,7 +43,7 @@ class Check(NamedTuple):
 
 
 async def check_place(location: Location) -> list[Check]:
-    """What requests to the place show. It leaves nothing behind."""
+    """Check the location by requests to it, leaving nothing behind."""
     try:
         async with open_probe(location) as probe:
             checks = await check_rules(probe, conditional_update=not location.is_file)
@@ -53,7 +53,7 @@ async def check_place(location: Location) -> list[Check]:
 
 
 async def check_rules(probe: Probe, *, conditional_update: bool) -> list[Check]:
-    """The rules: one winner of two creations, no overwriting of what changed, metadata kept, listings up to date."""
+    """Check the rules: one winner of two creations, no overwriting of changes, metadata kept, listings up to date."""
     steps: list[tuple[str, Callable[[Probe], Awaitable[Check]]]] = [("conditional create", _check_create)]
     if conditional_update:
         steps += [("conditional update", _check_update), ("metadata", _check_metadata)]
@@ -102,7 +102,7 @@ async def _check_metadata(probe: Probe) -> Check:
     await probe.put("metadata", b"content", mark="marked")
     found = await probe.mark("metadata")
     if found != "marked":
-        # SlateDB tells its own retried write from another writer's by it.
+        # SlateDB distinguishes its own retried write from another writer's by it.
         advice = "after a dropped connection a writer may take its own write for another's: use another service"
         return Check("metadata", "warn", f"written 'marked', read back {found!r}", advice)
     return Check("metadata", "ok", "came back as it was written", None)
@@ -153,7 +153,7 @@ def _check_clock(ahead_ms: float) -> Check:
 
 
 def check_folder(folder: Path) -> list[Check]:
-    """What the folder of a file store shows: file system, free space, permissions, the cost of making it durable."""
+    """Check the folder of a file store: file system, free space, permissions, the cost of making it durable."""
     return [_check_file_system(folder), _check_space(folder), _check_permissions(folder), _check_fsync(folder)]
 
 

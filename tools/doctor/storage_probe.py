@@ -1,4 +1,4 @@
-"""What doctor.py asks of a place for a store, behind one small protocol: on a bucket, or on a folder of this machine.
+"""The requests of `ledgerq doctor` to a location, behind one small protocol: on a bucket, or on a local folder.
 
 Everything happens in a folder (a prefix) of its own, which is removed at the end.
 """
@@ -31,14 +31,14 @@ PROBE_ERRORS: Final = (BaseError, OSError, NotImplementedError)
 
 
 class Written(NamedTuple):
-    """What tells one version of an object from another."""
+    """The tag of one version of an object, which no other has."""
 
     e_tag: str | None
     version: str | None
 
 
 class Probe(Protocol):
-    """The few requests that SlateDB's safety rests on."""
+    """The protocol of the few requests that SlateDB's safety rests on."""
 
     async def put(self, name: str, content: bytes, *, mark: str | None = None) -> Written:
         """Write an object, with `mark` in its metadata."""
@@ -66,7 +66,7 @@ class Probe(Protocol):
 
 
 class ObjectProbe:
-    """A probe on what the object_store crate, SlateDB's own client, makes of a place.
+    """A probe through the object_store crate, SlateDB's own client.
 
     Its calls run in threads: a coroutine of the client's own that completes while the interpreter ends aborts it.
     """
@@ -129,7 +129,7 @@ class ObjectProbe:
 
 @asynccontextmanager
 async def open_probe(location: Location) -> AsyncIterator[Probe]:
-    """A probe in a place of its own under `location`, whose folder must exist; it leaves nothing behind."""
+    """A probe in a folder of its own under `location`, whose folder must exist; it leaves nothing behind."""
     if location.is_file:
         folder = Path(tempfile.mkdtemp(prefix=".ledgerq-doctor-", dir=location.folder))
         try:

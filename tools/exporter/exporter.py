@@ -1,8 +1,8 @@
 """`ledgerq exporter`: the metrics of a store that another process writes, from what is durable in it.
 
-The store is opened read-only: nothing is written and nobody is fenced. It is read in the background, at an interval,
+The store is opened read-only: nothing is written and no writer is fenced. It is read in the background, at an interval,
 so a scrape costs the store nothing and is answered however the store does. What the pages show is of one commit; when
-that was read stands in `ledgerq_read_timestamp_seconds`, and `/readyz` says whether it is still so.
+that was read is `ledgerq_read_timestamp_seconds`, and `/readyz` is about whether it is still so.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ async def _export(url: str, host: str, port: int, interval_s: float, output: Out
 
 
 async def _follow(follower: "Follower", output: Output) -> None:
-    """Read the store again and again. What can't be right by waiting (a wrong URL, say) ends the program at first."""
+    """Read the store again and again. An error that waiting can't mend (a wrong URL) ends the program at the start."""
     try:
         await follower.refresh()
     except (StoreNotFound, StoreUnavailable) as error:

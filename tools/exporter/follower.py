@@ -1,4 +1,4 @@
-"""A store that another process writes, read again and again: its counters, and when they were read, as a collector."""
+"""The follower of a store that another process writes: it reads the store again and again, as a collector."""
 
 from typing import Final
 
@@ -35,10 +35,10 @@ _OLD_MS: Final = 15_000
 
 
 class Follower(Collector):
-    """See the module's text. Reading fails without harm: what was read last stays, and `reason` says why."""
+    """A collector of what was read last from a followed store. A failed read leaves it; `reason` is why."""
 
     def __init__(self, url: str, *, clock: Clock, interval_s: float) -> None:
-        """Nothing is opened yet. Raises `InvalidArgument` for an interval below 0.1 s."""
+        """Open nothing yet. Raises `InvalidArgument` for an interval below 0.1 s."""
         self._url = url
         self._clock = clock
         self._interval_ms = seconds_ms("interval", interval_s, least_ms=_MIN_INTERVAL_MS)
@@ -55,15 +55,15 @@ class Follower(Collector):
     # ------------------------------------------------------------------ what is shown
 
     def collect(self) -> list[Metric]:
-        """What was read last; nothing before that."""
+        """The metrics of what was read last; none before the first read."""
         return [] if self._collector is None else self._collector.collect()
 
     def describe(self) -> list[Metric]:
-        """Nothing is known beforehand."""
+        """No families: they are not known before the first read."""
         return []
 
     async def reasons(self) -> list[str]:
-        """Why what is shown can't be relied on, one line each."""
+        """The reasons why the metrics shown can't be relied on, one line each."""
         if self.reason is not None:
             return [self.reason]
         assert self._read_ms is not None
@@ -90,7 +90,7 @@ class Follower(Collector):
         await sleep_until(self._clock, self._clock.now_ms() + self._interval_ms)
 
     async def try_refresh(self) -> None:
-        """Read the store; what goes wrong is `reason`, and None is if nothing does."""
+        """Read the store; an error becomes `reason`, which is None without one."""
         try:
             await self.refresh()
         except LedgerError:
@@ -117,7 +117,7 @@ class Follower(Collector):
         self.reason = None
 
     async def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
         await self._let_go()
 
     async def _opened(self) -> LogReader:
@@ -130,7 +130,7 @@ class Follower(Collector):
             self._probe = StoreProbe(store, valid_s=0.0)
             await self._log.require_format()
         else:
-            # A view answers from memory for as long as nothing new comes, so ask what holds the store, too.
+            # A view answers from memory for as long as nothing new comes, so make a request to the storage, too.
             assert self._probe is not None
             reason = await self._probe.reason()
             if reason is not None:

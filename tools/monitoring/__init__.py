@@ -1,1 +1,1 @@
-"""`ledgerq monitoring`: rules for Prometheus and a dashboard for Grafana; files/ has what is handed out."""
+"""`ledgerq monitoring`: rules for Prometheus and a dashboard for Grafana; files/ has the files to export."""

@@ -1,4 +1,4 @@
-"""`ledgerq monitoring`: the files that Prometheus and Grafana want, and the table of all metrics."""
+"""`ledgerq monitoring`: the files for Prometheus and Grafana, and the table of all metrics."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,6 +1,6 @@
 """The dashboard as Grafana imports it: panels laid out row by row, with their variables, units and colours.
 
-What the panels are stands in panels.py. `generate.py` writes the file.
+The panels are in panels.py. `generate.py` writes the file.
 """
 
 import re
@@ -21,7 +21,7 @@ _METRIC: Final = re.compile(r"\bledgerq_[a-z0-9_]+")
 
 
 def metrics_of(expr: str) -> list[str]:
-    """The metrics that an expression asks for, by their names in the catalogue."""
+    """The metrics that an expression queries, by their names in the catalogue."""
     found = (re.sub(r"_(bucket|count|sum)$", "", name) for name in _METRIC.findall(expr))
     return list(dict.fromkeys(found))
 
@@ -88,7 +88,7 @@ def _variables() -> Iterator[dict[str, Any]]:
 
 def _variable(name: str, label: str, query: str, description: str, *, several: bool = True) -> dict[str, Any]:
     return {
-        # Whatever there is, in one short matcher.
+        # All values, in one short matcher.
         "allValue": ".*" if several else None,
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]} if several else {},
         "datasource": _SOURCE,
@@ -110,7 +110,7 @@ def _variable(name: str, label: str, query: str, description: str, *, several: b
 
 
 def _laid_out() -> Iterator[dict[str, Any]]:
-    """Panels from left to right, in lines from top to bottom."""
+    """Lay out panels from left to right, in lines from top to bottom."""
     y = number = 0
     for row in ROWS:
         number += 1
@@ -146,7 +146,7 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
 
 
 def _description(panel: Panel) -> str:
-    """What is shown, and what the catalogue says of its metrics."""
+    """A panel's description: what is shown, and the catalogue's texts of its metrics."""
     names = dict.fromkeys(name for target in panel.targets for name in metrics_of(target.expr))
     return "\n\n".join([panel.about, *(f"`{name}`: {CATALOGUE[name].help}" for name in names)])
 
@@ -190,7 +190,7 @@ def _defaults(panel: Panel) -> dict[str, Any]:
 
 
 def _mappings(unit: str) -> list[dict[str, Any]]:
-    """Words for what is yes or no."""
+    """The words for yes and no values."""
     words = {"bool_on_off": ("failed", "up"), "bool": ("runs", "paused")}.get(unit)
     if words is None:
         return []
@@ -212,7 +212,7 @@ def _drawing(panel: Panel) -> dict[str, Any]:
 
 
 def _overrides(panel: Panel) -> list[dict[str, Any]]:
-    """A limit is drawn as a line, not as one more among those it bounds."""
+    """The overrides of a panel: a limit is drawn as a line, not as one more series among those it bounds."""
     if not any(target.legend == "limit" for target in panel.targets):
         return []
     properties = [

@@ -1,8 +1,8 @@
-"""The files for Prometheus and Grafana in monitoring/: those that are made by a program, and where all of them are.
+"""The generator of the files for Prometheus and Grafana, and the paths of all of them.
 
     python -m ledgerq.tools.monitoring.generate      make them anew, after a change of the tables
 
-`ledgerq monitoring export` hands them out.
+`ledgerq monitoring export` writes them for users.
 """
 
 from pathlib import Path
@@ -25,12 +25,12 @@ NAMES: Final = (
 
 
 def made() -> dict[str, str]:
-    """What is made from the tables, by path."""
+    """The files made from the tables, by path."""
     return dict(zip(NAMES[1:], (records_file(), alerts_file(), dashboard_file()), strict=True))
 
 
 def contents() -> dict[str, str]:
-    """What the package carries, by path."""
+    """The files in the package, by path."""
     return {name: (FOLDER / name).read_text("utf-8") for name in NAMES}
 
 

@@ -1,7 +1,7 @@
-"""The panels of the Grafana dashboard, row by row: what is asked, and how it is shown.
+"""The panels of the Grafana dashboard, row by row: their queries, and how they are shown.
 
-Expressions use the dashboard's variables: `$job`, `$instance` and `$queue` are regular expressions. How a panel becomes
-JSON stands in dashboard.py; what the metrics mean is added to each panel's description from the catalogue.
+Expressions use the dashboard's variables: `$job`, `$instance` and `$queue` are regular expressions. dashboard.py makes
+a panel into JSON; what the metrics mean is added to each panel's description from the catalogue.
 """
 
 from typing import Final, Literal, NamedTuple

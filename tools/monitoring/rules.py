@@ -1,4 +1,4 @@
-"""The recording and alerting rules for Prometheus, as a table, and how it becomes the files below monitoring/rules/.
+"""The recording and alerting rules for Prometheus, as a table, and their files below monitoring/files/rules/.
 
 Recording rules keep every label that a scrape gave: the same store may be watched through its worker and through an
 exporter, and summing over both would count everything twice. Alerts of what both tell of a store fire once for it
@@ -26,14 +26,14 @@ Severity = Literal["critical", "warning", "info"]
 
 
 class Record(NamedTuple):
-    """A series that is worked out once for all who ask: level, metric and operations in its name."""
+    """A recording rule, computed once for all queries: level, metric and operations are in its name."""
 
     name: str
     expr: str
 
 
 class Alert(NamedTuple):
-    """A condition that somebody should know of, when it held for `wait`. Summary and description are templates."""
+    """An alerting rule: a condition that held for `wait`. Summary and description are templates."""
 
     name: str
     severity: Severity
@@ -44,7 +44,7 @@ class Alert(NamedTuple):
 
     @property
     def runbook_url(self) -> str:
-        """Where it stands what to do."""
+        """The address of the page with what to do."""
         return f"{DOCUMENTATION_URL}operate/alerts/#{self.name.lower()}"
 
 
@@ -63,7 +63,7 @@ def _once(expr: str) -> str:
 
 
 _PENDING: Final = 'ledgerq_jobs{state="pending"}'
-# Under "other" many queues stand together, of which a single one may be paused.
+# "other" sums many queues, of which a single one may be paused.
 _PAUSED: Final = 'ledgerq_queue_paused{queue!="other"} == 1'
 _HANDLERS: Final = "ledgerq_worker_handler_seconds_count"
 
@@ -247,7 +247,7 @@ _PROOF: Final = (
         "Projection {{ $labels.projection }} is {{ $value }} events behind the log",
         "It raised an error, and is left out of commits since.",
     ),
-    # An audit that takes some minutes must not let a daily timer ring.
+    # Where audits run daily, one that takes some minutes must not fire this.
     Alert(
         "LedgerqNoAudit", "warning", "1h",
         # 0 means never: a store that is a minute old has a day, too.

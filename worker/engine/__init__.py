@@ -1,4 +1,4 @@
-"""The parts of a queue: state, decisions, commits staged, jobs handed out, maintenance.
+"""The parts of a queue: its state, decisions, admission of jobs, dispatch of claims, and maintenance.
 
-Start with core.py (how they hang together), writer_state.py and decisions.py.
+Start with core.py (which puts them together), writer_state.py and decisions.py.
 """

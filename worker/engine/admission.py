@@ -1,4 +1,4 @@
-"""Admission: staging enqueued events, and keeping job ids and unique keys unique while look-ups are under way."""
+"""The admission of jobs: enqueued events are staged, and ids and unique keys stay unique during look-ups."""
 
 import asyncio
 from collections import Counter
@@ -23,7 +23,7 @@ _PIECE_JOBS: Final = 50
 
 
 class Admission:
-    """Stages prepared jobs; `held` are unique keys whose enqueued events may not be in the store yet."""
+    """The stage of prepared jobs; it remembers unique keys whose enqueued events may not be in the store yet."""
 
     def __init__(self, writer_state: WriterState, *, serve: Callable[[], None]) -> None:
         """Stage in `writer_state`; `serve` gives new pending jobs to claims that wait for some."""
@@ -75,7 +75,7 @@ class Admission:
                     self.hold(key, prepared.event.job_id)
                 return result
 
-            # Nobody else stages these keys while their locks are held.
+            # No other call stages these keys while their locks are held.
             return await self._stage_together(batch, stage)
 
     async def _stage_together(
@@ -100,7 +100,7 @@ class Admission:
 
     @asynccontextmanager
     async def unique(self, job: Job) -> AsyncIterator[bytes | None]:
-        """While the block runs, nobody else takes the unique key of `job`; yields the id of its holder, if any."""
+        """Reserve the unique key of `job` while the block runs; yields the id of its holder, if any."""
         if job.spec.unique_key is None or job.spec.unique_until == "claimed":
             yield None
             return
@@ -109,7 +109,7 @@ class Admission:
             yield await self.holder(key)
 
     def requeued(self, job: Job) -> None:
-        """A dead job was requeued, and holds its unique key again."""
+        """Remember that a requeued job holds its unique key again."""
         if job.unique_held and job.spec.unique_key is not None:
             self.hold(unique_key(job.spec.queue, job.spec.unique_key), job.id)
 

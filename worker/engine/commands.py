@@ -1,4 +1,4 @@
-"""What operators do to jobs and queues. Each leaves an event that says who did it and why."""
+"""The commands of operators to jobs and queues. Each stages an event with actor and reason."""
 
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.events import QueuePaused, QueueResumed
@@ -20,7 +20,7 @@ async def find(core: Core, job_id: str) -> Job:
 
 
 async def cancel(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
-    """See `Queue.cancel`."""
+    """Cancel a job, as `Queue.cancel` does."""
     core.log.check()
     async with core.operating:
         await core.log.until_not_full()
@@ -35,7 +35,7 @@ async def cancel(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
 
 
 async def requeue(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
-    """See `Queue.requeue`."""
+    """Requeue a dead job, as `Queue.requeue` does."""
     core.log.check()
     async with core.operating:
         await core.log.until_not_full()
@@ -55,7 +55,7 @@ async def requeue(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
 
 
 async def set_paused(core: Core, queue: str, paused: bool, *, actor: str, reason: str) -> None:
-    """See `Queue.pause` and `Queue.resume`."""
+    """Pause or resume a queue, as `Queue.pause` and `Queue.resume` do."""
     core.log.check()
     queue_name_bytes(queue)
     actor, reason = decisions.operator(actor, reason)

@@ -1,6 +1,6 @@
-"""The parts of a queue and how they hang together: log, writer state, dispatcher, admission, maintenance.
+"""The core of a queue, which puts its parts together: log, writer state, dispatcher, admission, maintenance.
 
-`Queue` (queue.py) is the public face of this; here is what opens and closes it.
+`Queue` (queue.py) is its public face; here the parts are opened and closed.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class Core:
         projections: Iterable[Projection] = (),
         writer: str | None = None,
     ) -> None:
-        """Put the parts together; `take_over` begins. `writer`: who opened, for the log (None: host and process)."""
+        """Put the parts together; `take_over` begins. `writer`: its name in the log (None: host and process)."""
         self._default, self._options = _checked_options(default, queues)
         if type(ready_window) is not int or ready_window < 1:
             raise InvalidArgument(f"ready_window is a number of jobs from 1 on, not {ready_window!r}")
@@ -162,7 +162,7 @@ class Core:
             self.maintenance.schedule(after)
 
     async def drained(self, queues: Sequence[str]) -> None:
-        """Return when none of these queues holds an unfinished job."""
+        """Wait until none of these queues holds an unfinished job."""
         while True:
             self.log.check()
             if not self._unfinished(queues):
@@ -194,7 +194,7 @@ class Core:
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
-        """A refusal tells something too, so it waits until what it rests on is durable."""
+        """Delay a refusal until the state that it rests on is durable: a refusal is an answer, too."""
         try:
             yield
         except (ClaimLost, DuplicateJobId, InvalidState, JobNotFound):
@@ -202,7 +202,7 @@ class Core:
             raise
 
     async def durably(self, answer: Coroutine[Any, Any, T]) -> T:
-        """Give an answer out once all that it was read from is durable: the store shows what is on its way too."""
+        """Delay an answer until all that it was read from is durable: the store also shows what is not durable yet."""
         try:
             self.log.check()
         except LedgerError:
@@ -213,7 +213,7 @@ class Core:
         return found
 
     def check_name(self, queue: str) -> None:
-        """Raise `InvalidQueueName` for what names no queue."""
+        """Raise `InvalidQueueName` for a value that can't name a queue."""
         if type(queue) is not str or queue not in self._known_names:
             queue_name_bytes(queue)
             if len(self._known_names) < _MAX_KNOWN_NAMES:
@@ -235,7 +235,7 @@ async def open_core(
     accept_rollback: bool,
     **parts: Any,
 ) -> Core:
-    """A core that has become the writer of `store`, or of the one at `url`; `parts` as for `Core`."""
+    """Make a core that has become the writer of `store`, or of the one at `url`; `parts` as for `Core`."""
     check_wait(take_over, wait, is_open=store is not None)
     opened = store or await open_store(
         url, clock=clock or SystemClock(), options=store_options, take_over=take_over, wait=wait
@@ -264,6 +264,6 @@ def _checked_options(
 
 
 def _default_interval_ms(location: str) -> float:
-    """On an object store each flush is a billed request; elsewhere a short pause makes commits larger."""
+    """The default pause between commits: long on an object store, where each flush is a billed request."""
     local = location.startswith(("file:", "memory:")) or "://" not in location
     return _LOCAL_INTERVAL_MS if local else _OBJECT_STORE_INTERVAL_MS

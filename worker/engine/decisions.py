@@ -1,7 +1,7 @@
-"""The decisions: given what a job is and what is asked, which events follow. The only place that refuses.
+"""The decisions: which events follow from a job's state and a call. The only module that refuses.
 
 Plain functions: each returns events with every fact that it took from options, clock or chance. Times are ms since
-the Unix epoch. What may follow what is asked of the one table in projections/job.py.
+the Unix epoch. Which event is allowed in which state is decided by the one table in projections/job.py.
 """
 
 from typing import Final, NoReturn
@@ -42,19 +42,19 @@ MAX_ERROR_CHARS: Final = 4000
 MAX_OPERATOR_CHARS: Final = 1000
 LEASE_EXPIRED: Final = "lease expired"
 INTERRUPTED: Final = "interrupted"
-# In events that bear an actor, for what a queue decides by itself.
+# The actor of events that a queue decides by itself.
 _OWN_ACTOR: Final = "ledgerq"
 
 
 def claim(job: Job, *, lease_ms: int, worker: str | None) -> Claimed:
-    """Hand a pending job to a worker."""
+    """Claim a pending job for a worker."""
     if not may(job.state, Claimed):
         _refuse(job, "claimed", "it must be pending")
     return Claimed(job.id, job.attempt + 1, lease_ms, worker)
 
 
 def ack(job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int) -> Acked:
-    """The work behind a current claim is done."""
+    """Ack a current claim: its work is done."""
     job = current(job, claim_offset)
     return Acked(job.id, now_ms + to_ms(options.keep_done_s))
 
@@ -70,7 +70,7 @@ def nack(
     dead: bool,
     fraction: float,
 ) -> list[JobEvent]:
-    """A try failed: retry after `delay_ms` (None: after backoff), or dead when asked or when the attempts are spent.
+    """Nack a current claim: retry after `delay_ms` (None: after backoff), or dead if asked, or without attempts left.
 
     A job whose cancellation was requested is cancelled instead of being tried again.
     """
@@ -97,7 +97,7 @@ def release(job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms
 
 
 def expire(job: Job, *, options: QueueOptions, now_ms: int, reason: str) -> list[JobEvent]:
-    """A claim's time is over: pending again, or dead when the attempts are spent."""
+    """End a claim whose lease is over: pending again, or dead when the attempts are spent."""
     if job.cancel_request is not None:
         return [LeaseExpired(job.id, "pending", 0, reason), _follow_request(job, options, now_ms)]
     if job.attempt >= job.max_attempts:
@@ -106,7 +106,7 @@ def expire(job: Job, *, options: QueueOptions, now_ms: int, reason: str) -> list
 
 
 def lose_payload(job: Job, *, options: QueueOptions, now_ms: int, error: str) -> DeadLettered:
-    """The payload of a job is lost, so it can't run: dead, without a claim, since nobody had it."""
+    """Make a job whose payload is lost, so that it can't run, a dead letter, without a claim."""
     if not may(job.state, DeadLettered):
         _refuse(job, "dead-lettered", "it is finished")
     sweep_at_ms = now_ms + to_ms(options.keep_dead_s)
@@ -114,14 +114,14 @@ def lose_payload(job: Job, *, options: QueueOptions, now_ms: int, error: str) ->
 
 
 def promote(job: Job | None, *, now_ms: int) -> list[JobEvent]:
-    """A scheduled job is pending once it is due; nothing happens before."""
+    """Promote a scheduled job, which is pending once it is due; no event before."""
     if job is None or not may(job.state, Promoted) or job.due_ms > now_ms:
         return []
     return [Promoted(job.id)]
 
 
 def sweep(job: Job | None, *, now_ms: int) -> list[JobEvent]:
-    """A finished job is deleted once its retention is over; nothing happens before."""
+    """Sweep a finished job, which is deleted once its retention is over; no event before."""
     if job is None or not may(job.state, Swept) or job.sweep_at_ms > now_ms:
         return []
     return [Swept(job.id)]
@@ -148,7 +148,7 @@ def requeue(job: Job, *, unique_holder: str | None, actor: str, reason: str) -> 
 
 
 def backoff_ms(attempt: int, options: QueueOptions, fraction: float) -> int:
-    """Full jitter: a random part of min(cap, base * 2^(attempt-1)), at least 1 ms.
+    """The delay of a retry, with full jitter: a random part of min(cap, base * 2^(attempt-1)), at least 1 ms.
 
     Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
@@ -176,7 +176,7 @@ def clip(text: str, max_chars: int) -> str:
 
 
 def operator(actor: str, reason: str) -> tuple[str, str]:
-    """Who and why, checked: both are there to be read later."""
+    """Actor and reason, checked: both are there to be read later."""
     for name, text in (("actor", actor), ("reason", reason)):
         if not isinstance(text, str) or not text.strip() or len(text) > MAX_OPERATOR_CHARS:
             raise InvalidArgument(f"{name} must be text of 1 to {MAX_OPERATOR_CHARS} characters: the log keeps it")

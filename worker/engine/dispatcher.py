@@ -1,13 +1,26 @@
 """The dispatcher: claims are served from the ready windows, first come first served, and what can't be served waits.
 
-Theory of operation. Each queue has a ready window (the first of its pending jobs, in memory) and a FIFO of waiting
-claims. Whenever one of both grows, `dispatch` matches them until one is empty; nothing is awaited between taking a job
-from the window and staging its claimed event, so no job is given out twice. A window that runs low is refilled from the
-store by a task of its own (refill.py), which calls `dispatch` again. A claim over several queues waits in the line of
-each, and takes from a later one only when no earlier one may still bring a job. Leases begin when the claim is durable;
-claims of callers that went away meanwhile are given back.
+Theory of operation.
 
-A claim is staged the moment a job and a waiter meet, so one that waited is in the same commit as the enqueued event.
+State held. `waiters` has a FIFO of waiting claim calls for each queue, `leases` when each current claim ends,
+`watchers` the callbacks of claims. `_fresh` has the queues with jobs that became pending since the last `serve`,
+`_impatient` the calls that wait for a refill and no longer, `_choosy` those that name several queues. The ready windows
+(the first pending jobs of each queue, in memory) belong to the writer's state.
+
+Invariants. Nothing is awaited between taking a job from a window and staging its claimed event, so no job is given out
+twice. A call takes jobs at once only when no other call waits for that queue. A call for several queues waits in the
+line of each, and takes from a later one only when no earlier one may still bring a job. A claim is returned only when
+its event is durable, and its lease begins then.
+
+Order of steps. Whenever jobs or waiters of a queue are added, they are matched until one side is empty: `job_changed`
+marks the queue, `serve` (called once the caller has staged all of its events) dispatches it. A claim is staged the
+moment a job and a waiter meet, so one that waited is in the same commit as the enqueued event. A window that runs low
+is refilled from the store by a task of its own (refill.py), which calls `dispatch` again.
+
+What may fail. Claims of a call that was cancelled are given back, without counting as attempts. A refill that fails
+fails the calls that wait for its queue, and the next call starts another one. A job whose payload is lost becomes a
+dead letter instead of blocking its queue. When the queue fails or closes, all waiting and later calls get the error,
+and watchers are called with "lost".
 """
 
 import asyncio
@@ -28,11 +41,11 @@ from ledgerq.worker.options import QueueOptions, to_ms
 __all__ = ["Dispatcher", "WatchCallback"]
 
 WatchCallback = Callable[[str], None]
-"""Called once with "cancel" (somebody wants the job to stop) or "lost" (the claim is no longer current)."""
+"""Called once with "cancel" (an operator wants the job to stop) or "lost" (the claim is no longer current)."""
 
 
 class Dispatcher:
-    """Ready windows on one side, waiting claims on the other."""
+    """The dispatcher of one queue object: it matches ready jobs with waiting claims and keeps the leases."""
 
     def __init__(
         self, writer_state: WriterState, *, clock: Clock, options_of: Callable[[str], QueueOptions], ended: EndedClaims
@@ -55,7 +68,7 @@ class Dispatcher:
     # ------------------------------------------------------------------ changes of jobs
 
     def job_changed(self, before: Job | None, after: Job | None) -> None:
-        """A job changed: leases and watchers of a claim that ended are dropped, new pending jobs will be served."""
+        """Follow the change of a job: lease and watcher of an ended claim are dropped, a pending job will be served."""
         if before is not None and before.state == "claimed":
             if after is None or after.state != "claimed":
                 self.leases.drop(before.spec.job_id)
@@ -72,7 +85,7 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(watcher[1], what)
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
-        """Tell `callback` when the claim's job is to stop, or the claim is lost; forgotten when it is settled."""
+        """Call `callback` when the claim's job is to stop, or the claim is lost; forgotten when it is settled."""
         job = self._writer_state.claimed.get(claim.id)
         if job is None or job.claim_offset != claim.offset or self._ended is not None:
             asyncio.get_running_loop().call_soon(callback, "lost")
@@ -82,7 +95,7 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(callback, "cancel")
 
     def forget(self, claim: Claim) -> None:
-        """Its holder settles the claim now and needs no word of it."""
+        """Drop the watcher of a claim that its holder settles now."""
         watcher = self.watchers.get(claim.id)
         if watcher is not None and watcher[0] == claim.offset:
             del self.watchers[claim.id]
@@ -90,7 +103,7 @@ class Dispatcher:
     # ------------------------------------------------------------------ serving
 
     def serve(self) -> None:
-        """Hand out what became pending since the last call."""
+        """Dispatch the jobs that became pending since the last call."""
         while self._fresh:
             queue, _ = self._fresh.popitem()
             if self.waiters.first(queue) is not None:
@@ -100,13 +113,13 @@ class Dispatcher:
         """Serve the waiters of a queue as far as its window goes; start filling it when that helps."""
         self._serve_line(queue)
         if self._choosy and self.waiters.first(queue) is not None and not self._may_bring(queue):
-            # Those who asked for this queue first have to take from another one now.
+            # Calls that named this queue first have to take from another one now.
             asked = [waiter.queues for waiter in self._choosy if queue in waiter.queues]
             for name in dict.fromkeys(name for queues in asked for name in queues[queues.index(queue) + 1 :]):
                 self._serve_line(name)
 
     def _serve_line(self, queue: str) -> None:
-        """Serve those who wait for this queue, in order, and let those go who don't want to wait for what may come."""
+        """Serve the calls that wait for this queue, in order, and end those that don't wait for jobs that may come."""
         writer_state = self._writer_state
         if writer_state.log.failure is not None:
             return
@@ -129,7 +142,7 @@ class Dispatcher:
                 waiter.future.set_result([])
 
     def _earlier_may_bring(self, waiter: Waiter, queue: str) -> bool:
-        """Whether a queue that the waiter asked for before this one is still being read."""
+        """Whether a queue that the waiter named before this one may still bring a job."""
         queues = waiter.queues
         return len(queues) > 1 and any(self._may_bring(name) for name in queues[: queues.index(queue)])
 
@@ -137,13 +150,13 @@ class Dispatcher:
         return not self._writer_state.paused(queue) and (self._refill.refilling(queue) or self._refill.needs(queue))
 
     def _may_serve(self, queue: str) -> bool:
-        """Whether waiting for this queue may be worth it: jobs may come, or are kept for one who came before."""
+        """Whether waiting for this queue may be worth it: jobs may come, or are kept for an earlier call."""
         return self._may_bring(queue) or (
             not self._writer_state.paused(queue) and self._writer_state.window(queue).first() is not None
         )
 
     def _take(self, queue: str, limit: int, lease_ms: int | None, worker: str | None) -> list[Claim]:
-        """Claim up to `limit` jobs that are at hand."""
+        """Claim up to `limit` jobs of the window whose payloads are in memory."""
         writer_state, window = self._writer_state, self._writer_state.window(queue)
         if lease_ms is None:
             lease_ms = to_ms(self._options_of(queue).lease_s)
@@ -174,7 +187,7 @@ class Dispatcher:
     async def claim(
         self, queues: Sequence[str], *, limit: int, lease_ms: int | None, wait_ms: int | None, worker: str | None
     ) -> list[Claim]:
-        """Up to `limit` claims from the first of `queues` that has any; durable when this returns.
+        """Claim up to `limit` jobs of the first of `queues` that has any; durable when this returns.
 
         Waits at most `wait_ms` (None: without end) and returns [] when the wait is over.
         """
@@ -197,7 +210,7 @@ class Dispatcher:
         return self._begin_leases(claims)
 
     def _begin_leases(self, claims: Sequence[Claim]) -> list[Claim]:
-        """The claims that are current, with leases from now on: however long the store took, nobody held them before.
+        """The claims that are current, with leases from now on: however long the store took, they had no holder before.
 
         (A lease that began earlier could end before its holder knew of it, and each outage would cost a try.)
         """
@@ -206,7 +219,7 @@ class Dispatcher:
             if (job := current.get(claim.id)) and job.claim_offset == claim.offset:
                 expires_ms = now_ms + claim.lease_ms
                 self.leases.hold(Lease(expires_ms, claim.id, claim.offset, now_ms))
-                claim.lease_expires_ms = expires_ms  # nobody else has it yet
+                claim.lease_expires_ms = expires_ms  # no caller has it yet
                 begun.append(claim)
         return begun
 
@@ -236,10 +249,10 @@ class Dispatcher:
             if timer is not None:
                 timer.cancel()
             for queue in waiter.queues[1:]:
-                self._serve_line(queue)  # what was kept for this one may be for the next one in line
+                self._serve_line(queue)  # what was kept for this call may be for the next one
 
     def _give_back(self, claims: list[Claim]) -> None:
-        """Nobody received these: pending again, as if they had never been handed out."""
+        """Release claims that their caller did not receive: pending again, as if they had never been claimed."""
         if self._writer_state.log.failure is not None or self._ended is not None:
             return
         for claim in claims:
@@ -263,10 +276,10 @@ class Dispatcher:
         self.leases.hold(Lease(expires_ms, claim.id, claim.offset, now_ms))
         return replace(claim, lease_ms=lease_ms, lease_expires_ms=expires_ms)
 
-    # ------------------------------------------------------------------ trouble and the end
+    # ------------------------------------------------------------------ failures and the end
 
     def _broken(self, job: Job, why: str) -> None:
-        """A job without its payload can't run: it becomes a dead letter that says so, instead of blocking the queue."""
+        """Make a job without its payload a dead letter with that error: it can't run, and would block the queue."""
         options, now_ms = self._options_of(job.spec.queue), self._clock.now_ms()
         event = decisions.lose_payload(job, options=options, now_ms=now_ms, error=why)
         self._ended_claims.note(self._writer_state.apply(job, event), why)
@@ -277,7 +290,7 @@ class Dispatcher:
             waiter.future.set_exception(error)
 
     def fail(self, error: LedgerError) -> None:
-        """Nothing will be handed out any more: not to those who wait, and not to those who come later."""
+        """End all waiting calls with `error`, and all later ones."""
         self._ended = error
         for waiter in self.waiters.everyone():
             self.waiters.remove(waiter)
@@ -287,7 +300,7 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(callback, "lost")
 
     async def close(self) -> None:
-        """End the tasks that fill windows."""
+        """End the tasks that refill windows."""
         await self._refill.close()
 
 

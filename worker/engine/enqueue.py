@@ -1,4 +1,4 @@
-"""Enqueueing, as `Queue` does it: jobs are prepared and staged, and the answer is given once they are durable.
+"""The enqueue calls of `Queue`: jobs are prepared and staged, and the calls return once they are durable.
 
 `TracedEnqueuer` (tracing/traced_enqueue.py) does the same with a span around each call.
 """
@@ -16,7 +16,7 @@ __all__ = ["Enqueuer"]
 
 
 class Enqueuer:
-    """Takes jobs into the ledger of one queue object."""
+    """The enqueuer of one queue object."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -40,7 +40,7 @@ class Enqueuer:
         unique_until: UniqueUntil,
         job_id: str | None,
     ) -> EnqueueResult:
-        """See `Queue.enqueue`."""
+        """Enqueue one job, as `Queue.enqueue` does."""
         log = self._log
         log.check()
         self._core.check_name(queue)
@@ -72,7 +72,7 @@ class Enqueuer:
         return result
 
     async def many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
-        """See `Queue.enqueue_many`."""
+        """Enqueue several jobs, as `Queue.enqueue_many` does."""
         self._log.check()
         self._core.check_name(queue)
         options, now_ms = self._core.options(queue), self._clock.now_ms()

@@ -23,7 +23,7 @@ class Leases:
     """All current leases, soonest first. Renewals leave old heap entries behind, which are skipped later."""
 
     def __init__(self) -> None:
-        self.on_hold: Callable[[int], None] = lambda expires_ms: None  # told when each lease ends, as it is held
+        self.on_hold: Callable[[int], None] = lambda expires_ms: None  # called with each lease's end when it is held
         self._leases: dict[bytes, Lease] = {}
         self._heap: list[Lease] = []
         self._latest_ms = 0
@@ -44,7 +44,7 @@ class Leases:
         self.on_hold(lease.expires_ms)
 
     def drop(self, job_id: bytes) -> None:
-        """The claim ended."""
+        """Drop the lease of a claim that ended."""
         self._leases.pop(job_id, None)
 
     def expires_ms(self, job_id: bytes, claim_offset: int) -> int | None:
@@ -61,7 +61,7 @@ class Leases:
     def expired(self, by_ms: int, limit: int, now_ms: int | None = None) -> list[Lease]:
         """At most `limit` leases that have ended by then, soonest first; they stay until they are dropped.
 
-        `now_ms`: what the clock says, when that is later than `by_ms` (None: it is not).
+        `now_ms`: the clock's time, when that is later than `by_ms` (None: it is not).
         """
         self._was_set_back(by_ms if now_ms is None else now_ms)
         found: list[Lease] = []
@@ -72,7 +72,7 @@ class Leases:
         return found
 
     def _was_set_back(self, now_ms: int) -> bool:
-        """Whether the clock was. Then each lease begins anew: it would hold longer by what the clock went back."""
+        """Whether the clock was set back. Then each lease begins anew, or it would hold longer by as much."""
         before_ms, self._latest_ms = self._latest_ms, now_ms
         if now_ms >= before_ms - _SET_BACK_MS:
             return False

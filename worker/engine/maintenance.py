@@ -1,10 +1,23 @@
 """Maintenance: leases end, scheduled jobs become due, finished jobs are swept, each exactly when its time has come.
 
-Theory of operation. Two index ranges are ordered by time: scheduled jobs by when they are due, finished ones by when
-they are swept. Each is scanned from where the last scan ended, or from an earlier row that was staged since; so no scan
-steps over the tombstones of rows that were worked off. Leases are in memory only (leases.py), soonest first. One task
-sleeps until the earliest of the three. It finds work at the head of a time-ordered index and reads what it
-changes, no more. A step that fails with a passing error is logged, counted and tried again.
+Theory of operation.
+
+State held. Two index ranges are ordered by time: scheduled jobs by when they are due, finished ones by when they are
+swept. Of each range `_scan_from` is the key from which the next scan starts, and `next_ms` when its first row is due.
+Leases are in memory only (leases.py), soonest first. One task sleeps until the earliest of the three.
+
+Invariants. Between two steps no row of a range stands before `_scan_from`, so no scan steps over the tombstones of rows
+that were worked off; no row is due before `next_ms`, which may be too early (then a scan finds nothing) but never too
+late. Work is found at the head of a time-ordered index, and only what it changes is read. No event gets a commit time
+before the time at which it was due (`EventLog.due_by_ms`), also when the clock was set back.
+
+Order of steps. A round ends expired leases, then works off what is due in each range, a few hundred at a time, then
+serves waiting claims and leaves the loop to others; rounds follow until nothing is due, then the timer is set. Within a
+range `next_ms` and `_scan_from` are first set to the range's end, so that rows staged during the scan lower them again;
+then the open commit is awaited, since a scan finds only what is in the store.
+
+What may fail. A step that fails with a passing error is logged, counted and tried again a second later, from the front
+of the range; it never ends the task. The task ends when the log has failed.
 """
 
 import asyncio
@@ -34,16 +47,16 @@ _NEVER: Final = 1 << 62
 
 
 class _TimedRange:
-    """A time-ordered index range, and how far its head has been worked off."""
+    """A time-ordered index range, and the key up to which it has been worked off."""
 
     def __init__(self, prefix: bytes, decide: Callable[[Job | None, int], list[JobEvent]]) -> None:
         self.prefix = prefix
         self.decide = decide
-        self.next_ms = 0  # look once at the start
+        self.next_ms = 0  # scan once at the start
         self._scan_from = prefix
 
     def schedule(self, key: bytes, due_ms: int) -> bool:
-        """A row was staged; whether it is due before all that was known."""
+        """Follow a row that was staged; whether it is due before all that was known."""
         if key < self._scan_from:
             self._scan_from = key
         if due_ms >= self.next_ms:
@@ -79,7 +92,7 @@ class _TimedRange:
                 for event in self.decide(job, now_ms):
                     before = writer_state.apply(before, event)
                 last_key = key + b"\0"
-            # What was staged during the awaits may stand before the place reached.
+            # What was staged during the awaits may stand before the key reached.
             self._scan_from = min(last_key, self._scan_from)
             self.next_ms = min(self.next_ms, next_ms)
         except BaseException:
@@ -88,7 +101,7 @@ class _TimedRange:
 
 
 class Maintenance:
-    """The one background task of a queue that makes time pass for its jobs."""
+    """The one background task of a queue that ends leases, promotes due jobs and sweeps finished ones."""
 
     def __init__(
         self,
@@ -119,7 +132,7 @@ class Maintenance:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin; the first look at the indexes happens at once."""
+        """Begin; the first scan of the indexes happens at once."""
         self._wake.set()
         self._task = asyncio.create_task(self._run(), name="ledgerq-maintenance")
 
@@ -127,7 +140,7 @@ class Maintenance:
         """End the task."""
         if self._timer is not None:
             self._timer.cancel()
-        task, self._task = self._task, None  # a claim that is handed out from now on sets no timer
+        task, self._task = self._task, None  # a claim that begins from now on sets no timer
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -139,7 +152,7 @@ class Maintenance:
         return due_ms if 0 < due_ms < _NEVER else None
 
     def schedule(self, after: Job) -> None:
-        """A job is scheduled or finished now: it may be due earlier than what is waited for."""
+        """Follow a job that is scheduled or finished now: it may be due earlier than what is waited for."""
         scheduled, finished = self._ranges
         if after.state == "scheduled":
             earlier = scheduled.schedule(scheduled_key(after.due_ms, after.offset), after.due_ms)
@@ -149,7 +162,7 @@ class Maintenance:
             self.arm()
 
     def arm(self) -> None:
-        """Make sure to be woken when the next thing is due."""
+        """Set the timer to when the next row or lease is due."""
         self._arm_for(self._next_ms())
 
     def _next_ms(self) -> int:
@@ -182,7 +195,7 @@ class Maintenance:
                 self.arm()
 
     def _trouble(self, error: Exception) -> None:
-        """A loop that ends would leave jobs behind silently, so it goes on, whatever happened."""
+        """Log and count a failed step: the loop goes on, since its end would leave jobs behind silently."""
         self.failures += 1
         now_ms = self._clock.now_ms()
         if self._throttle.may(now_ms):

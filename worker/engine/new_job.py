@@ -1,4 +1,4 @@
-"""Getting a job ready to be enqueued: arguments checked, payload sealed; and locks for keys that must stay unique."""
+"""The preparation of a job to be enqueued: arguments checked, payload sealed; and locks for unique keys."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -170,7 +170,7 @@ def _unique_key(key: str | bytes) -> bytes:
 
 
 class KeyLocks:
-    """One lock per key, for as long as somebody holds or wants it: look-up and staging must not be interleaved."""
+    """One lock per key, for as long as a call holds or awaits it: look-up and staging must not be interleaved."""
 
     def __init__(self) -> None:
         self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}

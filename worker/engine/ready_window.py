@@ -1,8 +1,8 @@
 """The ready window of one queue: the first entries of its pending index, in memory, so that a claim reads nothing.
 
-Invariant: every pending job whose place (priority, offset) is at or before `bound` is in the window; `bound` None means
-that all of them are. Enqueues feed it directly; refill.py refills it from the store when it runs low. Its memory is
-bounded by `limit_rows` entries (twice that for a moment) and by the shared budget for payloads.
+Invariant: every pending job whose position (priority, offset) is at or before `bound` is in the window; `bound` None
+means that all of them are. Enqueues feed it directly; refill.py refills it from the store when it runs low. Its memory
+is bounded by `limit_rows` entries (twice that for a moment) and by the shared budget for payloads.
 """
 
 import heapq
@@ -14,9 +14,9 @@ from ledgerq.projections.job import Job
 __all__ = ["Position", "PayloadBudget", "ReadyJob", "ReadyWindow"]
 
 Position = tuple[int, int]
-"""(priority, offset of the enqueued event): the order in which jobs are handed out."""
+"""(priority, offset of the enqueued event): the order in which jobs are claimed."""
 
-# This many heap entries of jobs that left may lie about before the heap is made anew.
+# The heap is made anew once it has this many entries of jobs that left.
 _STALE_ROWS: Final = 64
 FIRST_POSITION: Final[Position] = (0, 0)
 
@@ -29,12 +29,12 @@ class ReadyJob(NamedTuple):
 
     @property
     def position(self) -> Position:
-        """Where it stands."""
+        """Its position in the pending range."""
         return (self.job.spec.priority, self.job.offset)
 
 
 class PayloadBudget:
-    """How many bytes of payload all windows together may hold."""
+    """The budget for the bytes of payload that all windows together may hold."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -49,12 +49,12 @@ class PayloadBudget:
 
 
 class ReadyWindow:
-    """See the module's text."""
+    """The ready window of one queue."""
 
     def __init__(self, limit_rows: int, budget: PayloadBudget) -> None:
         self.limit_rows = limit_rows
         self.bound: Position | None = FIRST_POSITION  # nothing is known yet: everything is beyond the bound
-        self.scan_from: Position = FIRST_POSITION  # no pending job stands before this place, outside the window
+        self.scan_from: Position = FIRST_POSITION  # no pending job outside the window stands before this position
         self.jobs: dict[bytes, ReadyJob] = {}
         self._heap: list[tuple[int, int, bytes]] = []
         self._last: Position = FIRST_POSITION
@@ -69,7 +69,7 @@ class ReadyWindow:
         return self.bound is not None and len(self.jobs) < max(1, self.limit_rows // 4)
 
     def offer(self, job: Job, payload: PayloadRecord | None) -> bool:
-        """A job became pending; whether it is in the window now."""
+        """Offer a job that became pending; whether it is in the window now."""
         position = (job.spec.priority, job.offset)
         if self.bound is None and len(self.jobs) >= self.limit_rows:
             # Every pending job is in the window, so any bound is true; this one keeps a growing backlog out.
@@ -84,7 +84,7 @@ class ReadyWindow:
         return True
 
     def insert(self, ready: ReadyJob, *, urgent: bool = False) -> None:
-        """Put a job in, or replace it by its newer state; the payload is kept if it is urgent or the budget allows."""
+        """Insert a job, or replace it by its newer state; the payload is kept if it is urgent or the budget allows."""
         job_id = ready.job.spec.job_id
         known = self.jobs.get(job_id)
         if known is None:
@@ -101,13 +101,13 @@ class ReadyWindow:
             self._heap = self._live()
 
     def drop(self, job_id: bytes) -> None:
-        """The job is not pending any more (its heap entry is skipped later)."""
+        """Drop a job that is not pending any more (its heap entry is skipped later)."""
         ready = self.jobs.pop(job_id, None)
         if ready is not None and ready.payload is not None:
             self._budget.used_bytes -= ready.job.spec.payload_bytes
 
     def first(self) -> ReadyJob | None:
-        """The job to hand out next, if the window holds one."""
+        """The job to claim next, if the window holds one."""
         heap, jobs = self._heap, self.jobs
         while heap:
             ready = jobs.get(heap[0][2])
@@ -117,7 +117,7 @@ class ReadyWindow:
         return None
 
     def take(self) -> ReadyJob | None:
-        """Take out the next job if its payload is at hand; None when there is none, or it must be loaded first."""
+        """Take out the next job if its payload is in memory; None when there is none, or it must be loaded first."""
         ready = self.first()
         if ready is None or ready.payload is None:
             return None
@@ -126,7 +126,7 @@ class ReadyWindow:
         return ready
 
     def position_after(self) -> Position:
-        """A place before which there is no pending job: where a later scan may start."""
+        """A position before which there is no pending job: where a later scan may start."""
         first = self.first()
         if self.bound is None:
             return first.position if first is not None else (self._last[0], self._last[1] + 1)
@@ -154,7 +154,7 @@ class ReadyWindow:
         return found
 
     def _live(self) -> list[tuple[int, int, bytes]]:
-        """The heap as it should be: without those that left, each job once."""
+        """The heap without entries of jobs that left, each job once."""
         return sorted((*ready.position, job_id) for job_id, ready in self.jobs.items())
 
     def _shrink(self) -> None:

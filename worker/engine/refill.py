@@ -1,4 +1,4 @@
-"""Filling ready windows from the store: one task per queue at a time, started when a window runs low.
+"""The refill of ready windows from the store: one task per queue at a time, started when a window runs low.
 
 The scan starts where the window ends, never at the front of the range, so it steps over no tombstones of claimed jobs.
 What was staged while the store answered is newer than its answer: see `WriterState.watch`.
@@ -49,7 +49,7 @@ class WindowRefill:
         return queue in self._tasks
 
     def needs(self, queue: str) -> bool:
-        """Whether filling would bring more than the window has."""
+        """Whether a refill would bring more than the window has."""
         window = self._writer_state.window(queue)
         if window.low:
             return True
@@ -127,7 +127,7 @@ class WindowRefill:
                         window.scan_from = min(window.scan_from, position)
 
     async def _stored_jobs(self, rows: list[tuple[Position, bytes]]) -> list[Job]:
-        """The jobs behind rows of the pending range, as far as they are still what the rows say."""
+        """The jobs behind rows of the pending range, as far as they are still at those positions."""
         values = await self._writer_state.log.store.get_many([job_key(job_id) for _, job_id in rows])
         found: list[Job] = []
         for (position, _), value in zip(rows, values, strict=True):
@@ -148,7 +148,7 @@ class WindowRefill:
         try:
             rows = await self._writer_state.log.store.get_many([keys.payload_key(offset) for offset in offsets])
         except LogPoisoned:
-            return {}  # which of them it is, is found out one by one, when they are loaded
+            return {}  # the damaged one is found when they are loaded one by one
         return dict(zip(offsets, rows, strict=True))
 
     async def _records(self, jobs: list[Job]) -> list[tuple[bytes | None, str]]:

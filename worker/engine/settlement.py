@@ -1,4 +1,4 @@
-"""Settling claims: acked, nacked or given back. Each raises `ClaimLost` and stages nothing for a claim that is over."""
+"""The settlement of claims: ack, nack, release. Each raises `ClaimLost` and stages nothing for a claim that is over."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -16,7 +16,7 @@ _NAMED_CLAIMS: Final = 10
 
 
 async def ack(core: Core, claim: Claim) -> None:
-    """See `Queue.ack`."""
+    """Ack a claim, as `Queue.ack` does."""
     try:
         _stage_ack(core, claim)
     except ClaimLost:
@@ -34,7 +34,7 @@ def _stage_ack(core: Core, claim: Claim) -> None:
 
 
 async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
-    """See `Queue.ack_many`."""
+    """Ack several claims in one commit, as `Queue.ack_many` does."""
     lost: list[Claim] = []
     for claim in claims:
         try:
@@ -48,7 +48,7 @@ async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
 
 
 async def nack(core: Core, claim: Claim, error: str, *, delay_ms: int | None, dead: bool) -> None:
-    """See `Queue.nack`."""
+    """Nack a claim, as `Queue.nack` does."""
     async with core.refusing():
         job = core.writer_state.claimed.get(claim.id)
         events = decisions.nack(
@@ -65,7 +65,7 @@ async def nack(core: Core, claim: Claim, error: str, *, delay_ms: int | None, de
 
 
 async def release(core: Core, claim: Claim, reason: str) -> None:
-    """See `Queue.release`."""
+    """Release a claim, as `Queue.release` does."""
     async with core.refusing():
         job = core.writer_state.claimed.get(claim.id)
         options, now_ms = core.options(claim.queue), core.clock.now_ms()

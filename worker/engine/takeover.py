@@ -1,4 +1,4 @@
-"""Opening a queue: read what is there, take over from the writer before, and end the claims it left behind."""
+"""The takeover at opening: read the store's state, become its writer, and end the claims that the last one left."""
 
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
@@ -99,7 +99,7 @@ T = TypeVar("T", bound=_Closable)
 
 
 class Opening(Generic[T]):
-    """What `open` returns: `await` it for the opened thing, or use it with `async with`, which closes it at the end."""
+    """The result of `open`: `await` it for the opened object, or use `async with`, which closes that at the end."""
 
     def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
         self._make = make

@@ -1,14 +1,27 @@
 """The writer's state: jobs, counters and ready windows as the staged events leave them, durable or not yet.
 
-Theory of operation. Every decision is made on the event loop, from this state, without awaiting: `apply` stages an
-event in the open commit and changes the state in the same step, so that the next decision sees it. The state is ahead
-of the store by the commit that is open (`_touched`) and the one being written (`_in_flight`). No caller is told of what
-is ahead: calls wait for `EventLog.committed`. When a commit fails the queue has failed with it, so the state never
-goes back; the next writer reads it anew from the store.
+Theory of operation.
 
-`apply` stages one event and evolves its job at once, so that the next decision sees it; `fill` turns all jobs that a
-commit touched into changes of the index ranges (the difference between where each was found before and after). Reads
-that take time are made safe by `watch`: whatever is staged meanwhile is newer than what the store answers.
+State held. `claimed` has every claimed job, `windows` the first pending jobs of each queue, `counters` those of every
+queue, `durable_counters` their rows as of the last durable commit. `_touched` has each job that an event of the open
+commit concerns, with its state before that commit and now; `_in_flight` is the same for the commit being written. All
+other jobs are only in the store, and memory does not grow with them.
+
+Invariants. Every decision is made on the event loop, from this state, without awaiting: `apply` stages an event in the
+open commit and evolves its job in the same step, so that the next decision sees it. A job's newest state is in
+`_touched`, else in `_in_flight`, else in `claimed` or the store. The state is ahead of what is durable by the two
+commits, and no caller learns of what is ahead: calls wait for `EventLog.committed`. A commit changes, for each job that
+it touched, exactly the index rows that differ between the states before and after. A hint may lag and never leads.
+
+Order of steps. `apply` for each event of the open commit; then `fill`, which moves the jobs of that commit from
+`_touched` to `_in_flight` before anything is awaited, so that what is staged from then on belongs to the next one; then
+`committed`, which drops them. Reads that take time are made safe by `watch`: whatever is staged meanwhile, or was not
+durable when the read began, is newer than what the store answers.
+
+What may fail. A log that takes no more events raises in `apply` before anything has changed. A user's projection that
+raises is left behind by its host, and the commit goes on. `fill` may be called again for the same commit and adds the
+same changes (`_filled`). When a commit fails the queue has failed with it, so the state never goes back; the next
+writer reads it anew from the store.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +54,7 @@ Touched = dict[bytes, tuple[Job | None, Job | None]]
 
 
 class Newer:
-    """What was staged since a group of readers began, and what was not durable then: newer than what the store says.
+    """Jobs staged since a group of reads began, or not durable then: newer than what the store answers.
 
     Making one costs nothing, however much is not durable: a commit keeps its jobs where they are when it is on its way.
     """
@@ -67,7 +80,7 @@ class Newer:
 
 
 class WriterState:
-    """What a queue's writer knows in memory, and the log's `CommitHook`."""
+    """The state that a queue's writer keeps in memory, and the log's `CommitHook`."""
 
     def __init__(self, *, ready_window_rows: int, payload_budget_bytes: int, host: ProjectionHost) -> None:
         self.log: EventLog
@@ -98,7 +111,7 @@ class WriterState:
         return counters
 
     def paused(self, queue: str) -> bool:
-        """Whether the queue hands out nothing."""
+        """Whether the queue is paused."""
         counters = self.counters.get(queue)
         return counters is not None and counters.paused
 
@@ -174,7 +187,7 @@ class WriterState:
 
     @contextmanager
     def watch(self) -> Iterator[Newer]:
-        """While the block runs, everything staged (and not yet durable) by job id: newer than the store's answers."""
+        """Collect, while the block runs, all jobs staged or not yet durable by id: newer than the store's answers."""
         last = self._watches[-1] if self._watches else None
         if last is None or len(last.changes) > _WATCH_LIMIT_ROWS:
             last = Newer(self._in_flight, self._touched)
@@ -215,7 +228,7 @@ class WriterState:
             raise JobNotFound(f"there is no job {text}: it never was, or it was swept (see its history in the log)")
         return job
 
-    # ------------------------------------------------------------------ the log's projector
+    # ------------------------------------------------------------------ the log's commit hook
 
     def fill(self, commit: Commit, batch: Batch) -> Iterable[Changes] | None:
         """Add index changes, counters, hints and the rows of users' projections.
@@ -248,7 +261,7 @@ class WriterState:
         self._dirty_queues = {}
 
     def committed(self, commit: Commit) -> None:
-        """The commit in flight is durable."""
+        """Drop the jobs of the commit in flight, which is durable now."""
         self._in_flight = {}
         self._filled = None
         self.durable_counters.update(self._counted)
@@ -256,7 +269,7 @@ class WriterState:
         self.on_commit()
 
     def failed(self, error: LedgerError) -> None:
-        """Nothing will be durable any more."""
+        """Pass the log's failure on: nothing will be durable any more."""
         self.on_failure(error)
 
 
@@ -274,7 +287,7 @@ def _pieces(touched: list[tuple[bytes, tuple[Job | None, Job | None]]]) -> Itera
 
 
 def index_changes(touched: Touched) -> Changes:
-    """What must change in the index ranges for jobs that were in one state and are in another. A put beats a delete."""
+    """The changes of the index ranges for jobs with their states before and after. A put beats a delete."""
     changes: Changes = {}
     for job_id, (before, after) in touched.items():
         old = {} if before is None else index_places(before)

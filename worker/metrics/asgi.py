@@ -1,6 +1,6 @@
-"""The pages that monitoring reads, as an ASGI application: `/metrics`, `/healthz`, `/readyz`.
+"""The ASGI application of the pages that monitoring reads: `/metrics`, `/healthz`, `/readyz`.
 
-It needs no framework and can be mounted in one. What is ready is found out in readiness.py; server.py serves
+It needs no framework and can be mounted in one. Readiness is checked in readiness.py; server.py serves
 this on a port of its own.
 """
 
@@ -50,12 +50,12 @@ _EOF: Final = b"# EOF\n"
 
 
 class Response(NamedTuple):
-    """What a request is answered with; `headers` without the length, which follows from `body`."""
+    """The answer to a request; `headers` without the length, which follows from `body`."""
 
     status: int
     body: bytes
     content_type: str = _TEXT
-    headers: Headers = []  # noqa: RUF012 - nobody changes it
+    headers: Headers = []  # noqa: RUF012 - it is never changed
 
     def fields(self) -> Headers:
         """All header fields."""
@@ -66,7 +66,7 @@ class Response(NamedTuple):
 class MetricsApp:
     """The application. `readiness` gives the reasons why the service is not ready, one line each.
 
-    `refresh` brings up to date what a scrape can't find out by itself; it is waited for a second at most. All work is
+    `refresh` brings up to date what a scrape can't read by itself; it is awaited for a second at most. All work is
     done on the loop that made this, whichever loop the server that it is mounted in runs on.
     """
 
@@ -134,7 +134,7 @@ class MetricsApp:
         headers = _joined(scope["headers"])
         encoder, content_type = _encoder(headers.get(b"accept", ""))
         source: Any = self._registry if names is None else self._registry.restricted_registry(names)
-        # One at a time: many readers at once share the loop fairly with everybody else.
+        # One at a time: many readers at once share the loop fairly with all other tasks.
         async with self._rendering:
             if self._refresh is not None:
                 with suppress(TimeoutError):
@@ -152,7 +152,7 @@ class MetricsApp:
 
 
 async def _live(receive: Receive, send: Send) -> None:
-    """Serving begins and ends with the queue, not with the server that this is mounted in."""
+    """Answer lifespan events with nothing to do: serving begins and ends with the queue, not with the outer server."""
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})
@@ -161,7 +161,7 @@ async def _live(receive: Receive, send: Send) -> None:
 
 
 def _path(scope: Scope) -> str:
-    """The path below the place where this is mounted; mounted as `/metrics` it answers there, too.
+    """The path below the mount point; mounted as `/metrics` the application answers there, too.
 
     By the standard `path` begins with `root_path`; some servers and frameworks leave that away.
     """
@@ -205,7 +205,7 @@ def gzip_wanted(accept_encoding: str) -> bool:
 
 
 async def render(source: Collector, encoder: Encoder) -> bytes:
-    """What `encoder` makes of all of `source`, in slices that leave the loop to others in between.
+    """The text that `encoder` makes of all of `source`, in slices that leave the loop to others in between.
 
     All metrics are gathered before the first one is encoded, so that they are of one moment.
     """

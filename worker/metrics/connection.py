@@ -1,7 +1,7 @@
-"""One client's connection to the server of server.py: requests in, answers out, each within bounds.
+"""A client's connection to the server of server.py: requests in, answers out, each within bounds.
 
-h11 speaks HTTP/1.1; this moves the bytes. What a client may take of time and memory is bounded here: the head of a
-request in total, and the time for a request with its answer. A body is never read, only thrown away.
+h11 parses and writes HTTP/1.1; this moves the bytes. What a client may take of time and memory is bounded here: the
+head of a request in total, and the time for a request with its answer. A body is never read, only thrown away.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ Respond = Callable[[dict[str, Any]], Awaitable[Response]]
 class Connection:
     """A connection at work; `serve` ends when it is over.
 
-    `waiting_since_s`: since when something is wanted of the client (the rest of its request, that it takes its answer,
+    `waiting_since_s`: since when the client owes something (the rest of its request, that it takes its answer,
     the next request), on the loop's clock; None while its answer is being made. With `is_last` set no request follows.
     """
 
@@ -44,11 +44,11 @@ class Connection:
         self._writer = writer
         self._respond = respond
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
-        # Only an empty buffer tells that the client has taken its answer.
+        # Only an empty buffer shows that the client has taken its answer.
         writer.transport.set_write_buffer_limits(high=0)
 
     async def serve(self) -> None:
-        """Answer requests until the client goes, or is cut off; never raises for what a client does."""
+        """Answer requests until the client goes or is cut off; never raises for a client's faults."""
         patience_s = _EXCHANGE_LIMIT_S
         try:
             # What the client breaks in the protocol or of the connection ends it, and so does what it does too slowly.
@@ -59,11 +59,11 @@ class Connection:
             self.cut()
 
     def cut(self) -> None:
-        """Drop it at once."""
+        """Drop the connection at once."""
         self._writer.transport.abort()
 
     async def _exchange(self, patience_s: float) -> bool:
-        """One request and its answer; `patience_s` is for its first byte. Whether another one may follow."""
+        """Serve one request, whose first byte has `patience_s`; whether another one may follow."""
         async with asyncio.timeout(patience_s) as limit:
             try:
                 request = await self._request(limit)
@@ -117,7 +117,7 @@ class Connection:
         await self._send(response, with_body=request.method != b"HEAD")
 
     async def _refuse(self, status: int) -> None:
-        """Say what is wrong with a request that can't be understood, if there is still somebody to say it to."""
+        """Answer a request that can't be understood with its fault, if the client is still there."""
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             reason = HTTPStatus(status).phrase
             await self._send(Response(status, f"{reason}\n".encode()))

@@ -1,9 +1,9 @@
-"""Metrics of queues and their workers, on a port of their own or mounted in the web application that is there already.
+"""Metrics of queues and their workers, on a port of their own or mounted in an existing web application.
 
     metrics = Metrics(queue, worker=worker)
     server = await metrics.serve(port=9464)
 
-What is counted stands in projections/metrics/catalogue.py; the pages are made in asgi.py.
+The metrics are listed in projections/metrics/catalogue.py; the pages are made in asgi.py.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ DEFAULT_PORT: Final = 9464
 
 
 class Metrics:
-    """What monitoring wants to know of these queues, and of the workers in this process.
+    """The metrics and the readiness of these queues, and of the workers in this process.
 
     `worker`: one worker of these queues, or several. `registry`: a Prometheus registry to serve, to which these metrics
-    are added (None: one of its own, with nothing else in it). With several queues each sample says in the label `store`
-    whose it is: the queue's location, or what `names` gives for each queue in turn; with several workers the label
+    are added (None: one of its own, with nothing else in it). With several queues the label `store` of each sample
+    names its queue: the queue's location, or what `names` gives for each queue in turn; with several workers the label
     `worker` holds the worker's number, from 1 on. `limit`: see `Queue.collector`.
 
     Make it on the event loop that the queues are open on. Raises `InvalidArgument`.
@@ -63,7 +63,7 @@ class Metrics:
         """The pages as an ASGI application, to be mounted in another one."""
 
     async def reasons(self) -> list[str]:
-        """Why this process is not ready, one line each: `/readyz` says the same."""
+        """The reasons why this process is not ready, one line each, as on `/readyz`."""
         found = await asyncio.gather(*(readiness.reasons() for readiness in self._readiness))
         return [reason for reasons in found for reason in reasons]
 
@@ -73,16 +73,16 @@ class Metrics:
     def serve(self, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> "Opening[MetricsServer]":
         """Serve `/metrics`, `/healthz` and `/readyz` on this event loop: `await` it, or use `async with`.
 
-        The result listens already; `await server.close()` ends it. Port 0 is any free one, `server.port` says which.
+        The result listens already; `await server.close()` ends it. Port 0 is any free one, `server.port` is its number.
 
-        Nobody is asked who they are: the default is reachable from this machine only. Give another host (`"0.0.0.0"`,
-        `"::"`) only where the network decides who gets through; the pages tell the names of queues and the store's URL.
+        There is no authentication: the default is reachable from this machine only. Give another host (`"0.0.0.0"`,
+        `"::"`) only where the network restricts access; the pages contain the names of queues and the store's URL.
 
-        Raises `InvalidArgument` when that place can't be listened on.
+        Raises `InvalidArgument` when that address can't be listened on.
         """
 
         async def make() -> "MetricsServer":
-            # What serves is imported only by those who serve.
+            # The server is imported only where it is used.
             from ledgerq.worker.metrics.server import start_server
 
             return await start_server(self.asgi, host, port)
@@ -90,7 +90,7 @@ class Metrics:
         return Opening(make)
 
     def close(self) -> None:
-        """Take these metrics out of the registry; a second call does nothing. Servers are closed on their own."""
+        """Remove these metrics from the registry; a second call does nothing. Servers are closed on their own."""
         if self._is_registered:
             self._is_registered = False
             self._registry.unregister(self._collector)
@@ -102,7 +102,7 @@ class Merged(Collector):
     """Several collectors as one: families of one name become one family, the samples told apart by the given labels."""
 
     def __init__(self, parts: Sequence[tuple[dict[str, str], Collector]]) -> None:
-        """Each collector with the labels that its samples get besides their own."""
+        """Merge collectors, each with the labels that its samples get besides their own."""
         self._parts = parts
 
     def collect(self) -> list[Metric]:
@@ -110,7 +110,7 @@ class Merged(Collector):
         return _merge((labels, collector.collect()) for labels, collector in self._parts)
 
     def describe(self) -> list[Metric]:
-        """The names alone, for the registry; a collector that doesn't tell is asked for everything."""
+        """The names alone, for the registry; a collector without `describe` is collected for them."""
         return _merge((labels, getattr(part, "describe", part.collect)()) for labels, part in self._parts)
 
 

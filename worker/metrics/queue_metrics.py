@@ -1,4 +1,4 @@
-"""The metrics of a queue that this process writes: its durable counters, looks at its store, and what only it knows."""
+"""The metrics of a queue that this process writes: durable counters, store inspections, and the process's gauges."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ _FIRST: Final = (0, 0)
 
 
 class QueueCollector(LedgerCollector):
-    """What `Queue.collector` returns."""
+    """The collector that `Queue.collector` returns."""
 
     def __init__(self, gauges: "QueueGauges", limit: int) -> None:
         self._gauges = gauges
@@ -38,7 +38,7 @@ class QueueCollector(LedgerCollector):
         """Bring up to date what has to be read from the store (ages, the last audit); await it before a scrape.
 
         It is bounded in time, and what can't be read keeps its last answer. A scrape from another thread than the
-        loop's does this by itself. Counters that changed are taken in as well, in steps that leave the loop to others.
+        loop's does this by itself. Counters that changed are read as well, in steps that leave the loop to others.
         """
         await self._gauges.inspector.refresh()
         for _ in self._counters.take_in():
@@ -46,7 +46,7 @@ class QueueCollector(LedgerCollector):
 
 
 class QueueGauges:
-    """One for each queue object: all its collectors share the looks at the store."""
+    """The gauges of one queue object: all its collectors share the inspections of the store."""
 
     def __init__(self, core: Core) -> None:
         self.core = core
@@ -67,7 +67,7 @@ class QueueGauges:
         )
 
     def inspection_source(self, label_of: Callable[[str], str]) -> InspectionSource:
-        """What looks at the store say."""
+        """The metrics of the store inspections."""
         writer_state, log = self.core.writer_state, self.core.log
         return InspectionSource(
             self.inspection,
@@ -90,7 +90,7 @@ class QueueGauges:
             writer_state = core.writer_state
             wanted = [queue for queue, queue_counters in writer_state.counters.items() if queue_counters.now[_PENDING]]
             await inspection.pending(core.log.store, {queue: writer_state.hints.get(queue, _FIRST) for queue in wanted})
-            # Maintenance knows; while it works on what is due it doesn't, and the answer before stands.
+            # From maintenance; while that works on what is due it has no answer, and the one before stands.
             if not any(queue_counters.now[_SCHEDULED] for queue_counters in writer_state.counters.values()):
                 inspection.due_ms = None
             elif (due_ms := core.maintenance.next_due_ms) is not None:
@@ -101,7 +101,7 @@ class QueueGauges:
 
 
 class WriterSource:
-    """What only the process knows that has the queue open."""
+    """The gauges that only the process with the open queue has."""
 
     names = (
         "ledgerq_writer_up",
@@ -123,7 +123,7 @@ class WriterSource:
         self._version = package_version()
 
     def show(self, families: Families) -> None:
-        """The gauges as of now, and the commits of this process."""
+        """Show the gauges as of now, and the commits of this process."""
         core = self._core
         log, writer_state, dispatcher = core.log, core.writer_state, core.dispatcher
         families.add("ledgerq_writer_up", int(log.failure is None))

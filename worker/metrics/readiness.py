@@ -1,4 +1,4 @@
-"""Whether a queue can do its work now, as `/readyz` tells it: not failed, committing, and its store within reach."""
+"""The readiness of a queue, as on `/readyz`: not failed, committing, and its store within reach."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -23,12 +23,12 @@ Look = Callable[[], Awaitable[object]]
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks; its name when it says nothing."""
+    """The text of an error, without line breaks; its type's name when it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 class StoreProbe:
-    """A look at the store that costs one request and takes a bounded time; there are never two at once."""
+    """A probe of the store that costs one request and takes a bounded time; there are never two at once."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class StoreProbe:
             self._began_s = loop.time()
             self._looking = asyncio.create_task(self._find_out(), name="ledgerq-probe")
         left_s = max(0.0, self._began_s + self._limit_s - loop.time())
-        # A look that hangs is not given up, or the next one would be a second.
+        # A probe that hangs is not given up, or the next one would run beside it.
         done, _ = await asyncio.wait({self._looking}, timeout=left_s)
         return self._reason if done else f"{self._location} did not answer within {self._limit_s:g} s"
 
     def close(self) -> None:
-        """Look no more."""
+        """End the probe."""
         if self._looking is not None:
             self._looking.cancel()
         self._threads.shutdown()
@@ -80,7 +80,7 @@ class StoreProbe:
             self._seen_s = asyncio.get_running_loop().time()
 
     def _usual(self, store: ReadStore) -> Look:
-        """One request to what holds the store: a read from the store itself may be answered from memory."""
+        """The usual probe, one request to the storage: a read from the store itself may be answered from memory."""
         try:
             location = parse_location(store.location)
         except InvalidArgument:
@@ -90,7 +90,7 @@ class StoreProbe:
         if location.is_file:
             # In threads of its own: a disk that hangs must not keep the process from ending.
             return lambda: asyncio.get_running_loop().run_in_executor(self._threads, _see_folder, location)
-        # Making a client takes some milliseconds, so one serves for all looks.
+        # Making a client takes some milliseconds, so one serves for all probes.
         objects = Objects(location, limit_s=self._limit_s)
         return lambda: _see_objects(location, objects)
 
@@ -110,7 +110,7 @@ async def _see_objects(location: Location, objects: Objects) -> None:
 
 
 class QueueReadiness:
-    """Why a queue is not ready, if it isn't."""
+    """The reasons why a queue is not ready, if it isn't."""
 
     def __init__(self, queue: Queue, probe: StoreProbe | None = None) -> None:
         self._queue = queue

@@ -1,7 +1,7 @@
-"""A small HTTP server for the pages of asgi.py, on the event loop that starts it; h11 speaks the protocol.
+"""A small HTTP server, by h11, for the pages of asgi.py, on the event loop that starts it.
 
-Whoever connects is bounded: in number, in the size of a request's head, and in the time for a request with its answer.
-When there are too many, the connection that has kept this waiting for longest is dropped for the new one, so that no
+Clients are bounded: in number, in the size of a request's head, and in the time for a request with its answer.
+When there are too many, the connection whose client has been waited for longest is dropped for the new one, so that no
 number of slow clients keeps a scrape out. There is no authentication.
 """
 
@@ -27,7 +27,7 @@ _MAX_PORT: Final = 65_535
 
 
 class MetricsServer:
-    """A server at work. `port` is the one it listens on, `url` where its pages are; `close` it, or use `async with`."""
+    """A running server. `port` is the one it listens on, `url` that of its pages; `close` it, or use `async with`."""
 
     def __init__(self, app: MetricsApp, host: str, sockets: list[socket.socket]) -> None:
         """Use `start_server`."""
@@ -87,7 +87,7 @@ class MetricsServer:
         waiting = [one for one, since_s in since.items() if since_s is not None] or list(since)
         slowest = min(waiting, key=lambda one: since[one] or 0.0)
         slowest.cut()
-        # It counts no more, though its task ends only in a later turn of the loop.
+        # It is not counted any more, though its task ends only in a later turn of the loop.
         self._connections.remove(slowest)
 
     def _ended(self, connection: Connection, task: "asyncio.Task[None]") -> None:
@@ -106,7 +106,7 @@ class MetricsServer:
             await asyncio.wait(self._tasks, timeout=_CLOSE_LIMIT_S)
 
     async def listening(self) -> None:
-        """Return when it answers."""
+        """Wait until the server answers."""
         up = asyncio.ensure_future(self._listening.wait())
         try:
             await asyncio.wait({up, self._task}, return_when=asyncio.FIRST_COMPLETED)
@@ -117,7 +117,7 @@ class MetricsServer:
             up.cancel()
 
     async def close(self) -> None:
-        """Listen no more; answers on their way have a second. A second call waits for the first."""
+        """Stop listening; answers on their way have a second. A second call waits for the first."""
         self._closing.set()
         await asyncio.wait({self._task})
 
@@ -131,9 +131,9 @@ class MetricsServer:
 
 
 async def start_server(app: MetricsApp, host: str, port: int) -> MetricsServer:
-    """Serve the pages of `app`; returns when it listens. Port 0 is a free one: the result says which.
+    """Serve the pages of `app`; returns when it listens. Port 0 is a free one: see the result's `port`.
 
-    Raises `InvalidArgument` when that place can't be listened on.
+    Raises `InvalidArgument` when that address can't be listened on.
     """
     server = MetricsServer(app, host, await _listen(host, port))
     await server.listening()

@@ -1,4 +1,4 @@
-"""What a worker measures of its own doing since it began, as metrics of its process."""
+"""The metrics of a worker's own process: what it did since it began."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -16,7 +16,7 @@ _BOUNDS_S: Final = (
 
 
 class WorkerMeters:
-    """Counted on the event loop; read from any thread."""
+    """The counts of one worker, made on the event loop and read from any thread."""
 
     def __init__(self) -> None:
         self.handlers: dict[tuple[str, str], Meter] = {}
@@ -24,7 +24,7 @@ class WorkerMeters:
         self.lost = 0
 
     def ended(self, claim: Claim, outcome: Outcome, seconds: float, *, timed_out: bool) -> None:
-        """A try ended; its handler ran for so many seconds."""
+        """Count a try that ended; its handler ran for so many seconds."""
         key = (claim.queue, "timeout" if timed_out and outcome in ("retry", "dead") else outcome)
         meter = self.handlers.get(key)
         if meter is None:
@@ -62,7 +62,7 @@ class WorkerSource:
         self._limit = limit
 
     def show(self, families: Families) -> None:
-        """What this worker does now, and has done."""
+        """Show what this worker does now, and has done."""
         running = self._running()
         for queue in self._queues():
             families.add("ledgerq_worker_handlers_running", running.count(queue), queue=queue)

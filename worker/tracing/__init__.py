@@ -1,1 +1,1 @@
-"""OpenTelemetry: a span for each enqueue and for each try. Only those pass provider.py who ask for it."""
+"""OpenTelemetry: a span for each enqueue and for each try. Imported by provider.py, only when asked for."""

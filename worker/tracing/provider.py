@@ -1,6 +1,6 @@
-"""The door to OpenTelemetry, which only those pass who give a tracer provider: nothing else imports it.
+"""The only importer of OpenTelemetry, used only when a tracer provider is given.
 
-Beyond it are spans.py, which says what is traced, and traced_enqueue.py.
+It imports spans.py, which describes what is traced, and traced_enqueue.py.
 """
 
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ __all__ = ["check_provider", "traced_enqueuer", "try_tracer"]
 
 
 def check_provider(provider: "TracerProvider") -> None:
-    """Raise `InvalidArgument` for what is no tracer provider, and where OpenTelemetry is not installed."""
+    """Raise `InvalidArgument` for a value that is no tracer provider, and where OpenTelemetry is not installed."""
     try:
         import opentelemetry.trace  # noqa: F401
     except ImportError as error:
@@ -28,7 +28,7 @@ def check_provider(provider: "TracerProvider") -> None:
 
 
 def traced_enqueuer(core: "Core", provider: "TracerProvider") -> "Enqueuer":
-    """What enqueues with a span around each call."""
+    """The enqueuer with a span around each call."""
     from ledgerq.worker.tracing.traced_enqueue import TracedEnqueuer
 
     return TracedEnqueuer(core, provider)
@@ -37,7 +37,7 @@ def traced_enqueuer(core: "Core", provider: "TracerProvider") -> "Enqueuer":
 def try_tracer(
     queue: object, provider: "TracerProvider | None", *, worker: str | None, same_trace: bool
 ) -> "Tracer | None":
-    """What traces a worker's tries; None when neither it nor its queue was given a provider."""
+    """The tracer of a worker's tries; None when neither it nor its queue was given a provider."""
     if provider is None:
         provider = getattr(queue, "tracer_provider", None)
     if provider is None:

@@ -1,7 +1,7 @@
 """OpenTelemetry: a span for each enqueue and for each try, joined by the trace context in the job's headers.
 
 It comes with `ledgerq[otel]` and is switched on by `Queue.open(tracer_provider=...)`, for the queue and its workers.
-Without that this module isn't imported, nothing looks for OpenTelemetry, and no call goes through a wrapper.
+Without that this module isn't imported, OpenTelemetry is not searched for, and no call goes through a wrapper.
 
 The names follow OpenTelemetry's semantic conventions for messaging spans (version 1.27 and later, "development" still):
 
@@ -10,16 +10,17 @@ The names follow OpenTelemetry's semantic conventions for messaging spans (versi
   has one span, whose context goes to each of its jobs. A context that the caller put into the headers is kept as it is,
   and linked to.
 - `process QUEUE`, a CONSUMER span of type `process`, is one try: from the handler's beginning (the handler runs in its
-  context, in a thread too) until what came of it is durable, with the event `handled` in between. It links to the span
+  context, in a thread too) until its outcome is durable, with the event `handled` in between. It links to the span
   that enqueued the job, and all tries of a job link to the same one. A link, not a parent, as the conventions prefer: a
   job may run days later and several times, and a trace with such gaps is neither sampled nor read well.
   `Worker(same_trace=True)` makes it a child as well, for those whose jobs follow at once.
 
-`ledgerq.outcome` says what came of a try. Its status is an error when the handler failed, timed out, said `Dead`, or
+`ledgerq.outcome` is the outcome of a try. Its status is an error when the handler failed, timed out, raised `Dead`, or
 lost its claim; a `Retry` that was asked for, a cancellation and an orderly end of the worker are no errors.
 
 The headers with the context are part of the payload record, under its digest, and deleted with it; the log holds none
-of it. They count for `max_payload_bytes`, but make no job too large: where there is no room the context is left out.
+of it. They count for `max_payload_bytes`, but make no job too large: where the limit leaves no space the context is
+left out.
 """
 
 import asyncio
@@ -54,13 +55,13 @@ T = TypeVar("T")
 
 
 class _Careful:
-    """Calls the user's tracing, and goes on without it when it fails: it must not take a job with it."""
+    """A guard around the user's tracing, whose errors are logged and dropped: they must not fail a job."""
 
     def __init__(self) -> None:
         self._told = False
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What the function returns, or None when it raised; the first time that is logged."""
+        """Call a function; None when it raised, which is logged the first time."""
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -79,11 +80,11 @@ class Sending:
         self._careful = careful
 
     def without_context(self) -> None:
-        """There was no room for the context beside the payload."""
+        """Record that the context was left out, since the limit leaves no space beside the payload."""
         self._careful.call(self._span.add_event, "the trace context did not fit beside the payload")
 
     def end(self, error: BaseException | None = None, result: EnqueueResult | None = None) -> None:
-        """The jobs are durable (`result`: the one job), or the call raised."""
+        """End the span: the jobs are durable (`result`: the one job), or the call raised."""
         self._careful.call(self._describe, error, result)
         self._careful.call(self._span.end)
 
@@ -99,20 +100,20 @@ class Sending:
 
 
 class Sender:
-    """Makes the spans of enqueueing."""
+    """The maker of spans of enqueueing."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = _tracer(provider)
         self._careful = _Careful()
 
     def one(self, queue: str, payload: bytes, headers: Headers) -> Sending | None:
-        """`enqueue` begins; None when it can't be traced."""
+        """Begin the span of `enqueue`; None when it can't be traced."""
         return self._careful.call(
             lambda: self._begin("enqueue", queue, [headers], {"messaging.message.body.size": len(payload)})
         )
 
     def many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> Sending | None:
-        """`enqueue_many` begins; None when it can't be traced."""
+        """Begin the span of `enqueue_many`; None when it can't be traced."""
         return self._careful.call(
             lambda: self._begin(
                 "enqueue_many",
@@ -181,14 +182,14 @@ class Try:
         self._careful = careful
 
     def handled(self, error: BaseException | None) -> None:
-        """The handler has ended."""
+        """Record that the handler has ended."""
         if error is None:
             self._careful.call(self._span.add_event, "handled")
         elif not isinstance(error, (Retry, asyncio.CancelledError)):
             self._careful.call(self._span.record_exception, error)
 
     def end(self, outcome: Outcome, error: BaseException | None, timed_out: bool) -> None:
-        """What came of it is durable."""
+        """End the span of a try whose outcome is durable."""
         self._careful.call(self._describe, outcome, error, timed_out)
         self._careful.call(self._span.end)
 
@@ -208,7 +209,7 @@ class Try:
 
 
 class TryTracer:
-    """Makes the spans of tries; `worker` is the name of the worker."""
+    """The maker of spans of tries; `worker` is the name of the worker."""
 
     def __init__(self, provider: TracerProvider, *, worker: str | None, same_trace: bool) -> None:
         self._tracer = _tracer(provider)
@@ -217,11 +218,11 @@ class TryTracer:
         self._same_trace = same_trace
 
     def begin(self, claim: Claim) -> Try | None:
-        """A handler is about to run; None when that can't be traced, or nobody wants it."""
+        """Begin the span of a try, whose handler is about to run; None when that can't be traced or isn't wanted."""
         return self._careful.call(self._begin, claim)
 
     def _begin(self, claim: Claim) -> Try | None:
-        # Not within the span that the worker happens to run in: that one knows nothing of this job.
+        # Not within the span that the worker happens to run in, which has nothing to do with this job.
         outside = trace.set_span_in_context(trace.INVALID_SPAN)
         sent = propagate.extract(claim.record.headers or {}, context=outside)
         origin = trace.get_current_span(sent).get_span_context()
@@ -261,7 +262,7 @@ def _merged(headers: Mapping[str, str], carrier: dict[str, str]) -> Headers:
 
 
 def _own_context(headers: Mapping[str, str]) -> trace.SpanContext | None:
-    """The context that the caller put there, by whatever propagator is in force."""
+    """The context that the caller put there, by the propagator that is in force."""
     given = dict(headers)
     if propagate.get_global_textmap().fields.isdisjoint(given):
         return None

@@ -1,4 +1,4 @@
-"""Enqueueing with a span around each call; see spans.py. `Queue.open(tracer_provider=...)` makes it."""
+"""The enqueuer with a span around each call; see spans.py. `Queue.open(tracer_provider=...)` makes it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +17,14 @@ __all__ = ["TracedEnqueuer"]
 
 
 class TracedEnqueuer(Enqueuer):
-    """A class of its own, so that a queue that isn't traced pays nothing."""
+    """The traced enqueuer, a class of its own, so that a queue that isn't traced pays nothing."""
 
     def __init__(self, core: Core, tracer_provider: TracerProvider) -> None:
         super().__init__(core)
         self._sender = Sender(tracer_provider)
 
     async def one(self, queue: str, payload: bytes, headers: Mapping[str, str] | None, **options: Any) -> EnqueueResult:
-        """See `Queue.enqueue`."""
+        """Enqueue one job, as `Queue.enqueue` does, with a span."""
         sending = self._sender.one(queue, payload, headers)
         if sending is None:
             return await super().one(queue, payload, headers, **options)

@@ -15,7 +15,7 @@ _ANCHORS = st.builds(Anchor, _U64, _U64, st.binary(min_size=32, max_size=32), _U
 
 
 def anchor(offset: int) -> Anchor:
-    """An anchor that tells from others by its offset."""
+    """An anchor that differs from others by its offset."""
     return Anchor(offset, offset + 1, offset.to_bytes(32, "big"), 1, offset)
 
 

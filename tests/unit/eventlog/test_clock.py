@@ -1,4 +1,4 @@
-"""Clocks: a manual one that moves when told, the system's that never rings early, and sleeping on either."""
+"""Clocks: a manual one that moves when set, the system's that never rings early, and sleeping on either."""
 
 import asyncio
 import time

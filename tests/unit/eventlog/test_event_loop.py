@@ -1,4 +1,4 @@
-"""Calls where no asyncio event loop runs, as under trio: refused with an error of ours that says what to do."""
+"""Calls where no asyncio event loop runs, as under trio: refused with an error of ours that names a way out."""
 
 import asyncio
 import threading

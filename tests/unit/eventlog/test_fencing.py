@@ -1,4 +1,4 @@
-"""What is known of a fence by the epochs in the manifests. With a service's answers: s3/test_s3_faults.py."""
+"""The check of a fence by the epochs in the manifests. With a service's answers: s3/test_s3_faults.py."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a file store removes, and when: nothing that a power cut could still ask for, and nothing whose sync failed."""
+"""Garbage collection of a file store: nothing that a power cut could make needed, nothing whose sync failed."""
 
 import asyncio
 import errno

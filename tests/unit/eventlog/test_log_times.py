@@ -1,4 +1,4 @@
-"""What the log says of time: nothing ended before its time, and nothing is told of an end that is not durable."""
+"""Times in the log: nothing ends before its time, and no end is reported that is not durable."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What a writer measures of its own commits: how large they were, and where their time went."""
+"""The measures of a writer's own commits: their sizes, and the times of their phases."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Secrets that somebody put into a URL: refused, and repeated nowhere."""
+"""Secrets in a URL: refused, and repeated nowhere."""
 
 import logging
 import traceback

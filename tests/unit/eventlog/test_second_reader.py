@@ -1,4 +1,4 @@
-"""A second process reads and proves the ledger while this one writes it: consistent at one commit, fencing nobody."""
+"""A second process reads and proves the ledger while this one writes it: consistent at one commit, without fencing."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What a store of format 1 looked like: the same log, and rows of jobs and counters that were shorter."""
+"""Stores of format 1: the same log, and rows of jobs and counters that were shorter."""
 
 from ledgerq.eventlog import keys
 from ledgerq.projections.fold import Fold

@@ -187,7 +187,7 @@ def _orphan_payload(ledger: Ledger) -> None:
 
 
 def _unreadable_payload(ledger: Ledger) -> None:
-    """A copy of a job's payload under a key that means the same offset to nobody but a careless reader."""
+    """A copy of a job's payload under a key that means the same offset only to a careless reader."""
     key = next(iter(rows_in(ledger.disk, keys.PAYLOAD_PREFIX)))
     ledger.disk.rows[keys.PAYLOAD_PREFIX + b"\0" + key[2:]] = ledger.disk.rows[key]
 

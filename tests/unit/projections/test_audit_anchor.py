@@ -72,7 +72,7 @@ async def test_another_history_does_not_contain_the_anchor() -> None:
 
 
 def forge(disk: MemoryDisk, offset: int) -> None:
-    """Change what the enqueued event at `offset` says, and recompute all that vouches for it: chain, head, anchor."""
+    """Change the enqueued event at `offset`, and recompute all that vouches for it: chain, head, anchor."""
     previous = NO_DIGEST
     head: Head | None = None
     for key in sorted(key for key in disk.rows if key.startswith(keys.LOG_PREFIX)):

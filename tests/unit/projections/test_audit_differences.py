@@ -1,4 +1,4 @@
-"""What an audit says about a row that differs: the fields that differ, by their names, and ids as people know them."""
+"""An audit's text about a row that differs: the fields that differ, by their names, and ids as people know them."""
 
 import pytest
 

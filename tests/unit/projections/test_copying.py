@@ -44,7 +44,7 @@ async def copy(ledger: Ledger, target: MemoryStore, **arguments: Any) -> Rebuild
 
 
 async def check_copy(ledger: Ledger, disk: MemoryDisk, pristine: Ledger) -> None:
-    """The copy holds what the original holds, and says where it came from."""
+    """Check that the copy holds what the original holds, and records where it came from."""
     log, old_log = rows_in(disk, b"l/"), rows_in(ledger.disk, b"l/")
     (more,) = log.keys() - old_log.keys()
     assert {key: value for key, value in log.items() if key != more} == old_log
@@ -139,7 +139,7 @@ async def test_an_original_of_nothing_is_refused(ledger: Ledger) -> None:
 async def test_a_store_that_holds_anything_is_no_target(ledger: Ledger) -> None:
     full, foreign, half = copy_of(ledger.disk), MemoryDisk(), copy_of(ledger.disk)
     foreign.rows[b"somebody's"] = b"own"
-    half.rows[keys.REBUILD_KEY] = b"\x91\xc0"  # a rebuild of its own was interrupted: it is still somebody's ledger
+    half.rows[keys.REBUILD_KEY] = b"\x91\xc0"  # a rebuild of its own was interrupted: it is still a ledger
     for disk in (full, foreign, half):
         before = dict(disk.rows)
         with pytest.raises(InvalidArgument, match="location"):

@@ -1,4 +1,4 @@
-"""What changed between two offsets, against two folds of the same log; and the command that shows it."""
+"""The difference between two offsets, against two folds of the same log; and the command that shows it."""
 
 import asyncio
 from pathlib import Path
@@ -24,7 +24,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def compare(log: LogReader, start: int, stop: int) -> None:
-    """Both ends of a difference are what the log says as of its two offsets."""
+    """Check that both ends of a difference are the folds as of its two offsets."""
     found = await difference(log, start, stop)
     before, after = await fold_to(log, offset=start), await fold_to(log, offset=stop)
     states = {

@@ -1,4 +1,4 @@
-"""Whatever a projection raises, at whatever moment: the queue goes on, nothing is lost, and the rebuild says so."""
+"""Projections that raise any error at any moment: the queue goes on, nothing is lost, and the rebuild reports it."""
 
 import asyncio
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ class Raising:
 
 
 def count(rig: Rig) -> int:
-    """What the projection's row says."""
+    """The count in the projection's row."""
     return int(rig.disk.rows.get(b"x/raising\0count", b"0"))
 
 

@@ -1,4 +1,4 @@
-"""A store of format 1 is read as it is, written by nobody, and brought to the present format by one rebuild."""
+"""A store of format 1 is read as it is, not written, and brought to the present format by one rebuild."""
 
 import asyncio
 from pathlib import Path

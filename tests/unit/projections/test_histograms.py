@@ -1,4 +1,4 @@
-"""Times and attempts are measured from what the events say, and every number can be found again in the log."""
+"""Times and attempts are measured from the events, and every number can be found again in the log."""
 
 from collections import defaultdict
 

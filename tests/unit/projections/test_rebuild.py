@@ -1,4 +1,4 @@
-"""The rebuild puts back the very same rows, whatever was wrong, says so in the log, and then has nothing to do."""
+"""The rebuild puts back the very same rows, whatever was wrong, records it, and then has nothing to do."""
 
 import asyncio
 from typing import Any

@@ -58,7 +58,7 @@ def all_but_the_log(disk: MemoryDisk) -> dict[bytes, bytes]:
 
 
 def rebuilt_events(disk: MemoryDisk) -> list[Rebuilt]:
-    """The events that say so."""
+    """The events of finished rebuilds."""
     batches = [decode_batch(keys.offset_of(key), value) for key, value in rows_in(disk, b"l/").items()]
     return [event for batch in batches for event in batch.events if isinstance(event, Rebuilt)]
 

@@ -1,4 +1,4 @@
-"""A log that doesn't verify is cut where its user says: log, payloads, indexes and head all end there, at a commit."""
+"""A log that doesn't verify is cut at the offset given: log, payloads, indexes and head all end there, at a commit."""
 
 import asyncio
 from typing import Any
@@ -44,7 +44,7 @@ def bases(disk: MemoryDisk) -> list[int]:
 
 
 def next_offset(disk: MemoryDisk) -> int:
-    """Where the head says that the log ends."""
+    """The end of the log by its head."""
     return decode_head(disk.rows[keys.HEAD_KEY]).next_offset
 
 

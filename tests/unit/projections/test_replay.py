@@ -30,7 +30,7 @@ QUEUES = ("a", "b")
 
 
 class Moment(NamedTuple):
-    """What the live queue said, and where the log ended and the clock stood when it did."""
+    """The answers of the live queue, with the log's end and the clock's time then."""
 
     offset: int
     time_ms: int
@@ -39,7 +39,7 @@ class Moment(NamedTuple):
 
 
 async def moment(rig: Rig) -> Moment:
-    """What the queue says now."""
+    """The queue's answers now."""
     jobs = [job for name in QUEUES for job in (await rig.queue.jobs(name, limit=1000)).jobs]
     stats = [await rig.queue.stats(name) for name in QUEUES]
     head = rig.queue.log.durable_head

@@ -1,4 +1,4 @@
-"""How long pending jobs have waited, seen by a look at a few rows; what is due next; how far projections have come."""
+"""Queries of how long pending jobs have waited, from a few rows; what is due next; the offsets of projections."""
 
 from ledgerq import NewJob, QueueOptions
 from ledgerq.eventlog.memory import MemoryReader
@@ -66,7 +66,7 @@ async def test_no_look_reads_more_than_its_share() -> None:
             await rig.queue.enqueue_many("q", [NewJob(b"x", priority=priority) for _ in range(3 * store_queries._ROWS)])
         rig.faults.calls.clear()
         assert await oldest_pending_ms(rig.store, "q", (0, 0)) == rig.clock.now_ms()
-        # A call for the rows, and one for their jobs, for each priority that is looked at.
+        # A call for the rows, and one for their jobs, for each priority that is read.
         assert rig.faults.calls.count("get") == store_queries._PRIORITIES
         assert rig.faults.calls.count("scan") <= 2 * store_queries._PRIORITIES
 

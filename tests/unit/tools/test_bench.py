@@ -1,4 +1,4 @@
-"""The benchmark runs and says what it should; how fast anything is, no test asks."""
+"""The benchmark runs and reports what it should; its speeds are not tested."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The command line: reading, JSON, exit codes, errors on one line, and that looking disturbs nobody."""
+"""The command line: reading, JSON, exit codes, errors on one line, and that reading disturbs no writer."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return Cli(capsys, monkeypatch)
 
 
-# What reading commands say
+# The output of reading commands
 
 
 def test_stats(cli: Cli, ledger: Ledger) -> None:
@@ -300,7 +300,7 @@ def test_bench_has_its_options_and_its_errors_on_one_line(cli: Cli) -> None:
     assert "is none of" in cli.fails(2, "bench", "--only", "nonsense")
 
 
-# Looking disturbs nobody
+# Reading disturbs no writer
 
 
 def test_reading_does_not_fence_a_writer_in_this_process(cli: Cli, tmp_path: Path) -> None:

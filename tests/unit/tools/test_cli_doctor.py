@@ -1,4 +1,4 @@
-"""The doctor: what it says of good places and bad ones, and that it leaves nothing behind."""
+"""The doctor: its reports on good locations and bad ones, and that it leaves nothing behind."""
 
 import asyncio
 import errno
@@ -118,7 +118,7 @@ def test_a_bucket_that_is_not_there(cli: Cli, bucket: str) -> None:
 
 
 class FakeProbe:
-    """A right store, unless told otherwise."""
+    """A probe of a right store, but for the faults given."""
 
     def __init__(self, *broken: str) -> None:
         self._broken = broken

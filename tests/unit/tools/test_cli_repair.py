@@ -193,7 +193,7 @@ def test_a_rollback_is_accepted_only_when_asked(cli: Cli, ledger: Ledger, tmp_pa
     for command in (("audit", old), ("pause", old, "mail", "--reason", "why")):
         told = cli.fails(1, *command)
         assert "--salvage" in told
-        # Only the commands that change a store have it, and an audit says so.
+        # Only the commands that change a store have it, and an audit's message names them.
         assert "--accept-rollback" not in told.replace("--accept-rollback of the commands that change it", "")
     cli.ok("pause", old, "mail", "--reason", "why", "--accept-rollback")
     cli.ok("audit", old)

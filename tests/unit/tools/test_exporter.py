@@ -106,7 +106,7 @@ async def test_its_numbers_are_the_writers(tmp_path: Path, url: str) -> None:
                 await converged(exporter, queue, "mail")
                 await queue.resume("mail", actor="ada", reason="a test")
                 assert (await readiness(exporter, 200)).json == {"ready": True, "reasons": []}
-                # It fenced nobody.
+                # It fenced no writer.
                 assert queue.failure is None
         code, said = await exporter.end(signal.SIGINT)
         assert code == 0

@@ -1,4 +1,4 @@
-"""The exporter's reader of a store: one commit at a time, and old numbers that say so."""
+"""The exporter's reader of a store: one commit at a time, and old numbers marked as old."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.rig import Rig
 
 
 class Moving(MemoryReader):
-    """A view that moves on right after the first look at a range, some times."""
+    """A view that moves on right after the first read of a range, some times."""
 
     def __init__(self, disk: MemoryDisk, queue: Queue, times: int) -> None:
         super().__init__(disk)

@@ -198,7 +198,7 @@ class Double:
         return claim
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
-        """Remember whom to tell."""
+        """Remember the callback."""
         self.watchers[claim.payload] = callback
 
     async def drained(self, queues: str | Sequence[str]) -> None:

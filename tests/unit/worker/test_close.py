@@ -1,4 +1,4 @@
-"""Closing: who is told, what ends, and what a closed queue refuses."""
+"""Closing: which calls get an error, what ends, and what a closed queue refuses."""
 
 import asyncio
 

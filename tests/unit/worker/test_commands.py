@@ -1,4 +1,4 @@
-"""What operators do: cancel, requeue, pause, resume; and what the log says of it."""
+"""The commands of operators: cancel, requeue, pause, resume; and their events."""
 
 import asyncio
 from typing import Any

@@ -222,7 +222,7 @@ async def test_a_claim_whose_payload_can_not_be_read_just_now_says_so_and_the_ne
     async with Rig() as rig:
         await rig.queue.enqueue("q", b"x")
         await rig.reopen()
-        await settle()  # maintenance has had its first look
+        await settle()  # maintenance has done its first scan
         rig.faults.spoil("scan", StoreUnavailable("away"))
         with pytest.raises(StoreUnavailable):
             await rig.queue.claim("q", wait=None)
@@ -237,7 +237,7 @@ async def test_counters_are_given_out_only_when_all_that_they_count_is_durable()
         answer = asyncio.create_task(rig.queue.stats("q"))
         second = asyncio.create_task(rig.queue.enqueue("q", b"2"))
         await settle()
-        rig.faults.hold("write:after")  # the second commit is in the store then, but nobody knows for how long
+        rig.faults.hold("write:after")  # the second commit is in the store then, but is not durable
         rig.faults.let_go("sync:before")
         await settle()
         assert (first.done(), second.done()) == (True, False)

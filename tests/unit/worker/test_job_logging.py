@@ -1,4 +1,4 @@
-"""What the library says through `logging`: which record, at which level, with which attributes, and how often."""
+"""The library's log records: which one, at which level, with which attributes, and how often."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The lease book: soonest first, renewals count, and what is left behind is cleared away."""
+"""Leases: soonest first, renewals count, and old heap entries are cleared away."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +8,7 @@ from tests.support.histories import job_id, some
 
 
 def book_of(*leases: tuple[int, int]) -> Leases:
-    """A book of (job number, end) leases, each of the claim at the job's number."""
+    """Leases by (job number, end), each of the claim at the job's number."""
     book = Leases()
     for number, expires_ms in leases:
         book.hold(Lease(expires_ms, job_id(number), number))

@@ -114,7 +114,7 @@ async def test_openmetrics_gets_the_job_of_each_bucket_as_exemplar() -> None:
         await rig.queue.claim("mail")
         (found,) = exemplars(collector, "ledgerq_job_waiting_seconds").values()
         assert found.labels == {"job_id": again.job_id}
-        # After a restart nobody knows which job it was; the counts stay.
+        # After a restart the jobs of the exemplars are not known; the counts stay.
         await rig.reopen()
         assert not exemplars(rig.queue.collector(), "ledgerq_job_life_seconds")
 

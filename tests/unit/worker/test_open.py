@@ -75,7 +75,7 @@ async def test_a_second_opening_fences_the_first(call: Call) -> None:
         waiting = asyncio.create_task(first.claim("empty", wait=None))
         await settle()
         second = await rig.open()
-        await rig.advance(1)  # an idle writer looks once a second
+        await rig.advance(1)  # an idle writer polls once a second
         assert isinstance(first.failure, FencedError)
         assert heard == ["lost"]
         with pytest.raises(FencedError):

@@ -1,4 +1,4 @@
-"""A queue on damaged indexes: it says what is wrong and what to do, or goes on; it never fails in a way of its own."""
+"""A queue on damaged indexes: its error names the fault and the remedy, or it goes on; it fails in no other way."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What only the process knows that has a queue open: looks at its store, windows, waiters, commits, failures."""
+"""The gauges of the process with an open queue: store inspections, windows, waiters, commits, failures."""
 
 import asyncio
 import threading
@@ -23,7 +23,7 @@ AGE = 'ledgerq_oldest_pending_age_seconds{queue="mail"}'
 
 
 async def refreshed(queue: Queue, limit: int = 100) -> dict[str, float]:
-    """The numbers right after a look."""
+    """The numbers right after an inspection."""
     collector = queue.collector(limit)
     await collector.refresh()
     return numbers(collector)
@@ -259,7 +259,7 @@ def test_a_scrape_when_the_loop_is_gone_shows_what_was() -> None:
 
     with asyncio.Runner() as runner:
         collector = runner.run(opened()).collector()
-        # The loop stands still: nobody would answer.
+        # The loop stands still: there would be no answer.
         assert numbers(collector)["ledgerq_log_events_total"] == 2
     assert numbers(collector)["ledgerq_log_events_total"] == 2
 

@@ -19,7 +19,7 @@ __all__ = ["bucket", "proxy", "s3_server"]
 
 
 class Looks:
-    """A look at the store that does as it is told, and counts."""
+    """A probe of the store with set results, which counts its calls."""
 
     def __init__(self) -> None:
         self.count = 0

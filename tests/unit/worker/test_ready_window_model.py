@@ -108,7 +108,7 @@ class Model:
             window.insert(ReadyJob(job, PAYLOAD if chance % 2 else None))
 
     def check(self) -> None:
-        """The invariants of the module's text."""
+        """Check the invariant stated in the module ready_window."""
         window = self.window
         bound = window.bound
         inside = {job.id for job in self.pending.values() if bound is None or place_of(job) <= bound}

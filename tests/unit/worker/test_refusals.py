@@ -1,4 +1,4 @@
-"""A refusal tells the caller something, so it waits until what it rests on is durable; and rows that stay small."""
+"""A refusal is an answer, too, so it waits until what it rests on is durable; and rows that stay small."""
 
 import asyncio
 

@@ -71,7 +71,7 @@ def ids(span: ReadableSpan) -> tuple[int, int]:
 
 
 def traceparent(span: ReadableSpan) -> str:
-    """Its context as the header says it. Source: W3C Trace Context."""
+    """The context of a span as the header's text. Source: W3C Trace Context."""
     assert span.context is not None
     return f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-{span.context.trace_flags:02x}"
 
@@ -410,14 +410,14 @@ async def hangs(job: JobContext) -> None:
 
 
 class Mute(Exception):
-    """It can't say what it is."""
+    """An error whose text can't be made."""
 
     def __str__(self) -> str:
         raise RuntimeError("no words")
 
 
 async def is_mute(job: JobContext) -> None:
-    """A fault that can't be told."""
+    """A fault whose text can't be made."""
     raise Mute
 
 

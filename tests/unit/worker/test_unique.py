@@ -267,7 +267,7 @@ async def test_a_job_id_used_again_in_the_commit_that_sweeps_its_old_job_leaves_
         await rig.queue.ack(claim)
         rig.clock.advance(seconds=24 * 3600 - 0.001)
         rig.faults.hold("sync:before")
-        # While maintenance looks for what is due, a commit begins that stays under way until the new job is staged.
+        # While maintenance scans for what is due, a commit begins that stays under way until the new job is staged.
         rig.faults.hold("scan")
         await rig.advance(0.001)
         blocker = asyncio.create_task(rig.queue.enqueue("q", b"blocker"))

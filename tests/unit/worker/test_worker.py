@@ -1,4 +1,4 @@
-"""What a handler says, and what becomes of the job."""
+"""The outcomes of a handler, and the states of its job."""
 
 import asyncio
 import functools
@@ -18,7 +18,7 @@ from tests.support.workers import LIMIT_S, handler_threads, state_of, working
 
 
 async def meet(rig: Rig, function: Any, payload: bytes = b"payload", **arguments: Any) -> Job:
-    """Enqueue one job, let a worker try it once, and say what became of it."""
+    """Enqueue one job, let a worker try it once, and return the job as it is then."""
     added = await rig.queue.enqueue("q", payload, **arguments)
     worker = Worker(rig.queue, concurrency=1)
     worker.handler("q")(function)

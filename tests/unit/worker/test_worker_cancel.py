@@ -153,7 +153,7 @@ async def test_a_fenced_worker_raises_fenced_cancels_its_handlers_and_settles_no
     await settle()
     before = await rig.events()
     MemoryStore(rig.disk)
-    await rig.advance(1)  # an idle writer looks once a second
+    await rig.advance(1)  # an idle writer polls once a second
     with pytest.raises(Fenced):
         await finish(task)
     assert stage.cancelled == ([b"x"] if busy else [])

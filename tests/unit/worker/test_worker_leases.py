@@ -18,7 +18,7 @@ from tests.support.workers import Stage, state_of, working
 
 
 def note_claims(rig: Rig) -> list[Claim]:
-    """From now on the claims that anybody gets from the queue are in this list, too."""
+    """Record all claims that the queue returns from now on in this list."""
     taken: list[Claim] = []
     claim = rig.queue.claim
 
@@ -136,7 +136,7 @@ async def test_a_renewal_that_finds_the_claim_lost_stops_the_handler(monkeypatch
     stage = Stage()
     async with Rig(default=QueueOptions(lease_s=30.0)) as rig:
         await rig.queue.enqueue("q", b"x")
-        monkeypatch.setattr(rig.queue, "watch", lambda claim, callback: None)  # nobody tells it
+        monkeypatch.setattr(rig.queue, "watch", lambda claim, callback: None)  # without a call of its callback
         worker = Worker(rig.queue)
         worker.handler("q")(stage)
         async with working(worker):

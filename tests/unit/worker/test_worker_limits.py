@@ -1,4 +1,4 @@
-"""What bounds a worker: its slots, what it holds, and the time that its handlers have."""
+"""The bounds of a worker: its slots, its claims, and the time that its handlers have."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What a worker says of its handlers: how many run, how long they took and what came of it, leases and lost claims."""
+"""The metrics of a worker: handlers that run, their durations and outcomes, leases and lost claims."""
 
 import asyncio
 

@@ -22,7 +22,7 @@ from tests.tiers import sampled
 
 
 class Own(BaseException):
-    """Of a library that wants nobody to catch it."""
+    """A BaseException of a library, not meant to be caught."""
 
 
 ODD: list[Callable[[], BaseException]] = [

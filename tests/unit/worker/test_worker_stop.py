@@ -1,4 +1,4 @@
-"""How a worker ends: asked to, told to hurry, or done; what it gives back, and that nothing of it is left."""
+"""The end of a worker: by a stop, by a second signal, or done; what it gives back, and that nothing of it is left."""
 
 import asyncio
 import gc

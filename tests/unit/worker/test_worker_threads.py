@@ -1,4 +1,4 @@
-"""Plain handlers: a thread can't be cancelled. It keeps its slot until it ends; what it says late doesn't count."""
+"""Plain handlers: a thread can't be cancelled. It keeps its slot until it ends; its late result doesn't count."""
 
 import asyncio
 import gc
