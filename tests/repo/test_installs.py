@@ -71,7 +71,7 @@ def test_import_and_types_are_found(kind: str, tmp_path: Path) -> None:
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    home = source / "src" if kind == "editable" else site_packages
+    home = source / ".ci" / "src" if kind == "editable" else site_packages
     assert run(python, "-c", IMPORTS, cwd=elsewhere).split() == [str(home / "ledgerq" / "__init__.py")]
 
     (elsewhere / "program.py").write_text(PROGRAM)

@@ -31,7 +31,7 @@ MAX_FUNCTION_LINES = 70
 
 TOP_LEVEL = {
     *LAYERS,
-    *("ledgerq", "src", "tests", ".ci", ".git", ".gitignore", "pyproject.toml", "Makefile"),
+    *("ledgerq", "tests", ".ci", ".git", ".gitignore", "pyproject.toml", "Makefile"),
     *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
     *("docs", "mkdocs.yml", "examples"),
 }
@@ -319,10 +319,12 @@ def pyproject() -> dict[str, dict[str, object]]:
 def test_packages_are_found_through_the_link_in_src() -> None:
     setuptools = pyproject()["tool"]["setuptools"]
     assert isinstance(setuptools, dict)
-    assert setuptools["package-dir"] == {"": "src"}, "pyproject.toml:1: packages are found below src"
-    assert setuptools["packages"] == {"find": {"where": ["src"], "namespaces": False}}
-    assert [entry.name for entry in (ROOT / "src").iterdir()] == ["ledgerq"], "src:1: only the link ledgerq lives here"
-    assert (ROOT / "src" / "ledgerq").readlink() == Path("../ledgerq"), "src/ledgerq:1: should be a link to ../ledgerq"
+    assert setuptools["package-dir"] == {"": ".ci/src"}, "pyproject.toml:1: packages are found below .ci/src"
+    assert setuptools["packages"] == {"find": {"where": [".ci/src"], "namespaces": False}}
+    found = ROOT / ".ci" / "src"
+    assert [entry.name for entry in found.iterdir()] == ["ledgerq"], ".ci/src:1: only the link ledgerq lives here"
+    link = (found / "ledgerq").readlink()
+    assert link == Path("../../ledgerq"), ".ci/src/ledgerq:1: should be a link to ../../ledgerq"
     folders = {file.parent.relative_to(ROOT).as_posix() for layer in LAYERS for file in (ROOT / layer).rglob("*.py")}
     missing = [
         f"{folder}/__init__.py:1: missing, so that the folder is no package and in no wheel"

@@ -28,7 +28,7 @@ def test_a_manual_clock_moves_by_seconds_to_the_millisecond() -> None:
     clock.advance(seconds=1.2345678)
     assert clock.now_ms() == 2_235
     with pytest.raises(TypeError):
-        clock.advance(1000)  # type: ignore[misc]  # a number alone says no unit
+        clock.advance(1000)  # type: ignore[call-arg]  # a number alone says no unit
 
 
 def test_callbacks_run_in_the_order_of_their_times() -> None:

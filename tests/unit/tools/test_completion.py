@@ -23,7 +23,7 @@ def test_bash_completes_commands_and_options(cli: Cli, tmp_path: Path) -> None:
 
     def completed(*words: str) -> set[str]:
         line = f'source "$1"; COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}; _ledgerq_completion "$2"'
-        argv = ["bash", "-c", line + '; printf "%s\\n" "${COMPREPLY[@]}"', "-", tmp_path / "script", program]
+        argv = ["bash", "-c", line + '; printf "%s\\n" "${COMPREPLY[@]}"', "-", str(tmp_path / "script"), str(program)]
         ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
         assert ran.stderr == ""
         return set(ran.stdout.split())
