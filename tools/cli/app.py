@@ -26,7 +26,7 @@ import typer
 
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.runtime.redaction import redact_urls
-from ledgerq.tools.cli import diff, operate, read, repair, worker
+from ledgerq.tools.cli import completion, diff, operate, read, repair, worker
 from ledgerq.tools.console.opening import ClosedPipe, execute
 from ledgerq.tools.console.output import printable, rich_console
 from ledgerq.tools.doctor import doctor
@@ -161,6 +161,7 @@ def _full_app() -> typer.Typer:
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command(context_settings=passed_on)(bench)
     app.command("rebuild-projections")(repair.rebuild_projections)
+    app.command()(completion.completion)
     return app
 
 
@@ -192,6 +193,7 @@ def run(argv: Sequence[str], *, program: str = "ledgerq") -> int:
 
 def _outcome(argv: Sequence[str], program: str) -> int:
     app = _rebuild_app() if program == "rebuild-projections" else _full_app()
+    completion.answer_a_shell(program)
     try:
         command = typer.main.get_command(app)
         code = command.main(args=list(argv), prog_name=program, standalone_mode=False)

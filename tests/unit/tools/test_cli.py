@@ -36,7 +36,7 @@ COMMANDS = (
         "cancel",
         "pause",
     ),
-    *("resume", "exporter", "doctor", "bench", "rebuild-projections"),
+    *("resume", "exporter", "doctor", "bench", "rebuild-projections", "completion"),
 )
 
 
