@@ -5,9 +5,16 @@
     queue = await Queue.open("file:///var/lib/jobs")
     await queue.enqueue("mail", b"...")
 
-`Queue` and `Worker` are what programs use, and `ledgerq.events` has the events of the log. `ledgerq.eventlog` and
-`ledgerq.projections` are for those who read the log or write a projection of their own; `ledgerq.tools` is the command
-line.
+What else `from ledgerq import ...` gives:
+
+    queues      QueueOptions, NewJob, StoreOptions, and what is returned: EnqueueResult, Claim, Job, Page, QueueStats
+    workers     JobContext, Retry, Dead, Metrics; WorkerQueue is what a worker needs of a queue
+    the log     events, its events; Projection and Transition, for a projection of your own
+    tests       ManualClock, MemoryStore, MemoryDisk; Clock, SystemClock
+    errors      LedgerError and, below it, InvalidArgument, JobNotFound, ClaimLost, Fenced, StoreInUse and all others
+
+`ledgerq.eventlog` and `ledgerq.projections` are for those who read the log or write a projection of their own;
+`ledgerq.tools` is the command line. `help(ledgerq.Queue)` and the pages of docs/ have the rest.
 """
 
 from importlib import import_module
@@ -15,104 +22,58 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ledgerq.events as events
-    from ledgerq.eventlog.clock import Clock, ManualClock, SystemClock
-    from ledgerq.eventlog.errors import (
-        ClaimLost,
-        ClockWentBack,
-        DuplicateJobId,
-        Fenced,
-        FormatTooNew,
-        InvalidArgument,
-        InvalidQueueName,
-        InvalidState,
-        JobNotFound,
-        LedgerError,
-        LogCorrupt,
-        LogPoisoned,
-        LogRolledBack,
-        NotRebuilt,
-        OutcomeUnknown,
-        PayloadMissing,
-        PayloadTooLarge,
-        ProjectionDrift,
-        ProjectionFailed,
-        QueueClosed,
-        StoreInUse,
-        StoreNotFound,
-        StoreUnavailable,
-        UnknownEventType,
-        WrongLoop,
-        WrongProcess,
-    )
-    from ledgerq.eventlog.memory import MemoryDisk, MemoryStore
-    from ledgerq.eventlog.slate.options import StoreOptions
-    from ledgerq.projections.fold import Transition
-    from ledgerq.projections.job import Job
-    from ledgerq.projections.runner import Projection
-    from ledgerq.projections.stats import QueueStats
-    from ledgerq.projections.view import Page
-    from ledgerq.worker.claim_stream import claims
-    from ledgerq.worker.claims import Claim, EnqueueResult
-    from ledgerq.worker.execution import JobContext
-    from ledgerq.worker.metrics.endpoint import Metrics
-    from ledgerq.worker.options import NewJob, QueueOptions
-    from ledgerq.worker.outcomes import Dead, Retry
-    from ledgerq.worker.queue import Queue
-    from ledgerq.worker.worker import Worker
-    from ledgerq.worker.worker_queue import WorkerQueue
+    from ledgerq.eventlog.clock import Clock as Clock
+    from ledgerq.eventlog.clock import ManualClock as ManualClock
+    from ledgerq.eventlog.clock import SystemClock as SystemClock
+    from ledgerq.eventlog.errors import ClaimLost as ClaimLost
+    from ledgerq.eventlog.errors import ClockWentBack as ClockWentBack
+    from ledgerq.eventlog.errors import DuplicateJobId as DuplicateJobId
+    from ledgerq.eventlog.errors import Fenced as Fenced
+    from ledgerq.eventlog.errors import FormatTooNew as FormatTooNew
+    from ledgerq.eventlog.errors import InvalidArgument as InvalidArgument
+    from ledgerq.eventlog.errors import InvalidQueueName as InvalidQueueName
+    from ledgerq.eventlog.errors import InvalidState as InvalidState
+    from ledgerq.eventlog.errors import JobNotFound as JobNotFound
+    from ledgerq.eventlog.errors import LedgerError as LedgerError
+    from ledgerq.eventlog.errors import LogCorrupt as LogCorrupt
+    from ledgerq.eventlog.errors import LogPoisoned as LogPoisoned
+    from ledgerq.eventlog.errors import LogRolledBack as LogRolledBack
+    from ledgerq.eventlog.errors import NotRebuilt as NotRebuilt
+    from ledgerq.eventlog.errors import OutcomeUnknown as OutcomeUnknown
+    from ledgerq.eventlog.errors import PayloadMissing as PayloadMissing
+    from ledgerq.eventlog.errors import PayloadTooLarge as PayloadTooLarge
+    from ledgerq.eventlog.errors import ProjectionDrift as ProjectionDrift
+    from ledgerq.eventlog.errors import ProjectionFailed as ProjectionFailed
+    from ledgerq.eventlog.errors import QueueClosed as QueueClosed
+    from ledgerq.eventlog.errors import StoreInUse as StoreInUse
+    from ledgerq.eventlog.errors import StoreNotFound as StoreNotFound
+    from ledgerq.eventlog.errors import StoreUnavailable as StoreUnavailable
+    from ledgerq.eventlog.errors import UnknownEventType as UnknownEventType
+    from ledgerq.eventlog.errors import WrongLoop as WrongLoop
+    from ledgerq.eventlog.errors import WrongProcess as WrongProcess
+    from ledgerq.eventlog.memory import MemoryDisk as MemoryDisk
+    from ledgerq.eventlog.memory import MemoryStore as MemoryStore
+    from ledgerq.eventlog.slate.options import StoreOptions as StoreOptions
+    from ledgerq.projections.fold import Transition as Transition
+    from ledgerq.projections.job import Job as Job
+    from ledgerq.projections.runner import Projection as Projection
+    from ledgerq.projections.stats import QueueStats as QueueStats
+    from ledgerq.projections.view import Page as Page
+    from ledgerq.worker.claim_stream import claims as claims
+    from ledgerq.worker.claims import Claim as Claim
+    from ledgerq.worker.claims import EnqueueResult as EnqueueResult
+    from ledgerq.worker.execution import JobContext as JobContext
+    from ledgerq.worker.metrics.endpoint import Metrics as Metrics
+    from ledgerq.worker.options import NewJob as NewJob
+    from ledgerq.worker.options import QueueOptions as QueueOptions
+    from ledgerq.worker.outcomes import Dead as Dead
+    from ledgerq.worker.outcomes import Retry as Retry
+    from ledgerq.worker.queue import Queue as Queue
+    from ledgerq.worker.worker import Worker as Worker
+    from ledgerq.worker.worker_queue import WorkerQueue as WorkerQueue
 
-__all__ = [
-    "Claim",
-    "ClaimLost",
-    "Clock",
-    "ClockWentBack",
-    "Dead",
-    "DuplicateJobId",
-    "EnqueueResult",
-    "Fenced",
-    "FormatTooNew",
-    "InvalidArgument",
-    "InvalidQueueName",
-    "InvalidState",
-    "Job",
-    "JobContext",
-    "JobNotFound",
-    "LedgerError",
-    "LogCorrupt",
-    "LogPoisoned",
-    "LogRolledBack",
-    "ManualClock",
-    "MemoryDisk",
-    "MemoryStore",
-    "Metrics",
-    "NewJob",
-    "NotRebuilt",
-    "OutcomeUnknown",
-    "Page",
-    "PayloadMissing",
-    "PayloadTooLarge",
-    "Projection",
-    "ProjectionDrift",
-    "ProjectionFailed",
-    "Queue",
-    "QueueClosed",
-    "QueueOptions",
-    "QueueStats",
-    "Retry",
-    "StoreInUse",
-    "StoreNotFound",
-    "StoreOptions",
-    "StoreUnavailable",
-    "SystemClock",
-    "Transition",
-    "UnknownEventType",
-    "Worker",
-    "WorkerQueue",
-    "WrongLoop",
-    "WrongProcess",
-    "claims",
-    "events",
-]
+# What `help` shows and a star gives: what programs begin with. All other names are as public.
+__all__ = ["Queue", "Worker", "claims", "events"]
 
 # Names are imported when they are first used, so that the command line starts at once.
 _HOME = {
@@ -181,4 +142,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOME, *__all__})
