@@ -9,16 +9,20 @@ from typing import NamedTuple
 
 import pytest
 
+from ledgerq.projections.metrics.catalogue import CATALOGUE
 from ledgerq.tools.monitoring import generate
-from ledgerq.tools.monitoring.rules import ALERTS, Alert
+from ledgerq.tools.monitoring.dashboard import metrics_of
+from ledgerq.tools.monitoring.rules import ALERTS, RECORDS, Alert
 from tests.monitoring.prometheus import MISSING, PROMTOOL, promtool
 
 pytestmark = pytest.mark.skipif(PROMTOOL is None, reason=MISSING)
 
-AT = 'job="ledgerq",instance="host:9464"'
+AT = 'store="jobs",job="ledgerq",instance="host:9464"'
+EXPORTER = 'store="jobs",job="ledgerq-exporter",instance="host:9465"'
 Q = f'{AT},queue="mail"'
-HERE = {"job": "ledgerq", "instance": "host:9464"}
-MAIL = HERE | {"queue": "mail"}
+STORE = {"store": "jobs"}
+HERE = STORE | {"job": "ledgerq", "instance": "host:9464"}
+MAIL = STORE | {"queue": "mail"}
 
 Given = dict[str, str]
 
@@ -29,8 +33,8 @@ UP = f"up{{{AT}}}"
 WRITER = f"ledgerq_writer_up{{{AT}}}"
 READ = f"ledgerq_read_timestamp_seconds{{{AT}}}"
 AUDIT = f"ledgerq_audit_timestamp_seconds{{{AT}}}"
-LATER_UP = 'up{job="ledgerq",instance="other:9464"}'
-LATER_WRITER = 'ledgerq_writer_up{job="ledgerq",instance="other:9464"}'
+LATER_UP = f"up{{{AT}}}".replace("host:", "other:")
+LATER_WRITER = f"ledgerq_writer_up{{{AT}}}".replace("host:", "other:")
 
 
 def kind(name: str) -> str:
@@ -86,7 +90,7 @@ CASES = [
     Case("LedgerqQueuePaused", 70, {PENDING: "0x90", PAUSED: "1x90"}),
     Case("LedgerqQueuePaused", 70, {PENDING: "3x90", PAUSED: "1x50 0 1x40"}),
     Case("LedgerqDueJobsLate", 5, {at("next_due_seconds"): "-61x10"},
-         HERE, "A job has been due for more than a minute and was not promoted"),
+         STORE, "A job has been due for more than a minute and was not promoted"),
     Case("LedgerqDueJobsLate", 5, {at("next_due_seconds"): "-59x10"}),
     # Failures
     Case("LedgerqDeadLetters", 15, {kind("dead"): "3x9 5x20"},
@@ -104,7 +108,7 @@ CASES = [
     Case("LedgerqRetriesStorming", 20, {tries("nacked"): "0+5x30", tries("acked"): "0x30"}),
     Case("LedgerqHandlersFailing", 20, {handlers("timeout"): "0+10x30", handlers("retry"): "0+20x30",
                                         handlers("done"): "0+70x30"},
-         MAIL, "30% of the handlers of queue mail fail on host:9464"),
+         HERE | MAIL, "30% of the handlers of queue mail fail on host:9464"),
     Case("LedgerqHandlersFailing", 20, {handlers("timeout"): "0+20x30", handlers("done"): "0+80x30"}),
     Case("LedgerqHandlersFailing", 20, {handlers("cancelled"): "0+50x30", handlers("done"): "0+50x30"}),
     Case("LedgerqClaimsLost", 10, {at("worker_claims_lost_total"): "0x5 1x20"},
@@ -135,7 +139,7 @@ CASES = [
          HERE | {"error": "OutcomeUnknown"}, "The writer on host:9464 failed: OutcomeUnknown"),
     Case("LedgerqWriterFailed", 1, {at("writer_failed", error="Fenced"): "1x5", WRITER: "0x5"}),
     Case("LedgerqWritersRestarting", 15, {at("log_epoch"): "1x5 2 3 4 5x20"},
-         HERE, "The store of host:9464 was opened 4 times in half an hour"),
+         STORE, "The store jobs was opened 4 times in half an hour"),
     Case("LedgerqWritersRestarting", 15, {at("log_epoch"): "1x5 2 3 4x20"}),
     Case("LedgerqCommitsSlow", 20,
          {bucket("sync", "1"): "0+1x30", bucket("sync", "2.5"): "0+10x30", bucket("sync", "+Inf"): "0+10x30"},
@@ -155,21 +159,21 @@ CASES = [
          {at("slatedb_l0_stalls_total", type="size"): "3x30", at("slatedb_backpressure_total"): "5x30"}),
     # Proof
     Case("LedgerqProjectionDrift", 1, {at("audit_differences"): "2x5"},
-         HERE, "The last audit of host:9464 found 2 rows that differ from the log"),
+         STORE, "The last audit of the store jobs found 2 rows that differ from the log"),
     Case("LedgerqProjectionDrift", 1, {at("audit_differences"): "0x5"}),
     Case("LedgerqLogDamaged", 1, {at("audit_log_intact"): "0x5"},
-         HERE, "The last audit of host:9464 could not verify the log"),
+         STORE, "The last audit of the store jobs could not verify the log"),
     Case("LedgerqLogDamaged", 1, {at("audit_log_intact"): "1x5"}),
     Case("LedgerqProjectionBehind", 15, {at("projection_lag_events", projection="senders"): "5x20"},
-         HERE | {"projection": "senders"}, "Projection senders is 5 events behind the log"),
+         STORE | {"projection": "senders"}, "Projection senders is 5 events behind the log"),
     Case("LedgerqProjectionBehind", 15, {at("projection_lag_events", projection="senders"): "5x8 0 5x10"}),
     # The test's clock begins at 0: this is a day before it.
     Case("LedgerqNoAudit", 62, {AUDIT: "-86400x90"},
-         HERE, "No audit of the store of host:9464 was recorded for more than a day"),
+         STORE, "No audit of the store jobs was recorded for more than a day"),
     Case("LedgerqNoAudit", 58, {AUDIT: "-86400x90"}),
     Case("LedgerqNoAudit", 90, {AUDIT: "-80000x90"}),
     Case("LedgerqNoAudit", 1502, {AUDIT: "0x1600"},
-         HERE, "No audit of the store of host:9464 was recorded for more than a day"),
+         STORE, "No audit of the store jobs was recorded for more than a day"),
     Case("LedgerqNoAudit", 1502, {AUDIT: "_x1400 0x200"}),
     Case("LedgerqExporterStale", 10, {READ: "0x20"}, HERE, "What host:9464 tells of its store is old"),
     Case("LedgerqExporterStale", 12, {READ: "0+60x5 stale", UP: "1x5 0x20"},
@@ -243,6 +247,45 @@ def test_alerts_fire_when_they_should_and_only_then(files: Path) -> None:
     # All in one run: starting promtool takes longer than what it does.
     code, said = rule_test(files, CASES)
     assert code == 0, said
+
+
+OF_A_STORE = frozenset({"log", "store"})
+
+
+def is_of_a_store(alert: Alert) -> bool:
+    """Whether it looks only at what a worker and an exporter both tell of a store. How old that is concerns each."""
+    expr = alert.expr
+    for record in RECORDS:
+        expr = expr.replace(record.name, record.expr)
+    origins = {CATALOGUE[name].origin for name in metrics_of(expr)}
+    return origins <= OF_A_STORE and alert.name != "LedgerqExporterStale"
+
+
+def test_alerts_of_a_store_are_of_no_process() -> None:
+    assert {alert.name for alert in ALERTS if is_of_a_store(alert)} == {
+        alert.name for alert in ALERTS if alert.expr.startswith("max without (job, instance) (")
+    }
+    assert len([alert for alert in ALERTS if is_of_a_store(alert)]) == 13
+
+
+def test_an_alert_of_a_store_fires_once_though_a_worker_and_an_exporter_tell_it(files: Path) -> None:
+    twice = [
+        case._replace(given=case.given | {key.replace(AT, EXPORTER): values for key, values in case.given.items()})
+        for case in CASES
+        if is_of_a_store(alert_of(case.alert)) and case.labels is not None
+    ]
+    assert {case.alert for case in twice} == {alert.name for alert in ALERTS if is_of_a_store(alert)}
+    code, said = rule_test(files, twice)
+    assert code == 0, said
+
+
+def test_two_stores_fire_an_alert_each(files: Path) -> None:
+    """Those that the configuration gives names of their own."""
+    case = next(case for case in CASES if case.alert == "LedgerqDueJobsLate" and case.labels is not None)
+    both = case.given | {key.replace('"jobs"', '"other"'): values for key, values in case.given.items()}
+    code, said = rule_test(files, [case._replace(given=both)])
+    assert code == 1
+    assert 'store="other"' in said
 
 
 def test_a_case_can_fail(files: Path) -> None:

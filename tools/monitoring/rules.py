@@ -1,7 +1,9 @@
 """The recording and alerting rules for Prometheus, as a table, and how it becomes the files below monitoring/rules/.
 
-Rules keep every label that a scrape gave: the same store may be watched through its worker and through an exporter,
-and summing over both would count everything twice. `generate.py` writes the files.
+Recording rules keep every label that a scrape gave: the same store may be watched through its worker and through an
+exporter, and summing over both would count everything twice. Alerts of what both tell of a store fire once for it
+(`_once`): their series differ in `job` and `instance` only, since the configuration gives both the label `store`.
+`generate.py` writes the files.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,6 +57,11 @@ def _kind(kind: str, window: str, function: str = "rate") -> str:
     return f'{function}(ledgerq_transitions_total{{kind="{kind}"}}[{window}])'
 
 
+def _once(expr: str) -> str:
+    """What is true of a store, whichever processes tell it: one series for all of them."""
+    return "\n".join(["max without (job, instance) (", *(f"  {line}" for line in expr.splitlines()), ")"])
+
+
 _PENDING: Final = 'ledgerq_jobs{state="pending"}'
 # Under "other" many queues stand together, of which a single one may be paused.
 _PAUSED: Final = 'ledgerq_queue_paused{queue!="other"} == 1'
@@ -87,60 +94,66 @@ _BACKLOG: Final = (
     Alert(
         "LedgerqBacklogStuck", "critical", "5m",
         # Where a writer is gone, ranges still have what it said: the first line leaves that to another alert.
-        f"{_PENDING}\n"
-        f"and min_over_time({_PENDING}[10m]) > 0\n"
-        f"and ignoring (state, kind) {_kind('claimed', '10m', 'increase')} == 0\n"
-        f"unless ignoring (state) {_PAUSED}",
+        _once(
+            f"{_PENDING}\n"
+            f"and min_over_time({_PENDING}[10m]) > 0\n"
+            f"and ignoring (state, kind) {_kind('claimed', '10m', 'increase')} == 0\n"
+            f"unless ignoring (state) {_PAUSED}"
+        ),
         "Nothing is claimed from queue {{ $labels.queue }} while {{ $value }} jobs are pending",
         "Jobs have been pending for more than 10 minutes, the queue is not paused, and not one was claimed.",
     ),
     Alert(
         "LedgerqBacklogGrowing", "warning", "15m",
-        f"{_PENDING} > 100\n"
-        f"and deriv({_PENDING}[30m]) > 0\n"
-        f"and ignoring (state, kind) {_PENDING} > ignoring (state, kind) 600 * {_kind('claimed', '10m')}\n"
-        f"unless ignoring (state) {_PAUSED}",
+        _once(
+            f"{_PENDING} > 100\n"
+            f"and deriv({_PENDING}[30m]) > 0\n"
+            f"and ignoring (state, kind) {_PENDING} > ignoring (state, kind) 600 * {_kind('claimed', '10m')}\n"
+            f"unless ignoring (state) {_PAUSED}"
+        ),
         "The backlog of queue {{ $labels.queue }} grows and does not drain: {{ $value }} jobs",
         "More than ten minutes of work are pending at the rate at which jobs are claimed, and it grew over half an "
         "hour.",
     ),
     Alert(
         "LedgerqOldestPendingTooOld", "warning", "5m",
-        f"ledgerq_oldest_pending_age_seconds > {MAX_PENDING_AGE_S}\nunless {_PAUSED}",
+        _once(f"ledgerq_oldest_pending_age_seconds > {MAX_PENDING_AGE_S}\nunless {_PAUSED}"),
         "A job of queue {{ $labels.queue }} has waited for {{ $value | humanizeDuration }}",
         "The longest waiting job that could be claimed has waited for more than 15 minutes.",
     ),
     Alert(
         "LedgerqQueuePaused", "info", "1h",
-        f"ledgerq_queue_paused > 0\nand ignoring (state) {_PENDING} > 0",
+        _once(f"ledgerq_queue_paused > 0\nand ignoring (state) {_PENDING} > 0"),
         "Queue {{ $labels.queue }} has been paused for an hour while jobs wait",
         "A paused queue hands out nothing until somebody resumes it.",
     ),
     Alert(
         "LedgerqDueJobsLate", "critical", "2m",
-        "ledgerq_next_due_seconds < -60",
+        _once("ledgerq_next_due_seconds < -60"),
         "A job has been due for more than a minute and was not promoted",
-        "Scheduled jobs and retries stay where they are: no writer runs maintenance on the store of "
-        "{{ $labels.instance }}.",
+        "Scheduled jobs and retries stay where they are: no writer runs maintenance on the store "
+        "{{ $labels.store }}.",
     ),
 )  # fmt: skip
 
 _FAILURES: Final = (
     Alert(
         "LedgerqDeadLetters", "warning", "0m",
-        f"{_kind('dead', '15m', 'increase')} > 0",
+        _once(f"{_kind('dead', '15m', 'increase')} > 0"),
         "Jobs of queue {{ $labels.queue }} died: about {{ $value | humanize }} in 15 minutes",
         "Dead jobs are not tried again by themselves, and are deleted when their time is over (a week by default).",
     ),
     Alert(
         "LedgerqLeasesExpiring", "warning", "15m",
-        f"{_kind('lease_expired', '10m')}\n/ ignoring (kind) {_kind('claimed', '10m')} > 0.01",
+        _once(f"{_kind('lease_expired', '10m')}\n/ ignoring (kind) {_kind('claimed', '10m')} > 0.01"),
         "{{ $value | humanizePercentage }} of the claims of queue {{ $labels.queue }} end by an expired lease",
         "Workers vanish, hang, or block their event loop for longer than the lease: work is done twice.",
     ),
     Alert(
         "LedgerqRetriesStorming", "warning", "10m",
-        f"queue:ledgerq_attempts_failed:ratio_rate5m > {MAX_FAILED_SHARE}\nand queue:ledgerq_attempts:rate5m > 0.1",
+        _once(
+            f"queue:ledgerq_attempts_failed:ratio_rate5m > {MAX_FAILED_SHARE}\nand queue:ledgerq_attempts:rate5m > 0.1"
+        ),
         "{{ $value | humanizePercentage }} of the tries of queue {{ $labels.queue }} fail",
         "More tries fail than succeed, so most of the work is retries.",
     ),
@@ -189,8 +202,8 @@ _WRITER: Final = (
     ),
     Alert(
         "LedgerqWritersRestarting", "warning", "0m",
-        "max_over_time(ledgerq_log_epoch[30m]) - min_over_time(ledgerq_log_epoch[30m]) > 3",
-        "The store of {{ $labels.instance }} was opened {{ $value }} times in half an hour",
+        _once("max_over_time(ledgerq_log_epoch[30m]) - min_over_time(ledgerq_log_epoch[30m]) > 3"),
+        "The store {{ $labels.store }} was opened {{ $value }} times in half an hour",
         "Its writer restarts again and again, or several processes take the store from each other.",
     ),
     Alert(
@@ -218,19 +231,19 @@ _WRITER: Final = (
 _PROOF: Final = (
     Alert(
         "LedgerqProjectionDrift", "critical", "0m",
-        "ledgerq_audit_differences > 0",
-        "The last audit of {{ $labels.instance }} found {{ $value }} rows that differ from the log",
+        _once("ledgerq_audit_differences > 0"),
+        "The last audit of the store {{ $labels.store }} found {{ $value }} rows that differ from the log",
         "Indexes or counters are not what the log says: jobs may be missing from claims, or be counted wrong.",
     ),
     Alert(
         "LedgerqLogDamaged", "critical", "0m",
-        "ledgerq_audit_log_intact == 0",
-        "The last audit of {{ $labels.instance }} could not verify the log",
+        _once("ledgerq_audit_log_intact == 0"),
+        "The last audit of the store {{ $labels.store }} could not verify the log",
         "Record batches were changed, removed or cut off, or the store is an older copy of itself.",
     ),
     Alert(
         "LedgerqProjectionBehind", "warning", "10m",
-        "ledgerq_projection_lag_events > 0",
+        _once("ledgerq_projection_lag_events > 0"),
         "Projection {{ $labels.projection }} is {{ $value }} events behind the log",
         "It raised an error, and is left out of commits since.",
     ),
@@ -238,9 +251,11 @@ _PROOF: Final = (
     Alert(
         "LedgerqNoAudit", "warning", "1h",
         # 0 means never: a store that is a minute old has a day, too.
-        f"time() - (ledgerq_audit_timestamp_seconds != 0) > {MAX_AUDIT_AGE_S}\n"
-        "or time() - (ledgerq_audit_timestamp_seconds == 0 and ledgerq_audit_timestamp_seconds offset 1d == 0) > 0",
-        "No audit of the store of {{ $labels.instance }} was recorded for more than a day",
+        _once(
+            f"time() - (ledgerq_audit_timestamp_seconds != 0) > {MAX_AUDIT_AGE_S}\n"
+            "or time() - (ledgerq_audit_timestamp_seconds == 0 and ledgerq_audit_timestamp_seconds offset 1d == 0) > 0"
+        ),
+        "No audit of the store {{ $labels.store }} was recorded for more than a day",
         "Nobody has proven lately that log, indexes and counters agree.",
     ),
     Alert(
