@@ -6,8 +6,6 @@ from typing import Annotated, Final
 
 import typer
 
-from ledgerq.tools.console.output import Output
-
 __all__ = ["answer_a_shell", "completion"]
 
 _PROGRAMS: Final = ("ledgerq", "rebuild-projections")
@@ -34,7 +32,6 @@ def completion(
     for program in _PROGRAMS:
         script = get_completion_script(prog_name=program, complete_var=_variable(program), shell=shell)
         print(script)
-    Output().flush()
 
 
 def _variable(program: str) -> str:
