@@ -1,5 +1,5 @@
-"""Facts: the events, their bytes, the hash chain, the stores, and the log that holds them. Imports nothing of ours.
+"""The layer of facts: the events, their bytes, the hash chain, the stores, and the log that holds them.
 
-Start with events.py (the facts) and keys.py (the layout of the keys); log.py reads, writer.py appends.
-`ledgerq.projections` has what follows from facts.
+It imports nothing of ours. Start with events.py (the facts) and keys.py (the layout of the keys); log.py reads,
+writer.py appends. `ledgerq.projections` has what follows from facts.
 """

@@ -332,7 +332,7 @@ class Chain:
         raise LogCorrupt(head.next_offset, "the log goes on after its head")
 
     def proven(self) -> Verified:
-        """What has been proven so far; raises `LogCorrupt` while the last batch contradicts the one before it."""
+        """The part proven so far; raises `LogCorrupt` while the last batch contradicts the one before it."""
         if self._suspect is not None:
             raise LogCorrupt(self._suspect, "the record batch is not the one that was written")
         return self.so_far()

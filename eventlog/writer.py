@@ -165,7 +165,7 @@ class EventLog(LogReader):
 
     @asynccontextmanager
     async def gathering(self) -> AsyncIterator[None]:
-        """All that is staged in the block goes into one commit, however many turns of the event loop that takes.
+        """Keep all that is staged in the block in one commit, however many turns of the event loop that takes.
 
         Waits for its turn, and like `until_not_full`. Raises like `check`.
         """

@@ -56,7 +56,7 @@ class Difference(NamedTuple):
 
 
 class AuditReport(NamedTuple):
-    """What an audit proved and what it found; `differences` holds the first 1,000, `difference_count` counts all.
+    """An audit's report: what it proved and found. `differences` has the first 1,000, `difference_count` counts all.
 
     `unreadable`: why the log can't be read from the end of what is `verified` on; then nothing was compared.
     `damaged_files`: files with a part that can't be read. `lost_payloads`: jobs whose payload the log records as lost;

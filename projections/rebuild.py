@@ -35,7 +35,7 @@ __all__ = ["RebuildReport", "rebuild"]
 
 
 class RebuildReport(NamedTuple):
-    """What a rebuild did: which projections, from which log, and how many rows it set and removed.
+    """The report of a rebuild: which projections, from which log, and how many rows it set and removed.
 
     `lost`: jobs whose payload could not be copied into a new store. `is_recorded`: the log has the event of it.
     """

@@ -36,7 +36,7 @@ _ID_SLACK_MS: Final = 10 * 60 * 1000
 
 
 class Page(NamedTuple):
-    """Some jobs of a listing; `next` is what to give as `after` for more, None at the end."""
+    """A page of a listing of jobs; `next` is what to give as `after` for more, None at the end."""
 
     jobs: list[Job]
     next: str | None

@@ -137,7 +137,7 @@ def numbers_of(folder: Path, kind: str) -> list[int]:
 
 
 async def wrong_sequence(location: Location) -> str | None:
-    """What is wrong with the sequence numbers that the newest manifest remembers, or None.
+    """The fault of the sequence numbers that the newest manifest remembers, or None.
 
     They may not lead: SlateDB would open, and could never write a sorted file.
     """
@@ -165,7 +165,7 @@ def _check_ends(location: Location, manifest: VersionedManifest, trusted: frozen
 
 
 def wrong_sorted_file(folder: Path, manifest: VersionedManifest, trusted: frozenset[str] | None) -> str | None:
-    """What is wrong with the first sorted file that is not as `manifest` describes it, or None.
+    """The fault of the first sorted file that is not as `manifest` describes it, or None.
 
     For a writer one that is missing counts too, and checksums of those that are not `trusted`: a power cut may leave
     holes in a file whose end is right. Of these the newest 256 MiB are read. None for a reader. Raises OSError. Blocks.
@@ -189,7 +189,7 @@ def wrong_sorted_file(folder: Path, manifest: VersionedManifest, trusted: frozen
 
 
 def wrong_log_file(path: Path) -> str:
-    """What is wrong with a log file, or nothing; an empty one fenced a writer. Raises OSError. Blocks."""
+    """The fault of a log file, or nothing; an empty one fenced a writer. Raises OSError. Blocks."""
     if not ends_well(path, None):
         return "is damaged at its end"
     data = path.read_bytes()

@@ -124,7 +124,7 @@ def find_odd_files(folder: Path, *, writing: bool) -> Iterator[OddFile]:
 
 
 def _what(file: "os.DirEntry[str] | Path", most_bytes: int | None) -> str | None:
-    """What is wrong with a file, or None; one that is gone meanwhile is none."""
+    """The fault of a file, or None, also for one that is gone meanwhile."""
     try:
         found = file.stat(follow_symlinks=False)
     except FileNotFoundError:

@@ -73,7 +73,7 @@ def move_aside(store: Path, files: Mapping[str, str], synced: Callable[[], None]
 
 
 def read_set_aside(store: Path) -> list[SetAside]:
-    """What was set aside in the store in this folder and not removed since, oldest first."""
+    """The files set aside in the store in this folder and not removed since, oldest first."""
     found: list[SetAside] = []
     for name in (_REPORT, _RECORDED):
         for report in (store / _FOLDER).glob(f"*/{name}"):

@@ -22,7 +22,7 @@ Ranges = Sequence[tuple[bytes, bytes]] | None
 
 
 class FileFault(NamedTuple):
-    """What is wrong with a file: its path in the store, and a line for each part of it that can't be read.
+    """The fault of a file: its path in the store, and a line for each part of it that can't be read.
 
     `is_foreign`: it is in a format that only SlateDB itself reads.
     """

@@ -32,7 +32,7 @@ class WriterNote(NamedTuple):
     identity: str
 
     def encode(self, **more: int | bool) -> bytes:
-        """As JSON, with further fields."""
+        """The note as JSON, with further fields."""
         return json.dumps(self._asdict() | more, separators=(",", ":")).encode() + b"\n"
 
 

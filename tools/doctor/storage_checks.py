@@ -43,7 +43,7 @@ class Check(NamedTuple):
 
 
 async def check_place(location: Location) -> list[Check]:
-    """Check the location by requests to it. Leaves nothing behind."""
+    """Check the location by requests to it, leaving nothing behind."""
     try:
         async with open_probe(location) as probe:
             checks = await check_rules(probe, conditional_update=not location.is_file)

@@ -262,6 +262,6 @@ def _checked_options(
 
 
 def _default_interval_ms(location: str) -> float:
-    """On an object store each flush is a billed request; elsewhere a short pause makes commits larger."""
+    """The default pause between commits: long on an object store, where each flush is a billed request."""
     local = location.startswith(("file:", "memory:")) or "://" not in location
     return _LOCAL_INTERVAL_MS if local else _OBJECT_STORE_INTERVAL_MS

@@ -1,1 +1,1 @@
-"""OpenTelemetry: a span for each enqueue and for each try. It is imported by provider.py, and only when asked for."""
+"""OpenTelemetry: a span for each enqueue and for each try. Imported by provider.py, only when asked for."""
