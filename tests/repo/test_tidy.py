@@ -31,7 +31,7 @@ MAX_FUNCTION_LINES = 70
 
 TOP_LEVEL = {
     *LAYERS,
-    *("ledgerq", "tests", ".ci", ".git", ".gitignore", "pyproject.toml", "Makefile"),
+    *("ledgerq", "src", "tests", ".ci", ".git", ".gitignore", "pyproject.toml", "Makefile"),
     *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
     *("docs", "mkdocs.yml", "examples"),
 }
@@ -316,15 +316,18 @@ def pyproject() -> dict[str, dict[str, object]]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
-def test_packages_are_the_folders_on_disk() -> None:
+def test_packages_are_found_through_the_link_in_src() -> None:
     setuptools = pyproject()["tool"]["setuptools"]
     assert isinstance(setuptools, dict)
+    assert setuptools["package-dir"] == {"": "src"}, "pyproject.toml:1: packages are found below src"
+    assert setuptools["packages"] == {"find": {"where": ["src"], "namespaces": False}}
+    assert [entry.name for entry in (ROOT / "src").iterdir()] == ["ledgerq"], "src:1: only the link ledgerq lives here"
+    assert (ROOT / "src" / "ledgerq").readlink() == Path("../ledgerq"), "src/ledgerq:1: should be a link to ../ledgerq"
     folders = {file.parent.relative_to(ROOT).as_posix() for layer in LAYERS for file in (ROOT / layer).rglob("*.py")}
-    expected = {"ledgerq": "ledgerq"} | {f"ledgerq.{f.replace('/', '.')}": f for f in folders | set(LAYERS)}
-    assert setuptools["package-dir"] == expected, "pyproject.toml:1: package-dir is not what is on disk"
-    assert sorted(setuptools["packages"]) == sorted(expected), "pyproject.toml:1: packages is not what is on disk"
     missing = [
-        f"{f}/__init__.py:1: missing" for f in [*sorted(folders), "ledgerq"] if not (ROOT / f / "__init__.py").is_file()
+        f"{folder}/__init__.py:1: missing, so that the folder is no package and in no wheel"
+        for folder in sorted(folders | {"ledgerq"})
+        if not (ROOT / folder / "__init__.py").is_file()
     ]
     assert not missing, "\n" + "\n".join(missing)
 
