@@ -23,7 +23,7 @@ from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.slate.objects import Objects
 from ledgerq.eventlog.store import Anchor
 
-__all__ = ["SLOT_BYTES", "FileAnchor", "ObjectAnchor", "decode_slot", "encode_slot"]
+__all__ = ["MAX_FILE_BYTES", "SLOT_BYTES", "FileAnchor", "ObjectAnchor", "decode_slot", "encode_slot", "newest_slot"]
 
 SLOT_BYTES: Final = 128
 _MAGIC: Final = b"ledgerqA"
@@ -33,7 +33,7 @@ _SUM_BYTES: Final = 16
 # Each slot has a disk block of its own, so that writing one can never tear the other.
 _SLOT_AT: Final = (0, 4096)
 _FILE_BYTES: Final = 8192
-_MOST_BYTES: Final = 64 * 1024
+MAX_FILE_BYTES: Final = 64 * 1024
 # Each write is a billed request, so the object may lag by this much.
 _OBJECT_EVERY_MS: Final = 60_000
 
@@ -70,6 +70,12 @@ def decode_slot(slot: bytes) -> tuple[int, Anchor] | None:
     return sequence, Anchor(base, following, digest, epoch, time_ms)
 
 
+def newest_slot(data: bytes) -> tuple[int, Anchor] | None:
+    """The newest of the slots in a file store's anchor, or the one slot of an object; None where none can be read."""
+    slots = [decode_slot(data[at : at + SLOT_BYTES]) for at in _SLOT_AT]
+    return max((slot for slot in slots if slot is not None), key=lambda slot: slot[0], default=None)
+
+
 class FileAnchor:
     """Two slots of one small file, overwritten in place in turn. Every method blocks: call them from a thread."""
 
@@ -102,16 +108,15 @@ class FileAnchor:
 
     def _newest(self) -> tuple[int, Anchor] | None:
         try:
-            data = read_small(self._path, _MOST_BYTES)
+            data = read_small(self._path, MAX_FILE_BYTES)
         except FileNotFoundError:
             return None
-        slots = [decode_slot(data[at : at + SLOT_BYTES]) for at in _SLOT_AT]
-        return max((slot for slot in slots if slot is not None), key=lambda slot: slot[0], default=None)
+        return newest_slot(data)
 
     def _open(self) -> None:
         found = self._newest()
         self._sequence = found[0] if found is not None else 0
-        self._fd = open_in_place(self._path, _MOST_BYTES)
+        self._fd = open_in_place(self._path, MAX_FILE_BYTES)
         if os.fstat(self._fd).st_size < _FILE_BYTES:
             # Its full size now, so that later writes change no metadata and fdatasync has one block to write.
             os.pwrite(self._fd, bytes(1), _FILE_BYTES - 1)

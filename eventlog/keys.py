@@ -21,13 +21,18 @@ __all__ = [
     "FORMAT_KEY",
     "FORMAT_VERSION",
     "HEAD_KEY",
+    "HINT_BYTES",
+    "HINT_PREFIX",
     "LOG_PREFIX",
+    "MAX_PRIORITY",
     "MAX_QUEUE_NAME_BYTES",
+    "META_PREFIX",
     "PAYLOAD_PREFIX",
     "REBUILD_KEY",
     "after_prefix",
     "hint_key",
     "hint_position",
+    "hint_queue",
     "hint_value",
     "log_key",
     "offset_of",
@@ -39,6 +44,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 2
+META_PREFIX = b"m/"
 FORMAT_KEY = b"m/format"
 HEAD_KEY = b"m/head"
 REBUILD_KEY = b"m/rebuild"
@@ -49,6 +55,10 @@ PAYLOAD_PREFIX = b"p/"
 ROWS_PREFIX = b"x/"
 
 MAX_QUEUE_NAME_BYTES = 255
+MAX_PRIORITY = 2**32 - 1
+"""A priority is a u32 in keys and in hints."""
+
+HINT_BYTES = 12
 _OFFSET_BYTES = 8
 
 
@@ -72,6 +82,11 @@ def hint_key(queue: str) -> bytes:
     return HINT_PREFIX + queue.encode()
 
 
+def hint_queue(key: bytes, errors: str = "strict") -> str:
+    """The queue's name in a hint's key; `errors` is that of `bytes.decode`, for names that damage made unreadable."""
+    return key[len(HINT_PREFIX) :].decode(errors=errors)
+
+
 def hint_value(place: tuple[int, int]) -> bytes:
     """A hint as bytes: priority u32, offset u64."""
     return place[0].to_bytes(4) + place[1].to_bytes(8)
@@ -79,7 +94,7 @@ def hint_value(place: tuple[int, int]) -> bytes:
 
 def hint_position(value: bytes) -> tuple[int, int]:
     """The (priority, offset) in a hint's value; a damaged hint counts as none: before everything."""
-    return (int.from_bytes(value[:4]), int.from_bytes(value[4:])) if len(value) == 12 else (0, 0)
+    return (int.from_bytes(value[:4]), int.from_bytes(value[4:])) if len(value) == HINT_BYTES else (0, 0)
 
 
 def projection_key(name: str) -> bytes:

@@ -199,7 +199,7 @@ def describe(mismatch: Mismatch) -> Difference:
         parsed = parse_key(key, mismatch.expected if mismatch.expected is not None else mismatch.found or b"")
         range_name, text = parsed.range_name, parsed.text
     elif key.startswith(keys.HINT_PREFIX):
-        range_name, text = "hint", f"queue {key[len(keys.HINT_PREFIX) :].decode('utf-8', 'replace')!r}"
+        range_name, text = "hint", f"queue {keys.hint_queue(key, 'replace')!r}"
     elif key.startswith(keys.PROJECTION_PREFIX):
         who = key[len(keys.PROJECTION_PREFIX) :].decode("utf-8", "replace")
         offsets = [None if value is None else str(int.from_bytes(value)) for value in mismatch[1:]]

@@ -13,14 +13,13 @@ from ledgerq.eventlog.events import (
     QueuePaused,
     QueueResumed,
 )
-from ledgerq.eventlog.keys import MAX_QUEUE_NAME_BYTES
+from ledgerq.eventlog.keys import MAX_PRIORITY, MAX_QUEUE_NAME_BYTES
 from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
 from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["Fold", "Transition"]
 
 _TRANSITIONS: Final[dict[type[Event], Mapping[str, tuple[str, ...]]]] = dict(TRANSITIONS.items())
-_MAX_PRIORITY: Final = 2**32 - 1
 
 
 def _is_name(queue: str) -> bool:
@@ -79,7 +78,7 @@ class Fold:
         after: Job | None
         if before is None:
             assert isinstance(event, Enqueued)
-            if not (_is_name(event.queue) and 0 <= event.priority <= _MAX_PRIORITY):
+            if not (_is_name(event.queue) and 0 <= event.priority <= MAX_PRIORITY):
                 raise LogCorrupt(offset, "the enqueued job's queue name or priority is none that a job can have")
             queue, after = event.queue, born(event, offset, time_ms)
         else:

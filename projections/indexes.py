@@ -22,7 +22,7 @@ from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.events import STATES, Enqueued
-from ledgerq.eventlog.keys import FORMAT_VERSION, after_prefix, queue_name_bytes
+from ledgerq.eventlog.keys import FORMAT_VERSION, MAX_PRIORITY, after_prefix, queue_name_bytes
 from ledgerq.eventlog.record_types import checked
 from ledgerq.projections.job import FINISHED, Job
 
@@ -69,7 +69,6 @@ ULID_BYTES: Final = 16
 _priority_offset = struct.Struct(">IQ")
 _due_offset = struct.Struct(">QQ")
 _u64 = struct.Struct(">Q")
-_MAX_U32: Final = 2**32 - 1
 _MAX_U64: Final = 2**64 - 1
 
 
@@ -174,7 +173,7 @@ def decode_job(value: bytes) -> Job:
             raise ValueError("wrong id or state")
         queue_name_bytes(job.spec.queue)
         numbers = (job.offset, job.due_ms, job.sweep_at_ms)
-        if not (0 <= job.spec.priority <= _MAX_U32 and min(numbers) >= 0 and max(numbers) <= _MAX_U64):
+        if not (0 <= job.spec.priority <= MAX_PRIORITY and min(numbers) >= 0 and max(numbers) <= _MAX_U64):
             raise ValueError("a number that no key can hold")
     except (ValueError, TypeError) as error:
         raise ProjectionDrift(f"a job's index row can't be decoded ({error}): run rebuild-projections") from error

@@ -20,7 +20,6 @@ from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.payloads import LostPayload
 from ledgerq.projections.repair.comparison import (
-    BUILT_IN,
     Mismatch,
     compare_hints,
     compare_jobs,
@@ -29,7 +28,7 @@ from ledgerq.projections.repair.comparison import (
 )
 from ledgerq.projections.repair.row_writer import COPY_MARKER, Finish, RowWriter, finish
 from ledgerq.projections.replay import fold_verified
-from ledgerq.projections.runner import Projection, ProjectionHost
+from ledgerq.projections.runner import BUILT_IN, Projection, ProjectionHost
 
 __all__ = ["RebuildReport", "rebuild"]
 

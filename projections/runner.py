@@ -18,11 +18,13 @@ from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.store import Anchor, ReadStore, Store, check_key
 from ledgerq.projections.fold import Fold, Transition
 
-__all__ = ["Projection", "ProjectionHost"]
+__all__ = ["BUILT_IN", "Projection", "ProjectionHost"]
+
+BUILT_IN: Final = ("jobs", "stats")
+"""The projections that are always there: a rebuild names them, and no other projection may have their names."""
 
 _log = logger("projections")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_RESERVED: Final = frozenset({"jobs", "stats"})
 _FLUSH_ROWS: Final = 5000
 
 Rows = Mapping[bytes, bytes | None]
@@ -57,10 +59,10 @@ class ProjectionHost:
         self.failures: dict[str, BaseException] = {}
         for projection in projections:
             name = projection.name
-            if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED or name in self.projections:
+            if not isinstance(name, str) or not _NAME.fullmatch(name) or name in BUILT_IN or name in self.projections:
                 raise InvalidArgument(
                     f"projection name {name!r}: use 1 to 63 characters of a-z, 0-9, - and _, each name once, "
-                    f"not {' or '.join(sorted(_RESERVED))}"
+                    f"not {' or '.join(BUILT_IN)}"
                 )
             self.projections[name] = projection
 

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.events import UniqueUntil
+from ledgerq.eventlog.keys import MAX_PRIORITY
 
-__all__ = ["MAX_PRIORITY", "NewJob", "QueueOptions", "seconds_ms", "to_ms"]
+__all__ = ["NewJob", "QueueOptions", "seconds_ms", "to_ms"]
 
-MAX_PRIORITY = 2**32 - 1
 MAX_UNIQUE_KEY_BYTES = 1024
 # The year 9999 in ms: what is later than that is a mistake in units.
 MAX_TIME_MS = 253_402_300_800_000

@@ -5,7 +5,7 @@ import asyncio
 from ledgerq.eventlog.errors import WrongLoop, WrongProcess
 from ledgerq.eventlog.runtime.process import own_pid
 
-__all__ = ["check_owner", "loop_or_none", "running_loop"]
+__all__ = ["check_owner", "check_process", "loop_or_none", "running_loop"]
 
 
 def loop_or_none() -> asyncio.AbstractEventLoop | None:
@@ -27,12 +27,17 @@ def running_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def check_owner(what: str, pid: int, loop: asyncio.AbstractEventLoop) -> None:
-    """Raise `WrongProcess` or `WrongLoop` in another process or on another loop than those that opened `what`."""
+def check_process(what: str, pid: int) -> None:
+    """Raise `WrongProcess` in another process than the one that opened `what`: a fork has none of its threads."""
     if own_pid() != pid:
         raise WrongProcess(
             f"{what} was opened in process {pid} and used in its forked child {own_pid()}: open it in the child, or "
             "start children with multiprocessing's spawn method"
         )
+
+
+def check_owner(what: str, pid: int, loop: asyncio.AbstractEventLoop) -> None:
+    """Raise `WrongProcess` or `WrongLoop` in another process or on another loop than those that opened `what`."""
+    check_process(what, pid)
     if running_loop() is not loop:
         raise WrongLoop("this queue belongs to another event loop: use it there, or open it anew if that has ended")

@@ -27,10 +27,10 @@ os.register_at_fork(after_in_child=_forked)
 
 
 @cache
-def package_version() -> str:
-    """The version of the installed distribution, for the log."""
+def package_version(name: str = "ledgerq") -> str:
+    """The version of an installed distribution: our own, or the one of that name."""
     try:
-        return version("ledgerq")
+        return version(name)
     except PackageNotFoundError:
         return "0+unknown"
 

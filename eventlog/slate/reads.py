@@ -1,17 +1,18 @@
 """Reads from SlateDB, the same for the writer and for readers in other processes."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from slatedb.uniffi import Db, DbIterator, DbReader
 
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, QueueClosed, StoreUnavailable, WrongProcess
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, QueueClosed, StoreUnavailable
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.recovery.block_check import find_damaged_files
 from ledgerq.eventlog.recovery.lost_rows import find_lost_row
 from ledgerq.eventlog.recovery.store_files import FileFault
+from ledgerq.eventlog.runtime.event_loop import check_process
+from ledgerq.eventlog.runtime.process import own_pid
 from ledgerq.eventlog.slate.binding import Lane
 from ledgerq.eventlog.slate.error_mapping import SLATE_ERRORS, translate
 from ledgerq.eventlog.store import Row
@@ -35,7 +36,7 @@ class SlateReads:
         self._lane = lane
         self._place = place
         self._location = place.original
-        self._pid = os.getpid()
+        self._pid = own_pid()
         self._is_closed = False
         self._read_timeout_s = read_timeout_s
 
@@ -140,11 +141,7 @@ class SlateReads:
         """Called after each read of the database; a pinned reader makes sure here that the view is still the same."""
 
     def _check(self) -> None:
-        if os.getpid() != self._pid:
-            raise WrongProcess(
-                f"{self._location} was opened in process {self._pid} and used in its forked child {os.getpid()}: "
-                "open it in the child, or start children with multiprocessing's spawn method"
-            )
+        check_process(self._location, self._pid)
         if self._is_closed:
             raise QueueClosed(f"{self._location} was closed; open it again")
 

@@ -26,6 +26,7 @@ from ledgerq.projections.metrics.store_queries import (
     oldest_pending_ms,
     projection_offsets,
 )
+from ledgerq.projections.runner import BUILT_IN
 from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["InspectionSource", "Inspector", "StoreInspection"]
@@ -35,7 +36,6 @@ _INSPECTION_LIMIT_S: Final = 0.5
 _AUDIT_EVERY_MS: Final = 30_000
 _SCRAPE_WAIT_S: Final = 1.0
 _PENDING: Final = STATES.index("pending")
-_BUILT_IN: Final = ("jobs", "stats")
 
 
 class StoreInspection:
@@ -149,7 +149,7 @@ class InspectionSource:
             families.add("ledgerq_oldest_pending_age_seconds", age_s, queue=label)
         if inspection.due_ms is not None:
             families.add("ledgerq_next_due_seconds", (inspection.due_ms - now_ms) / 1000)
-        for name in _BUILT_IN:
+        for name in BUILT_IN:
             families.add("ledgerq_projection_lag_events", 0, projection=name)
         end = self._end()
         for name, offset in dict(inspection.offsets).items():

@@ -27,7 +27,6 @@ Position = tuple[int, int]
 
 _ROWS: Final = 8
 _PRIORITIES: Final = 8
-_MAX_PRIORITY: Final = 2**32 - 1
 
 
 async def oldest_pending_ms(store: ReadStore, queue: str, start: Position) -> int | None:
@@ -47,7 +46,7 @@ async def oldest_pending_ms(store: ReadStore, queue: str, start: Position) -> in
             job = None if value is None else decode_job(value)
             if job is not None and job.state == "pending" and (found is None or job.since_ms < found):
                 found = job.since_ms
-        if priority == _MAX_PRIORITY or (len(rows) < _ROWS and len(ids) == len(rows)):
+        if priority == keys.MAX_PRIORITY or (len(rows) < _ROWS and len(ids) == len(rows)):
             break
         start = pending_position(rows[len(ids)][0]) if len(ids) < len(rows) else (priority + 1, 0)
     return found

@@ -21,7 +21,6 @@ from ledgerq.projections.indexes import (
 )
 
 __all__ = [
-    "BUILT_IN",
     "Mismatch",
     "compare_hints",
     "compare_jobs",
@@ -30,7 +29,6 @@ __all__ = [
     "compare_stats",
 ]
 
-BUILT_IN: Final = ("jobs", "stats")
 _HELD_BACK_ROWS: Final = 10_000
 _LOOK_UP_ROWS: Final = 1000
 
@@ -129,15 +127,15 @@ async def compare_hints(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]
     first: dict[str, bytes] = {}
     for job in fold.jobs.values():
         if job.state == "pending":
-            place = job.spec.priority.to_bytes(4) + job.offset.to_bytes(8)
+            place = keys.hint_value((job.spec.priority, job.offset))
             known = first.get(job.spec.queue)
             if known is None or place < known:
                 first[job.spec.queue] = place
     async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
         for key, value in rows:
             try:
-                queue = key[len(keys.HINT_PREFIX) :].decode()
+                queue = keys.hint_queue(key)
             except UnicodeDecodeError:
                 queue = None
-            if queue is None or len(value) != 12 or value > first.get(queue, value):
+            if queue is None or len(value) != keys.HINT_BYTES or value > first.get(queue, value):
                 yield Mismatch(key, None, value)

@@ -18,9 +18,9 @@ from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import index_entries, stats_key
 from ledgerq.projections.payloads import LostPayload, payload_fault, read_payload
 from ledgerq.projections.rebuild import RebuildReport
-from ledgerq.projections.repair.comparison import BUILT_IN
 from ledgerq.projections.repair.row_writer import COPY_MARKER, FORMAT, RowWriter
 from ledgerq.projections.replay import fold_verified
+from ledgerq.projections.runner import BUILT_IN
 
 __all__ = ["KEEP_DEAD_MS", "NewStore", "copy_into"]
 

@@ -32,8 +32,8 @@ from ledgerq.projections.repair.copying import NewStore
 
 __all__ = ["LostJob", "SalvageReport", "salvage"]
 
-_LOG_RANGES: Final = ((b"l/", b"l0"), (b"m/", b"m0"))
-_PAYLOAD_RANGES: Final = ((b"p/", b"p0"),)
+_LOG_RANGES: Final = tuple((prefix, keys.after_prefix(prefix)) for prefix in (keys.LOG_PREFIX, keys.META_PREFIX))
+_PAYLOAD_RANGES: Final = ((keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX)),)
 _JOB_RANGES: Final = ((JOB, keys.after_prefix(JOB)),)
 _OFFSET_KEY_BYTES: Final = len(keys.log_key(0))
 _MAX_LOST_JOBS: Final = 100_000

@@ -316,7 +316,7 @@ def pyproject() -> dict[str, dict[str, object]]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
-def test_packages_are_found_through_the_link_in_src() -> None:
+def test_packages_are_found_through_one_link() -> None:
     setuptools = pyproject()["tool"]["setuptools"]
     assert isinstance(setuptools, dict)
     assert setuptools["package-dir"] == {"": ".ci/src"}, "pyproject.toml:1: packages are found below .ci/src"

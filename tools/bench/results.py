@@ -4,13 +4,13 @@ import os
 import platform
 from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ledgerq.eventlog.runtime.process import package_version
 from ledgerq.tools.bench.measurement import Measurement
 
 __all__ = ["file_system_of", "machine", "print_table"]
@@ -23,8 +23,8 @@ def machine(folder: Path | None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "slatedb": _version("slatedb"),
-        "ledgerq": _version("ledgerq"),
+        "slatedb": package_version("slatedb"),
+        "ledgerq": package_version(),
         "file_system": None if folder is None else file_system_of(folder),
     }
 
@@ -36,13 +36,6 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def file_system_of(folder: Path) -> str:

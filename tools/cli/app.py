@@ -85,10 +85,9 @@ def _new_app() -> typer.Typer:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
+        from ledgerq.eventlog.runtime.process import package_version
 
-        with contextlib.suppress(PackageNotFoundError):
-            print(f"ledgerq {version('ledgerq')}")
+        print(f"ledgerq {package_version()}")
         raise typer.Exit
 
 

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["audit", "rebuild_projections"]
 
-_SLOT_EVERY_BYTES = 4096
-_MOST_ANCHOR_BYTES = 64 * 1024
-
 Projections = Annotated[
     list[str] | None,
     typer.Option("--projection", metavar="MODULE:NAME", help="A projection of your own to include; may be repeated."),
@@ -102,16 +99,14 @@ async def _audit(
 
 
 def _read_anchor(file: Path) -> "Anchor":
-    from ledgerq.eventlog.anchor import SLOT_BYTES, decode_slot
+    from ledgerq.eventlog.anchor import MAX_FILE_BYTES, newest_slot
     from ledgerq.eventlog.files.odd_files import read_small
 
     try:
-        data = read_small(file, _MOST_ANCHOR_BYTES)
+        data = read_small(file, MAX_FILE_BYTES)
     except OSError as error:
         raise InvalidArgument(f"the anchor {str(file)!r} can't be read: {error.strerror}") from error
-    # On a file store there are two slots, each in a block of its own; an object is one slot.
-    slots = [decode_slot(data[at : at + SLOT_BYTES]) for at in range(0, len(data), _SLOT_EVERY_BYTES)]
-    newest = max((slot for slot in slots if slot is not None), key=lambda slot: slot[0], default=None)
+    newest = newest_slot(data)
     if newest is None:
         raise InvalidArgument(f"{str(file)!r} holds no anchor: give a copy of the file (or object) `anchor` of a store")
     return newest[1]
@@ -129,7 +124,9 @@ def _projections(names: list[str]) -> "list[Projection]":
 
 
 def _check_name(only: str, given: "list[Projection]") -> None:
-    names = ("jobs", "stats", *(projection.name for projection in given))
+    from ledgerq.projections.runner import BUILT_IN
+
+    names = (*BUILT_IN, *(projection.name for projection in given))
     if only not in names:
         raise InvalidArgument(
             f"there is no projection {only!r}: choose one of {', '.join(names)}, or name your own with --projection"

@@ -10,8 +10,9 @@ from ledgerq.eventlog.codec import PayloadRecord, digest_of, encode_payload
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes, new_job_id
 from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
 from ledgerq.eventlog.events import Enqueued, UniqueUntil
+from ledgerq.eventlog.keys import MAX_PRIORITY
 from ledgerq.eventlog.writer import MAX_COMMIT_BYTES
-from ledgerq.worker.options import MAX_PRIORITY, MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, to_ms
+from ledgerq.worker.options import MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, to_ms
 
 __all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "prepare", "prepare_many"]
 

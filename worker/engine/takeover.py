@@ -56,7 +56,7 @@ async def take_over(
     async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
         for key, value in rows:
             # A damaged name is no queue's; its hint is found by the audit.
-            writer_state.hints[key[len(keys.HINT_PREFIX) :].decode(errors="replace")] = keys.hint_position(value)
+            writer_state.hints[keys.hint_queue(key, "replace")] = keys.hint_position(value)
     head = log.durable_head
     await writer_state.host.restore(store)
     anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
