@@ -22,7 +22,7 @@ from ledgerq.eventlog.errors import Fenced, LedgerError
 from ledgerq.worker.queue import Queue
 from tests.soak.load import OPTIONS, QUEUES, Counts, Load
 from tests.soak.meter import Facts, Meter
-from tests.soak.queue import WatchedQueue
+from tests.soak.watched_queue import WatchedQueue
 
 __all__ = ["Resident", "main"]
 

@@ -21,7 +21,7 @@ from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import NewJob, QueueOptions
 from ledgerq.worker.outcomes import Dead, Retry
 from ledgerq.worker.worker import Worker
-from tests.soak.queue import WatchedQueue, sealed
+from tests.soak.watched_queue import WatchedQueue, sealed
 
 __all__ = ["OPTIONS", "QUEUES", "Counts", "Load"]
 

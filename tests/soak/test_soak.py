@@ -37,8 +37,8 @@ from tests.soak.conductor import Conductor, Plan
 from tests.soak.drift import Tolerance, judge, theil_sen
 from tests.soak.load import Counts, Load
 from tests.soak.meter import Facts, Meter, held_by_process
-from tests.soak.queue import WatchedQueue, sealed
 from tests.soak.report import judge_all
+from tests.soak.watched_queue import WatchedQueue, sealed
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 110
