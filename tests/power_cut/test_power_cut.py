@@ -63,7 +63,7 @@ async def test_without_syncs_the_same_cuts_lose_what_was_promised(tmp_path: Path
 @pytest.mark.proof
 @needs_strace
 async def test_the_disk_that_is_replayed_is_the_disk_that_was_written(tmp_path: Path) -> None:
-    # Of a call in which the process was killed it is not known whether it was carried out, so one that was not is found.
+    # Whether the call in which the process was killed was carried out is not known: then another one is recorded.
     for seed in (3, 4, 5, 6):
         made = await asyncio.to_thread(record_phase, tmp_path / f"recording-{seed}", "compact", seed)
         replay = made.replay()

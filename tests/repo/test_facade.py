@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ledgerq
 
-MAX_LINES = 300
+MAX_LINES = 400
 
 
 def test_help_can_be_read_and_names_what_there_is() -> None:
