@@ -51,11 +51,12 @@ def move_aside(store: Path, files: Mapping[str, str], synced: Callable[[], None]
     for folder in (store / _FOLDER, store):
         sync_path(folder)
         synced()
-    # Manifests last: without the newest one, whatever is still there would go with it, not with the one before.
-    for name in sorted(files, key=lambda name: name.startswith("manifest/")):
-        (target / name).parent.mkdir(mode=0o700, exist_ok=True)
-        (store / name).rename(target / name)
-    for kind in STORE_FOLDERS:
+    # Manifests last, when the rest is on the disk: once the newest one is gone, whatever is still there would be read
+    # with the one before it.
+    for kind in sorted(STORE_FOLDERS, key=lambda kind: kind == "manifest"):
+        for name in (name for name in files if name.startswith(f"{kind}/")):
+            (target / kind).mkdir(mode=0o700, exist_ok=True)
+            (store / name).rename(target / name)
         for folder in (target / kind, store / kind):
             if folder.is_dir():
                 sync_path(folder)

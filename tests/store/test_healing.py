@@ -13,7 +13,7 @@ from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.errors import LedgerError, LogPoisoned, RowUnreadable, StoreInUse
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.recovery import healing, set_aside
-from ledgerq.eventlog.recovery.set_aside import SetAside, read_set_aside
+from ledgerq.eventlog.recovery.set_aside import SetAside, move_aside, read_set_aside
 from ledgerq.eventlog.runtime.waits import to_the_end
 from ledgerq.eventlog.single_writer.hold import hold_store
 from ledgerq.eventlog.slate.options import StoreOptions
@@ -224,3 +224,17 @@ async def test_what_fails_when_nobody_waits_any_more_is_no_complaint_of_asyncio(
     gc.collect()
     await asyncio.sleep(0)
     assert complaints == []
+
+
+def test_manifests_are_moved_when_all_else_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("manifest/2.manifest", "wal/7.sst", "compactions/3.compactions")
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    there: list[tuple[Path, bool]] = []
+    note = "ledgerq.eventlog.recovery.set_aside.sync_path"
+    monkeypatch.setattr(note, lambda path: there.append((path, (tmp_path / names[0]).exists())))
+    move_aside(tmp_path, dict.fromkeys(names, "wrong"), lambda: None)
+    assert (tmp_path / "wal", True) in there
+    assert (tmp_path / "compactions", True) in there
+    assert not any((tmp_path / name).exists() for name in names)
