@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -134,8 +135,11 @@ class Watch:
         await self.until(scraped, f"scrapes for {seconds:g} s", LIMIT_S + seconds)
 
     async def last_scrape(self) -> float:
-        """When the worker was scraped last."""
-        return await asyncio.to_thread(self._prometheus.value, f"max_over_time({_SCRAPED}[5m:100ms])")
+        """When the worker was scraped last; waits until it was."""
+        expr = f"max_over_time({_SCRAPED}[5m:100ms])"
+        # The subquery's steps are at multiples of 100 ms: just after a scrape the last one is before it.
+        await self.until(expr, "the worker is scraped")
+        return await asyncio.to_thread(self._prometheus.value, expr, time.time() + 0.2)
 
     async def last_scrape_before_down(self) -> float:
         """The same, once it is known that it is down."""

@@ -135,24 +135,24 @@ async def test_manifests_are_listed_before_the_sorted_files_that_they_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = await synced(folder)
-    sync_path, later = fsync.sync_path, folder.parent / "later"
+    # The writer has closed before: one at work would write manifests and sorted files of its own meanwhile.
     async with Queue.open(str(folder), store_options=OPTIONS) as queue:
         await queue.enqueue("q", b"more")
-        newest = max((folder / "manifest").iterdir())
-        newest.rename(later)
-        order: list[str] = []
+    sync_path, later = fsync.sync_path, folder.parent / "later"
+    newest = max((folder / "manifest").iterdir())
+    newest.rename(later)
+    order: list[str] = []
 
-        def syncing(path: Path) -> None:
-            order.append(path.parent.name)
-            if later.exists():  # written while the sorted files are synced
-                later.rename(newest)
-            sync_path(path)
+    def syncing(path: Path) -> None:
+        order.append(path.parent.name)
+        if later.exists():  # written while the sorted files are synced
+            later.rename(newest)
+        sync_path(path)
 
-        monkeypatch.setattr(fsync, "sync_path", syncing)
-        await asyncio.to_thread(files.sync_behind)
-        assert order.index("compacted") < order.index("manifest")
-        assert int(newest.stem) not in files.synced_numbers("manifest")
-        monkeypatch.undo()
+    monkeypatch.setattr(fsync, "sync_path", syncing)
+    await asyncio.to_thread(files.sync_behind)
+    assert order.index("compacted") < order.index("manifest")
+    assert int(newest.stem) not in files.synced_numbers("manifest")
     files.close()
 
 
