@@ -67,9 +67,9 @@ def new_job_id(now_ms: int, entropy: Entropy) -> bytes:
     return now_ms.to_bytes(6) + entropy.take(10)
 
 
-def job_id_text(job_id: bytes) -> str:
+def job_id_text(id: bytes) -> str:
     """The 26 characters of Crockford's base 32 that people see."""
-    return str(ULID(job_id))
+    return str(ULID(id))
 
 
 def job_id_bytes(text: str) -> bytes:
@@ -80,6 +80,6 @@ def job_id_bytes(text: str) -> bytes:
         raise InvalidArgument(f"{text!r} is not a job id: a ULID of 26 characters, as enqueue returns it") from error
 
 
-def job_id_ms(job_id: bytes) -> int:
+def job_id_ms(id: bytes) -> int:
     """The time inside an id, in ms since the Unix epoch."""
-    return int.from_bytes(job_id[:6])
+    return int.from_bytes(id[:6])

@@ -52,7 +52,7 @@ class Enqueued(NamedTuple):
     `payload_digest` is its BLAKE2b-256.
     """
 
-    job_id: bytes
+    id: bytes
     queue: str
     priority: int
     max_attempts: int
@@ -66,13 +66,13 @@ class Enqueued(NamedTuple):
 class Promoted(NamedTuple):
     """A scheduled job's time has come: it is pending."""
 
-    job_id: bytes
+    id: bytes
 
 
 class Claimed(NamedTuple):
     """A worker got the job for its `attempt`-th try, for `lease_ms` at first; `worker` is its name, if it gave one."""
 
-    job_id: bytes
+    id: bytes
     attempt: int
     lease_ms: int
     worker: str | None
@@ -81,7 +81,7 @@ class Claimed(NamedTuple):
 class Acked(NamedTuple):
     """The work is done; the record is kept until `sweep_at_ms`."""
 
-    job_id: bytes
+    id: bytes
     sweep_at_ms: int
 
 
@@ -91,7 +91,7 @@ class Nacked(NamedTuple):
     `due_ms` counts for scheduled, `sweep_at_ms` for dead, else 0. `released`: given back unused, the try doesn't count.
     """
 
-    job_id: bytes
+    id: bytes
     to: State
     due_ms: int
     sweep_at_ms: int
@@ -102,7 +102,7 @@ class Nacked(NamedTuple):
 class LeaseExpired(NamedTuple):
     """The claim ended without a settlement. `to` is pending or dead; `sweep_at_ms` counts for dead, else 0."""
 
-    job_id: bytes
+    id: bytes
     to: State
     sweep_at_ms: int
     reason: str
@@ -111,7 +111,7 @@ class LeaseExpired(NamedTuple):
 class CancelRequested(NamedTuple):
     """An operator wants a claimed job to stop; its worker learns of it."""
 
-    job_id: bytes
+    id: bytes
     actor: str
     reason: str
 
@@ -119,7 +119,7 @@ class CancelRequested(NamedTuple):
 class Cancelled(NamedTuple):
     """The job will not run (again); the record is kept until `sweep_at_ms`."""
 
-    job_id: bytes
+    id: bytes
     sweep_at_ms: int
     actor: str
     reason: str
@@ -128,7 +128,7 @@ class Cancelled(NamedTuple):
 class Requeued(NamedTuple):
     """An operator gave a dead job a new start: pending, no attempts used."""
 
-    job_id: bytes
+    id: bytes
     actor: str
     reason: str
 
@@ -136,7 +136,7 @@ class Requeued(NamedTuple):
 class Swept(NamedTuple):
     """Retention is over: record and payload are deleted, the history stays in the log."""
 
-    job_id: bytes
+    id: bytes
 
 
 class DeadLettered(NamedTuple):
@@ -145,7 +145,7 @@ class DeadLettered(NamedTuple):
     `actor` is who found it: the name of a program's operator, or "ledgerq" for a queue that met the loss at a claim.
     """
 
-    job_id: bytes
+    id: bytes
     sweep_at_ms: int
     actor: str
     reason: str

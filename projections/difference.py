@@ -96,9 +96,9 @@ async def difference(log: LogReader, start: int, stop: int, *, progress: Progres
 
 
 def _job_changes(touched: dict[bytes, _Touched]) -> Iterator[JobChange]:
-    for job_id, job in touched.items():
+    for id, job in touched.items():
         change = JobChange(
-            job_id_text(job_id), job.queue, job.before, job.after, job.attempt_before, job.attempt_after, job.events
+            job_id_text(id), job.queue, job.before, job.after, job.attempt_before, job.attempt_after, job.events
         )
         # One that came and went within the stretch changed, too.
         if None in (job.before, job.after) or (job.before, job.attempt_before) != (job.after, job.attempt_after):

@@ -70,7 +70,7 @@ class Fold:
             return Transition(offset, time_ms, event, None, None)
         if TYPE_CHECKING:
             assert isinstance(event, JobEvent)
-        before = self.jobs.get(event.job_id)
+        before = self.jobs.get(event.id)
         allowed = states.get("new" if before is None else before.state)
         if allowed is None:
             state = "unknown" if before is None else before.state
@@ -89,12 +89,12 @@ class Fold:
             raise LogCorrupt(offset, f"the event {type(event).__name__} names a time before 1970")
         self.counters_of(queue).apply(before, event, after)
         if after is None:
-            del self.jobs[event.job_id]
-            self.without_payload.discard(event.job_id)
+            del self.jobs[event.id]
+            self.without_payload.discard(event.id)
         else:
-            self.jobs[event.job_id] = after
+            self.jobs[event.id] = after
             if type(event) is DeadLettered:
-                self.without_payload.add(event.job_id)
+                self.without_payload.add(event.id)
         return Transition(offset, time_ms, event, before, after)
 
     def apply_batch(self, batch: RecordBatch) -> None:

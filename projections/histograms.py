@@ -27,7 +27,7 @@ MEASURES: Final = ("waiting", "running", "life", "attempts")
 class Exemplar(NamedTuple):
     """The job that fell into a bucket last: its id, the number, and the commit time in ms. In memory only."""
 
-    job_id: bytes
+    id: bytes
     value: int
     time_ms: int
 
@@ -57,7 +57,7 @@ class Histogram:
         self.sum = 0
         self.last: list[tuple[bytes, int, int] | None] = [None] * (len(bounds) + 1)
 
-    def add(self, value: int, job_id: bytes, time_ms: int) -> None:
+    def add(self, value: int, id: bytes, time_ms: int) -> None:
         """Count one number; one below 0 (a commit opened before the job was due) counts as 0."""
         if value > 0:
             at = bisect_left(self.bounds, value)
@@ -65,7 +65,7 @@ class Histogram:
         else:
             at = value = 0
         self.counts[at] += 1
-        self.last[at] = (job_id, value, time_ms)
+        self.last[at] = (id, value, time_ms)
 
     def encode(self) -> list[int]:
         """The histogram's part of a stats row: the sum, then the count of each bucket."""

@@ -72,14 +72,14 @@ _u64 = struct.Struct(">Q")
 _MAX_U64: Final = 2**64 - 1
 
 
-def job_key(job_id: bytes) -> bytes:
+def job_key(id: bytes) -> bytes:
     """`i/job/` ULID."""
-    return JOB + job_id
+    return JOB + id
 
 
-def claimed_key(job_id: bytes) -> bytes:
+def claimed_key(id: bytes) -> bytes:
     """`i/claimed/` ULID."""
-    return CLAIMED + job_id
+    return CLAIMED + id
 
 
 def pending_prefix(queue: str) -> bytes:
@@ -103,9 +103,9 @@ def scheduled_key(due_ms: int, offset: int) -> bytes:
     return SCHEDULED + _due_offset.pack(due_ms, offset)
 
 
-def finished_key(sweep_at_ms: int, job_id: bytes) -> bytes:
+def finished_key(sweep_at_ms: int, id: bytes) -> bytes:
     """`i/finished/`, sweep-at ms u64, ULID."""
-    return FINISHED_PREFIX + _u64.pack(sweep_at_ms) + job_id
+    return FINISHED_PREFIX + _u64.pack(sweep_at_ms) + id
 
 
 def leading_ms(key: bytes, prefix: bytes) -> int:
@@ -139,25 +139,25 @@ def stats_key(queue: str) -> bytes:
 def index_entries(job: Job, format_version: int = FORMAT_VERSION) -> dict[bytes, bytes]:
     """Every index row that a job in this state has."""
     # Format 1 had no `since_ms`, the last field.
-    return {JOB + job.spec.job_id: pack(job if format_version > 1 else job[:-1]), **index_places(job)}
+    return {JOB + job.spec.id: pack(job if format_version > 1 else job[:-1]), **index_places(job)}
 
 
 def index_places(job: Job) -> dict[bytes, bytes]:
     """The index rows of a job in this state, beside its own row: stated here and nowhere else."""
-    job_id, state = job.spec.job_id, job.state
+    id, state = job.spec.id, job.state
     entries: dict[bytes, bytes] = {}
     if state == "pending":
-        entries[pending_key(job.spec.queue, job.spec.priority, job.offset)] = job_id
+        entries[pending_key(job.spec.queue, job.spec.priority, job.offset)] = id
     elif state == "claimed":
-        entries[CLAIMED + job_id] = b""
+        entries[CLAIMED + id] = b""
     elif state == "scheduled":
-        entries[scheduled_key(job.due_ms, job.offset)] = job_id
+        entries[scheduled_key(job.due_ms, job.offset)] = id
     elif state in FINISHED:
-        entries[finished_key(job.sweep_at_ms, job_id)] = b""
+        entries[finished_key(job.sweep_at_ms, id)] = b""
         if state == "dead":
-            entries[dead_key(job.spec.queue, job.offset)] = job_id
+            entries[dead_key(job.spec.queue, job.offset)] = id
     if job.unique_held and job.spec.unique_key is not None:
-        entries[unique_key(job.spec.queue, job.spec.unique_key)] = job_id
+        entries[unique_key(job.spec.queue, job.spec.unique_key)] = id
     return entries
 
 
@@ -169,7 +169,7 @@ def decode_job(value: bytes) -> Job:
             rest.append(rest[5] or rest[4])  # a row of format 1: due or changed, which is nearly the same
         job: Job = checked(Job, (checked(Enqueued, spec), *rest))
         # A row changed so that it names another job would be read, claimed and deleted as that job's.
-        if len(job.spec.job_id) != ULID_BYTES or job.state not in STATES:
+        if len(job.spec.id) != ULID_BYTES or job.state not in STATES:
             raise ValueError("wrong id or state")
         queue_name_bytes(job.spec.queue)
         numbers = (job.offset, job.due_ms, job.sweep_at_ms)
@@ -185,7 +185,7 @@ class IndexKey(NamedTuple):
 
     range_name: str
     text: str
-    job_id: bytes | None
+    id: bytes | None
 
 
 def parse_key(key: bytes, value: bytes) -> IndexKey:
@@ -207,18 +207,18 @@ def _parse(name: str, rest: bytes, value: bytes) -> IndexKey:
         return IndexKey(name, f"job {job_id_text(rest)}", rest)
     if name == "finished":
         return IndexKey(name, f"sweep at {_u64.unpack(rest[:8])[0]} ms, job {job_id_text(rest[8:])}", rest[8:])
-    job_id = value if len(value) == ULID_BYTES else None
+    id = value if len(value) == ULID_BYTES else None
     if name == "scheduled":
         due_ms, offset = _due_offset.unpack(rest)
-        return IndexKey(name, f"due {due_ms} ms, offset {offset}", job_id)
+        return IndexKey(name, f"due {due_ms} ms, offset {offset}", id)
     queue, _, tail = rest.partition(b"\0")
     where = f"queue {queue.decode()!r}"
     if name == "pending":
         priority, offset = _priority_offset.unpack(tail)
-        return IndexKey(name, f"{where}, priority {priority}, offset {offset}", job_id)
+        return IndexKey(name, f"{where}, priority {priority}, offset {offset}", id)
     if name == "dead":
-        return IndexKey(name, f"{where}, offset {_u64.unpack(tail)[0]}", job_id)
-    return IndexKey(name, f"{where}, unique key {tail!r}", job_id)
+        return IndexKey(name, f"{where}, offset {_u64.unpack(tail)[0]}", id)
+    return IndexKey(name, f"{where}, unique key {tail!r}", id)
 
 
 def range_bounds(name: str) -> tuple[bytes, bytes]:

@@ -80,12 +80,12 @@ class Job(NamedTuple):
     @property
     def id(self) -> bytes:
         """The ULID's 16 bytes."""
-        return self.spec.job_id
+        return self.spec.id
 
     @property
     def job_id(self) -> str:
         """The ULID's text."""
-        return job_id_text(self.spec.job_id)
+        return job_id_text(self.spec.id)
 
     @property
     def queue(self) -> str:

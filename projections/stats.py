@@ -146,19 +146,19 @@ class QueueCounters:
             self.now[_CLAIMED] += 1
             self.totals[_CLAIMED_TOTAL] += 1
             time_ms = after.changed_ms
-            self.waiting.add(time_ms - before.since_ms, after.spec.job_id, time_ms)
+            self.waiting.add(time_ms - before.since_ms, after.spec.id, time_ms)
         elif kind is Acked:
             self.now[_CLAIMED] -= 1
             self.now[_DONE] += 1
             self.totals[_ACKED_TOTAL] += 1
-            job_id, time_ms = after.spec.job_id, after.changed_ms
-            self.running.add(time_ms - before.since_ms, job_id, time_ms)
-            self.life.add(time_ms - before.enqueued_ms, job_id, time_ms)
-            self.attempts.add(before.attempt, job_id, time_ms)
+            id, time_ms = after.spec.id, after.changed_ms
+            self.running.add(time_ms - before.since_ms, id, time_ms)
+            self.life.add(time_ms - before.enqueued_ms, id, time_ms)
+            self.attempts.add(before.attempt, id, time_ms)
         else:
             self.add(stats_delta(before, event, after))
             if type(event) is Nacked and not event.released:
-                self.running.add(after.changed_ms - before.since_ms, after.spec.job_id, after.changed_ms)
+                self.running.add(after.changed_ms - before.since_ms, after.spec.id, after.changed_ms)
 
     def add(self, delta: StatsDelta) -> None:
         """Count the changes by an event."""

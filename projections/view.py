@@ -49,11 +49,11 @@ class LedgerView:
         self.log = log
         self.store = log.store
 
-    async def job(self, job_id: bytes) -> Job:
+    async def job(self, id: bytes) -> Job:
         """A job that is not swept; raises `JobNotFound`."""
-        value = await self.store.get(job_key(job_id))
+        value = await self.store.get(job_key(id))
         if value is None:
-            raise JobNotFound(f"there is no job {job_id_text(job_id)}: it never was, or it was swept (see its history)")
+            raise JobNotFound(f"there is no job {job_id_text(id)}: it never was, or it was swept (see its history)")
         return decode_job(value)
 
     async def payload(self, job: Job) -> PayloadRecord:
@@ -63,20 +63,20 @@ class LedgerView:
             raise PayloadMissing(f"job {job.job_id}: {fault}")
         return decode_payload(value)
 
-    async def history(self, job_id: bytes) -> list[Record]:
+    async def history(self, id: bytes) -> list[Record]:
         """All events of a job in order, also of one already swept; raises `JobNotFound`."""
-        value = await self.store.get(job_key(job_id))
+        value = await self.store.get(job_key(id))
         if value is not None:
             job = decode_job(value)
             if len(job.offsets) < MAX_OFFSETS:
                 return [await self._record(offset) for offset in (job.offset, *job.offsets)]
-            return await self._search(job_id, job.offset)
-        start = await self.log.offset_at_time(max(0, job_id_ms(job_id) - _ID_SLACK_MS))
-        found = await self._search(job_id, start)
+            return await self._search(id, job.offset)
+        start = await self.log.offset_at_time(max(0, job_id_ms(id) - _ID_SLACK_MS))
+        found = await self._search(id, start)
         if not found and start > 0:
-            found = await self._search(job_id, 0)
+            found = await self._search(id, 0)
         if not found:
-            raise JobNotFound(f"no event of the log concerns a job {job_id_text(job_id)}")
+            raise JobNotFound(f"no event of the log concerns a job {job_id_text(id)}")
         return found
 
     async def _record(self, offset: int) -> Record:
@@ -85,11 +85,11 @@ class LedgerView:
             raise JobNotFound(f"the log has no event at offset {offset}, which a job's index row names: run an audit")
         return Record(offset, batch.time_ms, batch.epoch, batch.events[offset - batch.base_offset])
 
-    async def _search(self, job_id: bytes, start: int) -> list[Record]:
+    async def _search(self, id: bytes, start: int) -> list[Record]:
         found: list[Record] = []
-        async for batch in self.log.batches(start, about=job_id):
+        async for batch in self.log.batches(start, about=id):
             for record in batch.records():
-                if record.offset >= start and getattr(record.event, "job_id", None) == job_id:
+                if record.offset >= start and getattr(record.event, "id", None) == id:
                     if not found and type(record.event) is not Enqueued:
                         return []  # its beginning lies before `start`
                     found.append(record)
@@ -154,7 +154,7 @@ class LedgerView:
                     yield key, decode_job(value)
                 continue
             ids = [value or key[-16:] for key, value in rows]
-            found = await self.store.get_many([job_key(job_id) for job_id in ids])
+            found = await self.store.get_many([job_key(id) for id in ids])
             for (key, _), row in zip(rows, found, strict=True):
                 if row is not None:
                     yield key, decode_job(row)

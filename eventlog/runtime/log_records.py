@@ -41,9 +41,9 @@ def about(event: str, **more: object) -> dict[str, object]:
     }
 
 
-def about_job(event: str, job_id: bytes, queue: str, attempt: int, offset: int, **more: object) -> dict[str, object]:
+def about_job(event: str, id: bytes, queue: str, attempt: int, offset: int, **more: object) -> dict[str, object]:
     """The attributes of a record that concerns a job, for `extra=`; `offset` is that of its claimed event."""
-    text = job_id_text(job_id)
+    text = job_id_text(id)
     return about(event, job_id=text, queue=queue, attempt=attempt, offset=offset, **more)
 
 

@@ -166,8 +166,8 @@ class CountersSource:
     def _exemplar(self, last: tuple[bytes, int, int], unit: int) -> Exemplar:
         exemplar = self._exemplars.get(last)
         if exemplar is None:
-            job_id, value, time_ms = last
-            exemplar = Exemplar({"job_id": job_id_text(job_id)}, value / unit, time_ms / 1000)
+            id, value, time_ms = last
+            exemplar = Exemplar({"job_id": job_id_text(id)}, value / unit, time_ms / 1000)
             self._exemplars[last] = exemplar
         return exemplar
 

@@ -41,8 +41,8 @@ async def oldest_pending_ms(store: ReadStore, queue: str, start: Position) -> in
         if not rows:
             break
         priority = pending_position(rows[0][0])[0]
-        ids = [job_id for key, job_id in rows if pending_position(key)[0] == priority]
-        for value in await store.get_many([job_key(job_id) for job_id in ids]):
+        ids = [id for key, id in rows if pending_position(key)[0] == priority]
+        for value in await store.get_many([job_key(id) for id in ids]):
             job = None if value is None else decode_job(value)
             if job is not None and job.state == "pending" and (found is None or job.since_ms < found):
                 found = job.since_ms

@@ -52,11 +52,11 @@ async def compare_jobs(
         for key, value in rows:
             if key.startswith(STATS):
                 continue
-            job_id = parse_key(key, value).job_id
-            job = None if job_id is None else fold.jobs.get(job_id)
+            id = parse_key(key, value).id
+            job = None if id is None else fold.jobs.get(id)
             expected = None if job is None else index_entries(job, format_version).get(key)
-            if expected is not None and job_id is not None:
-                seen[job_id] += 1
+            if expected is not None and id is not None:
+                seen[id] += 1
                 if value != expected:
                     yield Mismatch(key, expected, value)
             elif len(extras) < _HELD_BACK_ROWS:
@@ -66,9 +66,9 @@ async def compare_jobs(
                     places = {k: v for job in fold.jobs.values() for k, v in index_places(job).items()}
                 yield Mismatch(key, places.get(key), value)
     doubtful: dict[bytes, bytes] = {}
-    for job_id, job in fold.jobs.items():
+    for id, job in fold.jobs.items():
         entries = index_entries(job, format_version)
-        if seen[job_id] != len(entries):
+        if seen[id] != len(entries):
             for key, expected in entries.items():
                 if key in extras:
                     yield Mismatch(key, expected, extras.pop(key))

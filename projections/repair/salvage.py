@@ -259,7 +259,7 @@ class _Salvage:
             for base_offset, value in page:
                 for offset, event in enumerate(decode_batch(base_offset, value).events, base_offset):
                     if isinstance(event, Enqueued):
-                        found[offset] = LostJob(job_id_text(event.job_id), event.queue, offset)
+                        found[offset] = LostJob(job_id_text(event.id), event.queue, offset)
 
         def take(row: SstRow) -> None:
             try:

@@ -133,7 +133,7 @@ async def test_a_lost_payload_costs_its_job_by_name(root: Path, tmp_path: Path) 
             assert log_rows(disk, report.end) == log_rows(undamaged, report.end)
             letters = [event for event in await events_of(disk) if isinstance(event, DeadLettered)]
             dead = [lost.job.id for lost in report.rebuilt.lost if lost.is_dead_letter]
-            assert [letter.job_id for letter in letters] == dead
+            assert [letter.id for letter in letters] == dead
             assert all((letter.actor, letter.sweep_at_ms) == ("ann", END_MS + KEEP_DEAD_MS) for letter in letters)
             await check_ledger(disk, without_payload=frozenset(lost.job.id for lost in report.rebuilt.lost))
             found = await audit(MemoryReader(disk), clock=ManualClock(), deep=True)

@@ -209,7 +209,7 @@ def test_every_event_of_the_right_types_is_read_back(events: list[Any]) -> None:
 def test_every_field_of_every_event_is_checked() -> None:
     for event_type in EVENT_TYPES.values():
         for place in range(len(event_type._fields)):
-            row: list[Any] = [job_id(1) if field == "job_id" else "x" for field in event_type._fields]
+            row: list[Any] = [job_id(1) if field == "id" else "x" for field in event_type._fields]
             row[place] = {"a": "map"}  # no field holds one
             with pytest.raises(LogCorrupt):
                 decode_batch(0, pack((1, 7, NO_DIGEST, 5, bytes([KIND_OF[event_type]]), (row,))))

@@ -77,14 +77,14 @@ class Model:
         """Jobs of a queue that is not paused that could be claimed since then, and were not."""
         if self.counts(queue).paused:
             return []
-        return [job_id for job_id in self.pending.get(queue, {}) if self.pending_since_ms[job_id] <= since_ms]
+        return [id for id in self.pending.get(queue, {}) if self.pending_since_ms[id] <= since_ms]
 
-    def forget(self, job_id: bytes) -> None:
+    def forget(self, id: bytes) -> None:
         """Drop what is known of a job, if it was swept."""
-        if job_id in self.jobs and self.jobs[job_id].state == "gone":
-            for moment in self.jobs.pop(job_id).life:
-                self.claims.pop((job_id, moment.offset), None)
-            self.pending_since_ms.pop(job_id, None)
+        if id in self.jobs and self.jobs[id].state == "gone":
+            for moment in self.jobs.pop(id).life:
+                self.claims.pop((id, moment.offset), None)
+            self.pending_since_ms.pop(id, None)
 
     def counts(self, queue: str) -> QueueCounts:
         """The counters of a queue."""
@@ -103,18 +103,18 @@ class Model:
         elif isinstance(event, Enqueued):
             self._enqueued(offset, event)
         elif type(event) in _COUNTED:
-            job = self.jobs.get(event.job_id)  # type: ignore[union-attr]
+            job = self.jobs.get(event.id)  # type: ignore[union-attr]
             if job is None:
                 raise Violation("log", f"{event} at {offset} is about a job that was never enqueued")
             self._change(job, offset, event)
 
     def _enqueued(self, offset: int, event: Enqueued) -> None:
-        old = self.jobs.get(event.job_id)
+        old = self.jobs.get(event.id)
         if old is not None and old.state != "gone":
-            raise Violation("log", f"{event.job_id.hex()} is enqueued at {offset} while it is {old.state}")
+            raise Violation("log", f"{event.id.hex()} is enqueued at {offset} while it is {old.state}")
         state = "scheduled" if event.due_ms else "pending"
         job = ModelJob(
-            event.job_id,
+            event.id,
             event.queue,
             event.priority,
             offset,

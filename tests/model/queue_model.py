@@ -71,7 +71,7 @@ class Model:
     def pending(self, queue: str) -> list[str]:
         """The jobs of a queue that can be claimed, in order."""
         waiting = self._reference.pending.get(queue, {})
-        return [job_id_text(job_id) for job_id in sorted(waiting, key=waiting.__getitem__)]
+        return [job_id_text(id) for id in sorted(waiting, key=waiting.__getitem__)]
 
     def claimed(self, claim: Claim, lease_ms: int) -> None:
         """A claim was returned."""

@@ -167,7 +167,7 @@ async def check_promises(rig: Rig, reported: Reported) -> None:
     queue = await rig.open(default=QueueOptions(max_attempts=2))
     await settle()
     offsets = {
-        (batch.base_offset + i, event.job_id)
+        (batch.base_offset + i, event.id)
         for batch in await rig.batches()
         for i, event in enumerate(batch.events)
         if isinstance(event, Claimed)

@@ -106,7 +106,7 @@ class Book:
         """Take one record in; an AssertionError names what must not be."""
         event = record.event
         if isinstance(event, Enqueued):
-            assert event.job_id not in self.model.jobs, f"{event.job_id.hex()} is enqueued again at {record.offset}"
+            assert event.id not in self.model.jobs, f"{event.id.hex()} is enqueued again at {record.offset}"
         self.expired += isinstance(event, LeaseExpired) and event.reason == LEASE_EXPIRED
         self.writers += isinstance(event, WriterOpened)
         self.rebuilt += isinstance(event, Rebuilt)

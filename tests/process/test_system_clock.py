@@ -75,9 +75,7 @@ async def claimed_soon(child: Answers, *wanted: str) -> float:
 def kinds(records: list[Record], job_id: str) -> list[str]:
     """What happened to a job."""
     return [
-        type(record.event).__name__
-        for record in records
-        if getattr(record.event, "job_id", b"") == job_id_bytes(job_id)
+        type(record.event).__name__ for record in records if getattr(record.event, "id", b"") == job_id_bytes(job_id)
     ]
 
 

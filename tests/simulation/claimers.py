@@ -100,7 +100,7 @@ class Claimers(Calls):
         calm_ms = self._world.calm_since_ms(process)
         if calm_ms is None or calm_ms > self._world.loop.now_ms() - self._world.patience_ms:
             return  # a read that stalls, say, finds out nothing
-        overlooked = [job_id for name in queues for job_id in self._oracle.model.overlooked(name, since_ms)]
+        overlooked = [id for name in queues for id in self._oracle.model.overlooked(name, since_ms)]
         if overlooked:
             raise Violation("overlooked", f"a claim of {queues} brought nothing; {overlooked[0].hex()} was pending")
 

@@ -260,7 +260,7 @@ def newest_first(patch: Patch) -> None:
         last = max(self.jobs.values(), key=lambda one: one.position, default=None)
         if last is None or last.payload is None:
             return real(self)
-        self.drop(last.job.spec.job_id)
+        self.drop(last.job.spec.id)
         return last
 
     patch.setattr(ready_window.ReadyWindow, "take", take)

@@ -92,7 +92,7 @@ class SimLedger:
             self.model.apply(at, batch.time_ms, event)
             self._counts.take(event)
             if isinstance(event, Enqueued):
-                self._owners[keys.payload_key(at)] = event.job_id
+                self._owners[keys.payload_key(at)] = event.id
                 self._on_enqueued(event, self._payload(at, event, changes))
             before, after = self._fold.apply(at, batch.time_ms, event)[3:]
             for job in (before, after):

@@ -52,10 +52,10 @@ class Observers(Calls):
     async def _observe(self, process: Process, queue: str, which: int, state: State | None) -> None:
         await self._observe_stats(process, queue)
         await self._observe_pages(process, queue, state)
-        job_id = self._some_job(which)
-        if job_id is not None:
-            await self._observe_job(process, job_id)
-            await self._observe_history(process, job_id)
+        id = self._some_job(which)
+        if id is not None:
+            await self._observe_job(process, id)
+            await self._observe_history(process, id)
 
     async def _observe_stats(self, process: Process, queue: str) -> None:
         counts = self._oracle.model.counts(queue)
@@ -105,11 +105,11 @@ class Observers(Calls):
         if state == "pending" and places != sorted(places):
             raise Violation("page", f"the pending jobs of {queue} are shown in the order {places}")
 
-    async def _observe_job(self, process: Process, job_id: bytes) -> None:
-        before = self._oracle.model.jobs[job_id]
+    async def _observe_job(self, process: Process, id: bytes) -> None:
+        before = self._oracle.model.jobs[id]
         length = len(before.life)
         try:
-            job = await self.call(process, "get", self._queue(process).get(job_id_text(job_id)))
+            job = await self.call(process, "get", self._queue(process).get(job_id_text(id)))
         except JobNotFound:
             self._must_be_gone(before, "get")
             return
@@ -117,34 +117,34 @@ class Observers(Calls):
         if before.state == "gone":
             return
         try:
-            payload = await self.call(process, "payload", self._queue(process).payload(job_id_text(job_id)))
+            payload = await self.call(process, "payload", self._queue(process).payload(job_id_text(id)))
         except (JobNotFound, PayloadMissing):
             self._must_be_gone(before, "payload")
             return
-        if self._oracle.model.jobs[job_id] is before and payload != self._oracle.payloads[job_id]:
+        if self._oracle.model.jobs[id] is before and payload != self._oracle.payloads[id]:
             raise Violation("payload", f"the payload of {job.job_id} is another one")
 
     def _must_be_gone(self, before: ModelJob, what: str) -> None:
         if before.state != "gone":
             raise Violation("lost", f"{what}: job {before.id.hex()} is {before.state} and was not found")
 
-    async def _observe_history(self, process: Process, job_id: bytes) -> None:
-        before = self._oracle.model.jobs[job_id]
+    async def _observe_history(self, process: Process, id: bytes) -> None:
+        before = self._oracle.model.jobs[id]
         length = len(before.life)
         try:
-            records = await self.call(process, "history", self._queue(process).history(job_id_text(job_id)))
+            records = await self.call(process, "history", self._queue(process).history(job_id_text(id)))
         except JobNotFound as error:
-            raise Violation("lost", f"job {job_id.hex()} has no history") from error
+            raise Violation("lost", f"job {id.hex()} has no history") from error
         told = [(record.offset, record.time_ms, record.event) for record in records]
         life = [moment[:3] for moment in before.life]
         first = told[0][0] if told else -1
         if first == before.offset and life[: len(told)] == told and len(told) >= length:
             return
         # An id that was used again has several lives; another one was read.
-        others = [record for record in self._world.ledger.records if getattr(record.event, "job_id", None) == job_id]
+        others = [record for record in self._world.ledger.records if getattr(record.event, "id", None) == id]
         tail = [(record.offset, record.time_ms, record.event) for record in others if record.offset >= first]
         if first == before.offset or not told or tail[: len(told)] != told:
-            raise Violation("history", f"the history of {job_id.hex()} is told as {told}, not {life}")
+            raise Violation("history", f"the history of {id.hex()} is told as {told}, not {life}")
 
     async def _follow(self, process: Process, start: int, for_ms: int, apart: bool) -> None:
         """Follow the log from some offset on, for a while; `apart`: as a reader of the disk."""

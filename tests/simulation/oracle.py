@@ -16,7 +16,7 @@ __all__ = ["Asked", "Oracle"]
 
 
 class Asked(NamedTuple):
-    """An enqueue call of a producer; `job_id` None: any. `due_ms` is 0 for at once."""
+    """An enqueue call of a producer; `id` None: any. `due_ms` is 0 for at once."""
 
     queue: str
     payload: bytes
@@ -26,7 +26,7 @@ class Asked(NamedTuple):
     due_ms: int
     unique_key: bytes | None
     until: str
-    job_id: bytes | None
+    id: bytes | None
 
 
 class Oracle:
@@ -51,17 +51,17 @@ class Oracle:
             raise Violation("invented", f"a job with the payload {record.payload[:20]!r} was never asked for")
         asked = self.asked[token]
         told = (event.priority, event.max_attempts, event.due_ms, event.unique_key, event.unique_until)
-        job_id = event.job_id if asked.job_id is not None else None
-        if asked != (event.queue, record.payload, record.headers, *told, job_id):
+        id = event.id if asked.id is not None else None
+        if asked != (event.queue, record.payload, record.headers, *told, id):
             raise Violation("invented", f"the job {token} was asked for as {asked}, and is {event}, {record.headers}")
         if token in self.durable:
             raise Violation("repeated", f"the job asked for once as {token} is in the log twice")
         if token in self.refused:
             raise Violation("repeated", f"the job {token} is in the log although its caller was refused")
-        self.durable[token] = event.job_id
-        self.acked.discard(event.job_id)  # the id of a job that was swept may be used again
-        self.payloads[event.job_id] = record
-        self.created.append(event.job_id)
+        self.durable[token] = event.id
+        self.acked.discard(event.id)  # the id of a job that was swept may be used again
+        self.payloads[event.id] = record
+        self.created.append(event.id)
 
     def answered(self, token: int, queue: str, unique: bytes | None, answer: EnqueueResult) -> None:
         """Check an enqueue call that returned; raises `Violation`."""
@@ -136,7 +136,7 @@ class Oracle:
 
     def finished(self, *, swept: bool) -> None:
         """Check the end, after everything was worked off: each promised job ended exactly once; raises `Violation`."""
-        lost = [token for token, job_id in self.promised.items() if job_id not in self.model.jobs]
+        lost = [token for token, id in self.promised.items() if id not in self.model.jobs]
         if lost:
             raise Violation("lost", f"jobs that were promised are nowhere: {lost[:5]}")
         for job in self.model.jobs.values():

@@ -44,8 +44,8 @@ class SimProjection:
 
 def _keys(event: Event) -> list[tuple[bytes, bool]]:
     found = [(b"kind/" + type(event).__name__.encode(), False)]
-    job_id = getattr(event, "job_id", None)
-    return found if job_id is None else [*found, (b"job/" + job_id, type(event) is Swept)]
+    id = getattr(event, "id", None)
+    return found if id is None else [*found, (b"job/" + id, type(event) is Swept)]
 
 
 class Counts:

@@ -131,30 +131,30 @@ class Workload(Claimers, Workers, Observers):
         await self._on_job(process, "requeue", which, lambda job: queue.requeue(job, actor="someone", reason="a whim"))
 
     async def _on_job(self, process: Process, what: str, which: int, call: Callable[[str], Awaitable[Any]]) -> None:
-        job_id = self._some_job(which)
-        if job_id is None:
+        id = self._some_job(which)
+        if id is None:
             return
-        model = self._oracle.model.jobs[job_id]
+        model = self._oracle.model.jobs[id]
         before = (model.ends, model.requeues, model.stop_asked)
         try:
-            job = await self.call(process, what, call(job_id_text(job_id)))
+            job = await self.call(process, what, call(job_id_text(id)))
         except JobNotFound:
             if model.state != "gone":
-                raise Violation("lost", f"{what}: job {job_id.hex()} is {model.state} and was not found") from None
+                raise Violation("lost", f"{what}: job {id.hex()} is {model.state} and was not found") from None
             return
         except InvalidState as refused:
             self._world.say(f"p{process.number} {what}: {refused}")
             if what == "cancel" and not model.ends:
                 raise Violation("state", f"{what} of a job that never ended was refused: {refused}") from refused
             return
-        self._world.say(f"p{process.number} {what} {job_id.hex()[-6:]} -> {job.state}")
-        if self._oracle.model.jobs[job_id] is not model:
+        self._world.say(f"p{process.number} {what} {id.hex()[-6:]} -> {job.state}")
+        if self._oracle.model.jobs[id] is not model:
             return  # its id was used again
         after = (model.ends, model.requeues, model.stop_asked)
         if what == "cancel" and after == before and not model.stop_asked:
-            raise Violation("too early", f"{what} of {job_id.hex()} returned before its event was durable")
+            raise Violation("too early", f"{what} of {id.hex()} returned before its event was durable")
         if what == "requeue" and after == before:
-            raise Violation("too early", f"{what} of {job_id.hex()} returned before its event was durable")
+            raise Violation("too early", f"{what} of {id.hex()} returned before its event was durable")
 
     async def _pause(self, process: Process, queue: str, for_ms: int) -> None:
         asked = len(self._world.ledger.records)

@@ -65,7 +65,7 @@ class Book:
         event = record.event
         self.events[type(event).__name__] += 1
         if isinstance(event, Swept):
-            self._swept.append(event.job_id)
+            self._swept.append(event.id)
         try:
             self._model.apply(record.offset, record.time_ms, event)
         except Violation as violation:

@@ -144,7 +144,7 @@ def book(*events: Event) -> Book:
 
 
 def other(event: Enqueued, **changed: Any) -> Enqueued:
-    return event._replace(job_id=b"\1" * 16, **changed)
+    return event._replace(id=b"\1" * 16, **changed)
 
 
 def keyed(event: Enqueued) -> Enqueued:

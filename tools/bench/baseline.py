@@ -85,18 +85,18 @@ class Baseline:
 
     async def enqueue(self, payload: bytes, caller: int) -> Place:
         """Add a job and count it: one get, three puts. Returns what `claim` takes."""
-        pending, job_id = self._new_job()
+        pending, id = self._new_job()
         job = _pack((_QUEUE, "pending", _PRIORITY, 0, _MAX_ATTEMPTS, _now_ms(), payload))
         counter = _COUNTER + str(caller).encode()
 
         async def change(transaction: DbTransaction) -> None:
             count = await transaction.get(counter)
-            await transaction.put(_JOB + job_id, job)
-            await transaction.put(pending, job_id)
+            await transaction.put(_JOB + id, job)
+            await transaction.put(pending, id)
             await transaction.put(counter, _pack(1 + (_unpack(count) if count is not None else 0)))
 
         await self._transact(change)
-        return pending, job_id
+        return pending, id
 
     async def claim(self, place: Place | None = None) -> tuple[bytes, bytes] | None:
         """Id and payload of the job at `place`, or of the next one; None when there is none.
@@ -106,33 +106,33 @@ class Baseline:
         place = place or await self._next()
         if place is None:
             return None
-        pending, job_id = place
+        pending, id = place
         payload = b""
 
         async def change(transaction: DbTransaction) -> None:
             nonlocal payload
-            job = _unpack(await transaction.get(_JOB + job_id))
+            job = _unpack(await transaction.get(_JOB + id))
             payload = job[_PAYLOAD_AT]
             job[_STATE_AT] = "claimed"
             job[_ATTEMPT_AT] += 1
             await transaction.delete(pending)
-            await transaction.put(_JOB + job_id, _pack(job))
-            await transaction.put(_CLAIMED + job_id, _pack(_now_ms() + _LEASE_MS))
+            await transaction.put(_JOB + id, _pack(job))
+            await transaction.put(_CLAIMED + id, _pack(_now_ms() + _LEASE_MS))
 
         await self._transact(change)
-        return job_id, payload
+        return id, payload
 
-    async def ack(self, job_id: bytes) -> None:
+    async def ack(self, id: bytes) -> None:
         """Ack a job, if it is still claimed: one get, a delete and two puts."""
 
         async def change(transaction: DbTransaction) -> None:
-            job = _unpack(await transaction.get(_JOB + job_id))
+            job = _unpack(await transaction.get(_JOB + id))
             if job[_STATE_AT] != "claimed":
-                raise LookupError(f"job {job_id.hex()} is {job[_STATE_AT]}")
+                raise LookupError(f"job {id.hex()} is {job[_STATE_AT]}")
             job[_STATE_AT] = "done"
-            await transaction.delete(_CLAIMED + job_id)
-            await transaction.put(_JOB + job_id, _pack(job))
-            await transaction.put(_FINISHED + (_now_ms() + _KEEP_MS).to_bytes(8) + job_id, b"")
+            await transaction.delete(_CLAIMED + id)
+            await transaction.put(_JOB + id, _pack(job))
+            await transaction.put(_FINISHED + (_now_ms() + _KEEP_MS).to_bytes(8) + id, b"")
 
         await self._transact(change)
 
@@ -155,9 +155,9 @@ class Baseline:
         """Add all jobs in one batch and count them."""
         batch, now_ms = WriteBatch(), _now_ms()
         for payload in payloads:
-            pending, job_id = self._new_job()
-            batch.put(_JOB + job_id, _pack((_QUEUE, "pending", _PRIORITY, 0, _MAX_ATTEMPTS, now_ms, payload)))
-            batch.put(pending, job_id)
+            pending, id = self._new_job()
+            batch.put(_JOB + id, _pack((_QUEUE, "pending", _PRIORITY, 0, _MAX_ATTEMPTS, now_ms, payload)))
+            batch.put(pending, id)
         counter = _COUNTER + b"bulk"
         count = await self._db.get(counter)
         batch.put(counter, _pack(len(payloads) + (_unpack(count) if count is not None else 0)))
@@ -174,25 +174,25 @@ class Baseline:
         first, last = _JOB + places[0][1], _JOB + places[-1][1]
         rows = await self._db.scan(KeyRange(start=first, start_inclusive=True, end=last, end_inclusive=True))
         records = {row.key: row.value for row in await rows.next_batch(limit)}
-        for pending, job_id in places:
-            job = _unpack(records[_JOB + job_id])
+        for pending, id in places:
+            job = _unpack(records[_JOB + id])
             job[_STATE_AT] = "claimed"
             job[_ATTEMPT_AT] += 1
             batch.delete(pending)
-            batch.put(_JOB + job_id, _pack(job))
-            batch.put(_CLAIMED + job_id, lease_ends)
-            found.append((job_id, job))
+            batch.put(_JOB + id, _pack(job))
+            batch.put(_CLAIMED + id, lease_ends)
+            found.append((id, job))
         await self._write(batch)
         return found
 
     async def ack_many(self, claims: list[tuple[bytes, list[Any]]]) -> None:
         """Ack all of them in one batch; the one consumer of this queue knows that its claims are current."""
         batch, sweep_at = WriteBatch(), (_now_ms() + _KEEP_MS).to_bytes(8)
-        for job_id, job in claims:
+        for id, job in claims:
             job[_STATE_AT] = "done"
-            batch.delete(_CLAIMED + job_id)
-            batch.put(_JOB + job_id, _pack(job))
-            batch.put(_FINISHED + sweep_at + job_id, b"")
+            batch.delete(_CLAIMED + id)
+            batch.put(_JOB + id, _pack(job))
+            batch.put(_FINISHED + sweep_at + id, b"")
         await self._write(batch)
 
     async def _write(self, batch: WriteBatch) -> None:

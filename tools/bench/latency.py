@@ -101,10 +101,10 @@ async def _their_ways(bench: Bench) -> _Ways:
 
     async def work(baseline: Baseline) -> None:
         while (claim := await baseline.claim(await arrived.get())) is not None:
-            job_id, payload = claim
+            id, payload = claim
             number = int.from_bytes(payload[:8])
             ways.claimed_s[number] = time.perf_counter()
-            await baseline.ack(job_id)
+            await baseline.ack(id)
             ways.acked_s[number] = time.perf_counter()
 
     async def enqueue(baseline: Baseline, number: int) -> None:

@@ -76,8 +76,8 @@ def record_json(record: Record) -> dict[str, Any]:
 def _event_json(event: Event) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in event._asdict().items():
-        if name == "job_id":
-            fields[name] = job_id_text(value)
+        if name == "id":
+            fields["job_id"] = job_id_text(value)
         elif name in _MOMENTS:
             fields |= time_json(name.removesuffix("_ms"), value)
         elif name == "payload_bytes":
@@ -94,8 +94,8 @@ def _event_json(event: Event) -> dict[str, Any]:
 def record_line(record: Record, *, with_job: bool = True) -> str:
     """A record of the log on one line."""
     event = record.event
-    job_id: bytes | None = getattr(event, "job_id", None)
-    job = f" {job_id_text(job_id) if job_id else '-':<26}" if with_job else ""
+    id: bytes | None = getattr(event, "id", None)
+    job = f" {job_id_text(id) if id else '-':<26}" if with_job else ""
     text = f"{record.offset:>8}  {local_time(record.time_ms)} {job} {event_name(event):<16} {event_text(event)}"
     return text.rstrip()
 

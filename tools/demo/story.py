@@ -173,10 +173,10 @@ class Story:
             " twice: a job writes nothing that is there already."
         )
 
-    async def _show_history(self, view: LedgerView, what: str, job_id: bytes) -> set[type[Event]]:
-        job = await view.job(job_id)
+    async def _show_history(self, view: LedgerView, what: str, id: bytes) -> set[type[Event]]:
+        job = await view.job(id)
         path = Path(os.fsdecode((await view.payload(job)).payload))
-        records = await view.history(job_id)
+        records = await view.history(id)
         self._screen.say(f"One that {what}, {path.relative_to(self._files.root)}:")
         self._screen.command(f"{self._program} history {self._quoted} {job.job_id}")
         self._screen.rows(history_rows(records), right=[0])
@@ -256,13 +256,13 @@ async def _survey(log: LogReader) -> _Shown:
     """The first job that failed, came back and was done, and the first that was interrupted and done."""
     kinds: dict[bytes, set[type[Event]]] = {}
     async for record in log.read():
-        job_id: bytes | None = getattr(record.event, "job_id", None)
-        if job_id is not None:
-            kinds.setdefault(job_id, set()).add(type(record.event))
+        id: bytes | None = getattr(record.event, "id", None)
+        if id is not None:
+            kinds.setdefault(id, set()).add(type(record.event))
 
     def first(wanted: type[Event], rather_not: type[Event]) -> bytes | None:
-        found = [job_id for job_id, kind in kinds.items() if {wanted, Acked} <= kind]
-        return next((job_id for job_id in found if rather_not not in kinds[job_id]), found[0] if found else None)
+        found = [id for id, kind in kinds.items() if {wanted, Acked} <= kind]
+        return next((id for id in found if rather_not not in kinds[id]), found[0] if found else None)
 
     interruptions = sum(LeaseExpired in kind for kind in kinds.values())
     return _Shown(first(Nacked, LeaseExpired), first(LeaseExpired, Nacked), interruptions)

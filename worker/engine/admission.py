@@ -40,7 +40,7 @@ class Admission:
         offset = log.next_offset
         self._writer_state.apply(None, event, prepared.record if not event.due_ms else None)
         log.append_payload(offset, prepared.sealed)
-        return EnqueueResult(event.job_id, True)
+        return EnqueueResult(event.id, True)
 
     async def stage_all(self, batch: Sequence[Prepared]) -> list[EnqueueResult]:
         """Stage all of them in one commit, or none: raises `DuplicateJobId`. A unique hit answers `created=False`."""
@@ -48,7 +48,7 @@ class Admission:
         if not lock_keys:
             return await self._stage_together(batch, self.stage)
         async with self._locks.hold(lock_keys):
-            own_ids = [p.event.job_id for p in batch if p.own_id]
+            own_ids = [p.event.id for p in batch if p.own_id]
             while True:
                 holders = await self.holders([key for p in batch if (key := _unique(p)) is not None])
                 jobs = await self._writer_state.jobs(own_ids)
@@ -71,8 +71,8 @@ class Admission:
                     return EnqueueResult(holder, False)
                 result = self.stage(prepared)
                 if key is not None:
-                    holders[key] = prepared.event.job_id
-                    self.hold(key, prepared.event.job_id)
+                    holders[key] = prepared.event.id
+                    self.hold(key, prepared.event.id)
                 return result
 
             # No other call stages these keys while their locks are held.
@@ -119,20 +119,20 @@ class Admission:
 
     async def holders(self, wanted: Sequence[bytes]) -> dict[bytes, bytes | None]:
         """Like `holder`, for many keys with two reads of the store."""
-        found = {key: job_id for key in wanted if (job_id := self._held.get(key)) is not None}
+        found = {key: id for key in wanted if (id := self._held.get(key)) is not None}
         unknown = [key for key in dict.fromkeys(wanted) if key not in found]
         values = await self._writer_state.log.store.get_many(unknown) if unknown else []
-        found |= {key: job_id for key, job_id in zip(unknown, values, strict=True) if job_id is not None}
+        found |= {key: id for key, id in zip(unknown, values, strict=True) if id is not None}
         jobs = dict(zip(found, await self._writer_state.jobs(list(found.values())), strict=True))
         return {key: found[key] if (job := jobs.get(key)) is not None and _holds(job, key) else None for key in wanted}
 
-    def hold(self, key: bytes, job_id: bytes) -> None:
+    def hold(self, key: bytes, id: bytes) -> None:
         """Remember the holder until it is surely in the store; a stale entry does no harm, it is looked up."""
         if len(self._held) >= self._forget_at_rows:
             self._held = {k: i for k, i in self._held.items() if self._writer_state.undurable(i)}
             # Twice what can't be forgotten yet: a large commit must not go through all of it for each of its jobs.
             self._forget_at_rows = max(_FORGET_ROWS, 2 * len(self._held))
-        self._held[key] = job_id
+        self._held[key] = id
 
 
 def _holds(job: Job, key: bytes) -> bool:
@@ -147,4 +147,4 @@ def _unique(prepared: Prepared) -> bytes | None:
 
 def _keys(prepared: Prepared) -> list[bytes]:
     unique = _unique(prepared)
-    return ([] if unique is None else [unique]) + ([job_key(prepared.event.job_id)] if prepared.own_id else [])
+    return ([] if unique is None else [unique]) + ([job_key(prepared.event.id)] if prepared.own_id else [])

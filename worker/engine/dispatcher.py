@@ -71,15 +71,15 @@ class Dispatcher:
         """Follow the change of a job: lease and watcher of an ended claim are dropped, a pending job will be served."""
         if before is not None and before.state == "claimed":
             if after is None or after.state != "claimed":
-                self.leases.drop(before.spec.job_id)
-                self._tell(before.spec.job_id, "lost")
+                self.leases.drop(before.spec.id)
+                self._tell(before.spec.id, "lost")
             elif after.cancel_request is not None:
-                self._tell(before.spec.job_id, "cancel")
+                self._tell(before.spec.id, "cancel")
         if after is not None and after.state == "pending":
             self._fresh[after.spec.queue] = None
 
-    def _tell(self, job_id: bytes, what: str) -> None:
-        watcher = self.watchers.pop(job_id, None) if what == "lost" else self.watchers.get(job_id)
+    def _tell(self, id: bytes, what: str) -> None:
+        watcher = self.watchers.pop(id, None) if what == "lost" else self.watchers.get(id)
         if watcher is not None:
             # Not from within the staging of an event: the callback may call the queue.
             asyncio.get_running_loop().call_soon(watcher[1], what)
@@ -169,7 +169,7 @@ class Dispatcher:
             claims.append(
                 Claim(
                     queue,
-                    spec.job_id,
+                    spec.id,
                     job.claim_offset,
                     job.attempt,
                     spec.max_attempts,

@@ -14,7 +14,7 @@ class Lease(NamedTuple):
     """A claim's end, and when it was taken or renewed, in ms since the Unix epoch."""
 
     expires_ms: int
-    job_id: bytes
+    id: bytes
     claim_offset: int
     began_ms: int = 0
 
@@ -37,24 +37,24 @@ class Leases:
             self._latest_ms = lease.began_ms
         elif self._was_set_back(lease.began_ms) and (next_ms := self.next_ms()) is not None:
             self.on_hold(next_ms)
-        self._leases[lease.job_id] = lease
+        self._leases[lease.id] = lease
         heapq.heappush(self._heap, lease)
         if len(self._heap) > 4 * len(self._leases) + 64:
             self._heap = sorted(self._leases.values())
         self.on_hold(lease.expires_ms)
 
-    def drop(self, job_id: bytes) -> None:
+    def drop(self, id: bytes) -> None:
         """Drop the lease of a claim that ended."""
-        self._leases.pop(job_id, None)
+        self._leases.pop(id, None)
 
-    def expires_ms(self, job_id: bytes, claim_offset: int) -> int | None:
+    def expires_ms(self, id: bytes, claim_offset: int) -> int | None:
         """When the lease of this claim ends; None when the claim isn't current."""
-        lease = self._leases.get(job_id)
+        lease = self._leases.get(id)
         return lease.expires_ms if lease is not None and lease.claim_offset == claim_offset else None
 
     def next_ms(self) -> int | None:
         """When the soonest lease ends."""
-        while self._heap and self._leases.get(self._heap[0].job_id) is not self._heap[0]:
+        while self._heap and self._leases.get(self._heap[0].id) is not self._heap[0]:
             heapq.heappop(self._heap)
         return self._heap[0].expires_ms if self._heap else None
 
@@ -76,9 +76,9 @@ class Leases:
         before_ms, self._latest_ms = self._latest_ms, now_ms
         if now_ms >= before_ms - _SET_BACK_MS:
             return False
-        for job_id, lease in self._leases.items():
+        for id, lease in self._leases.items():
             anew_ms = now_ms + lease.expires_ms - lease.began_ms
             if anew_ms < lease.expires_ms:
-                self._leases[job_id] = lease._replace(expires_ms=anew_ms, began_ms=now_ms)
+                self._leases[id] = lease._replace(expires_ms=anew_ms, began_ms=now_ms)
         self._heap = sorted(self._leases.values())
         return True

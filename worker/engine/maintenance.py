@@ -157,7 +157,7 @@ class Maintenance:
         if after.state == "scheduled":
             earlier = scheduled.schedule(scheduled_key(after.due_ms, after.offset), after.due_ms)
         else:
-            earlier = finished.schedule(finished_key(after.sweep_at_ms, after.spec.job_id), after.sweep_at_ms)
+            earlier = finished.schedule(finished_key(after.sweep_at_ms, after.spec.id), after.sweep_at_ms)
         if earlier:
             self.arm()
 
@@ -229,9 +229,9 @@ class Maintenance:
 
     def _expire(self, leases: Sequence[Lease], now_ms: int) -> None:
         for lease in leases:
-            job = self._writer_state.claimed.get(lease.job_id)
+            job = self._writer_state.claimed.get(lease.id)
             if job is None or job.claim_offset != lease.claim_offset:
-                self._leases.drop(lease.job_id)
+                self._leases.drop(lease.id)
                 continue
             options = self._options_of(job.spec.queue)
             before: Job | None = job

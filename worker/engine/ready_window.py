@@ -85,24 +85,24 @@ class ReadyWindow:
 
     def insert(self, ready: ReadyJob, *, urgent: bool = False) -> None:
         """Insert a job, or replace it by its newer state; the payload is kept if it is urgent or the budget allows."""
-        job_id = ready.job.spec.job_id
-        known = self.jobs.get(job_id)
+        id = ready.job.spec.id
+        known = self.jobs.get(id)
         if known is None:
             position = ready.position
-            heapq.heappush(self._heap, (*position, job_id))
+            heapq.heappush(self._heap, (*position, id))
             if position > self._last:
                 self._last = position
         elif known.payload is not None:
             self._budget.used_bytes -= known.job.spec.payload_bytes
         if ready.payload is not None and not self._budget.admit(ready.job.spec.payload_bytes, urgent=urgent):
             ready = ReadyJob(ready.job, None)
-        self.jobs[job_id] = ready
+        self.jobs[id] = ready
         if len(self._heap) > 2 * len(self.jobs) + _STALE_ROWS:
             self._heap = self._live()
 
-    def drop(self, job_id: bytes) -> None:
+    def drop(self, id: bytes) -> None:
         """Drop a job that is not pending any more (its heap entry is skipped later)."""
-        ready = self.jobs.pop(job_id, None)
+        ready = self.jobs.pop(id, None)
         if ready is not None and ready.payload is not None:
             self._budget.used_bytes -= ready.job.spec.payload_bytes
 
@@ -122,7 +122,7 @@ class ReadyWindow:
         if ready is None or ready.payload is None:
             return None
         heapq.heappop(self._heap)
-        self.drop(ready.job.spec.job_id)
+        self.drop(ready.job.spec.id)
         return ready
 
     def position_after(self) -> Position:
@@ -155,7 +155,7 @@ class ReadyWindow:
 
     def _live(self) -> list[tuple[int, int, bytes]]:
         """The heap without entries of jobs that left, each job once."""
-        return sorted((*ready.position, job_id) for job_id, ready in self.jobs.items())
+        return sorted((*ready.position, id) for id, ready in self.jobs.items())
 
     def _shrink(self) -> None:
         """Keep the first `limit_rows` entries; the others are in the store, beyond the new bound."""

@@ -101,7 +101,7 @@ class WindowRefill:
         with writer_state.watch() as newer:
             stop = keys.after_prefix(pending_prefix(queue))
             async for page in store.scan(start, stop, page_rows=_REFILL_ROWS):
-                rows += [(pending_position(key), job_id) for key, job_id in page]
+                rows += [(pending_position(key), id) for key, id in page]
                 if len(rows) >= _REFILL_ROWS:
                     break
             exhausted = len(rows) < _REFILL_ROWS
@@ -115,20 +115,20 @@ class WindowRefill:
             if new_bound is not None:
                 window.scan_from = new_bound
             for job in jobs:
-                if job.spec.job_id not in newer:
+                if job.spec.id not in newer:
                     window.insert(ReadyJob(job, _checked(job, payloads.get(job.offset))))
             for changed in newer.values():
                 if changed is not None and changed.state == "pending" and changed.spec.queue == queue:
                     position = (changed.spec.priority, changed.offset)
                     if position > old_bound and (new_bound is None or position <= new_bound):
-                        if changed.spec.job_id not in window.jobs:
+                        if changed.spec.id not in window.jobs:
                             window.insert(ReadyJob(changed, None))
                     elif new_bound is not None and position > new_bound:
                         window.scan_from = min(window.scan_from, position)
 
     async def _stored_jobs(self, rows: list[tuple[Position, bytes]]) -> list[Job]:
         """The jobs behind rows of the pending range, as far as they are still at those positions."""
-        values = await self._writer_state.log.store.get_many([job_key(job_id) for _, job_id in rows])
+        values = await self._writer_state.log.store.get_many([job_key(id) for _, id in rows])
         found: list[Job] = []
         for (position, _), value in zip(rows, values, strict=True):
             job = None if value is None else decode_job(value)
@@ -165,11 +165,11 @@ class WindowRefill:
         if not wanted:
             return
         # A payload is in the store once its enqueued event is; a job staged just now waits for its commit.
-        if any(self._writer_state.undurable(ready.job.spec.job_id) for ready in wanted):
+        if any(self._writer_state.undurable(ready.job.spec.id) for ready in wanted):
             await self._writer_state.log.committed()
         records = await self._records([ready.job for ready in wanted])
         for ready, (record, fault) in zip(wanted, records, strict=True):
-            now = window.jobs.get(ready.job.spec.job_id)
+            now = window.jobs.get(ready.job.spec.id)
             if now is None or now.payload is not None or now.job.offset != ready.job.offset:
                 continue
             if fault or record is None:

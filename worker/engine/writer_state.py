@@ -64,18 +64,18 @@ class Newer:
         self.changes: dict[bytes, Job | None] = {}
         self._undurable = (in_flight, touched)
 
-    def __contains__(self, job_id: bytes) -> bool:
-        return job_id in self.changes or any(job_id in staged for staged in self._undurable)
+    def __contains__(self, id: bytes) -> bool:
+        return id in self.changes or any(id in staged for staged in self._undurable)
 
-    def __getitem__(self, job_id: bytes) -> Job | None:
-        if job_id in self.changes:
-            return self.changes[job_id]
+    def __getitem__(self, id: bytes) -> Job | None:
+        if id in self.changes:
+            return self.changes[id]
         in_flight, touched = self._undurable
-        return (touched if job_id in touched else in_flight)[job_id][1]
+        return (touched if id in touched else in_flight)[id][1]
 
     def values(self) -> Iterable[Job | None]:
         """The newest state of each of these jobs."""
-        undurable = {job_id: after for staged in self._undurable for job_id, (_, after) in staged.items()}
+        undurable = {id: after for staged in self._undurable for id, (_, after) in staged.items()}
         return (undurable | self.changes).values()
 
 
@@ -137,30 +137,30 @@ class WriterState:
         after: Job | None
         if type(event) is Enqueued:
             after = born(event, offset, time_ms)
-            job_id, queue = event.job_id, event.queue
+            id, queue = event.id, event.queue
         else:
             assert before is not None
             after = evolve(before, event, offset, time_ms)
-            job_id, queue = before.spec.job_id, before.spec.queue
+            id, queue = before.spec.id, before.spec.queue
         window = self.windows.get(queue)
         if window is None:
             window = self.windows[queue] = self.window(queue)
         (self.counters.get(queue) or self.counters_of(queue)).apply(before, event, after)
         self._dirty_queues[queue] = None
-        touched = self._touched.get(job_id)
-        self._touched[job_id] = (before if touched is None else touched[0], after)
+        touched = self._touched.get(id)
+        self._touched[id] = (before if touched is None else touched[0], after)
         for watch in self._watches:
-            watch.changes[job_id] = after
+            watch.changes[id] = after
         if self.host.projections and self.host.active:
             self._transitions.append(Transition(offset, time_ms, event, before, after))
         if after is not None and after.state == "claimed":
-            self.claimed[job_id] = after
+            self.claimed[id] = after
         elif before is not None and before.state == "claimed":
-            del self.claimed[job_id]
+            del self.claimed[id]
         if after is not None and after.state == "pending":
             window.offer(after, payload)
         elif before is not None and before.state == "pending":
-            window.drop(job_id)
+            window.drop(id)
         self.on_change(before, after)
         return after
 
@@ -176,14 +176,14 @@ class WriterState:
 
     # ------------------------------------------------------------------ reading
 
-    def undurable(self, job_id: bytes) -> bool:
+    def undurable(self, id: bytes) -> bool:
         """Whether the newest state of this job is not durable yet."""
-        return job_id in self._touched or job_id in self._in_flight
+        return id in self._touched or id in self._in_flight
 
-    def known(self, job_id: bytes) -> Job | None:
+    def known(self, id: bytes) -> Job | None:
         """The job's newest state if memory holds it; None when it must be read (or is gone: see `undurable`)."""
-        touched = self._touched.get(job_id) or self._in_flight.get(job_id)
-        return touched[1] if touched is not None else self.claimed.get(job_id)
+        touched = self._touched.get(id) or self._in_flight.get(id)
+        return touched[1] if touched is not None else self.claimed.get(id)
 
     @contextmanager
     def watch(self) -> Iterator[Newer]:
@@ -200,9 +200,9 @@ class WriterState:
             if not last.readers:
                 self._watches.remove(last)
 
-    async def job(self, job_id: bytes) -> Job | None:
+    async def job(self, id: bytes) -> Job | None:
         """The newest state of a job, staged or stored; None when there is none."""
-        return (await self.jobs([job_id]))[0]
+        return (await self.jobs([id]))[0]
 
     async def jobs(self, job_ids: list[bytes]) -> list[Job | None]:
         """The newest states of these jobs, as of the moment this returns."""
@@ -211,19 +211,19 @@ class WriterState:
             values = await self.log.store.get_many([job_key(i) for i in missing]) if missing else []
             stored = dict(zip(missing, values, strict=True))
             found: list[Job | None] = []
-            for job_id in job_ids:
-                if job_id in newer:
-                    found.append(newer[job_id])
-                elif job_id in self.claimed:
-                    found.append(self.claimed[job_id])
+            for id in job_ids:
+                if id in newer:
+                    found.append(newer[id])
+                elif id in self.claimed:
+                    found.append(self.claimed[id])
                 else:
-                    value = stored.get(job_id)
+                    value = stored.get(id)
                     found.append(None if value is None else decode_job(value))
             return found
 
-    async def require(self, job_id: bytes, text: str) -> Job:
+    async def require(self, id: bytes, text: str) -> Job:
         """Like `job`, and raises `JobNotFound`."""
-        job = await self.job(job_id)
+        job = await self.job(id)
         if job is None:
             raise JobNotFound(f"there is no job {text}: it never was, or it was swept (see its history in the log)")
         return job
@@ -289,7 +289,7 @@ def _pieces(touched: list[tuple[bytes, tuple[Job | None, Job | None]]]) -> Itera
 def index_changes(touched: Touched) -> Changes:
     """The changes of the index ranges for jobs with their states before and after. A put beats a delete."""
     changes: Changes = {}
-    for job_id, (before, after) in touched.items():
+    for id, (before, after) in touched.items():
         old = {} if before is None else index_places(before)
         new = {} if after is None else index_places(after)
         for key in old:
@@ -299,9 +299,9 @@ def index_changes(touched: Touched) -> Changes:
             if key not in old:
                 changes[key] = value
         if after is not None:
-            changes[job_key(job_id)] = pack(after)
+            changes[job_key(id)] = pack(after)
         elif before is not None:
-            changes[job_key(job_id)] = None
+            changes[job_key(id)] = None
         if before is not None and (after is None or after.offset != before.offset):
             # Swept, and its id perhaps in use again already.
             changes[keys.payload_key(before.offset)] = None

@@ -61,7 +61,7 @@ def test_a_job_id_is_its_time_and_ten_random_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "job_id"),
+    ("text", "id"),
     [
         ("0" * 26, bytes(16)),
         ("7" + "Z" * 25, b"\xff" * 16),
@@ -69,9 +69,9 @@ def test_a_job_id_is_its_time_and_ten_random_bytes() -> None:
         ("01ARYZ6S41TSV4RRFFQ69G5FAV", (1469918176385).to_bytes(6) + bytes.fromhex("d6764c61efb99302bd5b")),
     ],
 )
-def test_an_id_is_written_in_crockfords_base_32(text: str, job_id: bytes) -> None:
-    assert job_id_text(job_id) == text
-    assert job_id_bytes(text) == job_id
+def test_an_id_is_written_in_crockfords_base_32(text: str, id: bytes) -> None:
+    assert job_id_text(id) == text
+    assert job_id_bytes(text) == id
 
 
 @quick

@@ -154,7 +154,7 @@ def test_a_damaged_index_key_is_shown_somehow(prefix: bytes, rest: bytes) -> Non
     shown = parse_key(prefix + rest, b"")
     assert prefix.startswith(f"i/{shown.range_name}/".encode())
     assert shown.text
-    assert shown.job_id is None or len(shown.job_id) == 16
+    assert shown.id is None or len(shown.id) == 16
 
 
 def test_a_key_outside_the_index_is_shown_in_hexadecimal() -> None:

@@ -136,20 +136,20 @@ def expected(history: list[Transition], queue: str) -> dict[str, list[int]]:
     tries: dict[bytes, int] = {}
     for _, time_ms, event, _, _ in history:
         if isinstance(event, Enqueued):
-            born[event.job_id] = (event.queue, time_ms)
-            since[event.job_id], tries[event.job_id] = event.due_ms or time_ms, 0
-        if isinstance(event, Claimed) and born[event.job_id][0] == queue:
-            found["waiting"].append(max(0, time_ms - since[event.job_id]))
-        if isinstance(event, Acked | Nacked) and born[event.job_id][0] == queue:
+            born[event.id] = (event.queue, time_ms)
+            since[event.id], tries[event.id] = event.due_ms or time_ms, 0
+        if isinstance(event, Claimed) and born[event.id][0] == queue:
+            found["waiting"].append(max(0, time_ms - since[event.id]))
+        if isinstance(event, Acked | Nacked) and born[event.id][0] == queue:
             if not (isinstance(event, Nacked) and event.released):
-                found["running"].append(time_ms - since[event.job_id])
+                found["running"].append(time_ms - since[event.id])
             if isinstance(event, Acked):
-                found["life"].append(time_ms - born[event.job_id][1])
-                found["attempts"].append(tries[event.job_id])
+                found["life"].append(time_ms - born[event.id][1])
+                found["attempts"].append(tries[event.id])
         if isinstance(event, Claimed):
-            tries[event.job_id], since[event.job_id] = event.attempt, time_ms
+            tries[event.id], since[event.id] = event.attempt, time_ms
         elif isinstance(event, Nacked | LeaseExpired | Requeued):
-            since[event.job_id] = (event.due_ms if isinstance(event, Nacked) else 0) or time_ms
+            since[event.id] = (event.due_ms if isinstance(event, Nacked) else 0) or time_ms
     return found
 
 

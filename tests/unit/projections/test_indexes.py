@@ -64,7 +64,7 @@ def test_a_unique_key_is_found_while_it_is_held(events: list[JobEvent], held: bo
 
 def changes_of(*pairs: tuple[Job | None, Job | None]) -> Changes:
     """The changes of a commit that touched these jobs, given before and after it."""
-    return index_changes({(before or after).spec.job_id: (before, after) for before, after in pairs})  # type: ignore[union-attr]
+    return index_changes({(before or after).spec.id: (before, after) for before, after in pairs})  # type: ignore[union-attr]
 
 
 def test_a_job_enqueued_and_claimed_in_one_commit_costs_only_its_last_state() -> None:

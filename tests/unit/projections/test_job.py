@@ -274,7 +274,7 @@ def test_events_of_queues_and_of_the_log_touch_no_job() -> None:
 def test_any_valid_history_is_gapless_for_each_job(transitions: list[Transition]) -> None:
     last: dict[bytes, Job | None] = {}
     for transition in transitions:
-        job_id_ = getattr(transition.event, "job_id", None)
+        job_id_ = getattr(transition.event, "id", None)
         if job_id_ is not None:
             assert last.get(job_id_) == transition.before
             last[job_id_] = transition.after

@@ -127,7 +127,7 @@ async def test_a_history_is_every_event_of_the_job_and_of_no_other() -> None:
         assert kinds(await rig.queue.history(ids["cancelled"])) == ["Enqueued", "Cancelled"]
         records = await rig.queue.history(ids["dead"])
         assert kinds(records) == ["Enqueued", "Claimed", "Nacked"]
-        assert {job_id_text(record.event.job_id) for record in records} == {ids["dead"]}  # type: ignore[union-attr]
+        assert {job_id_text(record.event.id) for record in records} == {ids["dead"]}  # type: ignore[union-attr]
         assert [record.offset for record in records] == sorted(record.offset for record in records)
         assert {(record.time_ms, record.epoch) for record in records} == {(rig.clock.now_ms(), 1)}
 

@@ -40,9 +40,9 @@ def test_an_id_holds_the_time_and_ten_random_bytes_of_the_entropy() -> None:
     chance = SeededEntropy(1)
     salt, tail = chance.take(16), chance.take(10)
     assert first.record.salt == salt
-    assert first.event.job_id == START_MS.to_bytes(6) + tail
-    assert job_id_ms(second.event.job_id) == START_MS
-    assert first.event.job_id != second.event.job_id
+    assert first.event.id == START_MS.to_bytes(6) + tail
+    assert job_id_ms(second.event.id) == START_MS
+    assert first.event.id != second.event.id
     assert not first.own_id
 
 
@@ -200,7 +200,7 @@ def test_a_unique_key_is_held_until_finished_or_claimed(until: Any) -> None:
 def test_an_id_of_the_callers_own_is_a_ulid() -> None:
     job = prepared(job_id=ULID)
     assert job.own_id
-    assert job.event.job_id == START_MS.to_bytes(6) + (1).to_bytes(10)
+    assert job.event.id == START_MS.to_bytes(6) + (1).to_bytes(10)
     for text in ("", ULID[:-1], ULID + "0", "U" * 26, "8" + "0" * 25, b"0" * 26, 5):
         with pytest.raises(InvalidArgument, match="is not a job id"):
             prepared(job_id=text)

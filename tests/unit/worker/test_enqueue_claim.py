@@ -122,7 +122,7 @@ async def test_many_jobs_enqueued_together_are_in_one_commit_and_in_order() -> N
         added = await rig.queue.enqueue_many("q", [b"0", NewJob(b"1", priority=1), NewJob(b"2", headers={"a": "b"})])
         assert [job.created for job in added] == [True] * 3
         (batch,) = (await rig.batches())[before:]
-        assert [event.job_id for event in batch.events if isinstance(event, Enqueued)] == [job.id for job in added]
+        assert [event.id for event in batch.events if isinstance(event, Enqueued)] == [job.id for job in added]
         assert payloads(await rig.queue.claim("q", limit=5)) == [b"1", b"0", b"2"]
 
 

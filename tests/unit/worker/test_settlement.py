@@ -74,9 +74,7 @@ async def test_acking_many_is_one_commit_and_acks_all_but_the_lost_ones() -> Non
         assert claims[2].job_id in str(caught.value)
         assert claims[1].job_id not in str(caught.value)
         (batch,) = (await rig.batches())[before:]
-        assert [event.job_id for event in batch.events if isinstance(event, Acked)] == [
-            claims[i].id for i in (0, 1, 3, 4)
-        ]
+        assert [event.id for event in batch.events if isinstance(event, Acked)] == [claims[i].id for i in (0, 1, 3, 4)]
         await rig.queue.ack_many([])
 
 

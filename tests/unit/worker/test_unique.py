@@ -194,10 +194,10 @@ async def test_many_keys_are_remembered_also_when_memory_forgets_them() -> None:
 async def test_a_large_commit_is_not_gone_through_for_each_of_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     looks, undurable = 0, WriterState.undurable
 
-    def counted(writer_state: WriterState, job_id: bytes) -> bool:
+    def counted(writer_state: WriterState, id: bytes) -> bool:
         nonlocal looks
         looks += 1
-        return undurable(writer_state, job_id)
+        return undurable(writer_state, id)
 
     monkeypatch.setattr(WriterState, "undurable", counted)
     async with Rig() as rig:
