@@ -3,15 +3,16 @@
 A part of a disk that can't be read counts as zeros, so that the blocks around it are still had.
 """
 
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ledgerq.eventlog.recovery.sorted_files import COMPRESSED, UNKNOWN_VERSION, Part, SstRow, read_sst
+from ledgerq.eventlog.recovery.sorted_files import COMPRESSED, UNKNOWN_VERSION, Part, SstRow, damaged_ranges, read_sst
 
-__all__ = ["FileFault", "content_of", "parts_of", "problem_text", "read_rows", "sorted_files"]
+__all__ = ["FileFault", "content_of", "may_hold", "parts_of", "problem_text", "read_rows", "sorted_files", "wal_number"]
 
 # SlateDB writes files of 64 MiB as ledgerq sets it, and of 256 MiB by itself.
 _MAX_FILE_BYTES: Final = 1024**3
@@ -37,6 +38,11 @@ def sorted_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.sst*") if not path.is_dir())
 
 
+def wal_number(path: Path) -> float:
+    """The number of a log file: a later one holds later commits. Infinite for any other file."""
+    return int(path.stem) if path.parent.name == "wal" and path.stem.isdigit() else math.inf
+
+
 def read_rows(folder: Path, path: Path, ranges: Ranges, faults: Callable[[FileFault], None]) -> Rows:
     """The rows of a file, block by block, as far as `ranges` want them (see `read_sst`).
 
@@ -60,6 +66,22 @@ def read_rows(folder: Path, path: Path, ranges: Ranges, faults: Callable[[FileFa
             problems.append(problem_text(part))
     if problems:
         faults(FileFault(name, tuple(problems), is_foreign))
+
+
+def may_hold(path: Path, key: bytes) -> bool:
+    """Whether a part of the file that can't be read may have held a row of `key`. Raises nothing."""
+    try:
+        data, _ = content_of(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    harmed = {part.kind for part in read_sst(data, ()) if part.problem}
+    if not harmed & {"block", "description"}:
+        return False
+    # Without an index, or with more that is wrong, any key may have been where the damage is.
+    ranges = damaged_ranges(data)
+    return ranges is None or any(first <= key and (stop is None or key <= stop) for first, stop in ranges)
 
 
 def parts_of(data: bytes, is_log: bool, ranges: Ranges = None) -> Iterator[Part]:

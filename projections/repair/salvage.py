@@ -22,7 +22,7 @@ from ledgerq.eventlog.log import Progress, Verified
 from ledgerq.eventlog.recovery.batch_pool import BatchPool, Stretch
 from ledgerq.eventlog.recovery.damaged_store import DamagedStore
 from ledgerq.eventlog.recovery.sorted_files import SstRow
-from ledgerq.eventlog.recovery.store_files import FileFault, read_rows, sorted_files
+from ledgerq.eventlog.recovery.store_files import FileFault, may_hold, read_rows, sorted_files, wal_number
 from ledgerq.eventlog.store import Anchor, Store
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import JOB, decode_job
@@ -53,7 +53,8 @@ class SalvageReport(NamedTuple):
 
     `rebuilt`: the log that is proven, the jobs, and those whose payload is lost. `promised`: the newest commit known to
     have been made, by the `anchor` or (None there, or on an object store, whose anchor lags) by a head that was found;
-    `is_reached`: the proven log holds it. `stretches`: record batches beyond the proven log that don't connect to it;
+    `is_end_known`: it was the last one, as far as the files that are there tell: False when only a head vouches for it,
+    and what can't be read may have held a later one. `is_reached`: that is so, and the proven log holds it. `stretches`: record batches beyond the proven log that don't connect to it;
     `other_batches`: further ones inside it, of a history that was cut or altered. `why_ended`: what was wrong with the
     batch at which a log had to end that goes on. `manifest`: the newest one that can be read; nothing depends on it.
     `files`: how many sorted files and log files were read; `faults`: what was wrong with some, and which are missing.
@@ -65,6 +66,7 @@ class SalvageReport(NamedTuple):
     manifest: int | None
     anchor: Anchor | None
     promised: Anchor | None
+    is_end_known: bool
     is_reached: bool
     stretches: list[Stretch]
     other_batches: int
@@ -119,11 +121,14 @@ class _Salvage:
         self._faults = {fault.path: fault for fault in damaged.faults}
         self._format: tuple[int, bytes] | None = None
         self._files: set[Path] = set()
+        self._head_wal: float = 0  # the last log file with a head that can be read
 
     async def run(self, target: Store, clock: Clock, actor: str, reason: str) -> SalvageReport:
         pool, anchor = self._pool, self._damaged.anchor
         await self._read(_LOG_RANGES, self._take_log_row)
-        promised = anchor if anchor is not None and not self._damaged.anchor_lags else pool.promised(anchor)
+        is_end_known = anchor is not None and not self._damaged.anchor_lags
+        promised = anchor if is_end_known else pool.promised(anchor)
+        is_end_known = is_end_known or not await asyncio.to_thread(self._may_lack_a_head)
         verified = await asyncio.to_thread(pool.choose, promised)
         self._check_format(verified)
         verified, fold, why_ended = await self._fold(verified)
@@ -136,7 +141,7 @@ class _Salvage:
         lost = await self._copy_payloads(new, fold)
         rebuilt = await new.finish(verified, fold, lost, actor=actor, reason=reason)
         end = verified.head.next_offset
-        is_reached = promised is not None and await asyncio.to_thread(pool.holds, promised)
+        is_reached = is_end_known and promised is not None and await asyncio.to_thread(pool.holds, promised)
         stretches, others = await asyncio.to_thread(pool.left_out, end)
         lost_jobs = [] if is_reached and not stretches else await self._lost_jobs(end)
         faults = sorted(self._faults.values())
@@ -146,6 +151,7 @@ class _Salvage:
             self._damaged.manifest,
             anchor,
             promised,
+            is_end_known,
             is_reached,
             stretches,
             others,
@@ -174,9 +180,16 @@ class _Salvage:
             for row in rows:
                 if any(start <= row.key < stop for start, stop in ranges):
                     take(row)
+                    if row.key == keys.HEAD_KEY and path.parent.name == "wal":
+                        self._head_wal = max(self._head_wal, wal_number(path))
 
     def _note(self, fault: FileFault) -> None:
         self._faults[fault.path] = fault
+
+    def _may_lack_a_head(self) -> bool:
+        """Whether a later head may be among what can't be read. A log file before that of the newest head has none."""
+        paths = [path for path in self._files if str(path.relative_to(self._folder)) in self._faults]
+        return any(wal_number(path) >= self._head_wal and may_hold(path, keys.HEAD_KEY) for path in paths)
 
     def _take_log_row(self, row: SstRow) -> None:
         key, value, seq = row

@@ -254,6 +254,22 @@ def test_dead_letters_of_a_salvage_are_kept_as_long_as_a_queue_keeps_them() -> N
     assert to_ms(QueueOptions().keep_dead_s) == KEEP_DEAD_MS
 
 
+async def test_a_head_vouches_for_the_end_only_when_no_later_one_may_be_in_what_cant_be_read(
+    root: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(root / "crashed", tmp_path / "store"))
+    (folder / "anchor").write_bytes(b"")
+    logs = [path for path in sorted((folder / "wal").iterdir()) if path.stat().st_size]
+    flip(logs[0], 30)
+    report, _ = await salvaged(folder)
+    assert (report.anchor, report.is_end_known, report.is_reached) == (None, True, True)
+    flip(logs[-1], 30)
+    report, _ = await salvaged(folder)
+    assert report.promised is not None
+    assert report.promised.next_offset == report.end
+    assert (report.is_end_known, report.is_reached, report.is_whole) == (False, False, False)
+
+
 def damage(folder: Path, rng: random.Random, count: int) -> None:
     """So many damages: files cut, zeroed, deleted, exchanged, bits flipped, stretches overwritten."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -297,9 +313,15 @@ async def damaged_at_random(root: Path, scratch: Path, seeds: Iterable[int]) -> 
         except StoreNotFound:
             continue  # the first event of the log is lost
         finally:
+            left = tree(scratch)
             shutil.rmtree(scratch, ignore_errors=True)
         assert log_rows(disk, report.end) == log_rows(rows, report.end), seed
-        assert report.is_reached == (report.end == whole.end) or report.promised is None, seed
+        # Without the anchor nothing tells of a file that is gone, empty, or another one's copy.
+        faults = {fault.path for fault in report.faults}
+        was = {path: data for path, data in tree(root / name).items() if path.endswith(".sst") and path not in faults}
+        if report.anchor is not None or all(left.get(path) == data for path, data in was.items()):
+            assert report.is_reached <= (report.end == whole.end), seed
+        assert report.is_reached or report.end != whole.end or not report.is_end_known or not report.promised, seed
         assert report.end == whole.end or report.faults or report.stretches, seed
         lost = frozenset(letter.job.id for letter in report.rebuilt.lost)
         await check_ledger(disk, without_payload=lost)

@@ -94,7 +94,12 @@ def _promise(report: "SalvageReport") -> str:
     if promised is None:
         return "neither anchor nor head can be read, so nothing says where the log ended"
     who = "the anchor says" if promised == report.anchor else "a head that was found says"
-    held = "and they are all there" if report.is_reached else f"from offset {report.end} on they are lost"
+    if report.is_reached:
+        held = "and they are all there"
+    elif report.end < promised.next_offset or report.is_end_known:
+        held = f"from offset {report.end} on they are lost"
+    else:
+        held = "and what can't be read may have held more"
     return f"{who} that {promised.next_offset} events were durable, {held}"
 
 
@@ -154,6 +159,7 @@ def _json(report: "SalvageReport", into: str) -> dict[str, Any]:
         "anchor": anchor,
         "promised": promised,
         "promised_is_there": report.is_reached,
+        "end_is_known": report.is_end_known,
         "ended": report.why_ended or None,
         "beyond_a_gap": [{"start": s.start, "stop": s.stop, "batches": s.batches} for s in report.stretches],
         "other_batches": report.other_batches,
