@@ -53,12 +53,13 @@ class SalvageReport(NamedTuple):
 
     `rebuilt`: the log that is proven, the jobs, and those whose payload is lost. `promised`: the newest commit known to
     have been made, by the `anchor` or (None there, or on an object store, whose anchor lags) by a head that was found;
-    `is_end_known`: it was the last one, as far as the files that are there tell: False when only a head vouches for it,
-    and what can't be read may have held a later one. `is_reached`: that is so, and the proven log holds it. `stretches`: record batches beyond the proven log that don't connect to it;
-    `other_batches`: further ones inside it, of a history that was cut or altered. `why_ended`: what was wrong with the
-    batch at which a log had to end that goes on. `manifest`: the newest one that can be read; nothing depends on it.
-    `files`: how many sorted files and log files were read; `faults`: what was wrong with some, and which are missing.
-    `kept`: how many jobs of each queue are in the new store. `lost_jobs`: those enqueued beyond the proven log.
+    `is_end_known`: no later one was made, as far as the files that are there tell: False when only a head vouches for
+    that, and what can't be read may have held a later head. `is_reached`: that is so, and the proven log holds it.
+    `stretches`: record batches beyond the proven log that don't connect to it; `other_batches`: further ones inside
+    it, of a history that was cut or altered. `why_ended`: what was wrong with the batch at which a log had to end
+    that goes on. `manifest`: the newest one that can be read; nothing depends on it. `files`: how many sorted files
+    and log files were read; `faults`: what was wrong with some, and which are missing. `kept`: how many jobs of
+    each queue are in the new store. `lost_jobs`: those enqueued beyond the proven log.
     """
 
     location: str
