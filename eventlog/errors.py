@@ -119,7 +119,7 @@ class StoreInUse(LedgerError):
         is_own: bool = False,
     ) -> None:
         since = "" if since_ms is None else f" since {time_text(since_ms)}"
-        until = "" if until_ms is None else f" (until {time_text(until_ms)}, unless it says again that it lives)"
+        until = "" if until_ms is None else f" (until {time_text(until_ms)}, unless it renews its lease)"
         if is_own:
             text = f"{location} is in use by this very process{since}: use the queue that is open, or close it first"
         else:
@@ -171,7 +171,7 @@ class LogRolledBack(LedgerError):
             f"or accept the loss with: rebuild-projections URL --until {head_offset} (Queue.open: accept_rollback=True)"
         )
         super().__init__(
-            f"the anchor says that offset {anchored_offset} was durable, but {what} ({_log_end(head_offset)}). {remedy}"
+            f"by the anchor, offset {anchored_offset} was durable, but {what} ({_log_end(head_offset)}). {remedy}"
         )
         self.anchored_offset = anchored_offset
         self.head_offset = head_offset
@@ -210,7 +210,7 @@ class ClockWentBack(LedgerError):
 
     def __init__(self, now_ms: int, last_ms: int) -> None:
         super().__init__(
-            f"the clock says {time_text(now_ms)}, but the store was last written at {time_text(last_ms)}, "
+            f"the clock shows {time_text(now_ms)}, but the store was last written at {time_text(last_ms)}, "
             f"{_span(last_ms - now_ms)} later. Set the clock right, or wait until it has caught up; "
             "if it is right now and was wrong then, copy the store: rebuild-projections URL --into NEW"
         )

@@ -316,7 +316,7 @@ class Chain:
         """End the chain; raises `LogCorrupt` unless the head names this end."""
         self._settle(head.digest)
         if head.next_offset > self.next_offset:
-            raise LogCorrupt(self.next_offset, f"the log ends here but its head says {head.next_offset}")
+            raise LogCorrupt(self.next_offset, f"the log ends here but its head is at {head.next_offset}")
         if head.next_offset < self.next_offset:
             raise after_head(head, self.next_offset)
         if head.digest != (NO_DIGEST if self._last is None else self._last.digest):

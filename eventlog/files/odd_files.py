@@ -60,13 +60,13 @@ _KINDS: Final = {
         "remove the folder compactions/ and gc/compactions.boundary: they hold what is to be done, nothing that was "
         "written",
     ),
-    "gc": _Kind(".boundary", 4 * _KIB, "remove it: it only says which files were removed as garbage"),
+    "gc": _Kind(".boundary", 4 * _KIB, "remove it: it only records which files were removed as garbage"),
 }
 _ANCHOR: Final = "anchor"
 _MOST_SMALL_BYTES: Final = 64 * _KIB
 _SMALL: Final = {
     _ANCHOR: f"{_RESTORE}, or remove it, and the next writer makes a new one",
-    "synced": "remove it: it only says what is known to be on the disk",
+    "synced": "remove it: it only records what is known to be on the disk",
     "synced.new": "remove it: it is what a writer that was killed left",
 }
 _TYPES: Final = (

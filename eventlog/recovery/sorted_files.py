@@ -244,7 +244,7 @@ def _block(data: bytes, start: int, stop: int) -> list[SstRow]:
         key = row.key
         rows.append(row)
     if at != rows_end or tuple(restarts) != struct.unpack_from(f">{count}H", data, rows_end):
-        raise _Damaged("its rows are not where it says")
+        raise _Damaged("its rows are not where its index has them")
     return rows
 
 

@@ -41,7 +41,7 @@ _REMEDIES: Final = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
 }
-_REMOVE: Final = "remove it: it only tells who writes the store"
+_REMOVE: Final = "remove it: it only names the store's writer"
 
 
 class Hold(Protocol):

@@ -103,11 +103,11 @@ def check_clock(location: Location, *, writing: bool) -> None:
     now_ms = SystemClock().now_ms()
     if now_ms == 0:
         raise StoreUnavailable(
-            f"{location.original} can't be used: the system's clock says a time before 1970; set the clock"
+            f"{location.original} can't be used: the system's clock shows a time before 1970; set the clock"
         )
     if writing and now_ms < PLAUSIBLE_MS:
         _log.warning(
-            "%s: the system's clock says %s, which can't be right. Job ids and the log will tell of that time, and all "
+            "%s: the system's clock shows %s, which can't be right. Job ids and the log will have that time, and all "
             "that is due later will be due at once when the clock is set: set it first",
             location.original,
             time_text(now_ms),
@@ -215,7 +215,7 @@ async def with_cause(error: LedgerError, objects: Objects) -> LedgerError:
         await objects.put(_PROBE, b"")
         await objects.delete(_PROBE)
     except StoreUnavailable as cause:
-        error.args = (f"{error}. Asked again, it says: {cause}", *error.args[1:])
+        error.args = (f"{error}. At a second try: {cause}", *error.args[1:])
     return error
 
 

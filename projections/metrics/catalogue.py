@@ -203,7 +203,7 @@ _TABLE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec(
         "ledgerq_log_last_commit_timestamp_seconds", "gauge", (), "seconds", "Log and projections", "log",
         "When the last commit was made.",
-        "Old while jobs are pending: no writer works, or nobody claims.",
+        "Old while jobs are pending: no writer works, or nothing claims.",
     ),
     MetricSpec(
         "ledgerq_log_written_bytes_total", "counter", (), "bytes", "Log and projections", "writer",
@@ -233,7 +233,7 @@ _TABLE: Final[tuple[MetricSpec, ...]] = (
     ),
     MetricSpec(
         "ledgerq_audit_differences", "gauge", (), "", "Audit", "store",
-        "Rows that the last recorded audit found to differ from what the log says.",
+        "Rows that the last recorded audit found to differ from the log.",
         "Above 0: run `ledgerq audit URL` to see which, then `rebuild-projections URL`.",
     ),
     MetricSpec(

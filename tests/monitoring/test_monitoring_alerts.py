@@ -175,9 +175,9 @@ CASES = [
     Case("LedgerqNoAudit", 1502, {AUDIT: "0x1600"},
          STORE, "No audit of the store jobs was recorded for more than a day"),
     Case("LedgerqNoAudit", 1502, {AUDIT: "_x1400 0x200"}),
-    Case("LedgerqExporterStale", 10, {READ: "0x20"}, HERE, "What host:9464 tells of its store is old"),
+    Case("LedgerqExporterStale", 10, {READ: "0x20"}, HERE, "What host:9464 reports of its store is old"),
     Case("LedgerqExporterStale", 12, {READ: "0+60x5 stale", UP: "1x5 0x20"},
-         HERE, "What host:9464 tells of its store is old"),
+         HERE, "What host:9464 reports of its store is old"),
     Case("LedgerqExporterStale", 10, {READ: "0+60x30", UP: "1x30"}),
     Case("LedgerqExporterStale", 12, {READ: "0+60x5 stale", WRITER: "1x5 stale", UP: "1x5 0x20"}),
 ]  # fmt: skip

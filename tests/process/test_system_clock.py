@@ -164,7 +164,7 @@ async def test_a_store_written_under_a_clock_that_was_ahead(url: str, tmp_path: 
     twin = shutil.copytree(tmp_path / "store", tmp_path / "twin")
     saying = asyncio.create_task(clock.command("ledgerq", "enqueue", "--take-over", twin, "q", "x"))
     with pytest.raises(
-        ClockWentBack, match=r"the clock says .* UTC, but the store was last written at .* UTC"
+        ClockWentBack, match=r"the clock shows .* UTC, but the store was last written at .* UTC"
     ) as caught:
         await Queue.open(url)
     gap_ms = caught.value.last_ms - caught.value.now_ms
@@ -210,7 +210,7 @@ async def test_a_store_made_under_a_clock_that_was_never_set(url: str, clock: Fa
     clock.set(f"@{when}")
     async with clock.child(url) as child:
         await child.open()
-        assert f"the system's clock says {when[:15]}" in child.says()
+        assert f"the system's clock shows {when[:15]}" in child.says()
         ids = {name: await child.enqueue(name) for name in ("done", "held", "pending")}
         ids["late"] = await child.enqueue("late", HOUR_S)
         assert (await child.claim(0))[:2] == ["done", "held"]
@@ -241,7 +241,7 @@ async def test_an_older_store_under_a_clock_that_was_never_set(url: str, clock: 
     clock.set("@1980-01-01 00:00:00")
     async with clock.child(url) as child:
         with pytest.raises(
-            Refused, match=r"ClockWentBack.*the clock says 1980-01-01 00:00:\d\d UTC, but the store was"
+            Refused, match=r"ClockWentBack.*the clock shows 1980-01-01 00:00:\d\d UTC, but the store was"
         ):
             await child.open()
     assert await checked(url) == records
@@ -257,7 +257,7 @@ async def test_before_1970_each_command_says_so_in_one_line(url: str, clock: Fak
     for command in (["enqueue", "--take-over", url, "q", "x"], ["stats", url], ["audit", url]):
         ran = await clock.command("ledgerq", *command)
         assert (ran.code, ran.out) == (3, "")
-        assert "the system's clock says a time before 1970; set the clock" in ran.message
+        assert "the system's clock shows a time before 1970; set the clock" in ran.message
     doctor = await clock.command("ledgerq", "doctor", url, "--json")
     assert (doctor.code, json.loads(doctor.out)["healthy"]) == (1, False)
     assert "before 1970" in doctor.out

@@ -88,7 +88,7 @@ async def _verify(log: LogReader) -> int:
 async def _audit(log: LogReader) -> int:
     report = await audit(log.store, clock=log.clock)
     if not report.clean:
-        raise RuntimeError(f"the audit found {report.difference_count} differences in a store that nobody changed")
+        raise RuntimeError(f"the audit found {report.difference_count} differences in a store that was not changed")
     return report.verified.events
 
 

@@ -92,15 +92,15 @@ def _facts(report: "SalvageReport", into: str) -> Iterator[tuple[str, str]]:
 def _promise(report: "SalvageReport") -> str:
     promised = report.promised
     if promised is None:
-        return "neither anchor nor head can be read, so nothing says where the log ended"
-    who = "the anchor says" if promised == report.anchor else "a head that was found says"
+        return "neither anchor nor head can be read, so where the log ended is not known"
+    who = "by the anchor" if promised == report.anchor else "by a head that was found"
     if report.is_reached:
         held = "and they are all there"
     elif report.end < promised.next_offset or report.is_end_known:
         held = f"from offset {report.end} on they are lost"
     else:
         held = "and what can't be read may have held more"
-    return f"{who} that {promised.next_offset} events were durable, {held}"
+    return f"{who}, {promised.next_offset} events were durable, {held}"
 
 
 def _result(report: "SalvageReport") -> str:

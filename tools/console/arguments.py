@@ -66,7 +66,7 @@ Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.0, help=
 MetricsHost = Annotated[
     str,
     typer.Option(
-        metavar="H", help="Where to listen; nobody is asked who they are, so think before you open it to others."
+        metavar="H", help="Where to listen; there is no authentication, so think before you open it to others."
     ),
 ]
 AcceptRollback = Annotated[

@@ -134,7 +134,9 @@ async def _check_head(log: "LogReader") -> "Check":
         error = NotRebuilt("a rebuild is under way or was interrupted")
         return Check("ledgerq store", "fail", f"{measured}; {error}", "wait for it, or run rebuild-projections again")
     if (version or b"").isdigit() and int(version or b"0") < keys.FORMAT_VERSION:
-        advice = f"run rebuild-projections, which brings it to format {keys.FORMAT_VERSION}: nobody writes it before"
+        advice = (
+            f"run rebuild-projections, which brings it to format {keys.FORMAT_VERSION}: no version writes it before"
+        )
         return Check("ledgerq store", "warn", measured, advice)
     ahead_ms = head.time_ms - log.clock.now_ms()
     if ahead_ms > _CLOCK_SLACK_MS:

@@ -143,7 +143,7 @@ async def _check_speed(probe: Probe, is_file: bool) -> list[Check]:
 def _check_clock(ahead_ms: float) -> Check:
     now_ms = SystemClock().now_ms()
     if now_ms < PLAUSIBLE_MS:
-        return Check("clock", "fail", f"this machine's clock says {time_text(now_ms)}", _SET_CLOCK)
+        return Check("clock", "fail", f"this machine's clock shows {time_text(now_ms)}", _SET_CLOCK)
     if abs(ahead_ms) <= _CLOCK_SLACK_MS:
         return Check("clock", "ok", f"within {_CLOCK_SLACK_MS / 1000:g} s of the store's", None)
     where = "behind" if ahead_ms > 0 else "ahead of"
@@ -205,7 +205,7 @@ def _check_permissions(folder: Path) -> Check:
     if stat.st_mode & 0o002 and not stat.st_mode & 0o1000:
         return Check("permissions", "warn", f"{measured}; every user may change it", "chmod o-w the folder")
     if readable_by_others(folder):
-        advice = "if payloads are nobody else's business: chmod -R o-rwx the folder"
+        advice = "if payloads are confidential: chmod -R o-rwx the folder"
         return Check("permissions", "warn", f"{measured}; every user may look into it", advice)
     return Check("permissions", "ok", measured, None)
 

@@ -101,7 +101,7 @@ _NOW: Final = Row("Now", 4, (
     Panel("Done a second", "stat", PER_SECOND, 3, "Jobs acked.", _one(_kind("acked"))),
     Panel("Failed tries", "stat", "percentunit", 3, "The share of tries that ended without an ack.",
           _one(f"{_sum('', _TRIES, _NOT_ACKED)} / {_sum('', _TRIES)}"), _FAILED_STEPS),
-    Panel("Dead letters", "stat", "short", 3, "Jobs that nobody will try again unless they are requeued.",
+    Panel("Dead letters", "stat", "short", 3, "Jobs that are not tried again unless they are requeued.",
           _one(_jobs("dead")), ((0, "green"), (1, "red"))),
     Panel("Writer", "stat", "bool_on_off", 3, "On while every chosen process can commit.",
           _one(f"min(ledgerq_writer_up{{{_AT}}})"), ((0, "red"), (1, "green"))),

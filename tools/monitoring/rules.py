@@ -125,7 +125,7 @@ _BACKLOG: Final = (
         "LedgerqQueuePaused", "info", "1h",
         _once(f"ledgerq_queue_paused > 0\nand ignoring (state) {_PENDING} > 0"),
         "Queue {{ $labels.queue }} has been paused for an hour while jobs wait",
-        "A paused queue hands out nothing until somebody resumes it.",
+        "A paused queue hands out nothing until it is resumed.",
     ),
     Alert(
         "LedgerqDueJobsLate", "critical", "2m",
@@ -233,7 +233,7 @@ _PROOF: Final = (
         "LedgerqProjectionDrift", "critical", "0m",
         _once("ledgerq_audit_differences > 0"),
         "The last audit of the store {{ $labels.store }} found {{ $value }} rows that differ from the log",
-        "Indexes or counters are not what the log says: jobs may be missing from claims, or be counted wrong.",
+        "Indexes or counters differ from the log: jobs may be missing from claims, or be counted wrong.",
     ),
     Alert(
         "LedgerqLogDamaged", "critical", "0m",
@@ -256,7 +256,7 @@ _PROOF: Final = (
             "or time() - (ledgerq_audit_timestamp_seconds == 0 and ledgerq_audit_timestamp_seconds offset 1d == 0) > 0"
         ),
         "No audit of the store {{ $labels.store }} was recorded for more than a day",
-        "Nobody has proven lately that log, indexes and counters agree.",
+        "No audit has proven lately that log, indexes and counters agree.",
     ),
     Alert(
         "LedgerqExporterStale", "warning", "5m",
@@ -264,7 +264,7 @@ _PROOF: Final = (
         "or\n"
         "up == 0 and on (job, instance) last_over_time(ledgerq_read_timestamp_seconds[6h])\n"
         "unless on (job, instance) last_over_time(ledgerq_writer_up[6h])",
-        "What {{ $labels.instance }} tells of its store is old",
+        "What {{ $labels.instance }} reports of its store is old",
         "The store could not be read for more than a minute, or the exporter itself can't be reached.",
     ),
 )  # fmt: skip

@@ -205,7 +205,7 @@ def test_times_in_messages(time_ms: int, text: str) -> None:
 def test_a_clock_that_went_back_is_told_with_both_times_and_the_ways_out() -> None:
     error = ClockWentBack(START_MS, START_MS + 3 * DAY_S * 1000 + 500)
     assert str(error) == (
-        "the clock says 2023-11-14 22:13:20 UTC, but the store was last written at 2023-11-17 22:13:20 UTC, "
+        "the clock shows 2023-11-14 22:13:20 UTC, but the store was last written at 2023-11-17 22:13:20 UTC, "
         "3 days, 0:00:00.500000 later. Set the clock right, or wait until it has caught up; if it is right now and was "
         "wrong then, copy the store: rebuild-projections URL --into NEW"
     )

@@ -101,7 +101,7 @@ async def test_before_1970_nothing_is_opened(tmp_path: Path, monkeypatch: pytest
     location = parse_location(f"{tmp_path}/s")
     await (await open_slate(location, clock=SystemClock())).close()
     monkeypatch.setattr(time, "time_ns", lambda: now_s * 10**9)
-    with pytest.raises(StoreUnavailable, match="the system's clock says a time before 1970; set the clock"):
+    with pytest.raises(StoreUnavailable, match="the system's clock shows a time before 1970; set the clock"):
         await check_writable(location, create=True)
     with pytest.raises(StoreUnavailable, match="before 1970"):
         await check_readable(location)
@@ -116,7 +116,7 @@ async def test_a_clock_that_was_never_set_is_warned_of(
     monkeypatch.setattr(time, "time_ns", lambda: (PLAUSIBLE_MS - 1) * 10**6)
     await check_writable(location, create=True)
     (message,) = caplog.messages
-    assert "the system's clock says 2019-12-31 23:59:59 UTC, which can't be right" in message
+    assert "the system's clock shows 2019-12-31 23:59:59 UTC, which can't be right" in message
     monkeypatch.setattr(time, "time_ns", lambda: PLAUSIBLE_MS * 10**6)
     await check_writable(location, create=True)
     assert len(caplog.messages) == 1

@@ -219,7 +219,7 @@ def test_clocks(ahead_ms: float, status: str) -> None:
 def test_a_clock_that_was_never_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: 10 * 10**9)
     check = storage_checks._check_clock(0)
-    assert (check.status, check.measured) == ("fail", "this machine's clock says 1970-01-01 00:00:10 UTC")
+    assert (check.status, check.measured) == ("fail", "this machine's clock shows 1970-01-01 00:00:10 UTC")
     assert "set the clock" in (check.advice or "")
 
 
