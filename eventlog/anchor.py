@@ -146,7 +146,7 @@ class ObjectAnchor:
         found = decode_slot(data) if data is not None else None
         return found[1] if found is not None else None
 
-    def note(self, anchor: Anchor) -> None:
+    def record(self, anchor: Anchor) -> None:
         """Remember the anchor of a durable commit, and begin to write it if a minute has passed since the last one."""
         self._noted = anchor
         now_ms = self._clock.now_ms()

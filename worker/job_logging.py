@@ -76,7 +76,7 @@ class EndedClaims:
         self._staged: deque[tuple[int, Job, str]] = deque()
         self._throttle = LogThrottle(_BURST_CLAIMS)
 
-    def note(self, job: Job | None, why: str) -> None:
+    def record(self, job: Job | None, why: str) -> None:
         """Keep an ended claim until it is durable: the event that made it this `job` was staged."""
         if job is not None:
             self._staged.append((self._log.next_offset, job, why))

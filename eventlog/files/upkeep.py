@@ -26,16 +26,16 @@ class Upkeep:
 
     def __init__(self, location: Location, files: FileSync, run: "Callable[..., asyncio.Future[Any]]") -> None:
         """Sync and collect `files`; `run` calls a function in a thread."""
-        self._place = location
+        self._location = location
         self._files = files
         self._run = run
         self._noted = 0
 
     async def opened(self) -> None:
         """Make durable what an earlier writer left. Raises OSError and SlateDB's errors."""
-        number = await self._run(noted_manifest, self._place.folder)
-        names = await trusted_files(self._place)
-        newest = await admin_of(self._place).read_manifest(None)
+        number = await self._run(noted_manifest, self._location.folder)
+        names = await trusted_files(self._location)
+        newest = await admin_of(self._location).read_manifest(None)
         # What the log files before this one held is in sorted files.
         first_wal_id = 0 if newest is None else newest.replay_after_wal_id + 1
         await self._run(lambda: self._files.opened(first_wal_id, manifest_id=number, sorted_files=names))
@@ -49,7 +49,7 @@ class Upkeep:
     async def _note(self) -> None:
         numbers = self._files.synced_numbers("manifest")
         if numbers and numbers[0] > self._noted:
-            manifest = await newest_synced(admin_of(self._place), self._files)
+            manifest = await newest_synced(admin_of(self._location), self._files)
             if manifest is not None and manifest.id > self._noted:
                 self._noted = manifest.id
                 await self._run(self._files.note, manifest.id)
@@ -77,9 +77,9 @@ class Upkeep:
                     gc_due_ms = clock.now_ms() + gc_every_ms
                     # Files have the system's times, whichever clock the queue was given.
                     now_ms = SystemClock().now_ms()
-                    await collect(self._place, self._files, age_ms=gc_age_ms, now_ms=now_ms, run=self._run)
+                    await collect(self._location, self._files, age_ms=gc_age_ms, now_ms=now_ms, run=self._run)
             except (OSError, *SLATE_ERRORS) as error:
                 if throttle.may(clock.now_ms()):
                     task = "syncing or removing files"
-                    words = self._place.original, task, error, throttle.take_left_out()
+                    words = self._location.original, task, error, throttle.take_left_out()
                     _log.warning("%s: %s failed, trying again: %s%s", *words, extra=about("upkeep_failed"))

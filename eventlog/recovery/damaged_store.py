@@ -111,25 +111,25 @@ def _write(file: Path, content: bytes) -> None:
 
 
 async def _described(
-    location: Location, place: Location, anchor: Anchor | None, quietly: Callable[[], AbstractContextManager[None]]
+    location: Location, scratch: Location, anchor: Anchor | None, quietly: Callable[[], AbstractContextManager[None]]
 ) -> DamagedStore:
     with quietly():
-        manifest, faults = await _newest_manifest(place)
+        manifest, faults = await _newest_manifest(scratch)
     number = None if manifest is None else manifest.id
     # An older manifest needs files that were rightly removed since.
     if manifest is not None and not faults:
-        faults += await asyncio.to_thread(_missing, place.folder, manifest)
-    return DamagedStore(location.original, place.folder, anchor, not location.is_file, number, faults)
+        faults += await asyncio.to_thread(_missing, scratch.folder, manifest)
+    return DamagedStore(location.original, scratch.folder, anchor, not location.is_file, number, faults)
 
 
-async def _newest_manifest(place: Location) -> tuple[VersionedManifest | None, list[FileFault]]:
+async def _newest_manifest(scratch: Location) -> tuple[VersionedManifest | None, list[FileFault]]:
     """The newest manifest that can be read, and the faults of those after it."""
     faults: list[FileFault] = []
-    admin = admin_of(place)
-    for number in (await asyncio.to_thread(numbers_of, place.folder, "manifest"))[:_MAX_MANIFESTS]:
+    admin = admin_of(scratch)
+    for number in (await asyncio.to_thread(numbers_of, scratch.folder, "manifest"))[:_MAX_MANIFESTS]:
         name = f"manifest/{number:020d}.manifest"
         try:
-            status = await asyncio.to_thread((place.folder / name).stat)
+            status = await asyncio.to_thread((scratch.folder / name).stat)
             if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_MANIFEST_BYTES:
                 faults.append(FileFault(name, ("it is no regular file of a manifest's size",)))
                 continue

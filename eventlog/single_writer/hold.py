@@ -144,7 +144,7 @@ async def current_writer(location: Location, clock: Clock) -> StoreInUse | None:
     """
     note = new_note(clock)
     one = _FileStore(location, note) if location.is_file else _ObjectStore(location, note, 0.0)
-    found = await one.look()
+    found = await one.check()
     if found is None:
         return None
     until_ms = None if found.left_s is None else clock.now_ms() + round(found.left_s * 1000)
@@ -168,7 +168,7 @@ class _FileStore:
             _log.warning(what, self._location.original, found.without_locks.strerror, extra=about("no_lock"))
         return _LockHold(self._location, self._note, found)
 
-    async def look(self) -> _Busy | None:
+    async def check(self) -> _Busy | None:
         folder = self._location.folder
         found = await _in_thread(self._location, lambda: live_writer(folder), lambda _: None)
         return None if found is None else _Busy(found.note, None, found.is_opening)
@@ -235,11 +235,11 @@ class _ObjectStore:
             raise
         if not is_mine:
             await hold.release()
-            other = await self.look() or _Busy(None, None, is_opening=True)
+            other = await self.check() or _Busy(None, None, is_opening=True)
             return other._replace(is_opening=True)
         return hold
 
-    async def look(self) -> _Busy | None:
+    async def check(self) -> _Busy | None:
         found, left_s = await self._read()
         return _Busy(None if found is None else found.note, left_s, is_opening=False) if left_s > 0 else None
 

@@ -30,12 +30,12 @@ _GETS_AT_ONCE: Final = 64
 class SlateReads:
     """An open database, read through a lane. No wait is longer than a limit: SlateDB itself tries without end."""
 
-    def __init__(self, db: Db | DbReader, lane: Lane, place: Location, *, read_timeout_s: float) -> None:
-        """Read from `db`, the store at `place`, which this object now owns."""
+    def __init__(self, db: Db | DbReader, lane: Lane, location: Location, *, read_timeout_s: float) -> None:
+        """Read from `db`, the store at `location`, which this object now owns."""
         self._db = db
         self._lane = lane
-        self._place = place
-        self._location = place.original
+        self._location = location
+        self._url = location.original
         self._pid = own_pid()
         self._is_closed = False
         self._read_timeout_s = read_timeout_s
@@ -43,7 +43,7 @@ class SlateReads:
     @property
     def location(self) -> str:
         """The URL it was opened by, for messages."""
-        return self._location
+        return self._url
 
     async def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None. Raises `RowUnreadable` when just the block that would hold it is damaged."""
@@ -63,7 +63,7 @@ class SlateReads:
         except TimeoutError as error:
             raise self._late() from error
         except SLATE_ERRORS as error:
-            lost = await find_lost_row(self._place, keys[0], error) if len(keys) == 1 else None
+            lost = await find_lost_row(self._location, keys[0], error) if len(keys) == 1 else None
             raise lost or await self._failed(error) from error
         return found
 
@@ -107,7 +107,7 @@ class SlateReads:
     async def damaged_files(self, *, remote: bool = False) -> list[FileFault]:
         """The files that are needed now and have a part that can't be read; of objects only when `remote`."""
         self._check()
-        return await find_damaged_files(self._place) if remote or self._place.is_file else []
+        return await find_damaged_files(self._location) if remote or self._location.is_file else []
 
     async def _pages(self, start: bytes, stop: bytes, reverse: bool, page_rows: int) -> AsyncIterator[list[Row]]:
         if start >= stop:
@@ -141,15 +141,15 @@ class SlateReads:
         """Called after each read of the database; a pinned reader makes sure here that the view is still the same."""
 
     def _check(self) -> None:
-        check_process(self._location, self._pid)
+        check_process(self._url, self._pid)
         if self._is_closed:
-            raise QueueClosed(f"{self._location} was closed; open it again")
+            raise QueueClosed(f"{self._url} was closed; open it again")
 
     async def _failed(self, error: BaseException) -> LedgerError:
-        return translate(error, self._location)
+        return translate(error, self._url)
 
     def _late(self) -> StoreUnavailable:
         return StoreUnavailable(
-            f"{self._location} did not answer a read within {self._read_timeout_s:g} s: check that it can be reached, "
+            f"{self._url} did not answer a read within {self._read_timeout_s:g} s: check that it can be reached, "
             "then try again"
         )

@@ -49,7 +49,7 @@ class SlateReader(SlateReads):
         A newer anchor names a commit that a pinned view doesn't show, which would look like a loss.
         """
         self._check()
-        return await _anchor(self._place) if self._pinned_seq is None else self._pinned_anchor
+        return await _anchor(self._location) if self._pinned_seq is None else self._pinned_anchor
 
     def _served(self) -> None:
         if self._pinned_seq is not None and self._db.status().durable_seq != self._pinned_seq:

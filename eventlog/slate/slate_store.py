@@ -95,7 +95,7 @@ class SlateStore(SlateReads):
             await self._in_thread(self._files.opened)
             return
         options = self._options
-        self._upkeep = Upkeep(self._place, self._files, self._in_thread)
+        self._upkeep = Upkeep(self._location, self._files, self._in_thread)
         files, limit_s = self._files, options.open_timeout_s
         await while_synced(self._upkeep.opened(), lambda: files.steps, limit_s=limit_s, location=self.location)
         self._spawn(
@@ -186,7 +186,7 @@ class SlateStore(SlateReads):
         try:
             yield
         except TimeoutError as error:
-            late = late_error(self.location, what, self._options.commit_timeout_s, await full_disk(self._place))
+            late = late_error(self.location, what, self._options.commit_timeout_s, await full_disk(self._location))
             raise await self._explained(late) from error
         except SLATE_ERRORS as error:
             raise await self._explained(translate(error, self.location)) from error
@@ -212,7 +212,7 @@ class SlateStore(SlateReads):
     def _note(self, anchor: Anchor) -> None:
         self._refused = None
         if self._anchor is not None:
-            self._anchor.note(anchor)
+            self._anchor.record(anchor)
         if (flush := self._memtable.due()) is not None:
             self._spawn(flush)
 
@@ -243,13 +243,13 @@ class SlateStore(SlateReads):
         """Files that were set aside and that no event records yet: for each time the folder and the files' names."""
         if self._files is None:
             return []
-        found = await self._in_thread(read_set_aside, self._place.folder)
+        found = await self._in_thread(read_set_aside, self._location.folder)
         return [(moved.folder, list(moved.files)) for moved in found if not moved.is_recorded and moved.files]
 
     async def set_aside_recorded(self, folder: str) -> None:
         """Called when the event of the files in `folder` is durable."""
         if self._files is not None:
-            await self._in_thread(mark_recorded, self._place.folder, folder)
+            await self._in_thread(mark_recorded, self._location.folder, folder)
 
     async def close(self) -> None:
         """Flush and release the hold; a second call does nothing. Takes at most `commit_timeout_s` per step."""

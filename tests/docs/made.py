@@ -149,7 +149,7 @@ def layers() -> str:
     return "\n".join([*lines, "```"]) + "\n"
 
 
-def rooms() -> str:
+def sub_packages() -> str:
     """The folders inside the layers, each by the first paragraph of its package."""
     lines = ["| inside | holds |", "|---|---|"]
     for layer in _LAYERS:
@@ -202,7 +202,7 @@ MAKERS: Final[dict[str, Callable[[], str]]] = {
     "errors": error_table,
     "commands": commands,
     "layers": layers,
-    "rooms": rooms,
+    "sub-packages": sub_packages,
     "life": life,
     "metrics": metrics,
 }

@@ -176,7 +176,7 @@ async def check(ask: Mapping[str, Any]) -> None:
     facts.read()
     if ask["opening"]:
         await open_and_check(ask["url"], facts)
-    fold, book = await read_and_check(ask["url"], facts)
+    fold, ledger = await read_and_check(ask["url"], facts)
     seen = {
         "events": fold.next_offset,
         "enqueued": len(facts.enqueued),
@@ -184,13 +184,13 @@ async def check(ask: Mapping[str, Any]) -> None:
         "acked": len(facts.acked),
         "dead": len(facts.dead),
         "cancelled": len(facts.cancelled),
-        "swept": len(book.once("gone")),
-        "requeued": len(book.requeued),
-        "settled": book.settled,
-        "expired": book.expired,
-        "promoted": book.promoted,
-        "rebuilt": book.rebuilt,
-        "writers": book.writers,
+        "swept": len(ledger.once("gone")),
+        "requeued": len(ledger.requeued),
+        "settled": ledger.settled,
+        "expired": ledger.expired,
+        "promoted": ledger.promoted,
+        "rebuilt": ledger.rebuilt,
+        "writers": ledger.writers,
     }
     Path(ask["folder"], "seen").write_text(json.dumps(seen))
 

@@ -22,7 +22,7 @@ from tests.model.job import UNFINISHED, Model, Violation
 from tests.support.ledger_checks import check_ledger
 
 __all__ = [
-    "Book",
+    "Ledger",
     "Facts",
     "check_log",
     "check_promises",
@@ -95,7 +95,7 @@ async def run_and_kill(
     assert child.returncode == -9, (folder / "stderr").read_text()
 
 
-class Book:
+class Ledger:
     """The log, followed by the reference model."""
 
     def __init__(self) -> None:
@@ -150,26 +150,26 @@ class Book:
         return {job.id for job in self.model.jobs.values() if any(one.state == state for one in job.life)}
 
 
-def check_promises(facts: Facts, fold: Fold, book: Book) -> None:
+def check_promises(facts: Facts, fold: Fold, ledger: Ledger) -> None:
     """Nothing that was reported is lost, and what was acked, dead or cancelled is still, or was swept."""
     reported = {job_id_bytes(job_id) for job_id in facts.enqueued}
     states = {job.id: job.state for job in fold.jobs.values()}
-    acked, claimed, swept, enqueued = book.acked, book.claimed, book.once("gone"), book.model.jobs.keys()
+    acked, claimed, swept, enqueued = ledger.acked, ledger.claimed, ledger.once("gone"), ledger.model.jobs.keys()
     lost = reported - enqueued
     assert not lost, f"{len(lost)} jobs that were reported are gone: {[job_id_text(job_id) for job_id in lost][:3]}"
     assert enqueued == states.keys() | swept
     assert not swept & states.keys()
     for name, told, noted, state in (
         ("acked", facts.acked.keys(), acked.keys(), "done"),
-        ("dead", facts.dead, book.once("dead"), "dead"),
-        ("cancelled", facts.cancelled, book.once("cancelled"), "cancelled"),
+        ("dead", facts.dead, ledger.once("dead"), "dead"),
+        ("cancelled", facts.cancelled, ledger.once("cancelled"), "cancelled"),
     ):
         ids = {job_id_bytes(job_id) for job_id in told}
         lost = ids - noted
         assert not lost, f"{len(lost)} jobs were reported {name}, not in the log: {sorted(told)[:3]}"
         gone = {job_id for job_id in ids if job_id in states and states[job_id] != state}
         if name == "dead":
-            gone -= book.requeued
+            gone -= ledger.requeued
         assert not gone, f"{len(gone)} jobs were reported {name} and are {[states[job_id] for job_id in gone][:3]}"
     foreign = [job_id for job_id, offset in facts.acked.items() if acked[job_id_bytes(job_id)] != offset]
     assert not foreign, f"{len(foreign)} acks were accepted from others than the current claim: {foreign[:3]}"
@@ -177,22 +177,22 @@ def check_promises(facts: Facts, fold: Fold, book: Book) -> None:
     assert not missing, f"claims were handed over that the log does not have: {sorted(missing)[:3]}"
 
 
-async def check_log(log: LogReader, facts: Facts, fold: Fold) -> Book:
+async def check_log(log: LogReader, facts: Facts, fold: Fold) -> Ledger:
     """Prove what was promised by what stands in the log."""
-    book = Book()
+    ledger = Ledger()
     async for record in log.read():
-        book.note(record)
-    check_promises(facts, fold, book)
-    return book
+        ledger.note(record)
+    check_promises(facts, fold, ledger)
+    return ledger
 
 
-async def read_and_check(url: str, facts: Facts) -> tuple[Fold, Book]:
+async def read_and_check(url: str, facts: Facts) -> tuple[Fold, Ledger]:
     """Prove everything beside the store, as the crash left it: nothing is written. A store that never was is empty."""
     try:
         store = await open_reader(url, pinned=True)
     except StoreNotFound:
         assert not facts.enqueued, "jobs were reported, and there is no store"
-        return Fold(), Book()
+        return Fold(), Ledger()
     try:
         fold = await check_ledger(store)
         return fold, await check_log(LogReader(store, clock=SystemClock()), facts, fold)

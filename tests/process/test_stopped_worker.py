@@ -19,7 +19,7 @@ from ledgerq.eventlog.events import Acked, Claimed, LeaseExpired, Nacked
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.worker.queue import Queue
-from tests.process.kills import ROOT, Book
+from tests.process.kills import ROOT, Ledger
 from tests.support.ledger_checks import check_ledger
 from tests.tiers import sampled
 
@@ -91,18 +91,18 @@ async def child(folder: Path, what: str, *, lease_s: float = LEASE_S) -> AsyncIt
 async def history(folder: Path) -> list[str]:
     """What happened to the one job, after a look at the whole ledger: each claim was settled once."""
     store = await open_reader((folder / "store").as_uri(), pinned=True)
-    book, happened = Book(), list[str]()
+    ledger, happened = Ledger(), list[str]()
     try:
         await check_ledger(store)
         async for record in LogReader(store, clock=SystemClock()).read():
-            book.note(record)
+            ledger.note(record)
             if isinstance(record.event, Claimed | Acked | Nacked | LeaseExpired):
                 happened.append(type(record.event).__name__)
     finally:
         await store.close()
-    assert not book.unfinished
+    assert not ledger.unfinished
     assert happened.count("Acked") == 1
-    assert book.settled == len(book.claimed)
+    assert ledger.settled == len(ledger.claimed)
     return happened
 
 

@@ -22,7 +22,7 @@ from ledgerq.eventlog.stores import open_reader
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.queue import Queue
 from tests.process.clock_faked import Answers, FakedClock, Refused, needs_faketime
-from tests.process.kills import Book
+from tests.process.kills import Ledger
 from tests.support.ledger_checks import check_ledger
 
 pytestmark = needs_faketime
@@ -53,9 +53,9 @@ async def checked(url: str) -> list[Record]:
         records = [record async for record in LogReader(store, clock=SystemClock()).read()]
     finally:
         await store.close()
-    book = Book()
+    ledger = Ledger()
     for record in records:
-        book.note(record)
+        ledger.note(record)
     times = [record.time_ms for record in records]
     assert times == sorted(times)
     return records

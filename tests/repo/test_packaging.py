@@ -16,7 +16,7 @@ import pytest
 from ledgerq.tools.monitoring import generate
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("eventlog", "projections", "worker", "tools")
+LAYERS = ("eventlog", "projections", "worker", "tools")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
@@ -31,7 +31,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     declared = {re.split(r"[\[<>=~! ]", line)[0].replace("_", "-").lower() for line in wanted}
     owners = importlib.metadata.packages_distributions()
     bad = []
-    for file in (file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))):
+    for file in (file for layer in LAYERS for file in sorted((ROOT / layer).rglob("*.py"))):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
@@ -49,7 +49,7 @@ def test_programs_for_development_alone_are_no_part_of_the_package() -> None:
     for name in ("simulation", "soak", "dashboard_picture"):
         assert (ROOT / "tests" / name / "__main__.py").is_file()
     words = re.compile(r"simul|sim_|soak|picture|draw")
-    shipped = [file.relative_to(ROOT).as_posix() for room in ROOMS for file in (ROOT / room).rglob("*")]
+    shipped = [file.relative_to(ROOT).as_posix() for layer in LAYERS for file in (ROOT / layer).rglob("*")]
     assert not [name for name in shipped if words.search(name) and "__pycache__" not in name]
 
 
@@ -83,7 +83,7 @@ def test_wheel_holds_the_four_rooms_and_no_tests(tmp_path: Path) -> None:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         [scripts] = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
         entry_points = archive.read(scripts).decode()
-    modules = {f"ledgerq/{file.relative_to(ROOT)}" for room in ROOMS for file in (ROOT / room).rglob("*.py")}
+    modules = {f"ledgerq/{file.relative_to(ROOT)}" for layer in LAYERS for file in (ROOT / layer).rglob("*.py")}
     data = {f"ledgerq/tools/monitoring/files/{name}" for name in generate.NAMES}
     assert set(names) == modules | data | {f"ledgerq/{name}" for name in ("__init__.py", "events.py", "py.typed")}
     assert len(names) == len(set(names)), "a file is in the wheel twice"

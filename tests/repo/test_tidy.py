@@ -360,7 +360,7 @@ def test_top_level_holds_only_what_belongs_there() -> None:
     assert not absent, "\n".join(f"{name}:1: missing" for name in absent)
 
 
-def test_facade_folder_holds_links_to_the_rooms() -> None:
+def test_facade_folder_holds_links_to_the_layers() -> None:
     bad = [
         f"ledgerq/{layer}:1: should be a symbolic link to ../{layer}"
         for layer in LAYERS

@@ -15,8 +15,8 @@ from ledgerq.eventlog.store import Anchor
 from ledgerq.projections.audit import audit
 from ledgerq.projections.view import LedgerView
 from ledgerq.tools.console.opening import reading
-from tests.soak.book import Book
 from tests.soak.load import QUEUES, Counts
+from tests.soak.oracle import Oracle
 
 __all__ = ["Auditor", "Checked", "FactFiles"]
 
@@ -66,14 +66,14 @@ class Auditor:
     """The auditor of the store at `url`, which also keeps the record of promises."""
 
     def __init__(self, url: str) -> None:
-        self.book = Book()
+        self.oracle = Oracle()
         self._url = url
         self._anchor: Anchor | None = None
 
     async def check(self, facts: Sequence[str]) -> Checked:
         """Audit everything and compare it with the facts, which must have been read before this call."""
         start_s = time.monotonic()
-        seen, known = self.book.broken_count, len(self.book.broken)
+        seen, known = self.oracle.broken_count, len(self.oracle.broken)
         wrong: list[str] = []
         events = jobs = 0
         try:
@@ -94,20 +94,20 @@ class Auditor:
                 self._anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
         except LedgerError as error:
             wrong.append(f"the audit could not be made: {type(error).__name__}: {error}")
-        wrong += self.book.broken[known:]
-        left = self.book.broken_count - seen - (len(self.book.broken) - known)
+        wrong += self.oracle.broken[known:]
+        left = self.oracle.broken_count - seen - (len(self.oracle.broken) - known)
         if left:
             wrong.append(f"{left} more promises were broken")
         return Checked(events, jobs, len(facts), time.monotonic() - start_s, wrong)
 
     async def _compare(self, log: LogReader, facts: Sequence[str]) -> None:
-        book = self.book
-        async for record in log.read(book.next_offset):
-            book.follow(record)
-        book.compare(facts)
+        oracle = self.oracle
+        async for record in log.read(oracle.next_offset):
+            oracle.follow(record)
+        oracle.compare(facts)
         view = LedgerView(log)
         stats = [await view.stats(name) for name in QUEUES]
-        book.compare_counts(
+        oracle.compare_counts(
             {
                 one.queue: {
                     "scheduled": one.scheduled,
@@ -121,4 +121,4 @@ class Auditor:
             },
             {one.queue: one.paused for one in stats},
         )
-        book.turn()
+        oracle.turn()

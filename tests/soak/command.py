@@ -9,7 +9,7 @@ of each series in report.py. The load is paced well below what the queue can do,
 on purpose is the log: its share is taken off the store's bytes. Memory is measured with two heaps of the C library
 (MALLOC_ARENA_MAX=2), unless the environment says otherwise.
 
-Next: conductor.py (the run), child.py and load.py (the processes under load), book.py and
+Next: conductor.py (the run), child.py and load.py (the processes under load), oracle.py and
 auditor.py (what was promised, and whether it holds).
 """
 

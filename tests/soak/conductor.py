@@ -85,8 +85,8 @@ class Conductor:
             self._wrong(f"after {_DRAIN_LIMIT_S:g} s without new jobs there were still unfinished ones")
         closed = await active.do("close")
         await self._check(f"drained, and closed in {closed['close_s']:.2f} s", [self._facts])
-        if self.auditor.book.unfinished:
-            self._wrong(f"{self.auditor.book.unfinished} jobs never came to an end")
+        if self.auditor.oracle.unfinished:
+            self._wrong(f"{self.auditor.oracle.unfinished} jobs never came to an end")
 
     async def _wait(self, active: Process) -> bool:
         """Let it work until the next restart; False when the run is over."""
@@ -188,11 +188,11 @@ class Conductor:
     def _end(self) -> None:
         for process in self._processes:
             self._complaints(process)
-        book = self.auditor.book
+        oracle = self.auditor.oracle
         self._say(f"\n{self.restarts} restarts, {self._guests} other processes; {totals(self._samples)}")
         self._say(
-            f"{book.next_offset:,} events ({', '.join(f'{n:,} {kind}' for kind, n in book.events.most_common())}), "
-            f"{book.facts:,} promises, {book.broken_count} broken"
+            f"{oracle.next_offset:,} events ({', '.join(f'{n:,} {kind}' for kind, n in oracle.events.most_common())}), "
+            f"{oracle.facts:,} promises, {oracle.broken_count} broken"
         )
         for drift in judge_all(self._samples, self._openings_s):
             self._say(drift.text)

@@ -23,7 +23,7 @@ _KINDS: Final = {"wal": "wal", "compacted": "sorted", "manifest": "manifests", "
 
 
 class Facts:
-    """A file of facts (see book.py). One write for the facts of a call, so that a kill leaves whole lines."""
+    """A file of facts (see oracle.py). One write for the facts of a call, so that a kill leaves whole lines."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

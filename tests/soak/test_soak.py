@@ -32,11 +32,11 @@ from ledgerq.worker.claims import Claim
 from ledgerq.worker.queue import Queue
 from tests.soak import report
 from tests.soak.auditor import FactFiles
-from tests.soak.book import Book
 from tests.soak.conductor import Conductor, Plan
 from tests.soak.drift import Tolerance, judge, theil_sen
 from tests.soak.load import Counts, Load
 from tests.soak.meter import Facts, Meter, held_by_process
+from tests.soak.oracle import Oracle
 from tests.soak.report import judge_all
 from tests.soak.watched_queue import WatchedQueue, sealed
 
@@ -126,7 +126,7 @@ def test_each_series_is_judged_in_the_processes_that_it_is_about() -> None:
     assert failures(claim_p99_ms=lambda i: i) == ["claiming, p99"]
 
 
-# ---------------------------------------------------------------------- the book
+# ---------------------------------------------------------------------- the oracle
 
 ID = bytes(16)
 TEXT = "0" * 26
@@ -136,8 +136,8 @@ NACKED = Nacked(ID, "pending", 0, 0, False, "boom")
 DEAD = Nacked(ID, "dead", 0, 9, False, "boom")
 
 
-def book(*events: Event) -> Book:
-    made = Book()
+def oracle(*events: Event) -> Oracle:
+    made = Oracle()
     for offset, event in enumerate(events):
         made.follow(Record(offset, 0, 1, event))
     return made
@@ -164,8 +164,8 @@ def keyed(event: Enqueued) -> Enqueued:
         ((WriterOpened("me", "1", None), ENQUEUED), ("E",)),
     ],
 )
-def test_the_book_agrees_with_a_log_that_is_right(events: tuple[Event, ...], facts: tuple[str, ...]) -> None:
-    found = book(*events)
+def test_the_oracle_agrees_with_a_log_that_is_right(events: tuple[Event, ...], facts: tuple[str, ...]) -> None:
+    found = oracle(*events)
     found.compare(fact.replace(fact[0], f"{fact[0]} {TEXT}", 1) for fact in facts)
     assert found.broken == []
     assert found.facts == len(facts)
@@ -198,15 +198,15 @@ def test_the_book_agrees_with_a_log_that_is_right(events: tuple[Event, ...], fac
         ((keyed(ENQUEUED), other(keyed(ENQUEUED))), "", "which " + ID.hex() + " holds"),
     ],
 )
-def test_the_book_names_what_was_broken(events: tuple[Event, ...], fact: str, message: str) -> None:
-    found = book(*events)
+def test_the_oracle_names_what_was_broken(events: tuple[Event, ...], fact: str, message: str) -> None:
+    found = oracle(*events)
     found.compare([fact] if fact else [])
     assert len(found.broken) == found.broken_count == 1
     assert message in found.broken[0]
 
 
-def test_the_book_notices_a_gap_and_counters_that_are_wrong() -> None:
-    found = book(ENQUEUED, QueuePaused("mail", "ann", "why"))
+def test_the_oracle_notices_a_gap_and_counters_that_are_wrong() -> None:
+    found = oracle(ENQUEUED, QueuePaused("mail", "ann", "why"))
     found.compare_counts({"mail": {"pending": 1, "done": 0}}, {"mail": True})
     assert found.broken == []
     found.compare_counts({"mail": {"pending": 2}}, {"mail": False})
@@ -218,8 +218,8 @@ def test_the_book_notices_a_gap_and_counters_that_are_wrong() -> None:
     ]
 
 
-def test_the_book_forgets_what_was_swept_but_not_at_once() -> None:
-    found = book(ENQUEUED, CLAIMED, Acked(ID, 9), Swept(ID))
+def test_the_oracle_forgets_what_was_swept_but_not_at_once() -> None:
+    found = oracle(ENQUEUED, CLAIMED, Acked(ID, 9), Swept(ID))
     assert (found.alive, found.unfinished) == (0, 0)
     found.turn()
     found.compare([f"A {TEXT} 1"])
@@ -375,7 +375,7 @@ async def test_a_short_run_restarts_in_every_way_and_finds_nothing(tmp_path: Pat
     ):
         assert re.search(what, text), f"{what} is not in:\n{text}"
     assert conductor.restarts == 4
-    kinds = conductor.auditor.book.events
+    kinds = conductor.auditor.oracle.events
     # What any run brings, however slow; the load's other kinds come by chance.
     wanted = ["Enqueued", "Claimed", "Acked", "WriterOpened", "WriterClosed"]
     assert [kind for kind in wanted if not kinds[kind]] == []

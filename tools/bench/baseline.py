@@ -40,7 +40,7 @@ from slatedb.uniffi import (
 
 from ledgerq.eventlog.locations import parse_location
 
-__all__ = ["Baseline", "Place", "open_baseline"]
+__all__ = ["Baseline", "PendingJob", "open_baseline"]
 
 _JOB: Final = b"job/"
 _QUEUE: Final = b"mail"
@@ -57,7 +57,7 @@ _REFILL_ROWS: Final = 1000
 _LEASE_MS: Final = 30_000
 _KEEP_MS: Final = 24 * 3600 * 1000
 
-Place = tuple[bytes, bytes]
+PendingJob = tuple[bytes, bytes]
 """A pending key and the id of its job."""
 
 _pack: Final[Callable[[Any], bytes]] = msgpack.Packer(autoreset=True).pack
@@ -71,7 +71,7 @@ class Baseline:
         """Own `db`."""
         self._db = db
         self._sequence = itertools.count(1)
-        self._ready: deque[Place] = deque()
+        self._ready: deque[PendingJob] = deque()
         self._rows: DbIterator | None = None
         self._last = _PENDING
         self._refilling = asyncio.Lock()
@@ -83,7 +83,7 @@ class Baseline:
 
     # ------------------------------------------------------------------ one by one
 
-    async def enqueue(self, payload: bytes, caller: int) -> Place:
+    async def enqueue(self, payload: bytes, caller: int) -> PendingJob:
         """Add a job and count it: one get, three puts. Returns what `claim` takes."""
         pending, id = self._new_job()
         job = _pack((_QUEUE, "pending", _PRIORITY, 0, _MAX_ATTEMPTS, _now_ms(), payload))
@@ -98,15 +98,15 @@ class Baseline:
         await self._transact(change)
         return pending, id
 
-    async def claim(self, place: Place | None = None) -> tuple[bytes, bytes] | None:
-        """Id and payload of the job at `place`, or of the next one; None when there is none.
+    async def claim(self, pending_job: PendingJob | None = None) -> tuple[bytes, bytes] | None:
+        """Id and payload of the job at `pending_job`, or of the next one; None when there is none.
 
         One get, a delete and two puts.
         """
-        place = place or await self._next()
-        if place is None:
+        pending_job = pending_job or await self._next()
+        if pending_job is None:
             return None
-        pending, id = place
+        pending, id = pending_job
         payload = b""
 
         async def change(transaction: DbTransaction) -> None:
@@ -165,16 +165,16 @@ class Baseline:
 
     async def claim_many(self, limit: int) -> list[tuple[bytes, list[Any]]]:
         """Up to `limit` jobs with their records, in one batch."""
-        places = [place for _ in range(limit) if (place := await self._next()) is not None]
-        if not places:
+        pending_jobs = [pending_job for _ in range(limit) if (pending_job := await self._next()) is not None]
+        if not pending_jobs:
             return []
         batch, lease_ends = WriteBatch(), _pack(_now_ms() + _LEASE_MS)
         found = []
         # Ids are in order of enqueueing, so the records lie together and one scan reads them all.
-        first, last = _JOB + places[0][1], _JOB + places[-1][1]
+        first, last = _JOB + pending_jobs[0][1], _JOB + pending_jobs[-1][1]
         rows = await self._db.scan(KeyRange(start=first, start_inclusive=True, end=last, end_inclusive=True))
         records = {row.key: row.value for row in await rows.next_batch(limit)}
-        for pending, id in places:
+        for pending, id in pending_jobs:
             job = _unpack(records[_JOB + id])
             job[_STATE_AT] = "claimed"
             job[_ATTEMPT_AT] += 1
@@ -201,11 +201,11 @@ class Baseline:
 
     # ------------------------------------------------------------------ serving claims
 
-    def _new_job(self) -> Place:
+    def _new_job(self) -> PendingJob:
         sequence = next(self._sequence).to_bytes(8)
         return _PENDING + sequence, sequence + os.urandom(8)
 
-    async def _next(self) -> Place | None:
+    async def _next(self) -> PendingJob | None:
         if not self._ready:
             async with self._refilling:
                 if not self._ready:

@@ -53,7 +53,7 @@ async def measure(run: Bench, only: list[str]) -> tuple[dict[str, Any], list[Mea
     found: list[Measurement] = []
     for name in names:
         found += await MEASUREMENTS[name](run)
-    location = parse_location(run.place)
+    location = parse_location(run.root)
     document = {
         "machine": machine(location.folder if location.is_file else None),
         "parameters": {
@@ -72,7 +72,7 @@ async def measure(run: Bench, only: list[str]) -> tuple[dict[str, Any], list[Mea
 
 
 @contextmanager
-def _place(folder: Path | None, url: str | None) -> Iterator[str]:
+def _storage(folder: Path | None, url: str | None) -> Iterator[str]:
     """The location of the stores: a new folder that is removed at the end, or below `url`."""
     if url is not None:
         location = parse_location(url)
@@ -113,9 +113,9 @@ def bench(
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(MEASUREMENTS)}", param_hint="--only")
     messages = Console(stderr=True, highlight=False)
-    with _place(dir_, url) as place:
+    with _storage(dir_, url) as root:
         run = Bench(
-            place=place,
+            root=root,
             sizes=QUICK if quick else FULL,
             runs=runs or (1 if quick else _RUNS),
             fsync=fsync,

@@ -5,7 +5,7 @@ import gc
 import time
 from typing import Final
 
-from ledgerq.tools.bench.baseline import Baseline, Place, open_baseline
+from ledgerq.tools.bench.baseline import Baseline, PendingJob, open_baseline
 from ledgerq.tools.bench.measurement import QUEUE, Bench, Measurement, Target, percentile
 from ledgerq.tools.bench.throughput import fill
 from ledgerq.worker.queue import Queue
@@ -97,7 +97,7 @@ async def _their_ways(bench: Bench) -> _Ways:
     jobs, workers = _job_count(bench), bench.sizes.latency_workers
     ways = _Ways(jobs)
     padding = bytes(max(0, bench.sizes.payload_bytes - 8))
-    arrived: asyncio.Queue[Place] = asyncio.Queue()
+    arrived: asyncio.Queue[PendingJob] = asyncio.Queue()
 
     async def work(baseline: Baseline) -> None:
         while (claim := await baseline.claim(await arrived.get())) is not None:

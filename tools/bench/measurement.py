@@ -144,7 +144,7 @@ class Measurement:
 class Bench:
     """One call of the program: sizes, options, and where its stores are made."""
 
-    place: str
+    root: str
     sizes: Sizes
     runs: int
     fsync: bool
@@ -167,7 +167,7 @@ class Bench:
     def new_store(self, name: str) -> Iterator[str]:
         """The URL of a store of its own, removed at the end if it is a folder of this machine."""
         self._stores += 1
-        url = f"{self.place}/{self._stores:03d}-{name}"
+        url = f"{self.root}/{self._stores:03d}-{name}"
         try:
             yield url
         finally:

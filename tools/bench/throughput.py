@@ -79,7 +79,7 @@ async def _one_by_one(
 ) -> list[Measurement]:
     """The cases: as asked for, and also without fsync, as the baseline is: only that compares the same promise."""
     found = [Measurement(name, title, "jobs/s", target=target, baseline_is=_ONE_BY_ONE)]
-    if bench.fsync and parse_location(bench.place).is_file:
+    if bench.fsync and parse_location(bench.root).is_file:
         title = f"{title}, without fsync"
         found.append(Measurement(f"{name}-no-fsync", title, "jobs/s", target=target, baseline_is=_ONE_BY_ONE))
     for _ in range(bench.runs):

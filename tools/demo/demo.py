@@ -42,42 +42,42 @@ async def run_demo(folder: Path | None, console: Console, *, keep: bool = False)
     """
     files = find_files(folder)
     begin_s = time.monotonic()
-    place: Path | None = None
+    scratch: Path | None = None
     screen = Screen(console)
     try:
-        place = _new_place()
-        await Story(files, place, screen, program=_program()).tell()
+        scratch = _new_scratch()
+        await Story(files, scratch, screen, program=_program()).tell()
     except InvalidArgument:
-        _remove(place)
+        _remove(scratch)
         raise
     except (DemoFailed, LedgerError, OSError) as error:
-        kept = "" if place is None else f" (what there is was kept in {place})"
+        kept = "" if scratch is None else f" (what there is was kept in {scratch})"
         print(f"ledgerq: the demo failed: {printable(str(error))}{kept}", file=sys.stderr)
         return _FAILED
     except BaseException:
-        _remove(place)
+        _remove(scratch)
         raise
     screen.step("Done")
     screen.good(f"Everything came out as it should, in {time.monotonic() - begin_s:.1f} s.")
     if keep:
-        screen.say(f"The store and the results are in {place}: try the commands above, and remove it when you like.")
+        screen.say(f"The store and the results are in {scratch}: try the commands above, and remove it when you like.")
     else:
-        _remove(place)
+        _remove(scratch)
         screen.say("The store was removed. To keep it, and to try the commands above on it:")
         again = f"{_program()} demo --keep"
         screen.command(again + (f" {shlex.quote(str(folder))}" if folder is not None else ""))
     return 0
 
 
-def _new_place() -> Path:
+def _new_scratch() -> Path:
     """A temporary folder that can hold a store."""
-    place = Path(tempfile.mkdtemp(prefix="ledgerq-demo-"))
+    scratch = Path(tempfile.mkdtemp(prefix="ledgerq-demo-"))
     try:
-        parse_location((place / "store").as_uri())
+        parse_location((scratch / "store").as_uri())
     except InvalidArgument as error:
-        _remove(place)
+        _remove(scratch)
         raise InvalidArgument(f"{error}; TMPDIR=FOLDER says where temporary files go") from error
-    return place
+    return scratch
 
 
 def _program() -> str:
@@ -94,9 +94,9 @@ def _short(program: str) -> str:
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
-def _remove(place: Path | None) -> None:
-    if place is not None:
-        shutil.rmtree(place, ignore_errors=True)
+def _remove(scratch: Path | None) -> None:
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _main(

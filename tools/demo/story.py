@@ -45,17 +45,17 @@ def _expect(is_so: bool, what: str) -> None:
 class Story:
     """The steps, in order."""
 
-    def __init__(self, files: Found, place: Path, screen: Screen, *, program: str) -> None:
+    def __init__(self, files: Found, scratch: Path, screen: Screen, *, program: str) -> None:
         self._files = files
-        self._place = place
+        self._scratch = scratch
         self._screen = screen
         self._program = program
         self._total = len(files.names)
         self._fates: dict[str, Fate] = dict.fromkeys(files.names, "none")
         self._readable = files.readable()
         self._fates.update(fates(self._readable))
-        self._url = (place / "store").as_uri()
-        self._results = place / "results.jsonl"
+        self._url = (scratch / "store").as_uri()
+        self._results = scratch / "results.jsonl"
         self._clock = SystemClock()
 
     async def tell(self) -> None:
@@ -107,7 +107,7 @@ class Story:
         successes = sum(self._fates[name] != "dead" for name in self._readable)
         hold_after = min(successes * 2 // 5, successes - 1)
         hold = min(CONCURRENCY, successes - hold_after)
-        async with started(self._place, [self._url, str(self._results), str(hold_after), str(hold)]) as child:
+        async with started(self._scratch, [self._url, str(self._results), str(hold_after), str(hold)]) as child:
             with self._screen.progress(f"process {child.pid}", self._total) as report:
                 self._finished = 0
                 held = await child.until_held(lambda news: report(self._note(news)))
@@ -124,7 +124,7 @@ class Story:
 
     async def _take_over(self, held: int) -> None:
         self._screen.step("Another process takes over")
-        async with started(self._place, [self._url, str(self._results)]) as child:
+        async with started(self._scratch, [self._url, str(self._results)]) as child:
             with self._screen.progress(f"process {child.pid}", self._total) as report:
                 await child.until_done(lambda news: report(self._note(news)))
         self._screen.say(

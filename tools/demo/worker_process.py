@@ -71,10 +71,10 @@ class Child:
 
 
 @asynccontextmanager
-async def started(place: Path, arguments: Sequence[str]) -> AsyncIterator[Child]:
+async def started(scratch: Path, arguments: Sequence[str]) -> AsyncIterator[Child]:
     """Start a worker process with these arguments; it outlives neither this block nor the demo."""
-    errors = place / "worker.log"
-    process = await start_module("ledgerq.tools.demo.worker_program", arguments, folder=place, errors=errors)
+    errors = scratch / "worker.log"
+    process = await start_module("ledgerq.tools.demo.worker_program", arguments, folder=scratch, errors=errors)
     try:
         yield Child(process, errors)
     finally:

@@ -56,7 +56,7 @@ async def diagnose(url: str) -> "list[Check]":
     """All checks that apply to `url`, in order. Raises `InvalidArgument` for a URL that names no location."""
     from ledgerq.eventlog.locations import parse_location
     from ledgerq.eventlog.slate.preflight import check_writable
-    from ledgerq.tools.doctor.storage_checks import Check, check_folder, check_place
+    from ledgerq.tools.doctor.storage_checks import Check, check_folder, check_storage
 
     refuse_memory(url)
     location = parse_location(url)
@@ -72,7 +72,7 @@ async def diagnose(url: str) -> "list[Check]":
         checks = [Check("reachable and writable", "ok", "a small write and its removal succeeded", None)]
         if location.is_file:
             checks += check_folder(location.folder)
-        checks += await check_place(location)
+        checks += await check_storage(location)
         return checks + await _check_store(location)
     finally:
         if is_new and location.folder.is_dir() and not any(location.folder.iterdir()):

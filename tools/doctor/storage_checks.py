@@ -16,7 +16,7 @@ from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.runtime.redaction import redact_urls
 from ledgerq.tools.doctor.storage_probe import PROBE_ERRORS, Probe, open_probe
 
-__all__ = ["Check", "check_folder", "check_place", "check_rules", "file_system"]
+__all__ = ["Check", "check_folder", "check_storage", "check_rules", "file_system"]
 
 _STEP_LIMIT_S: Final = 30.0
 _ROUNDS: Final = 5
@@ -42,7 +42,7 @@ class Check(NamedTuple):
     advice: str | None
 
 
-async def check_place(location: Location) -> list[Check]:
+async def check_storage(location: Location) -> list[Check]:
     """Check the location by requests to it, leaving nothing behind."""
     try:
         async with open_probe(location) as probe:

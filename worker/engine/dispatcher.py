@@ -282,7 +282,7 @@ class Dispatcher:
         """Make a job without its payload a dead letter with that error: it can't run, and would block the queue."""
         options, now_ms = self._options_of(job.spec.queue), self._clock.now_ms()
         event = decisions.lose_payload(job, options=options, now_ms=now_ms, error=why)
-        self._ended_claims.note(self._writer_state.apply(job, event), why)
+        self._ended_claims.record(self._writer_state.apply(job, event), why)
 
     def _refill_failed(self, queue: str, error: LedgerError) -> None:
         for waiter in self.waiters.waiting(queue):

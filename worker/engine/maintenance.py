@@ -237,7 +237,7 @@ class Maintenance:
             before: Job | None = job
             for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.LEASE_EXPIRED):
                 before = self._writer_state.apply(before, event)
-            self._ended.note(before, decisions.LEASE_EXPIRED)
+            self._ended.record(before, decisions.LEASE_EXPIRED)
 
 
 def _job_id(row: tuple[bytes, bytes]) -> bytes:

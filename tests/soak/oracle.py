@@ -13,7 +13,7 @@ from ledgerq.eventlog.entropy import job_id_bytes
 from ledgerq.eventlog.events import Cancelled, Record, Swept
 from tests.model.job import UNFINISHED, Model, ModelJob, Violation
 
-__all__ = ["FACTS", "Book"]
+__all__ = ["FACTS", "Oracle"]
 
 FACTS: Final[dict[str, str]] = {
     "E": "was enqueued",
@@ -32,7 +32,7 @@ _MAX_BROKEN: Final = 50
 _ENDS: Final = {"A": "acked", "N": "nacked", "R": "released"}
 
 
-class Book:
+class Oracle:
     """The comparison of facts and log. `broken` holds one line for each promise that was not kept (the first 50)."""
 
     def __init__(self) -> None:
