@@ -6,6 +6,7 @@ What was staged while the store answered is newer than its answer: see `WriterSt
 
 import asyncio
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Final
 
 from ledgerq.eventlog import keys
@@ -23,6 +24,8 @@ __all__ = ["WindowRefill"]
 _log = logger("queue")
 _REFILL_ROWS: Final = 1000
 _LOAD_ROWS: Final = 64
+# So many are decoded in one turn of the event loop.
+_TURN_ROWS: Final = 50
 _LOAD_BYTES: Final = 8 * 1024 * 1024
 
 
@@ -108,7 +111,7 @@ class WindowRefill:
             rows = rows[:_REFILL_ROWS]
             wanted = [row for row in rows if row[1] not in newer]
             jobs = await self._stored_jobs(wanted)
-            payloads = await self._first_payloads(jobs)
+            records = await self._first_records(jobs)
             if window.bound != old_bound:
                 return  # the window shrank meanwhile: what it left out must be scanned again
             window.bound = new_bound = None if exhausted else rows[-1][0]
@@ -116,7 +119,7 @@ class WindowRefill:
                 window.scan_from = new_bound
             for job in jobs:
                 if job.spec.id not in newer:
-                    window.insert(ReadyJob(job, _checked(job, payloads.get(job.offset))))
+                    window.insert(ReadyJob(job, records.get(job.offset)))
             for changed in newer.values():
                 if changed is not None and changed.state == "pending" and changed.spec.queue == queue:
                     position = (changed.spec.priority, changed.offset)
@@ -130,26 +133,29 @@ class WindowRefill:
         """The jobs behind rows of the pending range, as far as they are still at those positions."""
         values = await self._writer_state.log.store.get_many([job_key(id) for _, id in rows])
         found: list[Job] = []
-        for (position, _), value in zip(rows, values, strict=True):
+        for at, ((position, _), value) in enumerate(zip(rows, values, strict=True)):
+            if at % _TURN_ROWS == 0:
+                await asyncio.sleep(0)
             job = None if value is None else decode_job(value)
             if job is not None and job.state == "pending" and (job.spec.priority, job.offset) == position:
                 found.append(job)
         return found
 
-    async def _first_payloads(self, jobs: list[Job]) -> dict[int, bytes | None]:
+    async def _first_records(self, jobs: list[Job]) -> dict[int, PayloadRecord]:
         """The payload records of the first of `jobs`, by offset: a few megabytes, the others come later."""
-        offsets: list[int] = []
-        size_bytes = 0
-        for job in jobs:
-            size_bytes += job.spec.payload_bytes
-            if size_bytes > _LOAD_BYTES:
-                break
-            offsets.append(job.offset)
+        sizes_bytes = accumulate(job.spec.payload_bytes for job in jobs)
+        first = [job for job, size_bytes in zip(jobs, sizes_bytes, strict=True) if size_bytes <= _LOAD_BYTES]
         try:
-            rows = await self._writer_state.log.store.get_many([keys.payload_key(offset) for offset in offsets])
+            rows = await self._writer_state.log.store.get_many([keys.payload_key(job.offset) for job in first])
         except LogPoisoned:
             return {}  # the damaged one is found when they are loaded one by one
-        return dict(zip(offsets, rows, strict=True))
+        records: dict[int, PayloadRecord] = {}
+        for at, (job, row) in enumerate(zip(first, rows, strict=True)):
+            if at % _TURN_ROWS == 0:
+                await asyncio.sleep(0)
+            if row is not None and not payload_fault(job, row):
+                records[job.offset] = decode_payload(row)
+        return records
 
     async def _records(self, jobs: list[Job]) -> list[tuple[bytes | None, str]]:
         """The payload record of each job, or why it is lost. One that can't be read costs none of the others."""
@@ -176,7 +182,3 @@ class WindowRefill:
                 self._broken(now.job, fault)
             else:
                 window.insert(ReadyJob(now.job, decode_payload(record)), urgent=True)
-
-
-def _checked(job: Job, row: bytes | None) -> PayloadRecord | None:
-    return None if row is None or payload_fault(job, row) else decode_payload(row)
