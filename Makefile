@@ -3,6 +3,7 @@
 #   make demo [DIR=folder]          the main job
 #   make test [ARGS="-k lease -x"]  the tests: all that is quick, and a sample of each slow kind; under 3 minutes
 #   make proof [ARGS=...]           the rest of them: kills, servers, damage, thousands of simulated worlds, long runs
+#   make coverage                   the quick tests again, and which lines and branches they leave out
 #   make lint                       ruff, its formatter, mypy --strict
 #   make docs                       the pages of docs/, as a site in site/
 #   make venv                       only the environment, with everything that development needs
@@ -21,7 +22,7 @@ PROCESSES := --numprocesses auto --dist worksteal
 pythons := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 pip_install := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test proof lint docs venv clean
+.PHONY: demo test proof coverage lint docs venv clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -32,6 +33,9 @@ test: $(VENV)/.installed-test
 
 proof: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -m proof $(PROCESSES) $(ARGS)
+
+coverage: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest -m "not proof" $(PROCESSES) --cov --cov-report term $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
