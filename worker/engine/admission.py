@@ -1,5 +1,6 @@
 """The admission of jobs: enqueued events are staged, and ids and unique keys stay unique during look-ups."""
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -7,6 +8,7 @@ from typing import Final
 
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import DuplicateJobId
+from ledgerq.eventlog.runtime.waits import to_the_end
 from ledgerq.projections.indexes import job_key, unique_key
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import EnqueueResult
@@ -16,6 +18,8 @@ from ledgerq.worker.engine.writer_state import WriterState
 __all__ = ["Admission"]
 
 _FORGET_ROWS: Final = 1000
+# So many jobs are staged in one turn of the event loop.
+_PIECE_JOBS: Final = 50
 
 
 class Admission:
@@ -42,7 +46,7 @@ class Admission:
         """Stage all of them in one commit, or none: raises `DuplicateJobId`. A unique hit answers `created=False`."""
         lock_keys = [key for prepared in batch for key in _keys(prepared)]
         if not lock_keys:
-            return await self._writer_state.stage_together(batch, self.stage, self._serve)
+            return await self._stage_together(batch, self.stage)
         async with self._locks.hold(lock_keys):
             own_ids = [p.event.id for p in batch if p.own_id]
             while True:
@@ -72,7 +76,27 @@ class Admission:
                 return result
 
             # No other call stages these keys while their locks are held.
-            return await self._writer_state.stage_together(batch, stage, self._serve)
+            return await self._stage_together(batch, stage)
+
+    async def _stage_together(
+        self, batch: Sequence[Prepared], stage: Callable[[Prepared], EnqueueResult]
+    ) -> list[EnqueueResult]:
+        """Stage all in one commit: many of them a few at a time, to the end also when the caller is cancelled."""
+        if len(batch) <= _PIECE_JOBS:
+            return [stage(prepared) for prepared in batch]
+
+        async def in_pieces() -> list[EnqueueResult]:
+            results: list[EnqueueResult] = []
+            for at, prepared in enumerate(batch):
+                if at and at % _PIECE_JOBS == 0:
+                    await asyncio.sleep(0)
+                results.append(stage(prepared))
+            # Here, so that it happens for a caller that is gone too, and the claims are in the same commit.
+            self._serve()
+            return results
+
+        async with self._writer_state.log.gathering():
+            return await to_the_end(in_pieces())
 
     @asynccontextmanager
     async def unique(self, job: Job) -> AsyncIterator[bytes | None]:

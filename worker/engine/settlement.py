@@ -35,17 +35,13 @@ def _stage_ack(core: Core, claim: Claim) -> None:
 
 async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
     """Ack several claims in one commit, as `Queue.ack_many` does."""
-
-    def is_lost(claim: Claim) -> bool:
+    lost: list[Claim] = []
+    for claim in claims:
         try:
             _stage_ack(core, claim)
         except ClaimLost:
-            return True
-        return False
-
-    found = await core.writer_state.stage_together(claims, is_lost, core.dispatcher.serve)
+            lost.append(claim)
     await core.log.committed()
-    lost = [claim for claim, is_lost_ in zip(claims, found, strict=True) if is_lost_]
     if lost:
         names = ", ".join(claim.job_id for claim in lost[:_NAMED_CLAIMS])
         raise ClaimLost(f"{len(lost)} of {len(claims)} claims are not current any more, the others were acked: {names}")

@@ -24,17 +24,15 @@ same changes (`_filled`). When a commit fails the queue has failed with it, so t
 writer reads it anew from the store.
 """
 
-import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Final
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import PayloadRecord, pack
 from ledgerq.eventlog.commit import pieces
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
 from ledgerq.eventlog.events import Enqueued, JobEvent, LogEvent, QueueEvent, QueuePaused
-from ledgerq.eventlog.runtime.waits import to_the_end
 from ledgerq.eventlog.store import Batch
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Transition
@@ -50,10 +48,6 @@ _WATCH_LIMIT_ROWS: Final = 1000
 _HINT_EVERY_CLAIMS: Final = 1000
 # Of a large commit the rows of so many jobs are made in one turn of the event loop.
 _PIECE_JOBS: Final = 250
-# So many are staged in one turn of the event loop.
-_TURN_JOBS: Final = 50
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 Changes = dict[bytes, bytes | None]
 Touched = dict[bytes, tuple[Job | None, Job | None]]
@@ -233,26 +227,6 @@ class WriterState:
         if job is None:
             raise JobNotFound(f"there is no job {text}: it never was, or it was swept (see its history in the log)")
         return job
-
-    async def stage_together(
-        self, items: Sequence[_T], stage: Callable[[_T], _R], serve: Callable[[], None]
-    ) -> list[_R]:
-        """Stage each item in one commit: many of them a few at a time, to the end also when the caller is cancelled."""
-        if len(items) <= _TURN_JOBS:
-            return [stage(item) for item in items]
-
-        async def in_pieces() -> list[_R]:
-            results: list[_R] = []
-            async with self.log.gathering():
-                for at, item in enumerate(items):
-                    if at and at % _TURN_JOBS == 0:
-                        await asyncio.sleep(0)
-                    results.append(stage(item))
-                # Here, so that it happens for a caller that is gone too, and the claims are in the same commit.
-                serve()
-            return results
-
-        return await to_the_end(in_pieces())
 
     # ------------------------------------------------------------------ the log's commit hook
 

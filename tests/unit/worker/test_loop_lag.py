@@ -16,10 +16,10 @@ import pytest
 
 from ledgerq.eventlog import commit, writer
 from ledgerq.eventlog.codec import encode_batch, encode_batch_pieces
-from ledgerq.eventlog.errors import ClaimLost, LogPoisoned, QueueClosed
+from ledgerq.eventlog.errors import LogPoisoned, QueueClosed
 from ledgerq.eventlog.events import Acked, Enqueued, WriterClosed
 from ledgerq.eventlog.memory import MemoryBatch
-from ledgerq.worker.engine import admission, new_job, refill, settlement, writer_state
+from ledgerq.worker.engine import admission, new_job, refill, writer_state
 from ledgerq.worker.options import NewJob
 from tests.simulation.command import run_seeds
 from tests.support.loops import settle
@@ -118,46 +118,6 @@ async def test_a_bulk_call_does_a_little_in_each_turn_and_is_one_commit(
         assert [len(batch.events) for batch in await rig.batches()] == [1, MANY]
 
 
-async def test_acks_of_many_claims_are_staged_a_few_at_a_time_in_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Rig() as rig:
-        await rig.queue.enqueue_many("q", [b"x"] * MANY)
-        claims = await claim_all(rig.queue)
-        await rig.queue.ack(claims[7])
-        before = len(await rig.batches())
-        stage = settlement._stage_ack
-        async with counted(monkeypatch) as turns:
-
-            def counted_ack(*given: Any) -> None:
-                turns.add("staged", 1)
-                stage(*given)
-
-            monkeypatch.setattr(settlement, "_stage_ack", counted_ack)
-            with pytest.raises(ClaimLost, match=f"1 of {MANY} claims .* the others were acked: {claims[7].job_id}$"):
-                await rig.queue.ack_many(claims)
-        assert turns.most("staged") <= 50
-        assert [len(batch.events) for batch in await rig.batches()][before:] == [MANY - 1]
-        assert (await rig.queue.stats("q")).done == MANY
-        await rig.check()
-
-
-async def test_acks_whose_caller_is_cancelled_while_they_are_staged_are_one_commit_all_the_same() -> None:
-    async with Rig() as rig:
-        await rig.queue.enqueue_many("q", [b"x"] * MANY)
-        claims = await claim_all(rig.queue)
-        before, offset = len(await rig.batches()), rig.queue.log.next_offset
-        acking = asyncio.create_task(rig.queue.ack_many(claims))
-        while rig.queue.log.next_offset < offset + 300:
-            await asyncio.sleep(0)
-        assert rig.queue.log.next_offset < offset + MANY
-        acking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await acking
-        await rig.queue.stats("q")
-        await settle()
-        assert [len(batch.events) for batch in await rig.batches()][before:] == [MANY]
-        await rig.check()
-
-
 async def test_what_is_staged_meanwhile_goes_into_the_next_commit() -> None:
     async with Rig() as rig:
         await rig.queue.enqueue_many("q", [b"old"] * 400)
@@ -216,6 +176,23 @@ async def test_a_bulk_call_that_is_cancelled_while_it_is_staged_is_one_commit_al
             await bulk
         await asyncio.gather(*others)
         assert [len(batch.events) for batch in await rig.batches()] == [1, MANY + 3]
+        await rig.check()
+
+
+async def test_a_bulk_call_that_waits_for_its_turn_can_be_cancelled_at_once() -> None:
+    async with Rig() as rig:
+        first = asyncio.create_task(rig.queue.enqueue_many("q", [b"x"] * MANY))
+        while rig.queue.log.next_offset < 300:
+            await asyncio.sleep(0)
+        second = asyncio.create_task(rig.queue.enqueue_many("q", [b"y"] * 100))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert not first.done()
+        assert len(await first) == MANY
+        assert [len(batch.events) for batch in await rig.batches()] == [1, MANY]
         await rig.check()
 
 
@@ -376,7 +353,7 @@ def test_simulated_worlds_keep_their_promises_when_every_commit_is_written_in_pi
 ) -> None:
     monkeypatch.setattr(new_job, "_AT_ONCE", 2)
     monkeypatch.setattr(writer_state, "_PIECE_JOBS", 2)
-    monkeypatch.setattr(writer_state, "_TURN_JOBS", 2)
+    monkeypatch.setattr(admission, "_PIECE_JOBS", 2)
     monkeypatch.setattr(refill, "_TURN_ROWS", 2)
     for module in (writer, commit):
         monkeypatch.setattr(module, "PIECE_ROWS", 3)
