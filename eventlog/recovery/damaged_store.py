@@ -36,7 +36,9 @@ class DamagedStore(NamedTuple):
     """The folder with a store's files, which are only read, and what is known of them before they are.
 
     `anchor_lags`: later commits than the anchor's may have been made. `manifest`: the number of the newest one that can
-    be read, None if there is none; `faults`: those that can't, and files that are missing though the newest needs them.
+    be read, None if there is none; `replayed_from`: the log files after this number are not in sorted files by it, None
+    unless it is the newest that is there. `faults`: manifests that can't be read, and files that are missing though the
+    newest needs them.
     """
 
     location: str
@@ -44,6 +46,7 @@ class DamagedStore(NamedTuple):
     anchor: Anchor | None
     anchor_lags: bool
     manifest: int | None
+    replayed_from: int | None
     faults: list[FileFault]
 
 
@@ -117,9 +120,10 @@ async def _described(
         manifest, faults = await _newest_manifest(scratch)
     number = None if manifest is None else manifest.id
     # An older manifest needs files that were rightly removed since.
+    replayed_from = None if manifest is None or faults else manifest.replay_after_wal_id
     if manifest is not None and not faults:
         faults += await asyncio.to_thread(_missing, scratch.folder, manifest)
-    return DamagedStore(location.original, scratch.folder, anchor, not location.is_file, number, faults)
+    return DamagedStore(location.original, scratch.folder, anchor, not location.is_file, number, replayed_from, faults)
 
 
 async def _newest_manifest(scratch: Location) -> tuple[VersionedManifest | None, list[FileFault]]:

@@ -109,9 +109,12 @@ def read_sst(data: bytes, ranges: Sequence[tuple[bytes, bytes]] | None = None) -
     yield Part("description", described_at, len(data))
 
 
-def damaged_ranges(data: bytes) -> list[tuple[bytes, bytes | None]] | None:
-    """First key and stop key (None: no end) of each damaged block of a sorted file; None when more is damaged."""
-    parts = list(read_sst(data, ()))
+def damaged_ranges(data: bytes, wanted: Sequence[tuple[bytes, bytes]] = ()) -> list[tuple[bytes, bytes | None]] | None:
+    """First key and stop key (None: no end) of each damaged block of a sorted file; None when more is damaged.
+
+    Of a block whose checksum is right the rows are looked at only if it may hold a key of `wanted`.
+    """
+    parts = list(read_sst(data, wanted))
     if any(part.problem and part.kind != "block" for part in parts):
         return None
     layout, _ = _description(data)

@@ -3,7 +3,6 @@
 A part of a disk that can't be read counts as zeros, so that the blocks around it are still had.
 """
 
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Final, NamedTuple
 
 from ledgerq.eventlog.recovery.sorted_files import COMPRESSED, UNKNOWN_VERSION, Part, SstRow, damaged_ranges, read_sst
 
-__all__ = ["FileFault", "content_of", "may_hold", "parts_of", "problem_text", "read_rows", "sorted_files", "wal_number"]
+__all__ = ["FileFault", "content_of", "may_have_held", "parts_of", "problem_text", "read_rows", "sorted_files"]
 
 # SlateDB writes files of 64 MiB as ledgerq sets it, and of 256 MiB by itself.
 _MAX_FILE_BYTES: Final = 1024**3
@@ -25,22 +24,19 @@ Ranges = Sequence[tuple[bytes, bytes]] | None
 class FileFault(NamedTuple):
     """The fault of a file: its path in the store, and a line for each part of it that can't be read.
 
-    `is_foreign`: it is in a format that only SlateDB itself reads.
+    `is_foreign`: it is in a format that only SlateDB itself reads. `has_all_rows`: none of its rows is lost, since only
+    its index, filter or statistics are damaged.
     """
 
     path: str
     problems: tuple[str, ...]
     is_foreign: bool = False
+    has_all_rows: bool = False
 
 
 def sorted_files(folder: Path) -> list[Path]:
     """All sorted files and log files below a store's folder, also those set aside, in a fixed order."""
     return sorted(path for path in folder.rglob("*.sst*") if not path.is_dir())
-
-
-def wal_number(path: Path) -> float:
-    """The number of a log file: a later one holds later commits. Infinite for any other file."""
-    return int(path.stem) if path.parent.name == "wal" and path.stem.isdigit() else math.inf
 
 
 def read_rows(folder: Path, path: Path, ranges: Ranges, faults: Callable[[FileFault], None]) -> Rows:
@@ -57,30 +53,26 @@ def read_rows(folder: Path, path: Path, ranges: Ranges, faults: Callable[[FileFa
         faults(FileFault(name, (f"it can't be read: {error.strerror or error}",)))
         return
     is_log = path.parent.name == "wal"
-    is_foreign = False
+    is_foreign, has_all_rows = False, not problems
     for part in parts_of(data, is_log, ranges):
         if part.rows:
             yield part.rows
         if part.problem:
             is_foreign |= part.problem.startswith((COMPRESSED, UNKNOWN_VERSION))
+            has_all_rows &= part.kind in ("index", "filter", "statistics")
             problems.append(problem_text(part))
     if problems:
-        faults(FileFault(name, tuple(problems), is_foreign))
+        faults(FileFault(name, tuple(problems), is_foreign, has_all_rows))
 
 
-def may_hold(path: Path, key: bytes) -> bool:
-    """Whether a part of the file that can't be read may have held a row of `key`. Raises nothing."""
+def may_have_held(path: Path, key: bytes) -> bool:
+    """Whether what can't be read of a sorted file may have held a row of `key`. Raises nothing."""
     try:
         data, _ = content_of(path)
-    except FileNotFoundError:
-        return False
     except OSError:
         return True
-    harmed = {part.kind for part in read_sst(data, ()) if part.problem}
-    if not harmed & {"block", "description"}:
-        return False
     # Without an index, or with more that is wrong, any key may have been where the damage is.
-    ranges = damaged_ranges(data)
+    ranges = damaged_ranges(data, [(key, key + b"\0")])
     return ranges is None or any(first <= key and (stop is None or key <= stop) for first, stop in ranges)
 
 

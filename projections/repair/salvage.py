@@ -22,7 +22,7 @@ from ledgerq.eventlog.log import Progress, Verified
 from ledgerq.eventlog.recovery.batch_pool import BatchPool, Stretch
 from ledgerq.eventlog.recovery.damaged_store import DamagedStore
 from ledgerq.eventlog.recovery.sorted_files import SstRow
-from ledgerq.eventlog.recovery.store_files import FileFault, may_hold, read_rows, sorted_files, wal_number
+from ledgerq.eventlog.recovery.store_files import FileFault, may_have_held, read_rows, sorted_files
 from ledgerq.eventlog.store import Anchor, Store
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import JOB, decode_job
@@ -122,14 +122,14 @@ class _Salvage:
         self._faults = {fault.path: fault for fault in damaged.faults}
         self._format: tuple[int, bytes] | None = None
         self._files: set[Path] = set()
-        self._head_wal: float = 0  # the last log file with a head that can be read
+        self._head_log = 0  # the number of the last log file with a head that can be read
 
     async def run(self, target: Store, clock: Clock, actor: str, reason: str) -> SalvageReport:
         pool, anchor = self._pool, self._damaged.anchor
         await self._read(_LOG_RANGES, self._take_log_row)
         is_end_known = anchor is not None and not self._damaged.anchor_lags
         promised = anchor if is_end_known else pool.promised(anchor)
-        is_end_known = is_end_known or not await asyncio.to_thread(self._may_lack_a_head)
+        is_end_known = is_end_known or await asyncio.to_thread(self._is_head_last)
         verified = await asyncio.to_thread(pool.choose, promised)
         self._check_format(verified)
         verified, fold, why_ended = await self._fold(verified)
@@ -181,16 +181,26 @@ class _Salvage:
             for row in rows:
                 if any(start <= row.key < stop for start, stop in ranges):
                     take(row)
-                    if row.key == keys.HEAD_KEY and path.parent.name == "wal":
-                        self._head_wal = max(self._head_wal, wal_number(path))
+                    if row.key == keys.HEAD_KEY:
+                        number = _log_number(str(path.relative_to(self._folder)))
+                        self._head_log = max(self._head_log, number or 0)
 
     def _note(self, fault: FileFault) -> None:
         self._faults[fault.path] = fault
 
-    def _may_lack_a_head(self) -> bool:
-        """Whether a later head may be among what can't be read. A log file before that of the newest head has none."""
-        paths = [path for path in self._files if str(path.relative_to(self._folder)) in self._faults]
-        return any(wal_number(path) >= self._head_wal and may_hold(path, keys.HEAD_KEY) for path in paths)
+    def _is_head_last(self) -> bool:
+        """Whether no later head than the newest one that was found may be in what is damaged or missing."""
+        for fault in self._faults.values():
+            number = _log_number(fault.path)
+            if number is not None and number > self._head_log and not fault.has_all_rows:
+                return False
+        if self._damaged.replayed_from is None:
+            return False  # later log files may have been removed, since a manifest that can't be read replaced them
+        if self._head_log > self._damaged.replayed_from:
+            return True
+        faults = [fault for fault in self._faults.values() if fault.path.startswith("compacted/")]
+        lossy = [self._folder / fault.path for fault in faults if not fault.has_all_rows]
+        return not any(may_have_held(path, keys.HEAD_KEY) for path in lossy)
 
     def _take_log_row(self, row: SstRow) -> None:
         key, value, seq = row
@@ -285,3 +295,10 @@ class _Salvage:
 
         await self._read(_JOB_RANGES, take)
         return [found[offset] for offset in sorted(found)]
+
+
+def _log_number(path: str) -> int | None:
+    """The number of a log file of the store's; a later one holds later commits. None for any other file."""
+    folder, _, name = path.partition("/")
+    stem, _, suffix = name.partition(".")
+    return int(stem) if folder == "wal" and suffix == "sst" and stem.isdigit() else None

@@ -270,6 +270,60 @@ async def test_a_head_vouches_for_the_end_only_when_no_later_one_may_be_in_what_
     assert (report.is_end_known, report.is_reached, report.is_whole) == (False, False, False)
 
 
+async def many_blocks(folder: Path) -> tuple[Path, list[int]]:
+    """A crashed store without an anchor whose last commit has several blocks: its log file, and where they are."""
+    queue = await Queue.open(str(folder), clock=ManualClock(END_MS))
+    await queue.enqueue("mail", b"first")
+    await queue.enqueue_many("mail", [bytes([n % 256]) * 200 for n in range(1000)])
+    crashed = Path(shutil.copytree(folder, folder.parent / "crashed"))
+    await queue.close()
+    (crashed / "anchor").write_bytes(b"")
+    path = max(path for path in (crashed / "wal").iterdir() if path.stat().st_size)
+    parts = [part for part in read_sst(path.read_bytes()) if part.kind == "block"]
+    assert len(parts) > 3
+    return path, [part.start for part in parts]
+
+
+async def test_no_block_of_the_last_log_file_can_be_lost_without_a_word(tmp_path: Path) -> None:
+    path, starts = await many_blocks(tmp_path / "store")
+    found: set[bool] = set()
+    for start in starts:
+        flip(path, start + 30)
+        report, _ = await salvaged(path.parent.parent)
+        flip(path, start + 30)
+        assert report.is_reached <= (report.end == 1002)
+        assert report.is_whole == (report.end == 1002 and not report.rebuilt.lost)
+        found.add(report.end == 1002)
+    assert found == {True, False}, "the batch is in one block, the payloads are in others"
+
+
+@pytest.mark.parametrize("damaged", ["the file that is needed", "the manifest too"])
+async def test_what_a_manifest_needs_and_is_missing_makes_the_end_unknown(
+    root: Path, tmp_path: Path, damaged: str
+) -> None:
+    folder = Path(shutil.copytree(root / "closed", tmp_path / "store"))
+    (folder / "anchor").write_bytes(b"")
+    report, _ = await salvaged(folder)
+    assert report.is_whole
+    newest = max((folder / "manifest").iterdir())
+    max((folder / "compacted").iterdir()).unlink()
+    if damaged != "the file that is needed":
+        newest.write_bytes(b"")
+    report, _ = await salvaged(folder)
+    assert (report.is_end_known, report.is_reached, report.is_whole) == (False, False, False)
+
+
+async def test_an_old_sorted_file_hides_no_head_when_a_later_log_file_has_one(root: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(root / "crashed", tmp_path / "store"))
+    (folder / "anchor").write_bytes(b"")
+    path = min((folder / "compacted").iterdir())
+    for part in read_sst(path.read_bytes()):
+        if part.kind == "block":
+            flip(path, part.start + 30)
+    report, _ = await salvaged(folder)
+    assert (report.is_end_known, bool(report.faults)) == (True, True)
+
+
 def damage(folder: Path, rng: random.Random, count: int) -> None:
     """So many damages: files cut, zeroed, deleted, exchanged, bits flipped, stretches overwritten."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
