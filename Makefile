@@ -44,14 +44,15 @@ lint: $(VENV)/.installed-dev
 
 # The theme's advertisement for the time after MkDocs 1 is no warning of ours.
 docs: export NO_MKDOCS_2_WARNING = true
+# Not --quiet: --strict counts only the warnings that are shown.
 docs: $(VENV)/.installed-docs
-	$(VENV)/bin/mkdocs build --strict --clean --quiet --site-dir $(SITE)
+	$(VENV)/bin/mkdocs build --strict --clean --site-dir $(SITE)
 	@echo "the pages are in $(SITE)"
 
 venv: $(VENV)/.installed-dev
 
 clean:
-	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps. Larger sets of extras hold the smaller ones, so their stamps are set along with their own.

@@ -164,11 +164,19 @@ class LogRolledBack(LedgerError):
     """
 
     def __init__(
-        self, anchored_offset: int, head_offset: int, what: str, *, first_offset: int | None = None, remedy: str = ""
+        self,
+        anchored_offset: int,
+        head_offset: int,
+        what: str,
+        *,
+        first_offset: int | None = None,
+        remedy: str = "",
+        location: str = "URL",
     ) -> None:
         remedy = remedy or (
-            "Restore the lost files, or save what more they hold with: rebuild-projections URL --into NEW --salvage, "
-            f"or accept the loss with: rebuild-projections URL --until {head_offset} (Queue.open: accept_rollback=True)"
+            f"Restore the lost files, or save what more they hold with: rebuild-projections {location} --into NEW "
+            f"--salvage, or accept the loss with: rebuild-projections {location} --into NEW --until {head_offset} (or "
+            "in place, if the store can still be opened: without --into, or Queue.open with accept_rollback=True)"
         )
         super().__init__(
             f"by the anchor, offset {anchored_offset} was durable, but {what} ({_log_end(head_offset)}). {remedy}"

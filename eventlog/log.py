@@ -226,14 +226,17 @@ class LogReader:
         head = await self.head()
         first, last = anchor.base_offset, anchor.next_offset - 1
         if head.next_offset < anchor.next_offset:
-            raise LogRolledBack(last, head.next_offset, "the log ends before it", remedy=remedy)
+            what = "the log ends before it"
+            raise LogRolledBack(last, head.next_offset, what, remedy=remedy, location=self.store.location)
         value = await self.store.get(keys.log_key(first))
         if value is None or digest_of(value) != anchor.digest:
             what = (
                 f"the log holds another commit in its place: what stands from offset {first} on is not what was "
                 "written, and what stands before it may not be either"
             )
-            raise LogRolledBack(last, head.next_offset, what, first_offset=first, remedy=remedy)
+            raise LogRolledBack(
+                last, head.next_offset, what, first_offset=first, remedy=remedy, location=self.store.location
+            )
 
     async def check_tail(self, head: Head) -> None:
         """Raise `LogCorrupt` unless the newest batches are those that `head` vouches for, without a gap.

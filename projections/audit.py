@@ -106,8 +106,8 @@ async def audit(
     remedy = "" if anchor is None else _OTHER_ANCHOR
     damaged = tuple(await store.damaged_files(remote=deep))
     try:
-        format_version = await log.require_format()
         anchor = anchor or await store.read_anchor()
+        format_version = await log.require_format()
         await log.check_anchor(anchor, remedy=remedy)
         host = ProjectionHost(projections)
         rows: dict[bytes, bytes | None] = {}

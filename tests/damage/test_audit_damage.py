@@ -81,6 +81,17 @@ def test_an_unreadable_log_is_proven_as_far_as_it_goes(cli: Cli, folder: Path, t
     assert cli.ok("audit", tmp_path / "new", "--deep")
 
 
+def test_an_unreadable_log_is_proven_as_far_as_it_goes_also_where_the_format_stands_beside_it(
+    cli: Cli, folder: Path
+) -> None:
+    without_logs(folder)
+    part = flip(folder, lambda part: any(row.key == keys.FORMAT_KEY for row in part.rows))
+    first = min(keys.offset_of(row.key) for row in part.rows if row.key.startswith(keys.LOG_PREFIX))
+    found = cli("audit", folder)
+    assert found.code == 1
+    assert f"proven to {first}, unreadable from {first}" in found.out
+
+
 @pytest.mark.proof
 @pytest.mark.parametrize("deep", sampled([False, True]))
 def test_a_damaged_block_of_payloads_is_found_without_reading_them(

@@ -101,6 +101,12 @@ def test_decisions_are_numbered_without_a_gap_and_listed() -> None:
     assert [link for link in listed if re.match(r"\d{4}-", link)] == files
 
 
+def test_the_build_of_the_pages_counts_its_warnings() -> None:
+    (command,) = re.findall(r"mkdocs build .*", (ROOT / "Makefile").read_text())
+    assert "--strict" in command
+    assert "--quiet" not in command, "it hides the warnings before they are counted"
+
+
 def test_every_dependency_has_its_reason() -> None:
     text = (DOCS / "architecture" / "dependencies.md").read_text("utf-8")
     named = re.compile(r"[\[<>=~! ]")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Final
 
-from ledgerq.tools.console.output import Output, local_time
+from ledgerq.tools.console.output import Output, local_time, plural
 
 if TYPE_CHECKING:
     from ledgerq.projections.audit import AuditReport, Difference
@@ -89,12 +89,13 @@ def _result(found: "AuditReport", differences: "list[Difference]", count: int) -
         return f"the log can't be read to its end: save what is there with {salvage}"
     if found.damaged_files:
         return f"{files}, {what}: save all that is there with {salvage}"
-    if (
-        count
-        and count == len(differences)
-        and all(row.range_name == "payload" and row.found is None for row in differences)
-    ):
-        return f"{what}: these payloads are gone; a worker that comes to such a job makes it a dead letter"
+    payloads = sum(row.range_name == "payload" for row in differences)
+    lost = "gone or damaged: a worker that comes to such a job makes it a dead letter"
+    if count and count == payloads:
+        return f"{what}: these payloads are {lost}"
+    if payloads:
+        but = f"except for {plural(payloads, 'payload')}, {lost}"
+        return f"{what}: mend with rebuild-projections {found.location}, {but}"
     if count:
         return f"{what}: mend with rebuild-projections {found.location}"
     return "clean: the indexes are what follows from the log"

@@ -72,7 +72,7 @@ async def _audit(
     given = _projections(projections)
     if only is not None:
         _check_name(only, given)
-    async with reading(url) as reader:
+    async with reading(url, may_be_damaged=True) as reader:
         with progress("auditing") as report:
             try:
                 found = await run_audit(

@@ -105,10 +105,13 @@ def without_stderr() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def reading(url: str, *, pinned: bool = True) -> AsyncIterator["LogReader"]:
-    """The log of the store at `url`, opened read-only: at one commit when `pinned`, else following its writer."""
+async def reading(url: str, *, pinned: bool = True, may_be_damaged: bool = False) -> AsyncIterator["LogReader"]:
+    """The log of the store at `url`, opened read-only: at one commit when `pinned`, else following its writer.
+
+    Its format is known to be one of ours, unless it `may_be_damaged` and can't be read.
+    """
     from ledgerq.eventlog.clock import SystemClock
-    from ledgerq.eventlog.errors import StoreUnavailable
+    from ledgerq.eventlog.errors import LogPoisoned, StoreUnavailable
     from ledgerq.eventlog.log import LogReader
     from ledgerq.eventlog.stores import open_reader
 
@@ -120,6 +123,8 @@ async def reading(url: str, *, pinned: bool = True) -> AsyncIterator["LogReader"
         try:
             await log.require_format()
         except BaseException as error:
+            if may_be_damaged and isinstance(error, LogPoisoned):
+                break
             await store.close()
             # Beside a busy writer a view may move on while it is being pinned.
             if left and pinned and isinstance(error, StoreUnavailable):

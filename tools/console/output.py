@@ -18,13 +18,28 @@ from ledgerq.eventlog.runtime.printable import printable, printable_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Output", "json_bytes", "local_time", "printable", "progress", "rich_console", "shorten", "utc_time"]
+__all__ = [
+    "Output",
+    "json_bytes",
+    "local_time",
+    "plural",
+    "printable",
+    "progress",
+    "rich_console",
+    "shorten",
+    "utc_time",
+]
 
 _MAX_ISO_MS: Final = 253_402_300_799_999
 _PROSE: Final = ("error", "what", "measured", "what to do", "key", "expected", "found")
 _PROSE_CHARS: Final = 20
 _GAP_CHARS: Final = 3
 _PLAIN_PROGRESS_EVERY_S: Final = 10.0
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 job`, `2 jobs`, `1,000 jobs`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def utc_time(time_ms: int) -> str:

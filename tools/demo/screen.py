@@ -18,18 +18,13 @@ from ledgerq.projections.audit import Difference
 from ledgerq.tools.console.descriptions import event_name, event_text
 from ledgerq.tools.console.output import printable, shorten
 
-__all__ = ["Screen", "difference_row", "history_rows", "plural"]
+__all__ = ["Screen", "difference_row", "history_rows"]
 
 _INDENT: Final = 3
 _GAP: Final = "  "
 _ERROR_CHARS: Final = 90
 _KEY_CHARS: Final = 60
 _VALUES_CHARS: Final = 150
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 job`, `2 jobs`, `1,000 jobs`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 class Screen:

@@ -18,9 +18,10 @@ from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import LedgerView
 from ledgerq.tools.console.arguments import system_user
 from ledgerq.tools.console.opening import reading
+from ledgerq.tools.console.output import plural
 from ledgerq.tools.demo.damage import Damage, damage
 from ledgerq.tools.demo.sample_files import MAX_FILES, MAX_TOTAL_MIB, Fate, Found, fates
-from ledgerq.tools.demo.screen import Screen, difference_row, history_rows, plural
+from ledgerq.tools.demo.screen import Screen, difference_row, history_rows
 from ledgerq.tools.demo.worker_process import DemoFailed, started
 from ledgerq.tools.demo.worker_program import CONCURRENCY, FATE, OPTIONS, QUEUE
 from ledgerq.worker.options import NewJob

@@ -240,6 +240,19 @@ def test_projections_of_the_users_own(
     assert "has no 'x'" in cli.fails(2, "audit", ledger.url, "--projection", "cli_projection:x")
 
 
+@pytest.mark.parametrize("value", [None, b"zzz"])
+def test_a_payload_that_is_gone_or_changed_is_not_said_to_be_mended_by_a_rebuild(
+    cli: Cli, ledger: Ledger, value: bytes | None
+) -> None:
+    rows: dict[bytes, bytes | None] = {keys.payload_key(1): value}
+    asyncio.run(change_rows(ledger.url, rows))
+    found = cli("audit", ledger.url, "--deep").out
+    assert "1 difference: these payloads are gone or damaged: a worker that comes to" in " ".join(found.split())
+    asyncio.run(change_rows(ledger.url, {stats_key("mail"): None}))
+    found = " ".join(cli("audit", ledger.url, "--deep").out.split())
+    assert f"2 differences: mend with rebuild-projections {ledger.url}, except for 1 payload, gone" in found
+
+
 def test_a_missing_payload_is_found_and_shown(cli: Cli, ledger: Ledger) -> None:
     asyncio.run(change_rows(ledger.url, {keys.payload_key(1): None}))
     cli.ok("audit", ledger.url)
