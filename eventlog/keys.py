@@ -87,9 +87,9 @@ def hint_queue(key: bytes, errors: str = "strict") -> str:
     return key[len(HINT_PREFIX) :].decode(errors=errors)
 
 
-def hint_value(place: tuple[int, int]) -> bytes:
+def hint_value(position: tuple[int, int]) -> bytes:
     """A hint as bytes: priority u32, offset u64."""
-    return place[0].to_bytes(4) + place[1].to_bytes(8)
+    return position[0].to_bytes(4) + position[1].to_bytes(8)
 
 
 def hint_position(value: bytes) -> tuple[int, int]:

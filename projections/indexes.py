@@ -35,7 +35,7 @@ __all__ = [
     "decode_job",
     "finished_key",
     "index_entries",
-    "index_places",
+    "index_rows",
     "job_key",
     "parse_key",
     "pending_key",
@@ -139,10 +139,10 @@ def stats_key(queue: str) -> bytes:
 def index_entries(job: Job, format_version: int = FORMAT_VERSION) -> dict[bytes, bytes]:
     """Every index row that a job in this state has."""
     # Format 1 had no `since_ms`, the last field.
-    return {JOB + job.spec.id: pack(job if format_version > 1 else job[:-1]), **index_places(job)}
+    return {JOB + job.spec.id: pack(job if format_version > 1 else job[:-1]), **index_rows(job)}
 
 
-def index_places(job: Job) -> dict[bytes, bytes]:
+def index_rows(job: Job) -> dict[bytes, bytes]:
     """The index rows of a job in this state, beside its own row: stated here and nowhere else."""
     id, state = job.spec.id, job.state
     entries: dict[bytes, bytes] = {}

@@ -28,7 +28,7 @@ from ledgerq.projections.repair.comparison import (
 )
 from ledgerq.projections.repair.row_writer import COPY_MARKER, Finish, RowWriter, finish
 from ledgerq.projections.replay import fold_verified
-from ledgerq.projections.runner import BUILT_IN, Projection, ProjectionHost
+from ledgerq.projections.runner import BUILT_IN, JOBS, STATS, Projection, ProjectionHost
 
 __all__ = ["RebuildReport", "rebuild"]
 
@@ -163,12 +163,12 @@ def _interrupted_until(marker: bytes | None) -> int | None:
 async def _mismatches(
     store: Store, fold: Fold, host: ProjectionHost, rows: dict[bytes, bytes | None], names: tuple[str, ...]
 ) -> AsyncIterator[Mismatch]:
-    if "jobs" in names:
+    if JOBS in names:
         async for mismatch in compare_jobs(store, fold):
             yield mismatch
         async for mismatch in compare_hints(store, fold):
             yield mismatch
-    if "stats" in names:
+    if STATS in names:
         async for mismatch in compare_stats(store, fold):
             yield mismatch
     for name in names:

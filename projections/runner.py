@@ -18,9 +18,11 @@ from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.store import Anchor, ReadStore, Store, check_key
 from ledgerq.projections.fold import Fold, Transition
 
-__all__ = ["BUILT_IN", "Projection", "ProjectionHost"]
+__all__ = ["BUILT_IN", "JOBS", "STATS", "Projection", "ProjectionHost"]
 
-BUILT_IN: Final = ("jobs", "stats")
+JOBS: Final = "jobs"
+STATS: Final = "stats"
+BUILT_IN: Final = (JOBS, STATS)
 """The projections that are always there: a rebuild names them, and no other projection may have their names."""
 
 _log = logger("projections")

@@ -35,12 +35,12 @@ async def claim_batches(
     source: ClaimSource,
     queue: str | Sequence[str],
     *,
-    room: Callable[[], Awaitable[int]],
+    capacity: Callable[[], Awaitable[int]],
     wait: float | None = None,
     worker: str | None = None,
 ) -> AsyncGenerator[list[Claim], None]:
-    """Batch after batch of claims, each of at most `await room()`; ends when `wait` seconds brought nothing."""
-    while batch := await source.claim(queue, limit=await room(), wait=wait, worker=worker):
+    """Batch after batch of claims, each of at most `await capacity()`; ends when `wait` seconds brought nothing."""
+    while batch := await source.claim(queue, limit=await capacity(), wait=wait, worker=worker):
         yield batch
 
 
@@ -57,11 +57,11 @@ def claims(
     A consumer that leaves it early gives up the claims that it holds: their leases expire by themselves.
     """
 
-    async def room() -> int:
+    async def capacity() -> int:
         return limit
 
     async def one_by_one() -> AsyncIterator[Claim]:
-        async with aclosing(claim_batches(source, queue, room=room, wait=wait, worker=worker)) as batches:
+        async with aclosing(claim_batches(source, queue, capacity=capacity, wait=wait, worker=worker)) as batches:
             async for batch in batches:
                 for claim in batch:
                     yield claim

@@ -193,7 +193,7 @@ class Running:
             if self._handling is not None:
                 self._handling.cancel()
 
-    async def live(self) -> None:
+    async def run(self) -> None:
         """Run the handler and settle the claim. Raises the queue's errors, but for a claim that was lost."""
         self.begun = True
         self._queue.watch(self.claim, lambda what: self.stop("cancel" if what == "cancel" else "lost"))

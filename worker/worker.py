@@ -175,7 +175,7 @@ class Worker:
     async def _claim(self, slots: asyncio.Semaphore, threads: Executor) -> None:
         queues, clock, throttle = tuple(self._handlers), self.queue.clock, LogThrottle()
         while True:
-            batches = claim_batches(self.queue, queues, room=self._room, wait=None, worker=self._name)
+            batches = claim_batches(self.queue, queues, capacity=self._free_slots, wait=None, worker=self._name)
             try:
                 async with stream.iterate(batches).stream() as arriving:
                     async for batch in arriving:
@@ -190,7 +190,7 @@ class Worker:
                                 tracer=self._tracer,
                                 meters=self._meters,
                             )
-                            task = asyncio.create_task(self._live(running, slots), name=f"ledgerq-{claim.queue}")
+                            task = asyncio.create_task(self._run_job(running, slots), name=f"ledgerq-{claim.queue}")
                             self._held[claim] = (running, task)
             except LedgerError as error:
                 if error.permanent or self._failure is not None:
@@ -203,23 +203,23 @@ class Worker:
                 return self._failed(error)
             await sleep_until(clock, clock.now_ms() + _CLAIM_AGAIN_MS)
 
-    async def _room(self) -> int:
+    async def _free_slots(self) -> int:
         """The number of further claims that may be held; waits until it is above 0."""
         while len(self._held) >= self._capacity:
             self._changed.clear()
             await self._changed.wait()
         return min(self._capacity - len(self._held), _MAX_BATCH)
 
-    async def _live(self, running: Running, slots: asyncio.Semaphore) -> None:
+    async def _run_job(self, running: Running, slots: asyncio.Semaphore) -> None:
         try:
             try:
                 await slots.acquire()
             except asyncio.CancelledError:
                 running.stop("released")
-                await running.live()  # no handler runs, the claim is given back
+                await running.run()  # no handler runs, the claim is given back
             else:
                 try:
-                    await running.live()
+                    await running.run()
                     if running.interrupt is not None:
                         self._interrupted(running)
                 finally:

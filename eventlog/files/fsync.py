@@ -18,15 +18,14 @@ from typing import Final
 
 from ledgerq.eventlog.anchor import FileAnchor
 from ledgerq.eventlog.clock import SystemClock
-from ledgerq.eventlog.files.private_folders import heir_of
+from ledgerq.eventlog.files.private_folders import STORE_FOLDERS, heir_of
 from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.store import Anchor
 
-__all__ = ["FileSync", "STORE_FOLDERS", "noted_manifest", "sync_path", "write_small"]
+__all__ = ["FileSync", "noted_manifest", "sync_path", "write_small"]
 
 _log = logger("store")
 
-STORE_FOLDERS: Final = ("manifest", "wal", "compacted", "compactions", "gc")
 _SUFFIXES: Final = {"manifest": ".manifest", "compacted": ".sst", "compactions": ".compactions"}
 _TICK_MS: Final = 100  # more than between two times that a file system gives
 _NOTE: Final = "synced"

@@ -15,11 +15,11 @@ import struct
 from pathlib import Path
 from typing import Final
 
-__all__ = ["heir_of", "make_parts", "make_private", "readable_by_others"]
+__all__ = ["STORE_FOLDERS", "heir_of", "make_parts", "make_private", "readable_by_others"]
 
 _OWNER_ONLY: Final = 0o700
 # All that SlateDB ever makes.
-_PARTS: Final = ("manifest", "wal", "compacted", "compactions", "gc")
+STORE_FOLDERS: Final = ("manifest", "wal", "compacted", "compactions", "gc")
 _OTHERS: Final = 0o005
 # Version 2 of the kernel's form, then tag, permissions and id of an entry: all to the owner, nothing to its group and
 # to others. See acl(5) and include/uapi/linux/posix_acl_xattr.h.
@@ -44,10 +44,10 @@ def make_parts(folder: Path) -> None:
 
     In an older store, or one that was opened to others on purpose, a new one is as open as the others.
     """
-    model = folder / _PARTS[0]
+    model = folder / STORE_FOLDERS[0]
     mode = model.stat().st_mode & 0o7777 if model.is_dir() else _OWNER_ONLY
     heir = heir_of(folder)
-    for part in _PARTS:
+    for part in STORE_FOLDERS:
         with contextlib.suppress(FileExistsError):
             if mode == _OWNER_ONLY:
                 make_private(folder / part)

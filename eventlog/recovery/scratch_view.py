@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ledgerq.eventlog.files.fsync import STORE_FOLDERS
+from ledgerq.eventlog.files.private_folders import STORE_FOLDERS
 from ledgerq.eventlog.locations import Location, parse_location
 
 __all__ = ["scratch_view"]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ledgerq.eventlog.clock import SystemClock
-from ledgerq.eventlog.files.fsync import STORE_FOLDERS, sync_path, write_small
+from ledgerq.eventlog.files.fsync import sync_path, write_small
+from ledgerq.eventlog.files.private_folders import STORE_FOLDERS
 from ledgerq.eventlog.runtime.log_records import about, logger
 
 __all__ = ["SetAside", "mark_recorded", "move_aside", "read_set_aside"]

@@ -21,7 +21,7 @@ from ledgerq.eventlog.errors import (
 )
 from ledgerq.eventlog.files.file_checks import check_files
 from ledgerq.eventlog.files.odd_files import new_file, refuse_odd_files
-from ledgerq.eventlog.files.private_folders import make_private
+from ledgerq.eventlog.files.private_folders import STORE_FOLDERS, make_private
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.runtime.redaction import redacted
@@ -46,7 +46,6 @@ _DISK_LIMIT_S: Final = 1.0
 # SlateDB hangs on a full disk, and this little is full within seconds.
 _MIN_FREE_BYTES: Final = 16 * 1024 * 1024
 _PROBE: Final = "preflight"
-_FOLDERS: Final = ("manifest", "wal", "compacted", "compactions", "gc")
 _ANCHOR: Final = "anchor"
 # Errors that need no further cause.
 _CLEAR: Final = (Fenced, ClockWentBack, InvalidArgument)
@@ -166,7 +165,7 @@ def _has_manifest(folder: Path) -> bool:
 def _check_parts(folder: Path, *, writing: bool) -> None:
     """Raise OSError for a part of the store that can't be used: made, for instance, when root opened it once."""
     wanted = os.R_OK | (os.W_OK if writing else 0)
-    for name in _FOLDERS:
+    for name in STORE_FOLDERS:
         if (folder / name).exists():
             if not (folder / name).is_dir():
                 raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder / name))
@@ -193,7 +192,7 @@ def _probe(location: Location, folder: Path) -> None:
 def _explain(location: Location, error: OSError) -> StoreUnavailable:
     remedy = _REMEDIES.get(error.errno or 0, "check the disk")
     name = Path(error.filename or "").name
-    where = f" ({error.filename})" if name in (*_FOLDERS, _ANCHOR) else ""
+    where = f" ({error.filename})" if name in (*STORE_FOLDERS, _ANCHOR) else ""
     return StoreUnavailable(f"{location.original} can't be used: {error.strerror or error}{where}; {remedy}")
 
 

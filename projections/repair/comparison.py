@@ -15,7 +15,7 @@ from ledgerq.projections.indexes import (
     INDEX_PREFIX,
     STATS,
     index_entries,
-    index_places,
+    index_rows,
     parse_key,
     stats_key,
 )
@@ -63,7 +63,7 @@ async def compare_jobs(
                 extras[key] = value  # perhaps a row of another job with a wrong value: distinguished below
             else:
                 if places is None:  # so many rows are wrong that it pays to know to which job each one belongs
-                    places = {k: v for job in fold.jobs.values() for k, v in index_places(job).items()}
+                    places = {k: v for job in fold.jobs.values() for k, v in index_rows(job).items()}
                 yield Mismatch(key, places.get(key), value)
     doubtful: dict[bytes, bytes] = {}
     for id, job in fold.jobs.items():

@@ -61,7 +61,7 @@ def test_the_reference_model_knows_nothing_of_the_code_that_it_judges() -> None:
 
 
 @pytest.mark.proof
-def test_wheel_holds_the_four_rooms_and_no_tests(tmp_path: Path) -> None:
+def test_wheel_holds_the_four_layers_and_no_tests(tmp_path: Path) -> None:
     # From a copy: setuptools would take modules that are long gone from a left-over build/ folder.
     skip = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", "__pycache__")
     shutil.copytree(ROOT, tmp_path / "source", symlinks=True, ignore=skip)

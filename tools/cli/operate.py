@@ -274,7 +274,7 @@ async def _set_paused(
 ) -> None:
     _check_operator(actor, reason)
     if not is_new:
-        await _look_first(url, queue_name)
+        await _require_known_queue(url, queue_name)
     async with opened_queue(url, access, accept_rollback=accept_rollback) as queue:
         if not is_new:
             require_queue(url, queue_name, await queue.queues())
@@ -286,7 +286,7 @@ async def _set_paused(
         output.line(f"queue {queue_name} is {'paused' if paused else 'handed out again'}")
 
 
-async def _look_first(url: str, queue_name: str) -> None:
+async def _require_known_queue(url: str, queue_name: str) -> None:
     """Refuse an unknown queue before the store is opened for writing: the log would record that, for nothing."""
     from ledgerq.eventlog.keys import FORMAT_VERSION, REBUILD_KEY
     from ledgerq.projections.view import LedgerView

@@ -138,7 +138,9 @@ def _belongs(range_name: str, only: str) -> bool:
         return True
     if range_name.startswith("projection "):
         return range_name == f"projection {only}"
-    return only == ("stats" if range_name == "stats" else "jobs")
+    from ledgerq.projections.runner import JOBS, STATS
+
+    return only == (STATS if range_name == STATS else JOBS)
 
 
 def rebuild_projections(

@@ -74,7 +74,10 @@ def _facts(report: "SalvageReport", into: str) -> Iterator[tuple[str, str]]:
         yield "ended", report.why_ended
     if report.stretches:
         found = [f"offsets {s.start} to {s.stop - 1} in {s.batches} commits" for s in report.stretches]
-        yield "left out", _lines([f"found behind the gap, which nothing proves: {what}" for what in found])
+        yield (
+            "left out",
+            _lines([f"found behind the gap, so the state after them is not known: {what}" for what in found]),
+        )
     if report.other_batches:
         yield "left out", f"{report.other_batches} commits that don't belong to this history (cut or altered once)"
     kept = ", ".join(f"{queue} {count}" for queue, count in report.kept.items())

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["exporter"]
 
-_DEFAULT_PORT: Final = 9464
+# Beside the worker, whose metrics are on the port before.
+_DEFAULT_PORT: Final = 9465
 _DEFAULT_INTERVAL_S: Final = 5.0
 
 

@@ -98,7 +98,7 @@ class ReadyWindow:
             ready = ReadyJob(ready.job, None)
         self.jobs[id] = ready
         if len(self._heap) > 2 * len(self.jobs) + _STALE_ROWS:
-            self._heap = self._live()
+            self._heap = self._entries()
 
     def drop(self, id: bytes) -> None:
         """Drop a job that is not pending any more (its heap entry is skipped later)."""
@@ -153,14 +153,14 @@ class ReadyWindow:
             heapq.heappush(self._heap, entry)
         return found
 
-    def _live(self) -> list[tuple[int, int, bytes]]:
+    def _entries(self) -> list[tuple[int, int, bytes]]:
         """The heap without entries of jobs that left, each job once."""
         return sorted((*ready.position, id) for id, ready in self.jobs.items())
 
     def _shrink(self) -> None:
         """Keep the first `limit_rows` entries; the others are in the store, beyond the new bound."""
-        live = self._live()
-        keep, leave = live[: self.limit_rows], live[self.limit_rows :]
+        entries = self._entries()
+        keep, leave = entries[: self.limit_rows], entries[self.limit_rows :]
         self._heap = keep
         self.scan_from = leave[0][:2] if self.bound is None else min(self.scan_from, leave[0][:2])
         self.bound = keep[-1][:2]

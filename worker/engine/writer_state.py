@@ -36,7 +36,7 @@ from ledgerq.eventlog.events import Enqueued, JobEvent, LogEvent, QueueEvent, Qu
 from ledgerq.eventlog.store import Batch
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Transition
-from ledgerq.projections.indexes import decode_job, index_places, job_key, stats_key
+from ledgerq.projections.indexes import decode_job, index_rows, job_key, stats_key
 from ledgerq.projections.job import Job, born, evolve
 from ledgerq.projections.runner import ProjectionHost
 from ledgerq.projections.stats import QueueCounters
@@ -290,8 +290,8 @@ def index_changes(touched: Touched) -> Changes:
     """The changes of the index ranges for jobs with their states before and after. A put beats a delete."""
     changes: Changes = {}
     for id, (before, after) in touched.items():
-        old = {} if before is None else index_places(before)
-        new = {} if after is None else index_places(after)
+        old = {} if before is None else index_rows(before)
+        new = {} if after is None else index_rows(after)
         for key in old:
             if key not in new:
                 changes.setdefault(key, None)

@@ -89,7 +89,7 @@ class MetricsApp:
                 body = b"" if scope["method"] == "HEAD" else response.body
                 await send({"type": "http.response.body", "body": body})
             case "lifespan":
-                await _live(receive, send)
+                await _answer_lifespan(receive, send)
             case "websocket":
                 await send({"type": "websocket.close", "code": 1000})
             case other:
@@ -151,7 +151,7 @@ class MetricsApp:
         return Response(200, body, content_type, fields)
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def _answer_lifespan(receive: Receive, send: Send) -> None:
     """Answer lifespan events with nothing to do: serving begins and ends with the queue, not with the outer server."""
     while True:
         message = await receive()

@@ -149,7 +149,7 @@ def test_a_row_with_more_totals_is_from_a_later_version_and_keeps_them() -> None
     assert QueueCounters.decode(row).encode() == row
 
 
-def test_an_empty_tally_is_all_zero() -> None:
+def test_empty_counters_are_all_zero() -> None:
     view = QueueCounters().view("mail")
     assert [getattr(view, state) for state in STATES] == [0] * len(STATES)
     assert set(view.totals.values()) == {0}

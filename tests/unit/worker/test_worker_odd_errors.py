@@ -190,7 +190,7 @@ def test_a_loop_that_is_dropped_closes_its_handlers_in_silence(
         [claim] = await queue.claim("q")
         handler = Handler.of("q", handle, None)
         running = Running(queue, claim, handler, clock=ManualClock(), threads=DaemonThreads("none"))
-        tasks.append(asyncio.ensure_future(running.live()))
+        tasks.append(asyncio.ensure_future(running.run()))
         await settle()
 
     tasks: list[Any] = []

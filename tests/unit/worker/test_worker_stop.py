@@ -224,7 +224,7 @@ async def test_a_handler_that_is_stopped_before_its_first_step_leaves_no_corouti
         running = Running(rig.queue, claim, handler, clock=rig.clock, threads=threads, tracer=Stopper())
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            await running.live()
+            await running.run()
             gc.collect()
         assert ([str(one.message) for one in warned], begun) == ([], [])
         assert (await rig.queue.get(added.job_id)).state == "pending"
