@@ -126,8 +126,8 @@ class StoreInUse(LedgerError):
             who = "another process" if pid is None else f"process {pid} on host {host}"
             text = f"{location} is in use: {who} writes it{since}{until}. Stop that process"
         super().__init__(
-            f"{text}; or wait for its end with wait=SECONDS (--wait), or fence it with take_over=True (--take-over, or for "
-            "a worker in its module)"
+            f"{text}; or wait for its end with wait=SECONDS (--wait), or fence it with take_over=True (--take-over, or "
+            "for a worker in its module)"
         )
         self.host, self.pid, self.since_ms, self.until_ms = host, pid, since_ms, until_ms
 
