@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final, NamedTuple
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.audit_note import AuditNote, write_note
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import digest_of, unpack
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import LogCorrupt, LogPoisoned, LogRolledBack, ProjectionDrift
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.log import LogReader, Progress, Verified
+from ledgerq.eventlog.recorded_audit import RecordedAudit, write_recorded_audit
 from ledgerq.eventlog.recovery.log_end import readable_part
 from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.store import Anchor, ReadStore
@@ -271,12 +271,14 @@ def _bounded(text: str) -> str:
 
 
 async def record_report(url: str, clock: Clock, report: AuditReport, *, deep: bool) -> None:
-    """Write what an audit proved and found into the note; raises `StoreUnavailable` when the note can't be written."""
+    """Write what an audit proved and found beside the store; raises `StoreUnavailable` when it can't be written."""
     proven = report.verified.head.next_offset
-    await write_note(url, AuditNote(clock.now_ms(), proven, report.problem_count, not report.unreadable, deep))
+    await write_recorded_audit(
+        url, RecordedAudit(clock.now_ms(), proven, report.problem_count, not report.unreadable, deep)
+    )
 
 
 async def record_failure(url: str, clock: Clock, error: LogCorrupt | LogRolledBack, *, deep: bool) -> None:
-    """Write into the note that the log itself is damaged or rolled back; raises like `record_report`."""
+    """Record that the log itself is damaged or rolled back; raises like `record_report`."""
     proven = error.offset if isinstance(error, LogCorrupt) else error.first_offset
-    await write_note(url, AuditNote(clock.now_ms(), proven, 0, False, deep))
+    await write_recorded_audit(url, RecordedAudit(clock.now_ms(), proven, 0, False, deep))

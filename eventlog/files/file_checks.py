@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from slatedb.uniffi import SsTableInfo, VersionedManifest
 
 from ledgerq.eventlog.errors import LogPoisoned, RowUnreadable
-from ledgerq.eventlog.files.fsync import noted_manifest
+from ledgerq.eventlog.files.fsync import recorded_manifest
 from ledgerq.eventlog.files.garbage import admin_of, sorted_files
 from ledgerq.eventlog.keys import PAYLOAD_PREFIX, after_prefix
 from ledgerq.eventlog.locations import Location
@@ -72,7 +72,7 @@ async def check_files(location: Location, *, writing: bool) -> VersionedManifest
 
 async def trusted_files(location: Location) -> frozenset[str]:
     """The sorted files that are known to be on the disk as they were written."""
-    number = await asyncio.to_thread(noted_manifest, location.folder)
+    number = await asyncio.to_thread(recorded_manifest, location.folder)
     try:
         noted = await admin_of(location).read_manifest(number) if number else None
     except SLATE_ERRORS:

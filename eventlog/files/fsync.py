@@ -22,7 +22,7 @@ from ledgerq.eventlog.files.private_folders import STORE_FOLDERS, heir_of
 from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.store import Anchor
 
-__all__ = ["FileSync", "noted_manifest", "sync_path", "write_small"]
+__all__ = ["FileSync", "recorded_manifest", "sync_path", "write_small"]
 
 _log = logger("store")
 
@@ -53,7 +53,7 @@ class FileSync:
         self._is_closed = False
         self.steps = 0  # syncs that are done: a wait for many of them can see whether the disk gets on
 
-    def note(self, manifest_id: int) -> None:
+    def record_manifest(self, manifest_id: int) -> None:
         """Record for the next opener that this manifest and its files are on the disk."""
         inode = os.lstat(self._folder / "manifest" / f"{manifest_id:020d}.manifest").st_ino
         self.steps += 1
@@ -197,7 +197,7 @@ class FileSync:
         return True
 
 
-def noted_manifest(folder: Path) -> int:
+def recorded_manifest(folder: Path) -> int:
     """The newest manifest that a writer of this store knew to be on the disk with its files; 0 when none is known.
 
     The note names the manifest's inode too, since a copy of a store need not have been synced. Blocks.

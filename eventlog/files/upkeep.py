@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ledgerq.eventlog.clock import Clock, SystemClock, sleep_until
 from ledgerq.eventlog.files.file_checks import trusted_files
-from ledgerq.eventlog.files.fsync import FileSync, noted_manifest
+from ledgerq.eventlog.files.fsync import FileSync, recorded_manifest
 from ledgerq.eventlog.files.garbage import admin_of, collect, newest_synced
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
@@ -33,26 +33,26 @@ class Upkeep:
 
     async def opened(self) -> None:
         """Make durable what an earlier writer left. Raises OSError and SlateDB's errors."""
-        number = await self._run(noted_manifest, self._location.folder)
+        number = await self._run(recorded_manifest, self._location.folder)
         names = await trusted_files(self._location)
         newest = await admin_of(self._location).read_manifest(None)
         # What the log files before this one held is in sorted files.
         first_wal_id = 0 if newest is None else newest.replay_after_wal_id + 1
         await self._run(lambda: self._files.opened(first_wal_id, manifest_id=number, sorted_files=names))
-        await self._note()
+        await self._record_manifest()
 
     async def sync(self) -> None:
         """Sync what is new, and record it for the next opener. Raises OSError and SlateDB's errors."""
         await self._run(self._files.sync_behind)
-        await self._note()
+        await self._record_manifest()
 
-    async def _note(self) -> None:
+    async def _record_manifest(self) -> None:
         numbers = self._files.synced_numbers("manifest")
         if numbers and numbers[0] > self._noted:
             manifest = await newest_synced(admin_of(self._location), self._files)
             if manifest is not None and manifest.id > self._noted:
                 self._noted = manifest.id
-                await self._run(self._files.note, manifest.id)
+                await self._run(self._files.record_manifest, manifest.id)
 
     async def keep_up(
         self, clock: Clock, *, gc_interval_s: float, gc_age_s: float, has_stopped: Callable[[], bool]

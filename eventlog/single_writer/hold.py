@@ -18,7 +18,7 @@ from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.runtime.threads import DaemonThreads
 from ledgerq.eventlog.runtime.waits import to_the_end
-from ledgerq.eventlog.single_writer.holder import WriterNote, in_use, new_note
+from ledgerq.eventlog.single_writer.holder import Holder, in_use, new_holder
 from ledgerq.eventlog.single_writer.lease import Lease, LeaseHold, ServiceClock, read_lease
 from ledgerq.eventlog.single_writer.lock import FileHold, Held, hold_folder, live_writer
 from ledgerq.eventlog.single_writer.older_writer import older_writer_left_s
@@ -51,7 +51,7 @@ class Hold(Protocol):
     """
 
     took_over: bool
-    note: WriterNote
+    holder: Holder
     loop: asyncio.AbstractEventLoop
 
     def abandon(self) -> bool:
@@ -77,16 +77,16 @@ class Hold(Protocol):
 _holds: weakref.WeakSet[Hold] = weakref.WeakSet()
 
 
-def _abandoned(note: WriterNote | None) -> bool:
+def _abandoned(holder: Holder | None) -> bool:
     """Release the hold of a store of this process whose event loop has ended; whether there was one."""
-    found = [hold for hold in list(_holds) if hold.note == note and hold.loop.is_closed() and hold.abandon()]
+    found = [hold for hold in list(_holds) if hold.holder == holder and hold.loop.is_closed() and hold.abandon()]
     for hold in found:
         _holds.discard(hold)
     return bool(found)
 
 
 class _Busy(NamedTuple):
-    note: WriterNote | None
+    holder: Holder | None
     left_s: float | None  # of its lease
     is_opening: bool
 
@@ -113,8 +113,8 @@ async def hold_store(
     While its writer lives this waits for up to `wait` seconds (None: without end), then takes it over if `take_over`.
     Raises `StoreInUse`, and `StoreUnavailable` when that can't be found out.
     """
-    note = new_note(clock)
-    one = _FileStore(location, note) if location.is_file else _ObjectStore(location, note, options.lease_s)
+    holder = new_holder(clock)
+    one = _FileStore(location, holder) if location.is_file else _ObjectStore(location, holder, options.lease_s)
     begun_ms = clock.now_ms()
     over_ms = None if wait is None else begun_ms + round(wait * 1000)
     while True:
@@ -123,7 +123,7 @@ async def hold_store(
         if not isinstance(found, _Busy):
             _holds.add(found)
             return found
-        if _abandoned(found.note):
+        if _abandoned(found.holder):
             continue
         # Two that take a store over do so one after the other.
         limit_ms = over_ms
@@ -132,7 +132,7 @@ async def hold_store(
         now_ms = clock.now_ms()
         if limit_ms is not None and now_ms >= limit_ms:
             until_ms = None if found.left_s is None else now_ms + round(found.left_s * 1000)
-            raise in_use(location.original, found.note, until_ms=until_ms)
+            raise in_use(location.original, found.holder, until_ms=until_ms)
         next_ms = now_ms + one.poll_ms
         await sleep_until(clock, next_ms if over_ms is None or over_ms <= now_ms else min(next_ms, over_ms))
 
@@ -142,43 +142,45 @@ async def current_writer(location: Location, clock: Clock) -> StoreInUse | None:
 
     On an object store this may write and remove a small object. Raises `StoreUnavailable` when that can't be found out.
     """
-    note = new_note(clock)
-    one = _FileStore(location, note) if location.is_file else _ObjectStore(location, note, 0.0)
+    holder = new_holder(clock)
+    one = _FileStore(location, holder) if location.is_file else _ObjectStore(location, holder, 0.0)
     found = await one.check()
     if found is None:
         return None
     until_ms = None if found.left_s is None else clock.now_ms() + round(found.left_s * 1000)
-    return in_use(location.original, found.note, until_ms=until_ms)
+    return in_use(location.original, found.holder, until_ms=until_ms)
 
 
 class _FileStore:
     poll_ms = _LOCK_POLL_MS
 
-    def __init__(self, location: Location, note: WriterNote) -> None:
+    def __init__(self, location: Location, holder: Holder) -> None:
         self._location = location
-        self._note = note
+        self._holder = holder
 
     async def hold(self, *, take_over: bool) -> Hold | _Busy:
         folder = self._location.folder
-        found = await _in_thread(self._location, lambda: hold_folder(folder, self._note, take_over=take_over), _release)
+        found = await _in_thread(
+            self._location, lambda: hold_folder(folder, self._holder, take_over=take_over), _release
+        )
         if isinstance(found, Held):
-            return _Busy(found.note, None, found.is_opening)
+            return _Busy(found.holder, None, found.is_opening)
         if found.without_locks is not None:
             what = "%s: its file system has no locks (%s): another process that opens the store will fence this one"
             _log.warning(what, self._location.original, found.without_locks.strerror, extra=about("no_lock"))
-        return _LockHold(self._location, self._note, found)
+        return _LockHold(self._location, self._holder, found)
 
     async def check(self) -> _Busy | None:
         folder = self._location.folder
         found = await _in_thread(self._location, lambda: live_writer(folder), lambda _: None)
-        return None if found is None else _Busy(found.note, None, found.is_opening)
+        return None if found is None else _Busy(found.holder, None, found.is_opening)
 
 
 class _LockHold:
-    def __init__(self, location: Location, note: WriterNote, hold: FileHold) -> None:
+    def __init__(self, location: Location, holder: Holder, hold: FileHold) -> None:
         # Without locks there is no sign of a writer, and what opening would set aside may be a live one's.
         self.took_over = hold.took_over or hold.without_locks is not None
-        self.note = note
+        self.holder = holder
         self.loop = asyncio.get_running_loop()
         self._location = location
         self._hold = hold
@@ -213,18 +215,18 @@ class _LockHold:
 class _ObjectStore:
     poll_ms = _LEASE_POLL_MS
 
-    def __init__(self, location: Location, note: WriterNote, lease_s: float) -> None:
+    def __init__(self, location: Location, holder: Holder, lease_s: float) -> None:
         self._location = location
-        self._note = note
+        self._holder = holder
         self._lease_s = lease_s
         self._objects = Objects(location, limit_s=_REQUEST_LIMIT_S)
-        self._clock = ServiceClock(self._objects, note)
+        self._clock = ServiceClock(self._objects, holder)
 
     async def hold(self, *, take_over: bool) -> Hold | _Busy:
         found, left_s = await self._read()
         if left_s > 0 and not take_over:
-            return _Busy(None if found is None else found.note, left_s, is_opening=False)
-        hold = LeaseHold(self._objects, self._note, self._lease_s, took_over=left_s > 0)
+            return _Busy(None if found is None else found.holder, left_s, is_opening=False)
+        hold = LeaseHold(self._objects, self._holder, self._lease_s, took_over=left_s > 0)
         if hold.took_over:
             return hold
         try:
@@ -241,7 +243,7 @@ class _ObjectStore:
 
     async def check(self) -> _Busy | None:
         found, left_s = await self._read()
-        return _Busy(None if found is None else found.note, left_s, is_opening=False) if left_s > 0 else None
+        return _Busy(None if found is None else found.holder, left_s, is_opening=False) if left_s > 0 else None
 
     async def _read(self) -> tuple[Lease | None, float]:
         found = await read_lease(self._objects, self._clock)

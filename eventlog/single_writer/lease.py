@@ -1,6 +1,6 @@
 """The lease on an object store, which its writer renews and which runs out when the writer's process is gone.
 
-The object `writer` under the store's prefix holds the writer's `WriterNote`, how long its lease is (15 s by default),
+The object `writer` under the store's prefix holds the writer's `Holder`, how long its lease is (15 s by default),
 how often it was renewed, and whether it has ended. A writer renews it in a third of that time, whether or not it
 commits, by a conditional write: one of two openers gets it. Its end is reckoned from the object's time, by the
 service's clock, so that clocks of different machines need not agree. A writer that closes marks the object as ended;
@@ -25,7 +25,7 @@ from ledgerq.eventlog.clock import stopwatch_s
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.runtime.process import has_ended, own_identity
-from ledgerq.eventlog.single_writer.holder import NOTE_NAME, WriterNote, decode_note
+from ledgerq.eventlog.single_writer.holder import HOLDER_NAME, Holder, decode_holder
 from ledgerq.eventlog.slate.objects import Objects, Version
 from ledgerq.eventlog.slate.options import DEFAULT_LEASE_S, MAX_LEASE_S
 
@@ -43,7 +43,7 @@ _THREAD: Final = "ledgerq-lease"
 class Lease(NamedTuple):
     """The content of the object `writer`: the writer, and for how many seconds yet (0: it has ended, or run out)."""
 
-    note: WriterNote | None
+    holder: Holder | None
     left_s: float
     version: Version
 
@@ -51,9 +51,9 @@ class Lease(NamedTuple):
 class ServiceClock:
     """The object store's own clock, read once."""
 
-    def __init__(self, objects: Objects, note: WriterNote) -> None:
+    def __init__(self, objects: Objects, holder: Holder) -> None:
         self._objects = objects
-        self._name = f"preflight.{note.pid}.{note.opened_ms}"
+        self._name = f"preflight.{holder.pid}.{holder.opened_ms}"
         self._ahead_s: float | None = None
 
     async def now_s(self) -> float:
@@ -70,15 +70,15 @@ class ServiceClock:
 
 async def read_lease(objects: Objects, clock: ServiceClock) -> Lease | None:
     """The lease of the store, or None when there never was one. Raises `StoreUnavailable`."""
-    found = await objects.read(NOTE_NAME)
+    found = await objects.read(HOLDER_NAME)
     if found is None:
         return None
-    decoded = decode_note(found.content)
-    note = decoded[0] if decoded is not None else None
+    decoded = decode_holder(found.content)
+    holder = decoded[0] if decoded is not None else None
     if _is_over(found):
-        return Lease(note, 0.0, found)
+        return Lease(holder, 0.0, found)
     age_s = await clock.now_s() - (found.modified_ms or 0) / 1000
-    return Lease(note, min(max(_length_s(found) + _ROUNDED_S - age_s, 0.0), MAX_LEASE_S + _ROUNDED_S), found)
+    return Lease(holder, min(max(_length_s(found) + _ROUNDED_S - age_s, 0.0), MAX_LEASE_S + _ROUNDED_S), found)
 
 
 class LeaseHold:
@@ -88,10 +88,10 @@ class LeaseHold:
     `took_over`: a writer was alive when this began; it is fenced once SlateDB has opened.
     """
 
-    def __init__(self, objects: Objects, note: WriterNote, lease_s: float, *, took_over: bool) -> None:
+    def __init__(self, objects: Objects, holder: Holder, lease_s: float, *, took_over: bool) -> None:
         """Prepare a lease; `take` or `opened` writes it."""
         self.took_over = took_over
-        self.note = note
+        self.holder = holder
         self.loop = asyncio.get_running_loop()
         self._objects = objects
         self._lease_s = lease_s
@@ -105,7 +105,7 @@ class LeaseHold:
 
     async def take(self, over: Version | None) -> bool:
         """Write the lease over one that has ended; False when another opener did. Raises `StoreUnavailable`."""
-        _held.add(self.note)
+        _held.add(self.holder)
         self._mine = await self._objects.run(self._write, over)
         if self._mine is None:
             return False
@@ -116,7 +116,7 @@ class LeaseHold:
     def abandon(self) -> bool:
         """Let others of this process take the lease: the event loop has ended, so nothing is written any more."""
         self._stopping.set()
-        _held.discard(self.note)
+        _held.discard(self.holder)
         return True
 
     def ends_with(self, stop: Callable[[], bool]) -> None:
@@ -135,7 +135,7 @@ class LeaseHold:
             if self._thread is not None or has_stopped():
                 return
             # The writer before may renew its lease until it notices that it was fenced.
-            await self.take(await self._objects.read(NOTE_NAME))
+            await self.take(await self._objects.read(HOLDER_NAME))
 
     async def release(self) -> None:
         """Write that this writer has ended; a second call does nothing."""
@@ -149,7 +149,7 @@ class LeaseHold:
             what = "the end of the writer's lease was not written, so it runs out in %g s at most: %s"
             _log.info(what, self._lease_s, error, extra=about("lease_not_ended"))
         finally:
-            _held.discard(self.note)
+            _held.discard(self.holder)
 
     def _end(self) -> None:
         if self._mine is not None:
@@ -157,19 +157,19 @@ class LeaseHold:
             self._mine = None
 
     def _write(self, over: Version | None, *, ended: bool = False) -> Version | None:
-        written = self._objects.replace_now(NOTE_NAME, self._content(ended=ended), over)
+        written = self._objects.replace_now(HOLDER_NAME, self._content(ended=ended), over)
         if written is None:
             # It may be what this writer wrote before, when no answer came.
-            found = self._objects.read_now(NOTE_NAME)
-            decoded = None if found is None else decode_note(found.content)
-            if decoded is not None and decoded[0] == self.note and decoded[1].get("serial") == self._serial:
-                written = self._objects.replace_now(NOTE_NAME, self._content(ended=ended), found)
+            found = self._objects.read_now(HOLDER_NAME)
+            decoded = None if found is None else decode_holder(found.content)
+            if decoded is not None and decoded[0] == self.holder and decoded[1].get("serial") == self._serial:
+                written = self._objects.replace_now(HOLDER_NAME, self._content(ended=ended), found)
         return written
 
     def _content(self, *, ended: bool = False) -> bytes:
         # A number of its own for each, since equal contents have equal tags.
         lease_ms, renewal = round(self._lease_s * 1000), next(self._renewals)
-        return self.note.encode(lease_ms=lease_ms, serial=self._serial, renewal=renewal, ended=ended)
+        return self.holder.encode(lease_ms=lease_ms, serial=self._serial, renewal=renewal, ended=ended)
 
     def _run(self) -> None:
         was_refused = False
@@ -177,13 +177,13 @@ class LeaseHold:
         while self._wait(self._lease_s / _RENEWALS):
             try:
                 if self._has_stopped():
-                    _held.discard(self.note)
+                    _held.discard(self.holder)
                     self._end()
                     return
                 if self._mine is not None:
                     self._renew()
                 else:
-                    found = self._objects.read_now(NOTE_NAME)
+                    found = self._objects.read_now(HOLDER_NAME)
                     if found is not None and found.content != other:
                         other, since_s = found.content, stopwatch_s()
                     self._take_back(found, stopwatch_s() - since_s)
@@ -223,20 +223,20 @@ def _program_goes_on() -> bool:
 
 _serials = count()
 # The writers of this process: one that is not among them has ended, though its process has not.
-_held: set[WriterNote] = set()
+_held: set[Holder] = set()
 
 
 def _is_over(found: Version) -> bool:
-    decoded = decode_note(found.content)
+    decoded = decode_holder(found.content)
     if decoded is None:
         return False
-    note, fields = decoded
-    is_own = note.identity != "" and note.identity == own_identity()
-    return fields.get("ended") is True or (note not in _held if is_own else has_ended(note.identity))
+    holder, fields = decoded
+    is_own = holder.identity != "" and holder.identity == own_identity()
+    return fields.get("ended") is True or (holder not in _held if is_own else has_ended(holder.identity))
 
 
 def _length_s(found: Version) -> float:
-    decoded = decode_note(found.content)
+    decoded = decode_holder(found.content)
     # An unreadable lease counts for the usual time: it hinders no opener for longer.
     lease_ms = decoded[1].get("lease_ms") if decoded is not None else None
     return min(lease_ms / 1000, MAX_LEASE_S) if isinstance(lease_ms, int) and lease_ms > 0 else DEFAULT_LEASE_S

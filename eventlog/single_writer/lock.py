@@ -2,7 +2,7 @@
 
 Two files in the store's folder, both locked with flock(2), neither ever removed:
 
-    writer           locked by the writer from before SlateDB opens until after its last sync; holds its `WriterNote`
+    writer           locked by the writer from before SlateDB opens until after its last sync; holds its `Holder`
     writer.opening   locked by a process that is opening the store for writing, until SlateDB has fenced the writers
     before
 
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog.runtime.process import has_ended
-from ledgerq.eventlog.single_writer.holder import MAX_NOTE_BYTES, NOTE_NAME, WriterNote, decode_note
+from ledgerq.eventlog.single_writer.holder import HOLDER_NAME, MAX_HOLDER_BYTES, Holder, decode_holder
 
 __all__ = ["FileHold", "Held", "hold_folder", "live_writer"]
 
@@ -39,14 +39,14 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, 
 # `live_writer` holds the lock for some microseconds, shared, and that must look like a writer to no opener.
 _TRIES: Final = 4
 _TRY_AGAIN_S: Final = 0.01
-# The same for one that was stopped meanwhile, while the process that the note names is gone: 5 s.
+# The same for one that was stopped meanwhile, while the process that the holder names is gone: 5 s.
 _TRIES_ENDED: Final = 500
 
 
 class Held(NamedTuple):
-    """The result when another process has the lock: its note, if any, and whether it is still opening the store."""
+    """The result when another process has the lock: its holder, if any, and whether it is still opening the store."""
 
-    note: WriterNote | None
+    holder: Holder | None
     is_opening: bool
 
 
@@ -78,7 +78,7 @@ class _LockFile:
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if number >= _TRIES - 1 and not ((note := self.read_note()) and has_ended(note.identity)):
+                if number >= _TRIES - 1 and not ((holder := self.read_holder()) and has_ended(holder.identity)):
                     return False
                 time.sleep(_TRY_AGAIN_S)
             else:
@@ -90,9 +90,9 @@ class _LockFile:
         os.ftruncate(self.fd, 0)
         os.pwrite(self.fd, data, 0)
 
-    def read_note(self) -> WriterNote | None:
-        """The note in it, if it is whole."""
-        decoded = decode_note(os.pread(self.fd, MAX_NOTE_BYTES, 0))
+    def read_holder(self) -> Holder | None:
+        """The holder in it, if it is whole."""
+        decoded = decode_holder(os.pread(self.fd, MAX_HOLDER_BYTES, 0))
         return None if decoded is None else decoded[0]
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class FileHold:
     def opened(self) -> None:
         """Called when SlateDB has opened the store, so that every earlier writer is fenced. Raises OSError."""
         if self.took_over and self._opening is not None:
-            (self._folder / _NEW).rename(self._folder / NOTE_NAME)
+            (self._folder / _NEW).rename(self._folder / HOLDER_NAME)
         self._close_opening()
 
     def release(self) -> None:
@@ -162,7 +162,7 @@ class FileHold:
             self._opening = None
 
 
-def hold_folder(folder: Path, note: WriterNote, *, take_over: bool) -> FileHold | Held:
+def hold_folder(folder: Path, holder: Holder, *, take_over: bool) -> FileHold | Held:
     """Hold the store in `folder`, with `take_over` also when another process writes it; else return who does.
 
     While another one is opening it, it is held in any case. Raises OSError.
@@ -171,14 +171,14 @@ def hold_folder(folder: Path, note: WriterNote, *, take_over: bool) -> FileHold 
     try:
         try:
             if not opening.lock():
-                return Held(opening.read_note(), is_opening=True)
+                return Held(opening.read_holder(), is_opening=True)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
             opening.close()
             return FileHold(folder, None, None, without_locks=error)
-        opening.write(note.encode())
-        hold = _hold_writer(folder, opening, note, take_over=take_over)
+        opening.write(holder.encode())
+        hold = _hold_writer(folder, opening, holder, take_over=take_over)
     except BaseException:
         opening.close()
         raise
@@ -187,11 +187,11 @@ def hold_folder(folder: Path, note: WriterNote, *, take_over: bool) -> FileHold 
     return hold
 
 
-def _hold_writer(folder: Path, opening: _LockFile, note: WriterNote, *, take_over: bool) -> FileHold | Held:
-    writer = _LockFile(folder / NOTE_NAME)
+def _hold_writer(folder: Path, opening: _LockFile, holder: Holder, *, take_over: bool) -> FileHold | Held:
+    writer = _LockFile(folder / HOLDER_NAME)
     is_free = writer.lock()
     if not is_free:
-        found = writer.read_note()
+        found = writer.read_holder()
         writer.close()
         if not take_over:
             return Held(found, is_opening=False)
@@ -200,13 +200,13 @@ def _hold_writer(folder: Path, opening: _LockFile, note: WriterNote, *, take_ove
         writer = _LockFile(folder / _NEW, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         if not writer.lock():
             raise OSError(errno.EAGAIN, "it was locked by another process as soon as it was made", str(folder / _NEW))
-    writer.write(note.encode())
+    writer.write(holder.encode())
     return FileHold(folder, writer, opening, took_over=not is_free)
 
 
 def live_writer(folder: Path) -> Held | None:
     """The writer of the store in `folder` now, or its opener; None if there is none. Makes no file. Raises OSError."""
-    for name in (NOTE_NAME, _OPENING):
+    for name in (HOLDER_NAME, _OPENING):
         try:
             file = _LockFile(folder / name, os.O_RDONLY)
         except FileNotFoundError:
@@ -214,7 +214,7 @@ def live_writer(folder: Path) -> Held | None:
         try:
             fcntl.flock(file.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return Held(file.read_note(), is_opening=name == _OPENING)
+            return Held(file.read_holder(), is_opening=name == _OPENING)
         finally:
             file.close()
     return None

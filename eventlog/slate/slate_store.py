@@ -149,7 +149,7 @@ class SlateStore(SlateReads):
                 await self._lane.flush_wal(self._db)
                 if self._files is not None:
                     await self._in_thread(self._sync_files, self._files, anchor)
-        self._note(anchor)
+        self._record_anchor(anchor)
 
     async def commit(self, batch: Batch, anchor: Anchor) -> CommitTimes:
         """`write` and `sync` in one: a thread does all of it, so the event loop is woken once."""
@@ -177,7 +177,7 @@ class SlateStore(SlateReads):
         async with self._failures("a commit"):
             async with asyncio.timeout(self._options.commit_timeout_s):
                 times = await self._in_thread(work)
-        self._note(anchor)
+        self._record_anchor(anchor)
         return times
 
     @asynccontextmanager
@@ -209,7 +209,7 @@ class SlateStore(SlateReads):
     async def _failed(self, error: BaseException) -> LedgerError:
         return await self._judged(await super()._failed(error))
 
-    def _note(self, anchor: Anchor) -> None:
+    def _record_anchor(self, anchor: Anchor) -> None:
         self._refused = None
         if self._anchor is not None:
             self._anchor.record(anchor)

@@ -11,11 +11,11 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Final
 
-from ledgerq.eventlog.audit_note import AuditNote, NoteReader
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import LedgerError, StoreUnavailable
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.recorded_audit import RecordedAudit, RecordedAuditReader
 from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.metrics.collector import Families
@@ -46,11 +46,11 @@ class StoreInspection:
         self.oldest_ms: dict[str, int | None] = {}
         self.due_ms: int | None = None
         self.offsets: dict[str, int] = {}
-        self.audit: AuditNote | None = None
+        self.audit: RecordedAudit | None = None
         self.audit_ms: int | None = None
         self._clock = clock
         self._audit_due_ms = 0
-        self._notes: NoteReader | None = None
+        self._notes: RecordedAuditReader | None = None
 
     async def read(self, store: ReadStore, rows: Mapping[str, bytes]) -> None:
         """Inspect everything, for a process that only reads; `rows` are the stats rows of all queues.
@@ -82,17 +82,17 @@ class StoreInspection:
                     self.oldest_ms[queue] = found
 
     async def last_audit(self, location: str) -> None:
-        """Read the note of the last audit, at most once in half a minute; a store in memory can have none."""
+        """Read the record of the last audit, at most once in half a minute; a store in memory can have none."""
         if parse_location(location).is_memory:
             return
         now_ms = self._clock.now_ms()
         if self._audit_due_ms - _AUDIT_EVERY_MS <= now_ms < self._audit_due_ms:
             return
         self._audit_due_ms = now_ms + _AUDIT_EVERY_MS
-        # The counters are worth more than the note: where it can't be read the last answer stands.
+        # The counters are worth more than that: where it can't be read the last answer stands.
         with suppress(StoreUnavailable, TimeoutError):
             if self._notes is None:
-                self._notes = NoteReader(location)
+                self._notes = RecordedAuditReader(location)
             async with asyncio.timeout(_INSPECTION_LIMIT_S):
                 self.audit = await self._notes.read()
             self.audit_ms = now_ms
@@ -160,12 +160,12 @@ class InspectionSource:
             _show_audit(families, inspection.audit)
 
 
-def _show_audit(families: Families, note: AuditNote | None) -> None:
-    families.add("ledgerq_audit_timestamp_seconds", 0 if note is None else note.time_ms / 1000)
-    if note is not None:
-        families.add("ledgerq_audit_offset", note.offset)
-        families.add("ledgerq_audit_differences", note.differences)
-        families.add("ledgerq_audit_log_intact", int(note.log_intact))
+def _show_audit(families: Families, recorded: RecordedAudit | None) -> None:
+    families.add("ledgerq_audit_timestamp_seconds", 0 if recorded is None else recorded.time_ms / 1000)
+    if recorded is not None:
+        families.add("ledgerq_audit_offset", recorded.offset)
+        families.add("ledgerq_audit_differences", recorded.differences)
+        families.add("ledgerq_audit_log_intact", int(recorded.log_intact))
 
 
 class Inspector:

@@ -177,7 +177,7 @@ class _Salvage:
         self._files |= done
 
     def _read_file(self, path: Path, ranges: tuple[tuple[bytes, bytes], ...], take: Callable[[SstRow], object]) -> None:
-        for rows in read_rows(self._folder, path, ranges, self._note):
+        for rows in read_rows(self._folder, path, ranges, self._record_fault):
             for row in rows:
                 if any(start <= row.key < stop for start, stop in ranges):
                     take(row)
@@ -185,7 +185,7 @@ class _Salvage:
                         number = _log_number(str(path.relative_to(self._folder)))
                         self._head_log = max(self._head_log, number or 0)
 
-    def _note(self, fault: FileFault) -> None:
+    def _record_fault(self, fault: FileFault) -> None:
         self._faults[fault.path] = fault
 
     def _is_head_last(self) -> bool:

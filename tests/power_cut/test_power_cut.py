@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ledgerq.eventlog.files.fsync import noted_manifest
+from ledgerq.eventlog.files.fsync import recorded_manifest
 from tests.power_cut.cuts import Explored, explore, moments_of, record_all, scratch_folder, states_of
 from tests.power_cut.kernel_files import MODELS, Tree, tree_of
 from tests.power_cut.opener_child import State
@@ -84,8 +84,8 @@ async def test_what_is_known_to_be_synced_is_known_where_the_disk_is_laid_out(tm
         pass
     (tmp_path / "laid-out").mkdir()
     replay.cut("strict", random.Random(0)).lay_out(tmp_path / "laid-out")
-    noted = noted_manifest(tmp_path / "laid-out" / "store")
-    assert noted == noted_manifest(made.folder / "disk" / "store") > 0
+    noted = recorded_manifest(tmp_path / "laid-out" / "store")
+    assert noted == recorded_manifest(made.folder / "disk" / "store") > 0
 
 
 # What a cut leaves, by calls written down by hand.

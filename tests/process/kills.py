@@ -102,7 +102,7 @@ class Ledger:
         self.model = Model()
         self.expired = self.writers = self.rebuilt = 0
 
-    def note(self, record: Record) -> None:
+    def add(self, record: Record) -> None:
         """Take one record in; an AssertionError names what must not be."""
         event = record.event
         if isinstance(event, Enqueued):
@@ -181,7 +181,7 @@ async def check_log(log: LogReader, facts: Facts, fold: Fold) -> Ledger:
     """Prove what was promised by what stands in the log."""
     ledger = Ledger()
     async for record in log.read():
-        ledger.note(record)
+        ledger.add(record)
     check_promises(facts, fold, ledger)
     return ledger
 

@@ -95,7 +95,7 @@ async def history(folder: Path) -> list[str]:
     try:
         await check_ledger(store)
         async for record in LogReader(store, clock=SystemClock()).read():
-            ledger.note(record)
+            ledger.add(record)
             if isinstance(record.event, Claimed | Acked | Nacked | LeaseExpired):
                 happened.append(type(record.event).__name__)
     finally:

@@ -55,7 +55,7 @@ async def checked(url: str) -> list[Record]:
         await store.close()
     ledger = Ledger()
     for record in records:
-        ledger.note(record)
+        ledger.add(record)
     times = [record.time_ms for record in records]
     assert times == sorted(times)
     return records

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from ledgerq.eventlog.anchor import FileAnchor
-from ledgerq.eventlog.audit_note import AuditNote, read_note, write_note
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.files.odd_files import find_odd_files, new_file, open_in_place, read_small
 from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.recorded_audit import RecordedAudit, read_recorded_audit, write_recorded_audit
 from ledgerq.eventlog.slate.preflight import check_writable
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.stores import open_reader
@@ -25,7 +25,7 @@ from ledgerq.worker.queue import Queue
 from tests.support.cli_rig import Cli, make_ledger
 
 TERABYTE = 1 << 40
-NOTE = AuditNote(1, 2, 0, True, False)
+NOTE = RecordedAudit(1, 2, 0, True, False)
 
 
 @pytest.fixture(scope="module")
@@ -291,21 +291,21 @@ def test_a_new_file_is_its_owners_alone_and_gone_afterwards(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_the_note_of_an_audit_replaces_a_link_and_is_not_read_from_a_pipe(tmp_path: Path) -> None:
+async def test_the_record_of_an_audit_replaces_a_link_and_is_not_read_from_a_pipe(tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("precious")
     place = tmp_path / "store"
     place.mkdir()
     for name in (f"audit.new-{os.getpid()}", "audit"):
         (place / name).symlink_to(target)
-    await write_note(str(place), NOTE)
+    await write_recorded_audit(str(place), NOTE)
     assert target.read_text() == "precious"
-    assert await read_note(str(place)) == NOTE
+    assert await read_recorded_audit(str(place)) == NOTE
     assert not (place / "audit").is_symlink()
     (place / "audit").unlink()
     os.mkfifo(place / "audit")
-    with pytest.raises(StoreUnavailable, match=r"note of its last audit can't be read.*pipe"):
-        await read_note(str(place))
+    with pytest.raises(StoreUnavailable, match=r"record of its last audit can't be read.*pipe"):
+        await read_recorded_audit(str(place))
 
 
 def test_a_copy_of_the_anchor_that_has_no_end_is_no_anchor(

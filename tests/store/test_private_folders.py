@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ledgerq.eventlog.audit_note import AuditNote, write_note
 from ledgerq.eventlog.files.private_folders import make_parts, make_private
+from ledgerq.eventlog.recorded_audit import RecordedAudit, write_recorded_audit
 from ledgerq.worker.queue import Queue
 from tests.support.cli_rig import Cli, make_ledger
 
@@ -39,7 +39,7 @@ async def test_a_new_store_is_its_owners_alone(tmp_path: Path) -> None:
     store = tmp_path / "store"
     async with Queue.open(str(store)) as queue:
         await queue.enqueue("mail", b"a secret")
-        await write_note(str(store), AuditNote(1, 2, 0, True, False))
+        await write_recorded_audit(str(store), RecordedAudit(1, 2, 0, True, False))
     async with Queue.open(str(store)) as queue:
         await queue.enqueue("mail", b"a secret")
     folders = [store, *(path for path in store.rglob("*") if path.is_dir())]
@@ -82,7 +82,7 @@ async def test_what_root_makes_in_a_store_of_somebody_elses_is_given_to_its_owne
     async with Queue.open(str(store)) as queue:
         for number in range(20):
             await queue.enqueue("mail", b"%d" % number)
-        await write_note(str(store), AuditNote(1, 2, 0, True, False))
+        await write_recorded_audit(str(store), RecordedAudit(1, 2, 0, True, False))
         # Also while it is open, and if it were killed now.
         assert {path.name for path in (store / "wal").iterdir() if path.stat().st_uid != NOBODY} == set()
     assert {str(path) for path in (store, *store.rglob("*")) if path.stat().st_uid != NOBODY} == set()

@@ -5,9 +5,9 @@ import traceback
 
 import pytest
 
-from ledgerq.eventlog.audit_note import NoteReader
 from ledgerq.eventlog.errors import InvalidArgument, StoreUnavailable
 from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.recorded_audit import RecordedAuditReader
 from ledgerq.eventlog.runtime.redaction import redact_urls, redacted
 from ledgerq.eventlog.slate.objects import Objects
 from ledgerq.eventlog.slate.preflight import check_readable
@@ -81,7 +81,7 @@ async def test_no_error_repeats_it(url: str, caplog: pytest.LogCaptureFixture) -
         assert is_silent("".join(traceback.format_exception_only(caught.value)))
         assert caught.value.__cause__ is None
     with pytest.raises(InvalidArgument) as caught:
-        NoteReader(url)
+        RecordedAuditReader(url)
     assert is_silent(str(caught.value))
     assert is_silent(caplog.text)
 

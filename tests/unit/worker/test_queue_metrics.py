@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ledgerq import Fenced, MemoryStore, Queue
-from ledgerq.eventlog.audit_note import AuditNote, write_note
 from ledgerq.eventlog.clock import ManualClock, stopwatch_s
 from ledgerq.eventlog.errors import StoreUnavailable
+from ledgerq.eventlog.recorded_audit import RecordedAudit, write_recorded_audit
 from ledgerq.projections.fold import Transition
 from ledgerq.projections.metrics.store_inspection import Inspector
 from ledgerq.projections.runner import Rows
@@ -293,7 +293,7 @@ async def test_the_last_audit_is_told_and_that_there_was_none(tmp_path: Path) ->
         found = await refreshed(queue)
         assert found["ledgerq_audit_timestamp_seconds"] == 0
         assert "ledgerq_audit_differences" not in found
-        await write_note(url, AuditNote(clock.now_ms() - 5000, 17, 3, True, False))
+        await write_recorded_audit(url, RecordedAudit(clock.now_ms() - 5000, 17, 3, True, False))
         assert (await refreshed(queue))["ledgerq_audit_timestamp_seconds"] == 0  # looked at a moment ago
         clock.advance(seconds=30)
         found = await refreshed(queue)

@@ -9,9 +9,15 @@ import pytest
 
 from ledgerq import StoreUnavailable
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.audit_note import AuditNote, decode_note, encode_note, read_note, write_note
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import LogRolledBack
+from ledgerq.eventlog.recorded_audit import (
+    RecordedAudit,
+    decode_recorded_audit,
+    encode_recorded_audit,
+    read_recorded_audit,
+    write_recorded_audit,
+)
 from ledgerq.projections.audit import record_failure
 from ledgerq.projections.indexes import stats_key
 from ledgerq.projections.metrics.store_inspection import StoreInspection
@@ -20,11 +26,11 @@ from tests.support.cli_rig import Cli, change_rows, make_ledger
 
 __all__ = ["bucket", "s3_server"]
 
-NOTE = AuditNote(time_ms=1_700_000_000_000, offset=12, differences=0, log_intact=True, deep=False)
+NOTE = RecordedAudit(time_ms=1_700_000_000_000, offset=12, differences=0, log_intact=True, deep=False)
 
 
 def test_a_note_is_read_back_as_it_was() -> None:
-    assert decode_note(encode_note(NOTE)) == NOTE
+    assert decode_recorded_audit(encode_recorded_audit(NOTE)) == NOTE
 
 
 @pytest.mark.parametrize(
@@ -35,51 +41,51 @@ def test_a_note_is_read_back_as_it_was() -> None:
         b"[]",
         b"{}",
         b"null",
-        encode_note(NOTE)[:-5],
-        encode_note(NOTE._replace(offset=-1)),
-        encode_note(NOTE).replace(b"12", b'"12"'),
-        encode_note(NOTE).replace(b"12", b"1e400"),
-        encode_note(NOTE).replace(b"true", b"1"),
+        encode_recorded_audit(NOTE)[:-5],
+        encode_recorded_audit(NOTE._replace(offset=-1)),
+        encode_recorded_audit(NOTE).replace(b"12", b'"12"'),
+        encode_recorded_audit(NOTE).replace(b"12", b"1e400"),
+        encode_recorded_audit(NOTE).replace(b"true", b"1"),
         b"[" * 5000,
     ],
 )
 def test_what_is_no_note_counts_as_none(value: bytes) -> None:
-    assert decode_note(value) is None
+    assert decode_recorded_audit(value) is None
 
 
 def test_a_field_of_a_later_version_is_passed_over() -> None:
-    assert decode_note(encode_note(NOTE).replace(b"{", b'{"more": [1],', 1)) == NOTE
+    assert decode_recorded_audit(encode_recorded_audit(NOTE).replace(b"{", b'{"more": [1],', 1)) == NOTE
 
 
 async def test_a_file_store_keeps_the_last_one(tmp_path: Path) -> None:
     url = str(tmp_path)
-    assert await read_note(url) is None
-    await write_note(url, NOTE)
-    await write_note(url, NOTE._replace(differences=4))
-    assert await read_note(url) == NOTE._replace(differences=4)
+    assert await read_recorded_audit(url) is None
+    await write_recorded_audit(url, NOTE)
+    await write_recorded_audit(url, NOTE._replace(differences=4))
+    assert await read_recorded_audit(url) == NOTE._replace(differences=4)
     assert [path.name for path in tmp_path.iterdir()] == ["audit"]
 
 
 @both_servers
 async def test_a_bucket_keeps_it_beside_the_anchor(bucket: str) -> None:
     url = f"s3://{bucket}/jobs"
-    assert await read_note(url) is None
-    await write_note(url, NOTE)
-    assert await read_note(url) == NOTE
-    assert await read_note(f"s3://{bucket}/others") is None
+    assert await read_recorded_audit(url) is None
+    await write_recorded_audit(url, NOTE)
+    assert await read_recorded_audit(url) == NOTE
+    assert await read_recorded_audit(f"s3://{bucket}/others") is None
 
 
 async def test_a_store_in_memory_has_none() -> None:
-    await write_note("memory:///", NOTE)
-    assert await read_note("memory:///") is None
+    await write_recorded_audit("memory:///", NOTE)
+    assert await read_recorded_audit("memory:///") is None
 
 
 async def test_where_it_can_not_be_written_or_read_that_is_said(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match="could not be noted"):
-        await write_note(str(tmp_path / "nowhere"), NOTE)
+    with pytest.raises(StoreUnavailable, match="could not be recorded"):
+        await write_recorded_audit(str(tmp_path / "nowhere"), NOTE)
     (tmp_path / "audit").mkdir()
     with pytest.raises(StoreUnavailable, match="can't be read"):
-        await read_note(str(tmp_path))
+        await read_recorded_audit(str(tmp_path))
 
 
 async def test_a_disk_that_hangs_is_asked_once_and_in_no_thread_of_the_loops(
@@ -90,15 +96,15 @@ async def test_a_disk_that_hangs_is_asked_once_and_in_no_thread_of_the_loops(
     def hang(path: Path) -> bytes:
         asked.append(threading.current_thread().name)
         assert goes_on.wait(20)
-        return encode_note(NOTE)
+        return encode_recorded_audit(NOTE)
 
-    monkeypatch.setattr("ledgerq.eventlog.audit_note._read", hang)
+    monkeypatch.setattr("ledgerq.eventlog.recorded_audit._read", hang)
     clock = ManualClock()
     look = StoreInspection(clock)
     for _ in range(3):
         await look.last_audit(str(tmp_path))
         clock.advance(seconds=60)
-    assert [name.partition("-0")[0] for name in asked] == ["ledgerq-note"]
+    assert [name.partition("-0")[0] for name in asked] == ["ledgerq-audit"]
     assert look.audit_ms is None
     goes_on.set()
     for thread in threading.enumerate():
@@ -116,9 +122,9 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return Cli(capsys, monkeypatch)
 
 
-def noted(url: str) -> AuditNote:
+def noted(url: str) -> RecordedAudit:
     """The note, which must be there, and of just now."""
-    note = asyncio.run(read_note(url))
+    note = asyncio.run(read_recorded_audit(url))
     assert note is not None
     assert 0 <= time.time() * 1000 - note.time_ms < 60_000
     return note
@@ -127,7 +133,7 @@ def noted(url: str) -> AuditNote:
 def test_an_audit_is_noted_when_that_is_asked_for(cli: Cli, tmp_path: Path) -> None:
     url = asyncio.run(make_ledger(tmp_path / "store")).url
     cli.ok("audit", url)
-    assert asyncio.run(read_note(url)) is None
+    assert asyncio.run(read_recorded_audit(url)) is None
     cli.ok("audit", url, "--record", "--deep")
     note = noted(url)
     assert note == (note.time_ms, 11, 0, True, True)
@@ -151,12 +157,12 @@ def test_where_a_note_can_not_be_written_the_report_is_given_all_the_same(cli: C
     ran = cli("audit", url, "--record")
     assert ran.code == 3
     assert ran.out.endswith("result  clean: the indexes are what follows from the log\n")
-    assert "could not be noted" in ran.message
+    assert "could not be recorded" in ran.message
 
 
 async def test_a_log_that_holds_another_commit_is_proven_only_up_to_it(tmp_path: Path) -> None:
     for error, offset in ((LogRolledBack(5, 9, "x", first_offset=3), 3), (LogRolledBack(5, 2, "x"), 2)):
         await record_failure(str(tmp_path), ManualClock(), error, deep=False)
-        note = await read_note(str(tmp_path))
+        note = await read_recorded_audit(str(tmp_path))
         assert note is not None
         assert (note.offset, note.log_intact) == (offset, False)

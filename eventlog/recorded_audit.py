@@ -18,14 +18,21 @@ from ledgerq.eventlog.locations import Location, parse_location
 from ledgerq.eventlog.runtime.threads import DaemonThreads
 from ledgerq.eventlog.slate.objects import Objects
 
-__all__ = ["AuditNote", "NoteReader", "decode_note", "encode_note", "read_note", "write_note"]
+__all__ = [
+    "RecordedAudit",
+    "RecordedAuditReader",
+    "decode_recorded_audit",
+    "encode_recorded_audit",
+    "read_recorded_audit",
+    "write_recorded_audit",
+]
 
 _NAME: Final = "audit"
 _LIMIT_S: Final = 10.0
 _MAX_BYTES: Final = 4096
 
 
-class AuditNote(NamedTuple):
+class RecordedAudit(NamedTuple):
     """The result of an audit that ended at `time_ms` (ms since the Unix epoch).
 
     `offset`: the log is proven up to it. `differences`: rows that differ from what follows from the log. `log_intact`
@@ -40,25 +47,25 @@ class AuditNote(NamedTuple):
     deep: bool
 
 
-def encode_note(note: AuditNote) -> bytes:
-    """The note as JSON text, readable for people too."""
-    return json.dumps(note._asdict(), indent=1).encode() + b"\n"
+def encode_recorded_audit(recorded: RecordedAudit) -> bytes:
+    """The result as JSON text, readable for people too."""
+    return json.dumps(recorded._asdict(), indent=1).encode() + b"\n"
 
 
-def decode_note(value: bytes) -> AuditNote | None:
-    """The note in such a text; None for anything malformed, which counts as no audit."""
+def decode_recorded_audit(value: bytes) -> RecordedAudit | None:
+    """The result in such a text; None for anything malformed, which counts as no audit."""
     try:
         fields = json.loads(value)
-        note = AuditNote(**{name: fields[name] for name in AuditNote._fields})
+        recorded = RecordedAudit(**{name: fields[name] for name in RecordedAudit._fields})
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    numbers = (note.time_ms, note.offset, note.differences)
-    is_right = all(type(number) is int and number >= 0 for number in numbers) and type(note.log_intact) is bool
-    return note if is_right else None
+    numbers = (recorded.time_ms, recorded.offset, recorded.differences)
+    is_right = all(type(number) is int and number >= 0 for number in numbers) and type(recorded.log_intact) is bool
+    return recorded if is_right else None
 
 
-class NoteReader:
-    """Reader of the note of the store at `url`, for repeated reads: a disk that hangs is not asked a second time."""
+class RecordedAuditReader:
+    """Reader of the last audit of a store, for repeated reads: a disk that hangs is not asked a second time."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -67,46 +74,46 @@ class NoteReader:
         self._objects = None if stored_alone else Objects(location, limit_s=_LIMIT_S)
         self._reading: Future[bytes | None] | None = None
 
-    async def read(self) -> AuditNote | None:
-        """The note; None when there is none, also for a store in memory.
+    async def read(self) -> RecordedAudit | None:
+        """The last audit; None when there is none, also for a store in memory.
 
         Raises `StoreUnavailable` when it can't be read.
         """
         if self._location.is_memory:
             return None
         value = await (self._file() if self._objects is None else self._objects.get(_NAME))
-        return None if value is None else decode_note(value)
+        return None if value is None else decode_recorded_audit(value)
 
     async def _file(self) -> bytes | None:
         if self._reading is not None and not self._reading.done():
-            raise StoreUnavailable(f"{self._url}: the disk has not given the note of the last audit yet")
+            raise StoreUnavailable(f"{self._url}: the disk has not given the record of the last audit yet")
         # Not one of the loop's threads: a disk that hangs must not keep the process from ending.
-        threads = DaemonThreads("ledgerq-note")
+        threads = DaemonThreads("ledgerq-audit")
         self._reading = threads.submit(_read, self._location.folder / _NAME)
         threads.shutdown()
         try:
             return await asyncio.wrap_future(self._reading)
         except OSError as error:
-            raise StoreUnavailable(f"{self._url}: the note of its last audit can't be read: {error}") from error
+            raise StoreUnavailable(f"{self._url}: the record of its last audit can't be read: {error}") from error
 
 
-async def read_note(url: str) -> AuditNote | None:
-    """Read the note of the store at `url` once, as `NoteReader.read` does."""
-    return await NoteReader(url).read()
+async def read_recorded_audit(url: str) -> RecordedAudit | None:
+    """Read the last audit of the store at `url` once, as `RecordedAuditReader.read` does."""
+    return await RecordedAuditReader(url).read()
 
 
-async def write_note(url: str, note: AuditNote) -> None:
-    """Replace the note of the last audit. Raises `StoreUnavailable`; does nothing for a store in memory."""
+async def write_recorded_audit(url: str, recorded: RecordedAudit) -> None:
+    """Record an audit in the place of the one before. Raises `StoreUnavailable`; does nothing for a store in memory."""
     location: Location = parse_location(url)
     if location.is_memory:
         return
     if not location.is_file:
-        await Objects(location, limit_s=_LIMIT_S).put(_NAME, encode_note(note))
+        await Objects(location, limit_s=_LIMIT_S).put(_NAME, encode_recorded_audit(recorded))
         return
     try:
-        await asyncio.to_thread(_write, location.folder, encode_note(note))
+        await asyncio.to_thread(_write, location.folder, encode_recorded_audit(recorded))
     except OSError as error:
-        raise StoreUnavailable(f"{url}: the audit could not be noted: {error}") from error
+        raise StoreUnavailable(f"{url}: the audit could not be recorded: {error}") from error
 
 
 def _read(path: Path) -> bytes | None:
@@ -117,7 +124,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(folder: Path, value: bytes) -> None:
-    """Replace the note at once: a reader finds the old one or the new one, never a part."""
+    """Replace the file at once: a reader finds the old one or the new one, never a part."""
     with new_file(folder, f"{_NAME}.new") as (new, fd):
         os.pwrite(fd, value, 0)
         new.replace(folder / _NAME)
