@@ -62,6 +62,8 @@ _KINDS: Final = {
     ),
     "gc": _Kind(".boundary", 4 * _KIB, "remove it: it only records which files were removed as garbage"),
 }
+# Those without which the rows of others can still be read.
+_WITH_ROWS: Final = ("manifest/", "wal/", "compacted/")
 _ANCHOR: Final = "anchor"
 _MOST_SMALL_BYTES: Final = 64 * _KIB
 _SMALL: Final = {
@@ -92,7 +94,9 @@ def refuse_odd_files(location: Location, *, writing: bool) -> None:
     It blocks: call it in a thread.
     """
     for odd in find_odd_files(location.folder, writing=writing):
-        raise StoreUnavailable(f"{location.original} can't be used: {odd.name} {odd.what}; {odd.remedy}")
+        save = f"; or save what is there with: rebuild-projections {location.original} --into NEW --salvage"
+        more = save if odd.name.startswith(_WITH_ROWS) else ""
+        raise StoreUnavailable(f"{location.original} can't be used: {odd.name} {odd.what}; {odd.remedy}{more}")
 
 
 def find_odd_files(folder: Path, *, writing: bool) -> Iterator[OddFile]:

@@ -122,6 +122,8 @@ async def test_it_is_refused_for_reading_and_for_writing_by_name_and_with_what_t
         assert name in str(caught.value)
         assert what in str(caught.value)
         assert "; " in str(caught.value)
+        is_saved = f"save what is there with: rebuild-projections {store} --into NEW --salvage" in str(caught.value)
+        assert is_saved == (kind in ("manifest", "wal", "compacted"))
     assert {path.name for path in store.iterdir()} <= {
         *("manifest", "wal", "compacted", "compactions", "gc", "anchor"),
         *("synced", "writer", "writer.opening", "pipe"),
