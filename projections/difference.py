@@ -11,7 +11,7 @@ from ledgerq.projections.fold import Transition
 from ledgerq.projections.replay import fold_to
 from ledgerq.projections.stats import QueueCounters, QueueStats
 
-__all__ = ["Difference", "JobChange", "QueueChange", "difference"]
+__all__ = ["LogDifference", "JobChange", "QueueChange", "difference"]
 
 
 class JobChange(NamedTuple):
@@ -33,7 +33,7 @@ class QueueChange(NamedTuple):
     after: QueueStats
 
 
-class Difference(NamedTuple):
+class LogDifference(NamedTuple):
     """The changes by the events from `start` up to, not including, `stop`; jobs in order of their first event."""
 
     start: int
@@ -61,7 +61,7 @@ class _Touched:
             self.after, self.attempt_after = transition.after.state, transition.after.attempt
 
 
-async def difference(log: LogReader, start: int, stop: int, *, progress: Progress | None = None) -> Difference:
+async def difference(log: LogReader, start: int, stop: int, *, progress: Progress | None = None) -> LogDifference:
     """The changes by the events with `start <= offset < stop`. Memory goes with the jobs, as for any fold.
 
     Raises `InvalidArgument` for offsets that are not in the log or stand in the wrong order, `LogCorrupt` where a
@@ -92,7 +92,7 @@ async def difference(log: LogReader, start: int, stop: int, *, progress: Progres
         raise LogCorrupt(fold.next_offset, "a record batch is missing")
     after = sorted((queue, counters.view(queue)) for queue, counters in fold.counters.items())
     changes = [QueueChange(before.get(queue) or QueueCounters().view(queue), stats) for queue, stats in after]
-    return Difference(start, stop, [one for one in changes if one.before != one.after], list(_job_changes(touched)))
+    return LogDifference(start, stop, [one for one in changes if one.before != one.after], list(_job_changes(touched)))
 
 
 def _job_changes(touched: dict[bytes, _Touched]) -> Iterator[JobChange]:

@@ -19,7 +19,7 @@ from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.runtime.threads import DaemonThreads
 from ledgerq.eventlog.runtime.waits import to_the_end
 from ledgerq.eventlog.single_writer.holder import Holder, in_use, new_holder
-from ledgerq.eventlog.single_writer.lease import Lease, LeaseHold, ServiceClock, read_lease
+from ledgerq.eventlog.single_writer.lease import LeaseHold, ServiceClock, StoreLease, read_lease
 from ledgerq.eventlog.single_writer.lock import FileHold, Held, hold_folder, live_writer
 from ledgerq.eventlog.single_writer.older_writer import older_writer_left_s
 from ledgerq.eventlog.slate.objects import Objects
@@ -245,7 +245,7 @@ class _ObjectStore:
         found, left_s = await self._read()
         return _Busy(None if found is None else found.holder, left_s, is_opening=False) if left_s > 0 else None
 
-    async def _read(self) -> tuple[Lease | None, float]:
+    async def _read(self) -> tuple[StoreLease | None, float]:
         found = await read_lease(self._objects, self._clock)
         if found is not None:
             return found, found.left_s

@@ -29,7 +29,7 @@ from ledgerq.eventlog.single_writer.holder import HOLDER_NAME, Holder, decode_ho
 from ledgerq.eventlog.slate.objects import Objects, Version
 from ledgerq.eventlog.slate.options import DEFAULT_LEASE_S, MAX_LEASE_S
 
-__all__ = ["Lease", "LeaseHold", "ServiceClock", "read_lease"]
+__all__ = ["LeaseHold", "ServiceClock", "StoreLease", "read_lease"]
 
 _log = logger("store")
 # Services give the time of an object in whole seconds.
@@ -40,7 +40,7 @@ _LOOK_AROUND_S: Final = 0.25
 _THREAD: Final = "ledgerq-lease"
 
 
-class Lease(NamedTuple):
+class StoreLease(NamedTuple):
     """The content of the object `writer`: the writer, and for how many seconds yet (0: it has ended, or run out)."""
 
     holder: Holder | None
@@ -68,7 +68,7 @@ class ServiceClock:
         return self._ahead_s + stopwatch_s()
 
 
-async def read_lease(objects: Objects, clock: ServiceClock) -> Lease | None:
+async def read_lease(objects: Objects, clock: ServiceClock) -> StoreLease | None:
     """The lease of the store, or None when there never was one. Raises `StoreUnavailable`."""
     found = await objects.read(HOLDER_NAME)
     if found is None:
@@ -76,9 +76,9 @@ async def read_lease(objects: Objects, clock: ServiceClock) -> Lease | None:
     decoded = decode_holder(found.content)
     holder = decoded[0] if decoded is not None else None
     if _is_over(found):
-        return Lease(holder, 0.0, found)
+        return StoreLease(holder, 0.0, found)
     age_s = await clock.now_s() - (found.modified_ms or 0) / 1000
-    return Lease(holder, min(max(_length_s(found) + _ROUNDED_S - age_s, 0.0), MAX_LEASE_S + _ROUNDED_S), found)
+    return StoreLease(holder, min(max(_length_s(found) + _ROUNDED_S - age_s, 0.0), MAX_LEASE_S + _ROUNDED_S), found)
 
 
 class LeaseHold:

@@ -11,7 +11,7 @@ from json import dumps
 from typing import Final, Literal, NamedTuple
 
 __all__ = ["ALERTS", "MAX_FAILED_SHARE", "MAX_HANDLERS_FAILED_SHARE", "MAX_PENDING_AGE_S", "RECORDS", "Alert"]
-__all__ += ["DOCUMENTATION_URL", "MAX_AUDIT_AGE_S", "MAX_COMMIT_S", "Record", "alerts_file", "records_file"]
+__all__ += ["DOCUMENTATION_URL", "MAX_AUDIT_AGE_S", "MAX_COMMIT_S", "RecordingRule", "alerts_file", "records_file"]
 
 # Where the pages of docs/ are published; the same address stands in pyproject.toml and mkdocs.yml.
 DOCUMENTATION_URL: Final = "https://ledgerq.readthedocs.io/"
@@ -25,7 +25,7 @@ MAX_AUDIT_AGE_S: Final = 86_400
 Severity = Literal["critical", "warning", "info"]
 
 
-class Record(NamedTuple):
+class RecordingRule(NamedTuple):
     """A recording rule, computed once for all queries: level, metric and operations are in its name."""
 
     name: str
@@ -48,9 +48,9 @@ class Alert(NamedTuple):
         return f"{DOCUMENTATION_URL}operate/alerts/#{self.name.lower()}"
 
 
-def _quantile(measure: str, name: str, quantile: float) -> Record:
+def _quantile(measure: str, name: str, quantile: float) -> RecordingRule:
     expr = f"histogram_quantile({quantile}, rate({measure}_bucket[5m]))"
-    return Record(f"{name}:{measure}:p{round(100 * quantile)}_5m", expr)
+    return RecordingRule(f"{name}:{measure}:p{round(100 * quantile)}_5m", expr)
 
 
 def _kind(kind: str, window: str, function: str = "rate") -> str:
@@ -68,20 +68,20 @@ _PAUSED: Final = 'ledgerq_queue_paused{queue!="other"} == 1'
 _HANDLERS: Final = "ledgerq_worker_handler_seconds_count"
 
 RECORDS: Final = (
-    Record("queue_kind:ledgerq_transitions:rate5m", "rate(ledgerq_transitions_total[5m])"),
-    Record("queue:ledgerq_attempts:rate5m", "sum without (outcome) (rate(ledgerq_attempts_total[5m]))"),
-    Record(
+    RecordingRule("queue_kind:ledgerq_transitions:rate5m", "rate(ledgerq_transitions_total[5m])"),
+    RecordingRule("queue:ledgerq_attempts:rate5m", "sum without (outcome) (rate(ledgerq_attempts_total[5m]))"),
+    RecordingRule(
         "queue:ledgerq_attempts_failed:ratio_rate5m",
         'sum without (outcome) (rate(ledgerq_attempts_total{outcome!="acked"}[5m]))\n'
         "/ sum without (outcome) (rate(ledgerq_attempts_total[5m]))",
     ),
-    Record(
+    RecordingRule(
         "queue:ledgerq_worker_handlers_failed:ratio_rate5m",
         f'sum without (outcome) (rate({_HANDLERS}{{outcome=~"retry|dead|timeout|unknown"}}[5m]))\n'
         f'/ sum without (outcome) (rate({_HANDLERS}{{outcome!="released"}}[5m]))',
     ),
     # How long the backlog would last if nothing more came: +Inf while nothing is claimed.
-    Record("queue:ledgerq_backlog:seconds", f"{_PENDING} / ignoring (state, kind) {_kind('claimed', '5m')}"),
+    RecordingRule("queue:ledgerq_backlog:seconds", f"{_PENDING} / ignoring (state, kind) {_kind('claimed', '5m')}"),
     *(
         _quantile(f"ledgerq_job_{measure}_seconds", "queue", quantile)
         for measure in ("waiting", "running", "life")
@@ -293,7 +293,7 @@ def _expr(expr: str) -> list[str]:
     return ["expr: |-", *(f"  {line}" for line in expr.splitlines())]
 
 
-def _record(record: Record) -> list[str]:
+def _record(record: RecordingRule) -> list[str]:
     return [f"record: {record.name}", *_expr(record.expr)]
 
 
