@@ -1,6 +1,7 @@
 """The reports of audit and salvage at the command line on a store whose files are damaged."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -171,3 +172,24 @@ def test_a_salvage_never_writes_the_damaged_store(cli: Cli, folder: Path, tmp_pa
         3, "rebuild-projections", tmp_path / "none", "--into", tmp_path / "newer", "--salvage"
     )
     assert not (tmp_path / "newer").exists()
+
+
+def test_what_a_rollback_advises_works_where_the_store_cant_be_opened(cli: Cli, tmp_path: Path) -> None:
+    folder, crashed, new = tmp_path / "store", tmp_path / "crashed", tmp_path / "new"
+
+    async def fill() -> None:
+        async with Queue.open(str(folder)) as queue:
+            await queue.enqueue("mail", b"old")
+        async with Queue.open(str(folder)) as queue:
+            for number in range(5):
+                await queue.enqueue("mail", b"%d" % number)
+            shutil.copytree(folder, crashed)
+
+    asyncio.run(fill())
+    max(path for path in (crashed / "wal").iterdir() if path.stat().st_size).unlink()
+    message = cli.fails(1, "audit", crashed)
+    command = re.search(r"rebuild-projections (\S+) --into NEW --until (\d+)", message)
+    assert command is not None, message
+    assert command[1] == str(crashed)
+    cli.ok("rebuild-projections", command[1], "--into", new, "--until", command[2])
+    assert cli.ok("audit", new, "--deep")
