@@ -5,14 +5,12 @@ is a commit durable. Sorted files and manifests are synced behind it (`sync_behi
 what a manifest replaces that is on the disk with every sorted file that it names.
 
 A file whose sync failed once is never trusted by this process: the kernel may have dropped its data and reports the
-next sync as done. So the next process is told by the file `unsynced`, and writes such files anew before it builds on
-them. Everything here blocks, and runs in threads.
+next sync as done. Everything here blocks, and runs in threads.
 """
 
 import contextlib
 import errno
 import os
-import shutil
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,9 +31,6 @@ _TICK_MS: Final = 100  # more than between two times that a file system gives
 _NOTE: Final = "synced"
 _TRIES: Final = 10
 _NOTE_BYTES: Final = 100
-_UNSYNCED: Final = "unsynced"
-_MAX_UNSYNCED: Final = 1000
-_ALL: Final = "*"
 
 
 class FileSync:
@@ -75,13 +70,12 @@ class FileSync:
         for name in STORE_FOLDERS:
             (self._folder / name).mkdir(mode=0o700, exist_ok=True)
         self._heir = heir_of(self._folder)
-        self._write_anew()
         self._wal_fd = os.open(self._wal, os.O_RDONLY | os.O_DIRECTORY)
         ids = sorted(int(path.stem) for path in self._wal.glob("*.sst") if path.stem.isdigit())
         for wal_id in ids:
             if wal_id >= first_wal_id:
                 self._sync_wal_file(wal_id)
-        self._sync_wal_folder(wal_id for wal_id in ids if wal_id >= first_wal_id)
+        os.fsync(self._wal_fd)
         self.steps += 1
         self._next_wal_id = ids[-1] + 1 if ids else 1
         if manifest_id:
@@ -90,8 +84,6 @@ class FileSync:
         self.sync_behind()
         if self._failed:
             raise OSError(f"{min(self._failed)} could not be synced")
-        with contextlib.suppress(FileNotFoundError):
-            (self._folder / _UNSYNCED).unlink()
         sync_path(self._folder)
         self.steps += 1
         # A parent that this user may pass through but not read is not one in which the folder was just made.
@@ -109,7 +101,7 @@ class FileSync:
                 while self._sync_wal_file(self._next_wal_id):
                     self._next_wal_id += 1
                 if self._next_wal_id != first:
-                    self._sync_wal_folder(range(first, self._next_wal_id))
+                    os.fsync(self._wal_fd)
             self.anchor.write(anchor)
 
     def sync_behind(self) -> None:
@@ -174,7 +166,7 @@ class FileSync:
         if self._try_sync(f"{kind}/", self._folder / kind):
             self._synced[kind] |= good
         else:
-            self._give_up(f"{kind}/{name}" for name in good)
+            self._failed |= {f"{kind}/{name}" for name in good}
 
     def _try_sync(self, name: str, path: Path) -> bool:
         try:
@@ -183,48 +175,12 @@ class FileSync:
                 with contextlib.suppress(FileNotFoundError):
                     os.chown(path, *self._heir, follow_symlinks=False)
         except OSError as error:
-            self._give_up([name])
+            self._failed.add(name)
             what = "%s/%s could not be synced (%s): nothing that it replaces will be removed; check the disk"
             _log.error(what, self._folder, name, error, extra=about("sync_failed"))
             return False
         self.steps += 1
         return True
-
-    def _give_up(self, names: Iterable[str]) -> None:
-        """Trust these files no more, and tell the next process, as far as this disk still takes anything."""
-        self._failed |= set(names)
-        found = self._failed if len(self._failed) <= _MAX_UNSYNCED else [_ALL]
-        with contextlib.suppress(OSError):
-            write_small(self._folder / _UNSYNCED, "".join(f"{name}\n" for name in sorted(found)).encode())
-
-    def _write_anew(self) -> None:
-        """Write the files anew whose sync failed in an earlier process: a second sync of them would prove nothing."""
-        try:
-            names = (self._folder / _UNSYNCED).read_text("utf-8", "replace").split("\n")
-        except FileNotFoundError:
-            return
-        if _ALL in names:
-            names = [
-                str(path.relative_to(self._folder))
-                for kind in STORE_FOLDERS
-                for path in (self._folder / kind).iterdir()
-            ]
-        beside = self._folder / f"{_UNSYNCED}.new"
-        for name in names:
-            kind, _, rest = name.partition("/")
-            path = self._folder / kind / rest
-            if kind in STORE_FOLDERS and rest and "/" not in rest and path.is_file() and not path.is_symlink():
-                with path.open("rb") as old, beside.open("wb") as new:
-                    shutil.copyfileobj(old, new)
-                    new.flush()
-                    os.fsync(new.fileno())
-                beside.chmod(0o600)
-                beside.replace(path)
-                sync_path(path.parent)
-                self.steps += 1
-                _log.warning(
-                    "%s: %s was written anew, since its sync failed", self._folder, name, extra=about("written_anew")
-                )
 
     def _sync_wal_file(self, wal_id: int) -> bool:
         try:
@@ -235,21 +191,10 @@ class FileSync:
             os.fsync(fd)
             if self._heir is not None:
                 os.fchown(fd, *self._heir)
-        except OSError:
-            self._give_up([_wal_name(wal_id)])
-            raise
         finally:
             os.close(fd)
         self.steps += 1
         return True
-
-    def _sync_wal_folder(self, new: Iterable[int]) -> None:
-        """Sync the names of the log files with these numbers."""
-        try:
-            os.fsync(self._wal_fd)
-        except OSError:
-            self._give_up(map(_wal_name, new))
-            raise
 
 
 def recorded_manifest(folder: Path) -> int:
@@ -267,10 +212,6 @@ def recorded_manifest(folder: Path) -> int:
     except (OSError, ValueError):
         return 0
     return int(number) if found else 0
-
-
-def _wal_name(wal_id: int) -> str:
-    return f"wal/{wal_id:020d}.sst"
 
 
 def _number(name: str) -> int:

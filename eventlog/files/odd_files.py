@@ -69,8 +69,6 @@ _MOST_SMALL_BYTES: Final = 64 * _KIB
 _SMALL: Final = {
     _ANCHOR: f"{_RESTORE}, or remove it, and the next writer makes a new one",
     "synced": "remove it: it only records what is known to be on the disk",
-    "unsynced": "move it away, and copy the store with rebuild-projections URL --into NEW: some files may be unsynced",
-    "unsynced.new": "remove it: it is what a writer that was killed left",
     "synced.new": "remove it: it is what a writer that was killed left",
 }
 _TYPES: Final = (
