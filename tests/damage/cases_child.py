@@ -73,7 +73,7 @@ def clock() -> ManualClock:
     return ManualClock(END_MS)
 
 
-async def look(folder: Path) -> Audited:
+async def audit_of(folder: Path) -> Audited:
     """Audit a store, and read all that is in it."""
     try:
         reader = await open_reader(folder.as_uri(), pinned=True)
@@ -107,9 +107,9 @@ async def reopen(folder: Path) -> tuple[Rows | LedgerError, LedgerError | None]:
 async def expected_of(root: Path, store: str, scratch: Path) -> Expected:
     """The expected rows of every copy of this store."""
     folder = harmed_copy(root, None, scratch / f"expected-{store}", store=store)
-    before = await look(folder)
+    before = await audit_of(folder)
     opened, _ = await reopen(folder)
-    after = await look(folder)
+    after = await audit_of(folder)
     assert before.clean, before
     assert after.clean, after
     assert isinstance(before.rows, dict)
@@ -201,7 +201,7 @@ class Trial:
         return f"{type(error).__name__}: {text}"
 
     async def _audit(self, folder: Path) -> str:
-        audited = await look(folder)
+        audited = await audit_of(folder)
         if isinstance(audited.report, LedgerError):
             return self._name(audited.report)
         if not audited.report.clean:
@@ -230,7 +230,7 @@ class Trial:
         assert isinstance(rows, dict)
         if self._case.is_newest_byte and rows == self._expected.opened:
             return "right"
-        audited = await look(folder)
+        audited = await audit_of(folder)
         if (folder / "set-aside").is_dir():
             return self._healed_well(audited)
         if audited.clean:
@@ -314,7 +314,7 @@ class Trial:
     async def _check(self, folder: Path, end: int, until: int | None) -> str:
         """Check that the rebuilt rows follow from the log as far as it was kept, which is all of it without a cut."""
         wanted = self._expected
-        audited = await look(folder)
+        audited = await audit_of(folder)
         if isinstance(audited.report, LedgerError):
             # Indexes and log are right, and something else, a payload for instance, can't be read.
             raise audited.report

@@ -38,7 +38,7 @@ WHO: Who = {"actor": "ann", "reason": "damage"}
 
 
 async def check_salvage(folder: Path, case: Any, root: Path, wanted: Rows) -> tuple[str, str]:
-    """Salvage a store in memory and check the result; returns the case's outcome, and what was said."""
+    """Salvage a store in memory and check the result; returns the case's outcome, and the report's text."""
     disk = MemoryDisk()
     now_ms = decode_head(wanted[keys.HEAD_KEY]).time_ms
     async with damaged_store(parse_location(str(folder))) as damaged:

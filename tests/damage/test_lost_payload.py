@@ -103,7 +103,7 @@ async def test_a_worker_goes_on_behind_a_damaged_block(folder: Path, caplog: pyt
 
 @pytest.mark.parametrize("kind", ["index", "filter"])
 async def test_damage_that_hides_a_whole_file_kills_no_job(folder: Path, kind: str) -> None:
-    """What a salvage can still bring back is not lost, so no dead letter may say so."""
+    """A payload that a salvage can still bring back is not lost, so its job is no dead letter."""
     damage(folder, kind)
     with pytest.raises(LogPoisoned, match=r"rebuild-projections .*/store --into NEW --salvage"):
         async with Queue.open(str(folder)) as queue:

@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command of a console block, the exit code that it must have, and lines that it must say."""
+    """A command of a console block, the exit code that it must have, and the lines that it must print."""
 
     line: int
     text: str
@@ -150,7 +150,7 @@ def write_scripts(folder: Path) -> None:
 
 
 def run_console(block: Block, folder: Path, bin_folder: Path) -> None:
-    """Run the commands of a block; AssertionError names the one that did not do what the page says."""
+    """Run the commands of a block; AssertionError names the one that did not do what the page shows."""
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
     plain = {"NO_COLOR": "1", "COLUMNS": "120", "TZ": "UTC", "PYTHONPATH": str(ROOT)}
     env = os.environ | plain | {"PATH": path}

@@ -1,4 +1,4 @@
-"""The runner of the pages' blocks itself: it must notice an example that does not do what its page says."""
+"""The runner of the pages' blocks itself: it must notice an example that does not do what its page shows."""
 
 from pathlib import Path
 

@@ -209,7 +209,7 @@ class Model:
         return "claimed"
 
     def _keep(self, offset: int, sweep_at_ms: int) -> None:
-        """Finished jobs are kept as long as the options say, from the moment of the decision."""
+        """Finished jobs are kept for the time in the options, from the moment of the decision."""
         latest_ms = self._wall_ms() + self._keep_ms
         if self._is_timed and not self.clock_went_back and not self.time_ms + self._keep_ms <= sweep_at_ms <= latest_ms:
             raise Violation("kept", f"finished at {offset}, {self.time_ms}, and to be swept at {sweep_at_ms}")

@@ -53,7 +53,7 @@ class Prometheus:
         self._log = log
 
     def api(self, path: str, **parameters: str) -> Any:
-        """What the API answers, without its envelope; an error fails the test with what Prometheus says of it."""
+        """The API's answer without its envelope; an error fails the test with Prometheus's own message."""
         asked = urllib.parse.urlencode({name.replace("match", "match[]"): text for name, text in parameters.items()})
         try:
             with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{asked}", timeout=LIMIT_S) as answer:

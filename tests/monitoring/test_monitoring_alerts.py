@@ -253,7 +253,7 @@ OF_A_STORE = frozenset({"log", "store"})
 
 
 def is_of_a_store(alert: Alert) -> bool:
-    """Whether it looks only at what a worker and an exporter both tell of a store. How old that is concerns each."""
+    """Whether it looks only at facts that a worker and an exporter both report. How old they are concerns each."""
     expr = alert.expr
     for record in RECORDS:
         expr = expr.replace(record.name, record.expr)
@@ -289,7 +289,7 @@ def test_two_stores_fire_an_alert_each(files: Path) -> None:
 
 
 def test_a_case_can_fail(files: Path) -> None:
-    """Whatever is expected wrongly is found: that an alert fires, that it does not, and what it says."""
+    """A wrong expectation is found: that an alert fires, that it does not, and its text."""
     fires, quiet = (next(case for case in CASES if (case.labels is None) == is_quiet) for is_quiet in (False, True))
     for wrong in (
         fires._replace(labels=None),

@@ -259,7 +259,7 @@ async def explore(
 
 
 def main() -> int:
-    """Explore as told on the command line."""
+    """The command line: explore."""
     parser = argparse.ArgumentParser(description="power cuts at any moment of recorded work on a file store")
     parser.add_argument("--states", type=int, default=200, help="of each model")
     parser.add_argument("--model", action="append", choices=MODELS)

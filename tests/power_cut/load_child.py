@@ -67,7 +67,7 @@ def mark(folder: Path, text: str) -> None:
 
 
 def rebuild_command(url: str, *more: str) -> tuple[int, str]:
-    """`rebuild-projections` as people run it: its exit code, and what it said on stderr."""
+    """`rebuild-projections` as people run it: its exit code and its stderr."""
     said = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         code = run(["rebuild-projections", url, *more, "--actor", "ann", "--reason", "a test"])

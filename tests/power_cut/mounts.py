@@ -70,7 +70,7 @@ class Mount:
             os.close(fd)
 
     def detach(self) -> None:
-        """Unmount it; nobody may use it any more."""
+        """Unmount it; no process may use it any more."""
         _run("umount", str(self.folder))
 
     def drop(self) -> None:

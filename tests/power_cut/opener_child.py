@@ -111,7 +111,7 @@ class Trial:
         return any(job_id_bytes(job_id) not in everything for job_id in self._facts.enqueued)
 
     def _rebuild(self) -> None:
-        """Finish what was begun, as people are told to."""
+        """Finish what was begun, as the error message advises."""
         if self._state.phase == "rebuild":
             code, said = rebuild_command(self._url, "--take-over")
         elif self._state.phase == "copy":

@@ -135,7 +135,7 @@ class Cuts:
         self.failed: list[tuple[str, str, str]] = []
 
     def lines(self) -> list[str]:
-        """A table, and what was said."""
+        """A table, and the messages."""
         rows = ["| file system, cut in | cuts | failed |", "|---|---|---|"]
         for (kind, life), count in sorted(self.cuts.items()):
             failed = sum(failure[:2] == (kind, life) for failure in self.failed)
@@ -180,7 +180,7 @@ async def _series(forks: Zygote, kind: str, most: int, rng: random.Random, plan:
 
 
 def into_own_namespace() -> None:
-    """Run this program anew where its mounts are its own, and end with whoever started it."""
+    """Run this program anew where its mounts are its own, and end with the process that started it."""
     if os.geteuid() != 0 or _INSIDE in os.environ or not all(map(shutil.which, ("unshare", "setpriv"))):
         return
     own = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private")
@@ -189,7 +189,7 @@ def into_own_namespace() -> None:
 
 
 def main() -> int:
-    """Cut as told on the command line."""
+    """The command line: cut."""
     parser = argparse.ArgumentParser(description="power cuts for real, on file systems in image files")
     parser.add_argument("--cuts", type=int, default=100)
     parser.add_argument("--fs", action="append", choices=FILE_SYSTEMS, help="both by default, where they can be had")

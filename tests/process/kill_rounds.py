@@ -225,7 +225,7 @@ async def fenced(series: Series) -> None:
 
 
 async def stopped(series: Series) -> None:
-    """Not at all: it is stopped under load, taken over, and continued; it must end by itself, having told no lie."""
+    """A round without a kill: the process is stopped under load, taken over, continued, and must end by itself."""
     first = await series.fork("fenced", busy_files=False)
     await series.reported(first)
     first.signal(signal.SIGSTOP)

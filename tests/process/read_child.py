@@ -33,7 +33,7 @@ async def prove_once(url: str) -> int:
 
 
 async def main(url: str, rounds: int) -> None:
-    """Prove it `rounds` times; a view that says it is not the present one any more is opened again."""
+    """Prove it `rounds` times; a view that is not the present one any more is opened again."""
     for _ in range(rounds):
         for _ in range(TRIES):
             try:

@@ -29,7 +29,7 @@ each_signal = pytest.mark.parametrize("number", sampled(SIGNALS), ids=lambda num
 
 
 class Child:
-    """A worker's process, and what it said."""
+    """A worker's process and its output."""
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
         self.process = process
@@ -37,7 +37,7 @@ class Child:
         self._folder = folder
 
     async def until(self, line: str) -> None:
-        """Read until it says that."""
+        """Read until it prints that."""
         assert self.process.stdout is not None
         async with asyncio.timeout(LIMIT_S):
             while line not in self.said:

@@ -46,7 +46,7 @@ class Stopped:
         return line
 
     async def all_says(self) -> list[str]:
-        """All that it has said by its end, which must come by itself."""
+        """Its whole output by its end, which must come by itself."""
         assert self._process.stdout is not None
         async with asyncio.timeout(LIMIT_S):
             self.lines += (await self._process.stdout.read()).decode().splitlines()

@@ -35,7 +35,7 @@ class Child:
         self.process = process
 
     async def says(self, *lines: str) -> None:
-        """Read on until it has said all of this."""
+        """Read on until it has printed all of this."""
         assert self.process.stdout is not None
         missing = set(lines)
         async with asyncio.timeout(LIMIT_S):
@@ -45,7 +45,7 @@ class Child:
                 missing.discard(said.strip())
 
     async def rest(self) -> tuple[str, str]:
-        """What else it said until its end, and its complaints."""
+        """The rest of its output, and its stderr."""
         async with asyncio.timeout(LIMIT_S):
             out, err = await self.process.communicate()
         return out.decode(), err.decode()

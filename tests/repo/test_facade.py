@@ -1,4 +1,4 @@
-"""`import ledgerq`: a help that can be read, and each public name wherever somebody looks for it."""
+"""`import ledgerq`: a help that can be read, and each public name in every place where it is looked for."""
 
 import ast
 import pydoc

@@ -31,7 +31,7 @@ class MixedLoad:
         self._tasks = [asyncio.create_task(run) for run in [*work, load.operate()]]
 
     async def report(self, more_bytes: int, limit_s: float) -> None:
-        """Wait until so many bytes more of facts are there; nobody may have met an error until then."""
+        """Wait until so many bytes more of facts are there; no process may have met an error until then."""
         wanted_bytes = self._facts.size_bytes + more_bytes
         async with asyncio.timeout(limit_s):
             while self._facts.size_bytes < wanted_bytes:

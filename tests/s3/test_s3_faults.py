@@ -164,7 +164,7 @@ async def test_conflicts_elsewhere_are_passed_over(
 
 
 def in_turn(*plans: Plan) -> Plan:
-    """What the first of them says that says something."""
+    """The first of their messages that is not empty."""
     return lambda request: next((fault for plan in plans if (fault := plan(request)) is not None), None)
 
 
@@ -174,7 +174,7 @@ def in_turn(*plans: Plan) -> Plan:
 async def test_opening_and_closing_at_random(
     seed: int, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An opening succeeds, or says in time that the store is unavailable: never that another writer is there."""
+    """An opening succeeds, or ends in time with `StoreUnavailable`: never with another writer as the cause."""
     url = f"s3://{bucket}/jobs"
     reported: list[str] = []
     refused: list[StoreUnavailable] = []

@@ -267,7 +267,7 @@ def newest_first(patch: Patch) -> None:
 
 
 def hints_lead(patch: Patch) -> None:
-    """The hint says that a whole priority has been worked off."""
+    """The hint leaves out a whole priority."""
     real = ready_window.ReadyWindow.position_after
     patch.setattr(ready_window.ReadyWindow, "position_after", lambda self: (real(self)[0] + 1, 0))
 

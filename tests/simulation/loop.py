@@ -99,7 +99,7 @@ def _owned_task(
     coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
     **options: Any,
 ) -> "asyncio.Task[Any]":
-    """Create a task and remember it under whoever creates it."""
+    """Create a task and remember it under the task that creates it."""
     assert isinstance(loop, SimLoop)
     task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **options)
     context = options.get("context")

@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
 
 class Conductor:
-    """The conductor of one run. `say` is called with each line."""
+    """The conductor of one run. `say` is called with each line of output."""
 
     def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
         self.reasons: list[str] = []

@@ -24,7 +24,7 @@ _TIMES = st.integers(-(2**63), 2**63 - 1)
 
 @pytest.fixture
 async def db(tmp_path: Path) -> Db:
-    """A database of SlateDB's own, which flushes only when it is told to."""
+    """A database of SlateDB's own, which flushes only when asked."""
     settings = Settings.default()
     settings.set("flush_interval", "null")
     builder = DbBuilder(str(tmp_path / "db").strip("/"), ObjectStore.resolve("file:///"))

@@ -1,4 +1,4 @@
-"""Damage to SlateDB's own files, of which it would wait for ever or say nothing that helps: named before it opens."""
+"""Damage to SlateDB's own files, at which it would wait for ever or fail unclearly: named before it opens."""
 
 import asyncio
 import errno
@@ -81,7 +81,7 @@ def exchange(folder: Path) -> Path:
 
 
 async def refused(folder: Path, name: str, *, writing: bool = False) -> str:
-    """Opening it for reading, or also for writing, names the file at once; gives what is said."""
+    """Opening it for reading, or also for writing, names the file at once; gives the message."""
     async with asyncio.timeout(LIMIT_S):
         with pytest.raises(LogPoisoned, match=name) as caught:
             await open_reader(folder.as_uri(), pinned=True)

@@ -76,7 +76,7 @@ class Filler:
                 await asyncio.sleep(0.025)
 
     def make_room(self) -> None:
-        """Somebody frees some space."""
+        """Space becomes free."""
         self._ballast.unlink()
 
     async def stop(self) -> None:
@@ -161,7 +161,7 @@ async def test_a_read_only_disk_can_be_read_and_not_written(
 
 
 def as_nobody(scratch: Path, *commands: list[str]) -> list[str]:
-    """What each of these commands says, or what it complains about, on its last line."""
+    """The last line of each command's output or error."""
     scratch.mkdir()
     words = [word for command in commands for word in (*command, "--then")][:-1]
     done = subprocess.run(
@@ -197,7 +197,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 @as_root
 def test_what_somebody_may_not_do_is_said_at_once(place: Path) -> None:
     def store(name: str, *others: str, mode: int = 0o755) -> str:
-        """A copy of the store that nobody owns, but for these parts of it."""
+        """A copy of the store that belongs to the user nobody, but for these parts of it."""
         subprocess.run(["cp", "-a", str(place / "store"), str(place / name)], check=True)
         subprocess.run(["chmod", "-R", "a+rX", str(place / name)], check=True)
         if name != "roots" and name != "closed":

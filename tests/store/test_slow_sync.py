@@ -27,7 +27,7 @@ LIMIT_S = 60
 
 
 class SlowDisk:
-    """A disk each of whose syncs takes `sync_s`, as far as the running event loop can tell."""
+    """A disk each of whose syncs takes `sync_s`, by the running event loop's clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, sync_s: float, also: Callable[[], None] = lambda: None) -> None:
         self.syncs = 0

@@ -1,4 +1,4 @@
-"""Command lines as somebody without rights, run from a process of root's, whom no mode keeps out of anything.
+"""Command lines as a user without rights, run from a process of root's, whom no mode keeps out of anything.
 
     python tests/store/without_rights_child.py SCRATCH COMMAND [--then COMMAND]...
 
@@ -17,7 +17,7 @@ NOBODY = 65534
 
 
 def said(command: list[str]) -> str:
-    """Run it; its exit code and the last line that it said."""
+    """Run it; its exit code and the last line of its output."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = run(command)

@@ -36,13 +36,13 @@ class Writer:
         return found
 
     async def line(self) -> str:
-        """What it says next; "" when it has ended."""
+        """Its next line; "" when it has ended."""
         assert self._process.stdout is not None
         async with asyncio.timeout(LIMIT_S):
             return (await self._process.stdout.readline()).decode().strip()
 
     async def ask(self, command: str) -> str:
-        """Tell it to do something; gives its answer."""
+        """Send it a command; gives its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\n".encode())
         return await self.line()
@@ -61,7 +61,7 @@ class Writer:
 
 @asynccontextmanager
 async def writers(url: str, *words: str, count: int) -> AsyncIterator[list[Writer]]:
-    """So many processes, started at the same moment, when each has said how its opening went; killed in the end."""
+    """So many processes, started at the same moment, when each has reported its opening; killed in the end."""
     command = [sys.executable, str(ROOT / "tests/store/writer_child.py"), url, *words]
     pipe, environment = asyncio.subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
     found = [

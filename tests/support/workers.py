@@ -42,7 +42,7 @@ class Stage:
 
 
 class ThreadStage:
-    """A plain handler, for a thread: tells the loop when it has begun, and waits for its cue."""
+    """A plain handler, for a thread: it wakes the loop when it has begun, and waits for its cue."""
 
     def __init__(self) -> None:
         self.started: list[bytes] = []

@@ -58,7 +58,7 @@ def _kind(kind: str, window: str, function: str = "rate") -> str:
 
 
 def _once(expr: str) -> str:
-    """What is true of a store, whichever processes tell it: one series for all of them."""
+    """A fact about a store, from all processes that report it: one series for all of them."""
     return "\n".join(["max without (job, instance) (", *(f"  {line}" for line in expr.splitlines()), ")"])
 
 

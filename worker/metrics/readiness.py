@@ -43,7 +43,7 @@ class StoreProbe:
         self._limit_s = limit_s
         self._valid_s = valid_s
         self._threads = DaemonThreads("ledgerq-probe")
-        self._look = look or self._usual(store)
+        self._check = look or self._usual(store)
         self._looking: asyncio.Task[None] | None = None
         self._began_s = 0.0
         self._seen_s: float | None = None
@@ -70,7 +70,7 @@ class StoreProbe:
 
     async def _find_out(self) -> None:
         try:
-            await self._look()
+            await self._check()
             self._reason = None
         except Exception as error:
             # Whatever it is, the store does not answer as it should.

@@ -131,7 +131,7 @@ class Sender:
         return headers if carrying is None else carrying
 
     async def carry_all(self, jobs: Sequence[bytes | NewJob], carrier: dict[str, str]) -> list[bytes | NewJob]:
-        """The jobs with the context of the span in their headers; what is wrong with them is not for here to say.
+        """The jobs with the context of the span in their headers; wrong jobs are left as they are and refused later.
 
         A few at a time: many would hold the event loop for a tenth of a second.
         """

@@ -26,7 +26,7 @@ def ledger(pristine: Ledger) -> Ledger:
     return pristine._replace(disk=copy_of(pristine.disk))
 
 
-async def look(disk: MemoryDisk, **arguments: object) -> AuditReport:
+async def audited(disk: MemoryDisk, **arguments: object) -> AuditReport:
     """Audit what is durable; nothing of it may change."""
     before = dict(disk.rows)
     report = await audit(MemoryReader(disk), clock=ManualClock(), **arguments)  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def changes(before: MemoryDisk, after: MemoryDisk) -> dict[bytes, tuple[bool, bo
 
 
 async def test_a_clean_ledger_is_clean(ledger: Ledger) -> None:
-    report = await look(ledger.disk, deep=True, projections=with_projections())
+    report = await audited(ledger.disk, deep=True, projections=with_projections())
     assert report.clean
     assert report.differences == []
     assert (report.jobs, report.payloads) == (15, 15)
@@ -55,7 +55,7 @@ async def test_a_clean_ledger_is_clean(ledger: Ledger) -> None:
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 async def test_each_kind_of_damage_is_found_row_by_row(pristine: Ledger, ledger: Ledger, damage: Damage) -> None:
     damage.do(ledger)
-    report = await look(ledger.disk)
+    report = await audited(ledger.disk)
     wanted = changes(pristine.disk, ledger.disk)
     assert wanted
     found = {d.raw_key: (d.expected is not None, d.found is not None) for d in report.differences}
@@ -77,7 +77,7 @@ def one(report: AuditReport) -> Difference:
 
 async def test_a_difference_is_told_in_words(ledger: Ledger) -> None:
     del ledger.disk.rows[next(iter(rows_in(ledger.disk, pending_prefix("mail"))))]
-    difference = one(await look(ledger.disk))
+    difference = one(await audited(ledger.disk))
     assert difference.range_name == "pending"
     assert difference.key.startswith("queue 'mail', priority 0, offset ")
     assert (difference.expected or "").startswith("job 01")
@@ -86,7 +86,7 @@ async def test_a_difference_is_told_in_words(ledger: Ledger) -> None:
 
 async def test_a_unique_key_in_other_hands_shows_both_jobs(ledger: Ledger) -> None:
     ledger.disk.rows[unique_key("mail", b"k")] = ledger.jobs["other unique"]
-    difference = one(await look(ledger.disk))
+    difference = one(await audited(ledger.disk))
     assert (difference.range_name, difference.key) == ("unique", "queue 'mail', unique key b'k'")
     assert difference.expected != difference.found
     assert (difference.expected or "").startswith("job 01")
@@ -95,7 +95,7 @@ async def test_a_unique_key_in_other_hands_shows_both_jobs(ledger: Ledger) -> No
 
 async def test_an_unreadable_key_is_shown_in_hexadecimal_digits(ledger: Ledger) -> None:
     ledger.disk.rows[b"i/pending/\xff\xfe"] = b"?"
-    difference = one(await look(ledger.disk))
+    difference = one(await audited(ledger.disk))
     assert (difference.range_name, difference.key) == ("pending", "unreadable key fffe")
     assert difference.expected is None
 
@@ -107,9 +107,9 @@ async def test_a_hint_that_leads_is_found_and_one_that_lags_is_not(ledger: Ledge
     hint = keys.hint_key("mail")
     first = next(iter(rows_in(ledger.disk, pending_prefix("mail"))))[-12:]
     ledger.disk.rows[hint] = first
-    assert (await look(ledger.disk)).clean, "it may point to the first pending job"
+    assert (await audited(ledger.disk)).clean, "it may point to the first pending job"
     ledger.disk.rows[hint] = first[:-1] + bytes((first[-1] + 1,))
-    difference = one(await look(ledger.disk))
+    difference = one(await audited(ledger.disk))
     assert (difference.range_name, difference.key, difference.expected) == ("hint", "queue 'mail'", None)
     assert difference.found == ledger.disk.rows[hint].hex()
 
@@ -117,22 +117,22 @@ async def test_a_hint_that_leads_is_found_and_one_that_lags_is_not(ledger: Ledge
 @pytest.mark.parametrize("value", [b"", b"x", bytes(11), bytes(13)])
 async def test_a_malformed_hint_is_found(ledger: Ledger, value: bytes) -> None:
     ledger.disk.rows[keys.hint_key("other")] = value
-    assert one(await look(ledger.disk)).range_name == "hint"
+    assert one(await audited(ledger.disk)).range_name == "hint"
 
 
 async def test_a_hint_of_a_queue_whose_name_cant_be_read_is_found(ledger: Ledger) -> None:
     ledger.disk.rows[keys.HINT_PREFIX + b"\xff"] = bytes(12)
-    assert one(await look(ledger.disk)).range_name == "hint"
+    assert one(await audited(ledger.disk)).range_name == "hint"
 
 
 async def test_a_hint_for_a_queue_without_pending_jobs_is_no_damage(ledger: Ledger) -> None:
     ledger.disk.rows[keys.hint_key("quick")] = b"\xff" * 12
-    assert (await look(ledger.disk)).clean
+    assert (await audited(ledger.disk)).clean
 
 
 async def test_the_marker_of_an_interrupted_rebuild_is_found(ledger: Ledger) -> None:
     ledger.disk.rows[keys.REBUILD_KEY] = b"\x91\xc0"
-    difference = one(await look(ledger.disk))
+    difference = one(await audited(ledger.disk))
     assert (difference.range_name, difference.key) == ("meta", "m/rebuild")
     assert "rebuild-projections" in (difference.found or "")
 
@@ -152,8 +152,8 @@ async def test_the_rows_of_a_users_projection_are_compared_when_it_is_given(ledg
             count = len(rows_in(ledger.disk, prefix))
             for key in rows_in(ledger.disk, prefix):
                 del rows[key]
-    assert (await look(ledger.disk)).clean, "nobody said what should be there"
-    report = await look(ledger.disk, projections=with_projections())
+    assert (await audited(ledger.disk)).clean, "nobody said what should be there"
+    report = await audited(ledger.disk, projections=with_projections())
     assert report.difference_count == count
     assert {difference.range_name for difference in report.differences} == {"projection kinds"}
 
@@ -164,7 +164,7 @@ async def test_a_users_projection_whose_offset_is_wrong_is_found(ledger: Ledger,
         del ledger.disk.rows[keys.projection_key("kinds")]
     else:
         ledger.disk.rows[keys.projection_key("kinds")] = offset.to_bytes(8)
-    difference = one(await look(ledger.disk, projections=with_projections()))
+    difference = one(await audited(ledger.disk, projections=with_projections()))
     assert (difference.range_name, difference.key) == ("projection kinds", "the offset that it has applied")
     assert difference.expected == str(ledger.disk.anchor and ledger.disk.anchor.next_offset)
     assert difference.found == (None if offset is None else str(offset))
@@ -210,8 +210,8 @@ async def test_payloads_are_compared_on_request(
     pristine: Ledger, ledger: Ledger, change: Callable[[Ledger], None], expected: bool, found: bool
 ) -> None:
     change(ledger)
-    assert (await look(ledger.disk)).clean
-    difference = one(await look(ledger.disk, deep=True))
+    assert (await audited(ledger.disk)).clean
+    difference = one(await audited(ledger.disk, deep=True))
     assert difference.range_name == "payload"
     assert ("job 01" in difference.key) == expected
     assert (difference.expected is not None, difference.found is not None) == (expected, found)
@@ -226,7 +226,7 @@ async def test_differences_are_kept_up_to_a_bound_and_counted_beyond_it(ledger: 
     assert audit_module._MAX_DIFFERENCES == 1000
     for offset in range(1234):
         ledger.disk.rows[pending_key("mail", 0, 10_000 + offset)] = bytes(16)
-    report = await look(ledger.disk)
+    report = await audited(ledger.disk)
     assert len(report.differences) == 1000
     assert report.difference_count == 1234
 
@@ -238,7 +238,7 @@ async def test_what_should_be_there_is_known_however_many_rows_are_wrong(
 ) -> None:
     monkeypatch.setattr(compare_module, "_HELD_BACK_ROWS", held_back)
     damage.do(ledger)
-    report = await look(ledger.disk)
+    report = await audited(ledger.disk)
     found = {d.raw_key: (d.expected is not None, d.found is not None) for d in report.differences}
     assert found == changes(pristine.disk, ledger.disk)
     assert report.difference_count == len(found)
@@ -248,26 +248,26 @@ async def test_a_log_that_does_not_verify_is_refused_with_its_offset(ledger: Led
     base = [key for key, value in rows_in(ledger.disk, keys.LOG_PREFIX).items() if b"mail" in value][1]
     ledger.disk.rows[base] = ledger.disk.rows[base].replace(b"mail", b"male")
     with pytest.raises(LogCorrupt) as caught:
-        await look(ledger.disk)
+        await audited(ledger.disk)
     assert caught.value.offset == keys.offset_of(base)
 
 
 async def test_a_store_of_nothing_is_refused(ledger: Ledger) -> None:
     with pytest.raises(StoreNotFound):
-        await look(MemoryDisk())
+        await audited(MemoryDisk())
     ledger.disk.rows[keys.FORMAT_KEY] = b"99"
     with pytest.raises(FormatTooNew):
-        await look(ledger.disk)
+        await audited(ledger.disk)
 
 
 async def test_progress_is_told_up_to_the_end(ledger: Ledger) -> None:
     told: list[tuple[int, int]] = []
-    report = await look(ledger.disk, progress=lambda at, end: told.append((at, end)))
+    report = await audited(ledger.disk, progress=lambda at, end: told.append((at, end)))
     assert told == sorted(told)
     assert told[-1] == (report.verified.events, report.verified.events)
 
 
 async def test_a_stats_row_of_a_queue_that_never_was_is_found(ledger: Ledger) -> None:
     ledger.disk.rows[stats_key("nowhere")] = ledger.disk.rows[stats_key("mail")]
-    difference = one(await look(ledger.disk))
+    difference = one(await audited(ledger.disk))
     assert (difference.range_name, difference.key, difference.expected) == ("stats", "queue 'nowhere'", None)

@@ -24,7 +24,7 @@ from tests.support.rig import Rig
 TRIES = 50
 
 
-async def look(disk: MemoryDisk, anchor: Anchor | None = None, *, pinned: bool = False) -> AuditReport:
+async def audited(disk: MemoryDisk, anchor: Anchor | None = None, *, pinned: bool = False) -> AuditReport:
     """Audit what is durable."""
     return await audit(MemoryReader(disk, pinned=pinned), clock=ManualClock(), anchor=anchor)
 
@@ -43,7 +43,7 @@ async def grown() -> tuple[Rig, list[tuple[Anchor, MemoryDisk]]]:
 async def test_a_log_contains_every_anchor_that_it_ever_had() -> None:
     rig, kept = await grown()
     for anchor, _ in kept:
-        report = await look(rig.disk, anchor)
+        report = await audited(rig.disk, anchor)
         assert report.clean
         assert report.anchor == anchor
 
@@ -53,7 +53,7 @@ async def test_an_older_log_does_not_contain_a_newer_anchor() -> None:
     for i, (_, disk) in enumerate(kept):
         for anchor, _ in kept[i + 1 :]:
             with pytest.raises(LogRolledBack) as caught:
-                await look(disk, anchor)
+                await audited(disk, anchor)
             assert caught.value.anchored_offset == anchor.next_offset - 1
             assert caught.value.head_offset == kept[i][0].next_offset
 
@@ -65,10 +65,10 @@ async def test_another_history_does_not_contain_the_anchor() -> None:
     queue = await Queue.open(store=store, clock=rig.clock)
     await queue.enqueue_many("q", [b"something"] * 20)
     await queue.close()
-    await look(disk, anchor)
+    await audited(disk, anchor)
     for newer, _ in kept[3:]:
         with pytest.raises(LogRolledBack, match="another commit in its place"):
-            await look(disk, newer)
+            await audited(disk, newer)
 
 
 def forge(disk: MemoryDisk, offset: int) -> None:
@@ -97,10 +97,10 @@ async def test_a_forged_history_is_found_by_an_anchor_kept_elsewhere_and_by_noth
     await rebuild(MemoryStore(forged), clock=ManualClock(), actor="mallory", reason="nothing to see")
     assert (await audit(MemoryReader(forged), clock=ManualClock(), deep=True)).clean, "a digest is no signature"
     for anchor, _ in kept[:2]:
-        assert (await look(forged, anchor)).clean, "what was written before it is as it was"
+        assert (await audited(forged, anchor)).clean, "what was written before it is as it was"
     for anchor, _ in kept[2:]:
         with pytest.raises(LogRolledBack) as caught:
-            await look(forged, anchor)
+            await audited(forged, anchor)
         message = str(caught.value)
         assert caught.value.first_offset == anchor.base_offset
         assert f"from offset {anchor.base_offset} on is not what was written" in message
@@ -112,17 +112,17 @@ async def test_a_forged_history_is_found_by_an_anchor_kept_elsewhere_and_by_noth
 async def test_the_stores_own_anchor_counts_when_none_is_given() -> None:
     rig, kept = await grown()
     old = kept[1][1]
-    assert (await look(old)).anchor == kept[1][0]
+    assert (await audited(old)).anchor == kept[1][0]
     old.anchor = rig.disk.anchor
     with pytest.raises(LogRolledBack):
-        await look(old)
+        await audited(old)
     old.anchor = None
-    assert (await look(old)).anchor is None
+    assert (await audited(old)).anchor is None
 
 
 async def test_an_anchor_of_an_empty_log_is_in_every_log() -> None:
     rig, _ = await grown()
-    assert (await look(rig.disk, Anchor(0, 0, bytes(32), 0, 0))).clean
+    assert (await audited(rig.disk, Anchor(0, 0, bytes(32), 0, 0))).clean
 
 
 async def work(queue: Queue, number: int) -> None:
@@ -148,7 +148,7 @@ async def test_an_audit_of_a_queue_at_work_in_memory_is_consistent_at_one_commit
 
         working = asyncio.create_task(keep_working())
         while not working.done():
-            report = await look(rig.disk, pinned=True)
+            report = await audited(rig.disk, pinned=True)
             assert report.clean, report.differences[:3]
             ends.append(report.verified.events)
             await settle(23)

@@ -50,7 +50,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def refused(words: tuple[str, ...]) -> list[str]:
-    """A command line that is well formed, and can't do what it says."""
+    """A command line that is well formed, and can't be carried out."""
     argv = list(words)
     for one in COMMANDS[words].params:
         if not one.opts[0].startswith("-") and one.required:

@@ -18,7 +18,7 @@ from tests.support.web import ask_app
 __all__ = ["bucket", "proxy", "s3_server"]
 
 
-class Looks:
+class Checks:
     """A probe of the store with set results, which counts its calls."""
 
     def __init__(self) -> None:
@@ -70,21 +70,21 @@ async def test_a_commit_that_hangs_makes_it_unready_until_it_is_durable() -> Non
 async def test_a_fenced_and_a_closed_queue_are_not_ready_though_their_store_is_there() -> None:
     async with Rig() as rig:
         old = rig.queue
-        readiness = QueueReadiness(old, StoreProbe(rig.store, look=Looks()))
+        readiness = QueueReadiness(old, StoreProbe(rig.store, look=Checks()))
         assert await readiness.reasons() == []
         await rig.open()
         await rig.advance(2)
         (reason,) = await readiness.reasons()
         assert "another writer opened the store" in reason
         await old.close()
-        readiness = QueueReadiness(rig.queue, StoreProbe(rig.store, look=Looks()))
+        readiness = QueueReadiness(rig.queue, StoreProbe(rig.store, look=Checks()))
         await rig.queue.close()
         (reason,) = await readiness.reasons()
         assert "closed" in reason
 
 
 async def test_the_store_is_looked_at_once_for_many_and_again_when_the_answer_is_old() -> None:
-    looks = Looks()
+    looks = Checks()
     looks.error = StoreUnavailable("the disk\nis gone")
     probe = StoreProbe(MemoryStore(), look=looks, valid_s=60)
     assert await asyncio.gather(*(probe.reason() for _ in range(20))) == ["the disk is gone"] * 20
@@ -98,7 +98,7 @@ async def test_the_store_is_looked_at_once_for_many_and_again_when_the_answer_is
 
 
 async def test_a_store_that_hangs_is_waited_for_by_one_look_alone() -> None:
-    looks = Looks()
+    looks = Checks()
     looks.answers.clear()
     probe = StoreProbe(MemoryStore(), look=looks, limit_s=0.02, valid_s=0)
     late = "memory:/// did not answer within 0.02 s"
