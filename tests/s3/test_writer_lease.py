@@ -204,7 +204,11 @@ async def refused_renewals(
 
 @pytest.mark.parametrize("fault", sampled([Fault.ERROR_503, Fault.DENY, Fault.DROP_REQUEST, Fault.CONFLICT]))
 async def test_a_renewal_that_fails_does_not_end_the_writer(
-    s3_server: S3Server, storage: Storage, monkeypatch: pytest.MonkeyPatch, fault: Fault, caplog: pytest.LogCaptureFixture
+    s3_server: S3Server,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with refused_renewals(s3_server, storage, monkeypatch, fault) as queue:
         assert (await queue.enqueue("q", b"x")).created
