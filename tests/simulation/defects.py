@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ledgerq.eventlog import log, memory, writer
 from ledgerq.eventlog.codec import encode_batch
@@ -234,8 +235,8 @@ def attempts_without_end(patch: Patch) -> None:
     real = decisions.expire
 
     def expire(job: Any, **more: Any) -> Any:
-        spec = job.spec._replace(max_attempts=1 << 20)
-        return real(job._replace(spec=spec), **more)
+        spec = replace(job.spec, max_attempts=1 << 20)
+        return real(replace(job, spec=spec), **more)
 
     patch.setattr(decisions, "expire", expire)
 
@@ -246,7 +247,7 @@ def counters_drift(patch: Patch) -> None:
 
     def stats_delta(before: Any, event: Any, after: Any) -> Any:
         if type(event) is Nacked and event.released:
-            event = event._replace(released=False)
+            event = replace(event, released=False)
         return real(before, event, after)
 
     patch.setattr(stats, "stats_delta", stats_delta)
@@ -340,7 +341,7 @@ def drained_before_the_flush(patch: Patch) -> None:
 def stop_forgotten_at_the_end_of_a_lease(patch: Patch) -> None:
     """A job that was to stop is tried again when its lease ends."""
     real = decisions.expire
-    patch.setattr(decisions, "expire", lambda job, **more: real(job._replace(cancel_request=None), **more))
+    patch.setattr(decisions, "expire", lambda job, **more: real(replace(job, cancel_request=None), **more))
 
 
 def backoff_left_out(patch: Patch) -> None:
@@ -354,7 +355,7 @@ def waiting_counted_from_the_beginning(patch: Patch) -> None:
 
     def apply(self: Any, before: Any, event: Any, after: Any) -> None:
         if type(event) is Claimed and before is not None:
-            before = before._replace(since_ms=before.enqueued_ms)
+            before = replace(before, since_ms=before.enqueued_ms)
         real(self, before, event, after)
 
     patch.setattr(stats.QueueCounters, "apply", apply)
