@@ -19,7 +19,7 @@ from ledgerq.eventlog.errors import OutcomeUnknown, StoreInUse
 from ledgerq.eventlog.files.fsync import FileSync
 from ledgerq.eventlog.slate import opening
 from ledgerq.eventlog.slate.binding import PublicLane
-from ledgerq.eventlog.slate.fast_binding import best_lane
+from ledgerq.eventlog.slate.lanes import best_lane
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.stores import open_store
