@@ -14,7 +14,6 @@ fails. An error stays in the caller's `CallStatus`, whose buffer the binding fre
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct {
     uint64_t capacity, len;
@@ -176,14 +175,6 @@ static int drive(void (*poll)(uint64_t, Woken, uint64_t), uint64_t future, long 
 
 /* ------------------------------------------------------------------ the flight */
 
-typedef struct {
-    uint64_t db, batch;
-    const char *write_options, *flush_options;
-    Py_ssize_t write_options_bytes, flush_options_bytes;
-    long long limit_us;
-    CallStatus *status;
-} Flight;
-
 static RustBuffer options_of(const char *encoded, Py_ssize_t size, CallStatus *status)
 {
     RustBuffer buffer = rust.alloc(size, status);
@@ -194,16 +185,14 @@ static RustBuffer options_of(const char *encoded, Py_ssize_t size, CallStatus *s
     return buffer;
 }
 
-static int write_batch(const Flight *flight)
+static int write_batch(uint64_t own_db, uint64_t own_batch, RustBuffer options, long long limit_us, CallStatus *status)
 {
-    CallStatus *status = flight->status;
-    RustBuffer options = options_of(flight->write_options, flight->write_options_bytes, status);
-    uint64_t db = status->code ? 0 : rust.clone_db(flight->db, status);
-    uint64_t batch = status->code ? 0 : rust.clone_batch(flight->batch, status);
+    uint64_t db = rust.clone_db(own_db, status);
+    uint64_t batch = status->code ? 0 : rust.clone_batch(own_batch, status);
     if (status->code)
         return FAILED;
     uint64_t future = rust.write(db, batch, options);
-    int outcome = drive(rust.poll_write, future, flight->limit_us);
+    int outcome = drive(rust.poll_write, future, limit_us);
     if (outcome == DONE) {
         uint64_t written = rust.complete_write(future, status);
         CallStatus ignored = {0};
@@ -216,15 +205,13 @@ static int write_batch(const Flight *flight)
     return outcome;
 }
 
-static int flush_log(const Flight *flight)
+static int flush_log(uint64_t own_db, RustBuffer options, long long limit_us, CallStatus *status)
 {
-    CallStatus *status = flight->status;
-    RustBuffer options = options_of(flight->flush_options, flight->flush_options_bytes, status);
-    uint64_t db = status->code ? 0 : rust.clone_db(flight->db, status);
+    uint64_t db = rust.clone_db(own_db, status);
     if (status->code)
         return FAILED;
     uint64_t future = rust.flush(db, options);
-    int outcome = drive(rust.poll_flush, future, flight->limit_us);
+    int outcome = drive(rust.poll_flush, future, limit_us);
     if (outcome == DONE) {
         rust.complete_flush(future, status);
         outcome = status->code ? FAILED : DONE;
@@ -233,21 +220,17 @@ static int flush_log(const Flight *flight)
     return outcome;
 }
 
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 /* ------------------------------------------------------------------ the module's functions */
 
-static PyObject *raised(int outcome)
+/* None, also where an error was left in the status. */
+static PyObject *ended(int outcome)
 {
     if (outcome == LATE)
         PyErr_SetNone(PyExc_TimeoutError);
-    else
+    else if (outcome == NO_MEMORY)
         PyErr_NoMemory();
+    else
+        Py_RETURN_NONE;
     return NULL;
 }
 
@@ -282,45 +265,56 @@ static PyObject *rows_put(PyObject *Py_UNUSED(module), PyObject *arguments)
     Py_RETURN_NONE;
 }
 
-static PyObject *rows_commit(PyObject *Py_UNUSED(module), PyObject *arguments)
+static PyObject *rows_write(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    Flight flight;
-    unsigned long long db, batch, status;
+    unsigned long long db, batch, status_at;
     PyObject *dict;
-    Py_ssize_t count = 0;
-    if (!PyArg_ParseTuple(arguments, "KKOy#y#LK:commit", &db, &batch, &dict, &flight.write_options,
-                          &flight.write_options_bytes, &flight.flush_options, &flight.flush_options_bytes,
-                          &flight.limit_us, &status))
+    const char *encoded;
+    Py_ssize_t count = 0, encoded_bytes;
+    long long limit_us;
+    if (!PyArg_ParseTuple(arguments, "KKOy#LK:write", &db, &batch, &dict, &encoded, &encoded_bytes, &limit_us,
+                          &status_at))
         return NULL;
-    flight.db = db;
-    flight.batch = batch;
-    flight.status = (CallStatus *)(uintptr_t)status;
+    CallStatus *status = (CallStatus *)(uintptr_t)status_at;
     Row *rows = rows_of(dict, &count);
     if (rows == NULL)
         return NULL;
-    int outcome = DONE;
-    double write_s;
+    int outcome;
     Py_BEGIN_ALLOW_THREADS
-    double begun_s = seconds();
-    if (flight.batch) {
-        outcome = put_all(flight.batch, rows, count, flight.status);
-        if (outcome == DONE)
-            outcome = write_batch(&flight);
+    outcome = put_all(batch, rows, count, status);
+    if (outcome == DONE) {
+        RustBuffer options = options_of(encoded, encoded_bytes, status);
+        outcome = status->code ? FAILED : write_batch(db, batch, options, limit_us, status);
     }
-    write_s = seconds() - begun_s;
-    if (outcome == DONE)
-        outcome = flush_log(&flight);
     Py_END_ALLOW_THREADS
     free(rows);
-    return outcome == LATE || outcome == NO_MEMORY ? raised(outcome) : PyFloat_FromDouble(write_s);
+    return ended(outcome);
+}
+
+static PyObject *rows_flush(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    unsigned long long db, status_at;
+    const char *encoded;
+    Py_ssize_t encoded_bytes;
+    long long limit_us;
+    if (!PyArg_ParseTuple(arguments, "Ky#LK:flush", &db, &encoded, &encoded_bytes, &limit_us, &status_at))
+        return NULL;
+    CallStatus *status = (CallStatus *)(uintptr_t)status_at;
+    int outcome;
+    Py_BEGIN_ALLOW_THREADS
+    RustBuffer options = options_of(encoded, encoded_bytes, status);
+    outcome = status->code ? FAILED : flush_log(db, options, limit_us, status);
+    Py_END_ALLOW_THREADS
+    return ended(outcome);
 }
 
 static PyMethodDef methods[] = {
     {"bind", rows_bind, METH_O, "Take the addresses of the library's functions."},
     {"put", rows_put, METH_VARARGS, "Put the rows of a dict into a write batch; an error is left in the status."},
-    {"commit", rows_commit, METH_VARARGS,
-     "Put rows into a batch, write it and flush the log; returns how many seconds the write took, leaves an error in "
-     "the status, raises TimeoutError when nothing happens for the limit in microseconds."},
+    {"write", rows_write, METH_VARARGS,
+     "Put the rows of a dict into a batch and write it; an error is left in the status, TimeoutError is raised when "
+     "nothing happens for the limit in microseconds."},
+    {"flush", rows_flush, METH_VARARGS, "Flush the write-ahead log; errors as those of write."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -5,7 +5,7 @@ private parts, as long as they look as expected; `native_binding.NativeLane` han
 code, where that was built. All raise the binding's own errors (except in `put`, `delete` and `update`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from slatedb.uniffi import (
@@ -27,7 +27,7 @@ from slatedb.uniffi import (
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.store import MAX_KEY_BYTES, Row, check_key
 
-__all__ = ["GatheredBatch", "Lane", "PublicLane", "SlateBatch", "scan_options"]
+__all__ = ["BlockingCalls", "GatheredBatch", "Lane", "PublicLane", "SlateBatch", "scan_options"]
 
 _READ_AHEAD_BYTES: Final = 64 * 1024
 
@@ -128,11 +128,17 @@ class GatheredBatch(SlateBatch):
         return self._rows
 
 
-CommitBlocking = Callable[[Db, SlateBatch, float], float]
-"""Called with the database, the batch, and a limit in seconds after which it raises `TimeoutError`.
+class BlockingCalls(Protocol):
+    """Calls for threads, which drive SlateDB's futures themselves: the event loop is woken once, not six times.
 
-Returns how many seconds the write took; the rest of the call was the flush.
-"""
+    Both raise `TimeoutError` when nothing happens for `limit_s` seconds.
+    """
+
+    def write_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> None:
+        """Apply a batch; it may not be durable yet."""
+
+    def flush_wal_blocking(self, db: Db, limit_s: float) -> None:
+        """Make everything that was written durable in the write-ahead log."""
 
 
 class Lane(Protocol):
@@ -148,8 +154,8 @@ class Lane(Protocol):
         """Make everything that was written durable in the write-ahead log."""
 
     @property
-    def commit_blocking(self) -> CommitBlocking | None:
-        """Writes a batch and flushes the log in one blocking call, for a thread; None when the lane can't."""
+    def blocking(self) -> BlockingCalls | None:
+        """The calls for threads; None when the lane has none."""
 
     async def get(self, db: Db | DbReader, key: bytes) -> bytes | None:
         """The value of `key`, or None."""
@@ -164,7 +170,7 @@ class Lane(Protocol):
 class PublicLane:
     """The lane that uses the binding's public methods."""
 
-    commit_blocking: CommitBlocking | None = None
+    blocking: BlockingCalls | None = None
 
     def batch(self) -> SlateBatch:
         """A new, empty batch."""

@@ -18,8 +18,7 @@ from typing import Any, Final
 from slatedb.uniffi import Db, DbIterator, DbReader, FlushOptions, FlushType, WriteHandle, WriteOptions
 from slatedb.uniffi._slatedb_uniffi import slatedb as binding
 
-from ledgerq.eventlog.clock import stopwatch_s
-from ledgerq.eventlog.slate.binding import GatheredBatch, SlateBatch, scan_options
+from ledgerq.eventlog.slate.binding import BlockingCalls, GatheredBatch, SlateBatch, scan_options
 from ledgerq.eventlog.slate.fast_rows import parse_rows
 from ledgerq.eventlog.store import Row
 
@@ -118,22 +117,24 @@ class FastLane:
         future = self._calls.flush(db._uniffi_clone_handle(), self._buffer(self._flush_wal))
         await self._finish(future, self._calls.as_void, _nothing)
 
-    def commit_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> float:
-        """`write` and `flush_wal` in one, driven by the calling thread: the event loop is woken once, not six times.
+    @property
+    def blocking(self) -> BlockingCalls:
+        """The lane itself."""
+        return self
 
-        Returns how many seconds the write took. Raises `TimeoutError` when nothing happens for `limit_s` seconds.
-        """
-        begun_s = stopwatch_s()
+    def write_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> None:
+        """Apply a batch, driven by the calling thread."""
         if not batch.is_empty:
             self._hand_over(batch)
             written = self._calls.write(
                 db._uniffi_clone_handle(), batch.raw._uniffi_clone_handle(), self._buffer(self._write_options)
             )
             self._drive(written, self._calls.as_handle, self._lift_handle, limit_s)
-        write_s = stopwatch_s() - begun_s
+
+    def flush_wal_blocking(self, db: Db, limit_s: float) -> None:
+        """Make everything that was written durable in the write-ahead log, driven by the calling thread."""
         flushed = self._calls.flush(db._uniffi_clone_handle(), self._buffer(self._flush_wal))
         self._drive(flushed, self._calls.as_void, _nothing, limit_s)
-        return write_s
 
     def _hand_over(self, batch: SlateBatch) -> None:
         """Put the rows that a batch has gathered into the write batch of SlateDB."""

@@ -45,20 +45,26 @@ class NativeLane(FastLane):
         addresses = [_address(*one) for one in _functions()]
         _rows.bind(struct.pack(f"={len(addresses)}Q", *addresses))
 
-    def commit_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> float:
+    def write_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> None:
+        """Like that of the fast lane, in one call that holds the interpreter lock only at its begin and end."""
+        if not batch.is_empty:
+            status = binding._UniffiRustCallStatus.default()
+            _rows.write(
+                db._handle,
+                batch.raw._handle,
+                taken(batch),
+                self._write_options,
+                int(min(limit_s, _LONGEST_S) * 1e6),
+                ctypes.addressof(status),
+            )
+            binding._uniffi_check_call_status(self._error, status)
+
+    def flush_wal_blocking(self, db: Db, limit_s: float) -> None:
         """Like that of the fast lane, in one call that holds the interpreter lock only at its begin and end."""
         status = binding._UniffiRustCallStatus.default()
-        write_s: float = _rows.commit(
-            db._handle,
-            0 if batch.is_empty else batch.raw._handle,
-            taken(batch),
-            self._write_options,
-            self._flush_wal,
-            int(min(limit_s, _LONGEST_S) * 1e6),
-            ctypes.addressof(status),
-        )
+        limit_us = int(min(limit_s, _LONGEST_S) * 1e6)
+        _rows.flush(db._handle, self._flush_wal, limit_us, ctypes.addressof(status))
         binding._uniffi_check_call_status(self._error, status)
-        return write_s
 
     def _hand_over(self, batch: SlateBatch) -> None:
         status = binding._UniffiRustCallStatus.default()
