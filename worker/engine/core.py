@@ -19,6 +19,7 @@ from ledgerq.eventlog.errors import (
     InvalidState,
     JobNotFound,
     LedgerError,
+    LogCorrupt,
     QueueClosed,
 )
 from ledgerq.eventlog.events import STATES, WriterClosed
@@ -115,15 +116,16 @@ class Core:
     async def take_over(self, *, accept_rollback: bool) -> None:
         """Become the store's writer; when that fails, the store is closed again."""
         try:
-            await take_over(
-                self.log,
-                self.writer_state,
-                clock=self.clock,
-                options_of=self.options,
-                writer=self._writer,
-                version=package_version(),
-                accept_rollback=accept_rollback,
-            )
+            with LogCorrupt.locating(self.log.store.location):
+                await take_over(
+                    self.log,
+                    self.writer_state,
+                    clock=self.clock,
+                    options_of=self.options,
+                    writer=self._writer,
+                    version=package_version(),
+                    accept_rollback=accept_rollback,
+                )
         except BaseException:
             await self.log.close()
             raise
