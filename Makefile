@@ -16,6 +16,8 @@ PYTHON ?=
 DIR ?=
 ARGS ?=
 SITE ?= site
+# Where this is set, each of the many programs that tests start compiles everything anew, in several times the time.
+unexport PYTHONDONTWRITEBYTECODE
 # ARGS=-n0 runs all of them in one process.
 PROCESSES := --numprocesses auto --dist worksteal
 
