@@ -24,7 +24,8 @@ PROCESSES := --numprocesses auto --dist worksteal
 PROOF_PROCESSES := --numprocesses $(shell expr $$(nproc) + 1) --dist loadscope
 
 pythons := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
-pip_install := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# Not compiled: Python does that when it first imports a module, and most of 8,000 files never are.
+pip_install := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test proof coverage lint docs venv clean
 .DELETE_ON_ERROR:
