@@ -34,13 +34,13 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/ledgerq demo $(if $(DIR),"$(DIR)")
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m "not proof" $(PROCESSES) $(ARGS)
+	$(VENV)/bin/python -m pytest -m fast $(PROCESSES) $(ARGS)
 
 proof: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -m proof $(PROOF_PROCESSES) $(ARGS)
 
 coverage: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m "not proof" $(PROCESSES) --cov --cov-report term $(ARGS)
+	$(VENV)/bin/python -m pytest -m fast $(PROCESSES) --cov --cov-report term $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
