@@ -105,7 +105,7 @@ def layers(file: Source) -> Iterator[Finding]:
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
-            yield Finding(file.path, node.lineno, "." * node.level, "relative import; write ledgerq.room.module")
+            yield Finding(file.path, node.lineno, "." * node.level, "relative import; write ledgerq.layer.module")
             continue
         elif isinstance(node, ast.ImportFrom):
             modules = [node.module or ""]
@@ -116,7 +116,7 @@ def layers(file: Source) -> Iterator[Finding]:
             if top in LAYERS or top == "tests":
                 yield Finding(file.path, node.lineno, module, f"imports {module}; our names begin with ledgerq.")
             elif top == "ledgerq" and not rest:
-                yield Finding(file.path, node.lineno, module, "imports the facade; import from the room that has it")
+                yield Finding(file.path, node.lineno, module, "imports the facade; import from the module that has it")
             elif top == "ledgerq" and file.layer in LAYERS and rest.split(".")[0] not in LAYERS[file.layer]:
                 yield Finding(file.path, node.lineno, module, f"{file.layer} may not import {module}")
 

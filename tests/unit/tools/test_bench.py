@@ -40,7 +40,7 @@ def run(*arguments: str) -> tuple[str, str]:
         [sys.executable, "-m", "ledgerq.tools.bench", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -97,7 +97,7 @@ class Model:
         self.away[taken.job.id] = self.pending.pop(taken.job.id)
 
     def refill(self, chance: int) -> None:
-        """What the feeder does: scan from where the window ends."""
+        """What the refiller does: scan from where the window ends."""
         window, page_rows = self.window, 1 + chance % 4
         if window.bound is None or not window.low:
             return
