@@ -9,6 +9,7 @@ s3.py, metrics_cost.py.
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -135,6 +136,8 @@ def bench(
     if not _ON_S3.isdisjoint(only or ()) and (why := can_measure_s3()):
         raise typer.BadParameter(why, param_hint="--only")
     messages = Console(stderr=True, highlight=False)
+    # So that a bench which is terminated still removes its stores and ends the processes that it started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with _storage(dir_, url) as root:
         run = Bench(
             root=root,

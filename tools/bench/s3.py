@@ -89,7 +89,8 @@ async def _far_bucket(bench: Bench) -> AsyncIterator[tuple[Bench, _Proxy]]:
                 far.say = lambda text: bench.say(f"s3: {text}")
                 yield far, proxy
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):  # a signal to all of them has ended it already
+                process.kill()
             await process.wait()
 
 
