@@ -7,6 +7,7 @@ facts only: commit times and due times in ms, attempts. The bounds are part of t
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, NamedTuple
 
 __all__ = ["ATTEMPT_BOUNDS", "DURATION_BOUNDS_MS", "MEASURES", "Exemplar", "Histogram", "HistogramView"]
@@ -19,6 +20,9 @@ DURATION_BOUNDS_MS: Final = (
     *(3_600_000, 21_600_000, 86_400_000),
 )
 ATTEMPT_BOUNDS: Final = (1, 2, 3, 4, 5, 10, 20)
+
+# The bucket of a number up to this one is looked up in a table, which is quicker than a search: most numbers are small.
+_MAX_IN_TABLE: Final = 1000
 
 # What is measured for each queue. The order is part of the format: append only.
 MEASURES: Final = ("waiting", "running", "life", "attempts")
@@ -49,18 +53,24 @@ class HistogramView:
 class Histogram:
     """A histogram that is being counted."""
 
-    __slots__ = ("bounds", "counts", "last", "sum")
+    __slots__ = ("_buckets", "bounds", "counts", "last", "sum")
 
-    def __init__(self, bounds: Sequence[int]) -> None:
+    def __init__(self, bounds: tuple[int, ...]) -> None:
         self.bounds = bounds
+        self._buckets = _buckets(bounds)
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0
         self.last: list[tuple[bytes, int, int] | None] = [None] * (len(bounds) + 1)
 
+    def count(self, value: int) -> None:
+        """Count one number, not below 0, without an exemplar."""
+        self.counts[self._buckets[value] if value <= _MAX_IN_TABLE else bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
     def add(self, value: int, id: bytes, time_ms: int) -> None:
-        """Count one number; one below 0 (a commit opened before the job was due) counts as 0."""
+        """Count one number of a job; one below 0 (a commit opened before the job was due) counts as 0."""
         if value > 0:
-            at = bisect_left(self.bounds, value)
+            at = self._buckets[value] if value <= _MAX_IN_TABLE else bisect_left(self.bounds, value)
             self.sum += value
         else:
             at = value = 0
@@ -72,7 +82,7 @@ class Histogram:
         return [self.sum, *self.counts]
 
     @classmethod
-    def decode(cls, bounds: Sequence[int], row: Sequence[int]) -> "Histogram":
+    def decode(cls, bounds: tuple[int, ...], row: Sequence[int]) -> "Histogram":
         """Read what `encode` wrote; raises `ValueError` or `TypeError` when the row is malformed."""
         histogram = cls(bounds)
         if len(row) != len(bounds) + 2 or not all(type(number) is int for number in row):
@@ -87,6 +97,11 @@ class Histogram:
     def view(self) -> HistogramView:
         """The counts as they are now."""
         return HistogramView(self.bounds, tuple(self.counts), self.sum)
+
+
+@cache
+def _buckets(bounds: tuple[int, ...]) -> bytes:
+    return bytes(bisect_left(bounds, value) for value in range(_MAX_IN_TABLE + 1))
 
 
 def new_histograms() -> list[Histogram]:

@@ -154,7 +154,7 @@ class QueueCounters:
             id, time_ms = after.spec.id, after.changed_ms
             self.running.add(time_ms - before.since_ms, id, time_ms)
             self.life.add(time_ms - before.enqueued_ms, id, time_ms)
-            self.attempts.add(before.attempt, id, time_ms)
+            self.attempts.count(before.attempt)
         else:
             self.add(stats_delta(before, event, after))
             if type(event) is Nacked and not event.released:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.s3.seaweed import free_ports
+from ledgerq.tools.bench.seaweed import free_ports
 
 __all__ = ["ALERTMANAGER", "MISSING", "MISSING_ALERTMANAGER", "PROMETHEUS", "PROMTOOL", "Prometheus", "Series"]
 __all__ += ["promtool", "running_alertmanager", "running_prometheus"]

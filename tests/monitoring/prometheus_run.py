@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import pytest
 
+from ledgerq.tools.bench.seaweed import free_ports
 from ledgerq.tools.monitoring import generate
 from ledgerq.tools.monitoring.dashboard import filled_in
 from ledgerq.worker.metrics.endpoint import Metrics
 from ledgerq.worker.queue import Queue
 from tests.monitoring.prometheus import ALERTMANAGER, LIMIT_S, Prometheus, running_alertmanager, running_prometheus
 from tests.monitoring.scripted_load import URL_VARIABLE
-from tests.s3.seaweed import free_ports
 from tests.support.programs import ROOT, program
 
 __all__ = ["WORKER", "Run", "as_grafana", "observed"]

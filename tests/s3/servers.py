@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.s3.seaweed import KEY, MISSING, SECRET, find_weed, free_ports, running_weed
+from ledgerq.tools.bench.seaweed import KEY, MISSING, SECRET, find_weed, free_ports, running_weed
 
 __all__ = [
     "Proxy",

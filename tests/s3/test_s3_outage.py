@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ledgerq.eventlog.errors import ClaimLost, StoreUnavailable
+from ledgerq.tools.bench.seaweed import running_weed
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
@@ -22,7 +23,6 @@ from tests.process.kill_child import OPTIONS
 from tests.process.kills import Facts
 from tests.s3.bucket_ledgers import MixedLoad, audit_deeply, check_everything
 from tests.s3.proxy import Fault, FaultProxy, fault_proxy
-from tests.s3.seaweed import running_weed
 from tests.s3.servers import S3Server, bucket, on_seaweed, s3_server, weed_or_skip
 
 pytestmark = pytest.mark.proof

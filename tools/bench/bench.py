@@ -2,12 +2,14 @@
 
 Each number is printed beside the cost of the same work as one SlateDB transaction per transition on the public binding
 (baseline.py), measured in the same run, in turns; the ratios are what carries over to other machines. Targets
-are printed beside the results. Next: throughput.py, latency.py, log_reading.py, store_open.py.
+are printed beside the results. Next: throughput.py, drain.py, latency.py, log_reading.py, log_audit.py, store_open.py,
+s3.py, metrics_cost.py.
 """
 
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -20,25 +22,41 @@ import typer
 from rich.console import Console
 
 from ledgerq.eventlog.locations import parse_location
-from ledgerq.tools.bench.latency import measure_drain, measure_latency
+from ledgerq.tools.bench.drain import measure_drain
+from ledgerq.tools.bench.latency import measure_latency
+from ledgerq.tools.bench.log_audit import measure_audit
 from ledgerq.tools.bench.log_reading import measure_replay
 from ledgerq.tools.bench.measurement import FULL, QUICK, Bench, Measurement
+from ledgerq.tools.bench.metrics_cost import measure_metrics_cost
 from ledgerq.tools.bench.results import file_system_of, machine, print_table
+from ledgerq.tools.bench.s3 import can_measure_s3, measure_s3, measure_s3_requests
 from ledgerq.tools.bench.store_open import measure_open
-from ledgerq.tools.bench.throughput import choose_flush_interval, measure_bulk, measure_claim, measure_enqueue
+from ledgerq.tools.bench.throughput import (
+    choose_flush_interval,
+    measure_bulk,
+    measure_claim,
+    measure_enqueue,
+    measure_worker,
+)
 
 __all__ = ["MEASUREMENTS", "app", "bench", "main", "measure"]
 
 MEASUREMENTS: Final[dict[str, Callable[[Bench], Awaitable[list[Measurement]]]]] = {
     "enqueue": measure_enqueue,
     "claim": measure_claim,
+    "worker": measure_worker,
     "bulk": measure_bulk,
     "latency": measure_latency,
     "drain": measure_drain,
     "replay": measure_replay,
+    "audit": measure_audit,
     "open": measure_open,
+    "s3": measure_s3,
+    "s3-requests": measure_s3_requests,
+    "metrics": measure_metrics_cost,
 }
-_WITH_BASELINE: Final = frozenset({"enqueue", "claim", "bulk"})
+_WITH_BASELINE: Final = frozenset({"enqueue", "claim", "worker", "bulk"})
+_ON_S3: Final = frozenset({"s3", "s3-requests"})
 _RUNS: Final = 3
 
 app = typer.Typer(add_completion=False)
@@ -47,6 +65,9 @@ app = typer.Typer(add_completion=False)
 async def measure(run: Bench, only: list[str]) -> tuple[dict[str, Any], list[Measurement]]:
     """Measure what is asked for (all when `only` is empty); returns the JSON document and what it was made from."""
     names = [name for name in MEASUREMENTS if not only or name in only]
+    if not only and (why := can_measure_s3()):
+        names = [name for name in names if name not in _ON_S3]
+        run.say(f"s3: left out, {why}")
     tried: dict[str, float] = {}
     if not _WITH_BASELINE.isdisjoint(names):
         tried = await choose_flush_interval(run)
@@ -108,11 +129,15 @@ def bench(
     commit_interval_ms: Annotated[float | None, typer.Option(min=0, help="Default: as the queue's.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Measure enqueueing, claiming, latency, replay, audit, rebuild and opening, beside a baseline."""
+    """Measure throughput, latency, replay, audit, rebuild, opening, a bucket and metrics, beside a baseline."""
     unknown = sorted(set(only or ()) - MEASUREMENTS.keys())
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(MEASUREMENTS)}", param_hint="--only")
+    if not _ON_S3.isdisjoint(only or ()) and (why := can_measure_s3()):
+        raise typer.BadParameter(why, param_hint="--only")
     messages = Console(stderr=True, highlight=False)
+    # So that a bench which is terminated still removes its stores and ends the processes that it started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with _storage(dir_, url) as root:
         run = Bench(
             root=root,

@@ -1,26 +1,20 @@
-"""Reading the log: replay, verify, audit and rebuild, in events per second, without a baseline.
+"""Reading the log: replay and verify, in events per second. A store without a log has neither, so there's no baseline.
 
-A store without a log has none of them.
+Audit and rebuild are in log_audit.py.
 """
 
 import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
-from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.log import LogReader
-from ledgerq.eventlog.store import Store
-from ledgerq.eventlog.stores import open_reader, open_store
-from ledgerq.projections.audit import audit
-from ledgerq.projections.indexes import INDEX_PREFIX
-from ledgerq.projections.rebuild import rebuild
+from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.replay import fold_to
+from ledgerq.tools.bench.loads import drain_in_bulk, fill
 from ledgerq.tools.bench.measurement import Bench, Measurement, Target
-from ledgerq.tools.bench.throughput import drain_in_bulk, fill
 
 __all__ = ["measure_replay"]
 
@@ -28,26 +22,20 @@ _EVENTS_PER_JOB: Final = 3
 
 
 async def measure_replay(bench: Bench) -> list[Measurement]:
-    """Measure replay, verify, audit and rebuild on the log of jobs enqueued, claimed and acked in bulk."""
+    """Measure replay and verify on the log of jobs enqueued, claimed and acked in bulk."""
     decoded = Measurement("replay", "replay: read and decode", "events/s", target=Target("value", at_least=500_000))
     folded = Measurement("fold", "replay: decode and fold", "events/s", target=Target("value", at_least=200_000))
     verified = Measurement("verify", "verify the hash chain", "events/s")
-    audited = Measurement("audit", "audit: verify, fold, compare every index row", "events/s")
-    rebuilt = Measurement("rebuild", "rebuild after all indexes were removed", "events/s")
-    found = [decoded, folded, verified, audited, rebuilt]
+    found = [decoded, folded, verified]
     with bench.new_store("replay") as url:
         bench.say(f"replay: writing a log of {_EVENTS_PER_JOB * bench.sizes.log_jobs:,} events")
         async with bench.queue(url) as queue:
             await fill(bench, queue, bench.sizes.log_jobs)
             await drain_in_bulk(bench, queue)
-        for _ in range(bench.runs):
+        for _ in bench.turns():
             await _read_only(url, decoded, _decode)
             await _read_only(url, folded, _fold)
             await _read_only(url, verified, _verify)
-            await _read_only(url, audited, _audit)
-            async with _opened(url, bench) as store:
-                await _remove_indexes(store)
-                await _time(rebuilt, partial(_rebuild, store))
             bench.say("replay: " + ", ".join(f"{one.name} {one.runs[-1]:,.0f}" for one in found) + " events/s")
     return found
 
@@ -83,37 +71,3 @@ async def _fold(log: LogReader) -> int:
 
 async def _verify(log: LogReader) -> int:
     return (await log.verify()).events
-
-
-async def _audit(log: LogReader) -> int:
-    report = await audit(log.store, clock=log.clock)
-    if not report.clean:
-        raise RuntimeError(f"the audit found {report.difference_count} differences in a store that was not changed")
-    return report.verified.events
-
-
-async def _rebuild(store: Store) -> int:
-    report = await rebuild(store, clock=SystemClock(), actor="bench", reason="measured")
-    if not report.changed:
-        raise RuntimeError("the rebuild found nothing to do in a store without indexes")
-    return report.verified.events
-
-
-@asynccontextmanager
-async def _opened(url: str, bench: Bench) -> AsyncIterator[Store]:
-    store = await open_store(url, clock=SystemClock(), options=bench.store_options, create=False)
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-async def _remove_indexes(store: Store) -> None:
-    anchor = await store.read_anchor()
-    async for rows in store.scan(INDEX_PREFIX, keys.after_prefix(INDEX_PREFIX)):
-        batch = store.batch()
-        for key, _ in rows:
-            batch.delete(key)
-        await store.write(batch)
-    if anchor is not None:
-        await store.sync(anchor)

@@ -1,11 +1,12 @@
 """The benchmark's measurements and what they need: sizes, locations of stores, targets, results.
 
-The measurements themselves are in throughput.py, latency.py, log_reading.py and store_open.py; bench.py runs them.
+The measurements themselves are in the modules that bench.py names; it runs them.
 """
 
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
@@ -15,9 +16,10 @@ from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.queue import Queue
 
-__all__ = ["FULL", "QUEUE", "QUICK", "Bench", "Measurement", "Sizes", "Target", "percentile"]
+__all__ = ["FULL", "MEMORY", "QUEUE", "QUICK", "Bench", "Measurement", "Sizes", "Target", "percentile"]
 
 QUEUE: Final = "mail"
+MEMORY: Final = "memory:///"
 _MS_PER_S: Final = 1000
 
 
@@ -26,6 +28,7 @@ class Sizes:
     """The amounts of work. The baseline gets less where it is slower, so that both run for a similar time."""
 
     callers: int = 100
+    many_callers: int = 400
     payload_bytes: int = 100
     jobs: int = 40_000
     baseline_jobs: int = 4_000
@@ -38,12 +41,23 @@ class Sizes:
     latency_workers: int = 10
     log_jobs: int = 110_000
     open_jobs: int = 1_000_000
+    audit_done_jobs: int = 40_000
     drain_jobs: int = 100_000
+    memory_jobs: int = 200_000
+    s3_jobs: int = 6_000
+    s3_worker_jobs: int = 20_000
+    s3_baseline_jobs: int = 1_000
+    s3_delay_ms: int = 20
+    paced_s: float = 6.0
+    cost_jobs: int = 3_000
+    cost_pairs: int = 16
+    cost_processes: int = 4
 
 
 FULL: Final = Sizes()
 QUICK: Final = Sizes(
     callers=20,
+    many_callers=40,
     jobs=1_000,
     baseline_jobs=200,
     bulk_calls=4,
@@ -53,8 +67,19 @@ QUICK: Final = Sizes(
     latency_s=0.5,
     log_jobs=1_000,
     open_jobs=2_000,
+    audit_done_jobs=200,
     drain_jobs=1_000,
+    memory_jobs=2_000,
+    s3_jobs=200,
+    s3_worker_jobs=400,
+    s3_baseline_jobs=100,
+    paced_s=0.5,
+    cost_jobs=200,
+    cost_pairs=2,
+    cost_processes=1,
 )
+# A measurement begins no further run when it has taken so long.
+_LIMIT_S: Final = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +107,7 @@ class Target:
 
 @dataclass(slots=True)
 class Measurement:
-    """A measurement of several runs. `baseline` has one number for each of ours, taken right after it."""
+    """A measurement of one or more runs. `baseline` has one number for each of ours, taken right after it."""
 
     name: str
     title: str
@@ -151,6 +176,8 @@ class Bench:
     commit_interval_ms: float | None
     say: Callable[[str], None]
     flush_interval_ms: int = 0
+    # Of an object store: the number of PUT requests so far.
+    count_puts: Callable[[], Awaitable[int]] | None = None
     _stores: int = 0
 
     @property
@@ -167,7 +194,7 @@ class Bench:
     def new_store(self, name: str) -> Iterator[str]:
         """The URL of a store of its own, removed at the end if it is a folder of this machine."""
         self._stores += 1
-        url = f"{self.root}/{self._stores:03d}-{name}"
+        url = MEMORY if self.root == MEMORY else f"{self.root}/{self._stores:03d}-{name}"
         try:
             yield url
         finally:
@@ -179,6 +206,14 @@ class Bench:
         """ledgerq's queue in the store at `url`; `fsync` as asked for unless given here."""
         options = self.store_options if fsync is None else StoreOptions(fsync=fsync)
         return Queue.open(url, store_options=options, commit_interval_ms=self.commit_interval_ms)
+
+    def turns(self) -> Iterator[int]:
+        """The numbers of the runs of one measurement: fewer than asked for when they take too long."""
+        end_s = time.monotonic() + _LIMIT_S
+        for number in range(self.runs):
+            if number and time.monotonic() > end_s:
+                return
+            yield number
 
 
 def percentile(values: list[float], percent: float) -> float:

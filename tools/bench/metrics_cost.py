@@ -1,169 +1,202 @@
-"""The cost of metrics: the same load with and without them, in turns, as CPU time of the process for each job.
+"""What measuring costs: CPU time of the main thread for each job, with all that monitors read and with it left out.
 
-    python -m ledgerq.tools.bench.metrics_cost --against OTHER_TREE
+    python -m ledgerq.tools.bench.metrics_cost JOBS PAIRS
 
-runs each load in two processes after each other: one with this package, whose collectors are scraped every second, and
-one without. Without means the package in OTHER_TREE, a checkout of a version that measured nothing; if none is given,
-this package when it is not scraped. CPU time is what counts: other work on the machine makes everything take longer,
-but hardly cost more. The pair's ratio is taken each time, and the median of all ratios is the answer.
+is one of the processes of this measurement. On a store in memory nothing but the event loop's thread works on a job,
+and its CPU time is counted, so neither a disk nor another thread adds to the spread. The same number of jobs is
+enqueued, claimed and acked, or handled by a worker, again and again on one queue, in pairs: once as it is, once with
+the histograms and meters taken out of the code. Which comes first changes from pair to pair. Where a store works too,
+a job costs more and measuring the same, so its share is smaller than here.
+
+A scrape's CPU time is measured by itself and added as if one came each second, fifteen times as often as is usual.
 """
 
-import argparse
 import asyncio
-import contextlib
-import json
-import os
+import gc
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
 
-__all__ = ["main"]
+from prometheus_client import CollectorRegistry, generate_latest
 
-# A child of another tree runs this very file, so nothing of ledgerq may be imported at its top.
-_LOADS = ("enqueue", "claim", "worker")
-_CALLERS = 100
-_SCRAPE_EVERY_S = 1.0
+from ledgerq.eventlog.events import Acked, Claimed, Enqueued, JobEvent
+from ledgerq.eventlog.runtime.meters import CommitMeters
+from ledgerq.projections.job import Job
+from ledgerq.projections.stats import QueueCounters, stats_delta
+from ledgerq.tools.bench import loads
+from ledgerq.tools.bench.children import answer, run_child
+from ledgerq.tools.bench.measurement import FULL, MEMORY, QUEUE, Bench, Measurement, Target
+from ledgerq.worker import execution
+from ledgerq.worker.metrics.worker_metrics import WorkerMeters
+from ledgerq.worker.queue import Queue
 
+__all__ = ["measure_metrics_cost", "without_measures"]
 
-def main() -> None:
-    """Run with the command line's arguments and print the result as JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ledgerq.tools.bench.metrics_cost", description=(__doc__ or "").strip()
-    )
-    parser.add_argument("--against", type=Path, help="a checkout without metrics (default: this one, unscraped)")
-    parser.add_argument("--pairs", type=int, default=15, help="how often each load is run in both ways (default 15)")
-    parser.add_argument("--jobs", type=int, default=20_000, help="jobs for each load (default 20000)")
-    parser.add_argument("--store", choices=("file", "memory"), default="file", help="where (default file, with fsync)")
-    parser.add_argument("--child", choices=("on", "off"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child is not None:
-        print(json.dumps(asyncio.run(_child(given.child == "on", given.jobs, given.store))))
-        return
-    print(json.dumps(_compare(given.against, given.pairs, given.jobs, given.store), indent=1))
-
-
-def _compare(against: Path | None, pairs: int, jobs: int, store: str) -> dict[str, Any]:
-    here = Path(__file__).resolve().parents[2]
-    trees = {"on": here, "off": (against or here).resolve()}
-    runs: list[dict[str, dict[str, dict[str, float]]]] = []
-    for number in range(pairs):
-        order = ("on", "off") if number % 2 else ("off", "on")
-        runs.append({side: _run(side, trees[side], jobs, store) for side in order})
-        print(f"pair {number + 1} of {pairs}", file=sys.stderr)
-    found: dict[str, Any] = {"pairs": pairs, "jobs": jobs, "store": store, "against": str(against or "unscraped")}
-    for load in _LOADS:
-        for what in ("cpu_us_per_job", "wall_us_per_job"):
-            ratios = sorted(run["on"][load][what] / run["off"][load][what] for run in runs)
-            found[f"{load} {what}"] = {
-                "off": round(statistics.median(run["off"][load][what] for run in runs), 2),
-                "on": round(statistics.median(run["on"][load][what] for run in runs), 2),
-                "cost_percent": round(100 * (statistics.median(ratios) - 1), 2),
-                "quartiles_percent": [round(100 * (ratios[len(ratios) * q // 4] - 1), 2) for q in (1, 3)],
-            }
-    found["scrape_ms"] = round(statistics.median(run["on"]["scrape"]["ms"] for run in runs), 2)
-    return found
+_PROGRAM: Final = "ledgerq.tools.bench.metrics_cost"
+_LOADS: Final = {
+    "enqueue": "an enqueue",
+    "claim": "a claim and its ack",
+    "worker": "a job of a worker",
+}
+_SCRAPES: Final = 20
+_encode_whole: Final = QueueCounters.encode
 
 
-def _run(side: str, tree: Path, jobs: int, store: str) -> dict[str, dict[str, float]]:
-    command = [sys.executable, __file__, "--child", side, "--jobs", str(jobs), "--store", store]
-    done = subprocess.run(  # noqa: S603 - this file, by this interpreter
-        command, env=os.environ | {"PYTHONPATH": str(tree)}, cwd=tree, check=True, stdout=subprocess.PIPE
-    )
-    found: dict[str, dict[str, float]] = json.loads(done.stdout)
-    return found
+async def measure_metrics_cost(bench: Bench) -> list[Measurement]:
+    """Measure the share of measuring, in per cent; `details` has the quartiles of all pairs."""
+    sizes = bench.sizes
+    found = {
+        load: Measurement(
+            f"metrics-{load}",
+            f"CPU time of measuring and a scrape each second, of {what}",
+            "%",
+            better="lower",
+            target=Target("value", at_most=3),
+        )
+        for load, what in _LOADS.items()
+    }
+    costs: dict[str, list[float]] = {load: [] for load in found}
+    for number in range(sizes.cost_processes):
+        # The order of sets and dicts of text would else differ, and with it what the same work costs.
+        seed = {"PYTHONHASHSEED": str(number)}
+        child = await run_child(_PROGRAM, str(sizes.cost_jobs), str(sizes.cost_pairs), environment=seed)
+        for load, one in found.items():
+            pairs = [100 * (on / off - 1) + 100 * child["scrape_s"] for on, off in child[load]]
+            costs[load] += pairs
+            one.runs.append(statistics.median(pairs))
+            one.details.setdefault("cpu_us_per_job", []).append(
+                [statistics.median(side) / sizes.cost_jobs * 1e6 for side in zip(*child[load], strict=True)]
+            )
+            one.details["scrape_ms"] = child["scrape_s"] * 1000
+    for load, one in found.items():
+        one.details["quartiles_percent"] = statistics.quantiles(costs[load], n=4)
+        low, middle, high = one.details["quartiles_percent"]
+        us = statistics.median(on for on, _ in one.details["cpu_us_per_job"])
+        bench.say(
+            f"{one.name}: {middle:.2f} % of {us:.1f} us, quartiles {low:.2f} to {high:.2f}, {len(costs[load])} pairs; "
+            f"a scrape takes {one.details['scrape_ms']:.1f} ms"
+        )
+    return [*found.values()]
 
 
-async def _child(is_on: bool, jobs: int, store: str) -> dict[str, dict[str, float]]:
-    from ledgerq.worker.queue import Queue
-
-    with tempfile.TemporaryDirectory(prefix="ledgerq-bench-") as folder:
-        async with Queue.open("memory:///" if store == "memory" else folder) as queue:
-            await _enqueue(queue, "warm", 500)
-            await _claim(queue, "warm")
-            found: dict[str, dict[str, float]] = {}
-            loads: dict[str, Callable[[], Awaitable[Any]]] = {
-                "enqueue": lambda: _enqueue(queue, "mail", jobs),
-                "claim": lambda: _claim(queue, "mail"),
-                "worker": lambda: _worker(queue),
-            }
-            for load, work in loads.items():
-                if load == "worker":
-                    await _enqueue(queue, "work", jobs)
-                async with _scraped(queue, is_on):
-                    wall_s, cpu_s = time.perf_counter(), time.process_time()
-                    await work()
-                    cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
-                found[load] = {"cpu_us_per_job": cpu_s / jobs * 1e6, "wall_us_per_job": wall_s / jobs * 1e6}
-            if is_on:
-                found["scrape"] = {"ms": await _scrape_ms(queue)}
-            return found
+# ---------------------------------------------------------------------- what is left out
 
 
-@contextlib.asynccontextmanager
-async def _scraped(queue: Any, is_on: bool) -> Any:
-    """While the block runs its metrics are read every second: many times as often as a Prometheus would."""
-    if not is_on:
+@contextmanager
+def without_measures() -> Iterator[None]:
+    """Take out of the code, for the block, what is there only for monitors; the counters stay."""
+    with (
+        _replaced(QueueCounters, "apply", _count_only),
+        _replaced(QueueCounters, "encode", _encode_counts_only),
+        _replaced(CommitMeters, "add", _nothing),
+        _replaced(WorkerMeters, "ended", _nothing),
+        _replaced(execution, "stopwatch_s", float),
+    ):
         yield
-        return
 
-    async def scrape() -> None:
-        while True:
-            await asyncio.sleep(_SCRAPE_EVERY_S)
-            await _scrape_ms(queue)
 
-    task = asyncio.create_task(scrape())
+@contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    whole = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        setattr(owner, name, whole)
 
 
-async def _scrape_ms(queue: Any) -> float:
-    """The time for which a rendered scrape keeps the event loop, without the inspection of the store before it."""
-    from prometheus_client import CollectorRegistry, generate_latest
-
-    if not hasattr(queue, "_bench_registry"):
-        queue._bench_collector = queue.collector()
-        queue._bench_registry = CollectorRegistry()
-        queue._bench_registry.register(queue._bench_collector)
-    await queue._bench_collector.refresh()
-    begun_s = time.perf_counter()
-    generate_latest(queue._bench_registry)
-    return (time.perf_counter() - begun_s) * 1000
+def _nothing(*_: object, **__: object) -> None: ...
 
 
-async def _enqueue(queue: Any, name: str, jobs: int) -> None:
-    async def produce() -> None:
-        for _ in range(jobs // _CALLERS):
-            await queue.enqueue(name, b"x" * 100)
+def _count_only(self: QueueCounters, before: Job | None, event: JobEvent, after: Job | None) -> None:
+    """`QueueCounters.apply` without the histograms, and as fast."""
+    kind, now, totals = type(event), self.now, self.totals
+    if kind is Enqueued and before is None and after is not None and after.state == "pending":
+        now[1] += 1
+        totals[0] += 1
+    elif kind is Claimed and after is not None:
+        now[1] -= 1
+        now[2] += 1
+        totals[2] += 1
+    elif kind is Acked and after is not None:
+        now[2] -= 1
+        now[3] += 1
+        totals[3] += 1
+    else:
+        self.add(stats_delta(before, event, after))
 
-    await asyncio.gather(*(produce() for _ in range(_CALLERS)))
+
+def _encode_counts_only(self: QueueCounters) -> bytes:
+    """The row without the histograms, as the first format had it."""
+    return _encode_whole(self, 1)
 
 
-async def _claim(queue: Any, name: str) -> None:
-    async def work() -> None:
-        while claims := await queue.claim(name):
-            await queue.ack(claims[0])
-
-    await asyncio.gather(*(work() for _ in range(_CALLERS)))
+# ---------------------------------------------------------------------- one process
 
 
-async def _worker(queue: Any) -> None:
-    from ledgerq.worker.worker import Worker
+async def _pairs(jobs: int, pairs: int) -> dict[str, Any]:
+    """The CPU seconds of each load, (as it is, without measures), for each pair; and those of a scrape."""
+    bench = Bench(MEMORY, FULL, runs=1, fsync=False, commit_interval_ms=None, say=lambda text: None)
+    found: dict[str, Any] = {load: [] for load in _LOADS}
+    async with bench.queue(MEMORY) as queue:
+        await _cpu_s(bench, queue, jobs)  # what is done for the first time costs more
+        with without_measures():
+            await _cpu_s(bench, queue, jobs)
+        for number in range(pairs):
+            sides: dict[bool, dict[str, float]] = {}
+            for is_whole in (True, False) if number % 2 else (False, True):
+                if is_whole:
+                    sides[is_whole] = await _cpu_s(bench, queue, jobs)
+                else:
+                    with without_measures():
+                        sides[is_whole] = await _cpu_s(bench, queue, jobs)
+            for load in _LOADS:
+                found[load].append((sides[True][load], sides[False][load]))
+        stats = await queue.stats(QUEUE)
+        done = 4 * jobs * (pairs + 1)
+        if (stats.totals["acked"], stats.done, stats.pending, stats.claimed) != (done, done, 0, 0):
+            raise RuntimeError(f"the counters are wrong ({stats}): what is left out here was more than measures")
+        found["scrape_s"] = await _scrape_s(queue)
+    return found
 
-    worker = Worker(queue, concurrency=_CALLERS)
 
-    @worker.handler("work")
-    async def handle(job: Any) -> None: ...
+async def _cpu_s(bench: Bench, queue: Queue, jobs: int) -> dict[str, float]:
+    callers = bench.sizes.callers
+    enqueue = partial(loads.enqueue, bench, queue, callers, jobs)
+    found = {
+        "enqueue": await _timed(enqueue),
+        "claim": await _timed(partial(loads.drain, bench, queue, callers, jobs)),
+    }
+    await enqueue()
+    found["worker"] = await _timed(partial(loads.drain_by_worker, bench, queue, callers, jobs))
+    return found
 
-    await worker.run(until_empty=True, signals=False)
+
+async def _timed(work: Callable[[], Awaitable[int]]) -> float:
+    """The CPU seconds of this thread. What was made before is left out of garbage collection, which would else grow."""
+    gc.collect()
+    gc.freeze()
+    begun_s = time.thread_time()
+    await work()
+    return time.thread_time() - begun_s
+
+
+async def _scrape_s(queue: Queue) -> float:
+    """The CPU seconds of an inspection of the store and of a rendered scrape."""
+    registry, collector = CollectorRegistry(), queue.collector()
+    registry.register(collector)
+    taken_s = []
+    for _ in range(_SCRAPES):
+        begun_s = time.thread_time()
+        await collector.refresh()
+        generate_latest(registry)
+        taken_s.append(time.thread_time() - begun_s)
+    return statistics.median(taken_s)
 
 
 if __name__ == "__main__":
-    main()
+    answer(asyncio.run(_pairs(*map(int, sys.argv[1:]))))

@@ -4,26 +4,22 @@ This module is also the program of those processes: `python -m ledgerq.tools.ben
 """
 
 import asyncio
-import json
-import os
 import sys
 import time
-from pathlib import Path
 from typing import Any, Final
 
 from slatedb.uniffi import DbBuilder, ObjectStore
 
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.slate.options import StoreOptions
+from ledgerq.tools.bench.children import answer, peak_mb, run_child
+from ledgerq.tools.bench.loads import fill
 from ledgerq.tools.bench.measurement import QUEUE, Bench, Measurement, Target
-from ledgerq.tools.bench.throughput import fill
 from ledgerq.worker.queue import Queue
 
-__all__ = ["measure_open", "resident_mb"]
+__all__ = ["measure_open"]
 
-_BYTES_PER_MB: Final = 1_000_000
-_BYTES_PER_KIB: Final = 1024
-_TIMEOUT_S: Final = 600
+_PROGRAM: Final = "ledgerq.tools.bench.store_open"
 _OWN_OPEN: Final = "SlateDB's own open of the same store with the same settings"
 
 
@@ -45,8 +41,10 @@ async def measure_open(bench: Bench) -> list[Measurement]:
         bench.say(f"open: enqueueing {jobs}")
         async with bench.queue(url) as queue:
             await fill(bench, queue, bench.sizes.open_jobs)
-        for _ in range(bench.runs):
-            empty, bare, full = [await _child(mode, url, bench.fsync) for mode in ("empty", "bare", "queue")]
+        for _ in bench.turns():
+            empty, bare, full = [
+                await run_child(_PROGRAM, mode, url, str(int(bench.fsync))) for mode in ("empty", "bare", "queue")
+            ]
             whole.runs.append(full["open_s"] + full["claim_s"])
             whole.baseline.append(bare["open_s"])
             beyond.runs.append(whole.runs[-1] - whole.baseline[-1])
@@ -60,17 +58,6 @@ async def measure_open(bench: Bench) -> list[Measurement]:
     return [whole, beyond, memory]
 
 
-async def _child(mode: str, url: str, fsync: bool) -> dict[str, float]:
-    command = [sys.executable, "-m", "ledgerq.tools.bench.store_open", mode, url, str(int(fsync))]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    async with asyncio.timeout(_TIMEOUT_S):
-        output, _ = await process.communicate()
-    if process.returncode != 0:
-        raise RuntimeError(f"the process that opens the store ({mode}) ended with {process.returncode}")
-    found: dict[str, float] = json.loads(output)
-    return found
-
-
 async def _open_bare(url: str, options: StoreOptions) -> dict[str, float]:
     location = parse_location(url)
     start_s = time.perf_counter()
@@ -78,7 +65,7 @@ async def _open_bare(url: str, options: StoreOptions) -> dict[str, float]:
     builder.with_settings(options.slate_settings(embedded_gc=not (location.is_file and options.fsync)))
     builder.with_db_cache(options.new_cache(), 0)
     db = await builder.build()
-    found = {"open_s": time.perf_counter() - start_s, **resident_mb()}
+    found = {"open_s": time.perf_counter() - start_s, "peak_mb": peak_mb()}
     await db.shutdown()
     return found
 
@@ -89,41 +76,22 @@ async def _open_queue(url: str, options: StoreOptions) -> dict[str, float]:
         opened_s = time.perf_counter()
         claims = await queue.claim(QUEUE)
         claimed_s = time.perf_counter()
-        found = {"open_s": opened_s - start_s, "claim_s": claimed_s - opened_s, **resident_mb()}
+        found = {"open_s": opened_s - start_s, "claim_s": claimed_s - opened_s, "peak_mb": peak_mb()}
         # So that the next process doesn't find a claim that was cut short.
         await queue.ack(claims[0])
     return found
-
-
-def resident_mb() -> dict[str, float]:
-    """The resident memory of this process, now and at its peak, in MB of a million bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        now_kib, peak_kib = (int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM"))
-        return {
-            "resident_mb": now_kib * _BYTES_PER_KIB / _BYTES_PER_MB,
-            "peak_mb": peak_kib * _BYTES_PER_KIB / _BYTES_PER_MB,
-        }
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else _BYTES_PER_KIB)
-    return {"resident_mb": peak / _BYTES_PER_MB, "peak_mb": peak / _BYTES_PER_MB}
 
 
 def _main(mode: str, url: str, fsync: str) -> None:
     options = StoreOptions(fsync=fsync == "1")
     found: dict[str, Any]
     if mode == "empty":
-        found = resident_mb()
+        found = {"peak_mb": peak_mb()}
     elif mode == "bare":
         found = asyncio.run(_open_bare(url, options))
     else:
         found = asyncio.run(_open_queue(url, options))
-    sys.stdout.write(json.dumps(found))
-    sys.stdout.flush()
-    # Nothing is left to do, and a runtime that winds down is not what is measured.
-    os._exit(0)
+    answer(found)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,8 @@ class WorkerMeters:
 
     def ended(self, claim: Claim, outcome: Outcome, seconds: float, *, timed_out: bool) -> None:
         """Count a try that ended; its handler ran for so many seconds."""
-        key = (claim.queue, "timeout" if timed_out and outcome in ("retry", "dead") else outcome)
-        meter = self.handlers.get(key)
-        if meter is None:
-            meter = self.handlers[key] = Meter(_BOUNDS_S)
-        meter.add(seconds)
+        key = claim.queue, "timeout" if timed_out and outcome in ("retry", "dead") else outcome
+        (self.handlers.get(key) or self.handlers.setdefault(key, Meter(_BOUNDS_S))).add(seconds)
         if outcome == "lost":
             self.lost += 1
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from ledgerq.eventlog.events import (
     Acked,
@@ -35,12 +36,24 @@ def measured(*events: tuple[int, Event]) -> QueueCounters:
 
 def test_a_bucket_holds_what_is_at_most_its_bound() -> None:
     histogram = Histogram((10, 20))
-    for value in (-3, 0, 10, 11, 20, 21, 1000):
+    values = (-3, 0, 10, 11, 20, 21, 1000, 1001)
+    for value in values:
         histogram.add(value, ID, START_MS)
-    assert histogram.view() == HistogramView((10, 20), (3, 2, 2), 0 + 0 + 10 + 11 + 20 + 21 + 1000)
-    assert histogram.view().count == 7
-    assert [last and last.value for last in histogram.exemplars()] == [10, 20, 1000]
+    assert histogram.view() == HistogramView((10, 20), (3, 2, 3), 0 + 0 + 10 + 11 + 20 + 21 + 1000 + 1001)
+    assert histogram.view().count == 8
+    assert [last and last.value for last in histogram.exemplars()] == [10, 20, 1001]
     assert Histogram.decode((10, 20), histogram.encode()).view() == histogram.view()
+
+
+@given(st.lists(st.integers(0, 100_000_000)))
+def test_what_is_counted_without_exemplars_falls_into_the_same_buckets(values: list[int]) -> None:
+    counted, added = Histogram(DURATION_BOUNDS_MS), Histogram(DURATION_BOUNDS_MS)
+    for value in values:
+        counted.count(value)
+        added.add(value, ID, START_MS)
+    assert counted.view() == added.view()
+    below = [sum(value <= bound for value in values) for bound in DURATION_BOUNDS_MS]
+    assert [sum(counted.counts[: at + 1]) for at in range(len(DURATION_BOUNDS_MS))] == below
 
 
 def test_the_bounds_are_part_of_the_format() -> None:

