@@ -19,6 +19,9 @@ SITE ?= site
 # ARGS=-n0 runs all of them in one process.
 PROCESSES := --numprocesses auto --dist worksteal
 
+# Built by each install, where there is a compiler.
+compiled := eventlog/slate/_rows.c
+
 pythons := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 pip_install := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
@@ -53,21 +56,22 @@ venv: $(VENV)/.installed-dev
 
 clean:
 	rm -rf .venv build dist site *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./.git -prune -o -name '*.abi3.so' -exec rm -f {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps. Larger sets of extras hold the smaller ones, so their stamps are set along with their own.
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/.created
+$(VENV)/.installed: pyproject.toml $(compiled) | $(VENV)/.created
 	@echo "installing ledgerq into $(VENV)"
 	@$(pip_install) --editable .
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
+$(VENV)/.installed-test: pyproject.toml $(compiled) | $(VENV)/.created
 	@echo "installing ledgerq and its test tools into $(VENV)"
 	@$(pip_install) --editable '.[test]'
 	@touch $(VENV)/.installed $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.created
+$(VENV)/.installed-dev: pyproject.toml $(compiled) | $(VENV)/.created
 	@echo "installing ledgerq and its development tools into $(VENV)"
 	@$(pip_install) --editable '.[dev]'
 	@touch $(VENV)/.installed $(VENV)/.installed-test $@
