@@ -4,7 +4,7 @@ Each message states what happened, to what, and what to do about it. `permanent`
 same call again can ever help: False means "later, perhaps", True means "not without changing something first".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import ClassVar, Final
@@ -77,7 +77,14 @@ class InvalidState(LedgerError):
 
 
 class ClaimLost(LedgerError):
-    """The claim is no longer current: it was settled, its lease ended, or another writer took over."""
+    """The claim is no longer current: it was settled, its lease ended, or another writer took over.
+
+    `offsets`: of a call for many claims, those of the claims that are lost (their `Claim.offset`).
+    """
+
+    def __init__(self, message: str = "", offsets: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.offsets = frozenset(offsets)
 
 
 class QueueClosed(LedgerError):

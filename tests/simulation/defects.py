@@ -40,12 +40,17 @@ Patch = pytest.MonkeyPatch
 
 
 def ack_told_before_the_flush(patch: Patch) -> None:
-    """`ack` returns while its event is only staged."""
+    """`ack` and `ack_many` return while their events are only staged."""
 
     async def ack(parts: Any, claim: Any) -> None:
         settlement._stage_ack(parts, claim)
 
+    async def ack_many(parts: Any, claims: Any) -> None:
+        for claim in claims:
+            settlement._stage_ack(parts, claim)
+
     patch.setattr(settlement, "ack", ack)
+    patch.setattr(settlement, "ack_many", ack_many)
 
 
 def everything_told_before_the_flush(patch: Patch) -> None:
