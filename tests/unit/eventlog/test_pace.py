@@ -1,5 +1,7 @@
 """The pace of commits: the credit that lets few go at once and many almost at once, and when two overlap."""
 
+from itertools import pairwise
+
 import pytest
 
 from ledgerq.eventlog.pace import CommitPace
@@ -28,7 +30,7 @@ def test_single_events_without_end_go_once_in_each_interval() -> None:
     times = [closed_at(pace, 100.0, 1)]
     for _ in range(100):
         times.append(closed_at(pace, times[-1] + 0.001, 1))
-    steps = [later - earlier for earlier, later in zip(times[5:], times[6:], strict=False)]
+    steps = [later - earlier for earlier, later in pairwise(times[5:])]
     assert all(abs(step - INTERVAL_S) < 1e-6 for step in steps)
 
 
