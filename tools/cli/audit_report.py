@@ -91,7 +91,7 @@ def _result(found: "AuditReport", differences: "list[Difference]", count: int) -
     if found.damaged_files:
         return f"{files}, {what}: save all that is there with {salvage}"
     payloads = sum(row.range_name == "payload" for row in differences)
-    lost = "gone or damaged: a worker that comes to such a job makes it a dead letter"
+    lost = "gone or damaged: a worker makes a dead letter of such a job, and a finished one is swept with its record"
     if count and count == payloads:
         return f"{what}: these payloads are {lost}"
     if payloads:
