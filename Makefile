@@ -16,11 +16,19 @@ PYTHON ?=
 DIR ?=
 ARGS ?=
 SITE ?= site
+# Where this is set, each of the many programs that tests start compiles everything anew, in several times the time.
+unexport PYTHONDONTWRITEBYTECODE
 # ARGS=-n0 runs all of them in one process.
 PROCESSES := --numprocesses auto --dist worksteal
+# One more than there are cores, since they wait for clocks and servers; those of a file share what they have set up.
+PROOF_PROCESSES := --numprocesses $(shell expr $$(nproc) + 1) --dist loadscope
+
+# Built by each install, where there is a compiler.
+compiled := eventlog/slate/_rows.c
 
 pythons := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
-pip_install := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# Not compiled: Python does that when it first imports a module, and most of 8,000 files never are.
+pip_install := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test proof coverage lint docs venv clean
 .DELETE_ON_ERROR:
@@ -29,13 +37,13 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/ledgerq demo $(if $(DIR),"$(DIR)")
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m "not proof" $(PROCESSES) $(ARGS)
+	$(VENV)/bin/python -m pytest -m fast $(PROCESSES) $(ARGS)
 
 proof: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m proof $(PROCESSES) $(ARGS)
+	$(VENV)/bin/python -m pytest -m proof $(PROOF_PROCESSES) $(ARGS)
 
 coverage: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m "not proof" $(PROCESSES) --cov --cov-report term $(ARGS)
+	$(VENV)/bin/python -m pytest -m fast $(PROCESSES) --cov --cov-report term $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -53,21 +61,22 @@ venv: $(VENV)/.installed-dev
 
 clean:
 	rm -rf .venv build dist site *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./.git -prune -o -name '*.abi3.so' -exec rm -f {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps. Larger sets of extras hold the smaller ones, so their stamps are set along with their own.
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/.created
+$(VENV)/.installed: pyproject.toml $(compiled) | $(VENV)/.created
 	@echo "installing ledgerq into $(VENV)"
 	@$(pip_install) --editable .
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(VENV)/.created
+$(VENV)/.installed-test: pyproject.toml $(compiled) | $(VENV)/.created
 	@echo "installing ledgerq and its test tools into $(VENV)"
 	@$(pip_install) --editable '.[test]'
 	@touch $(VENV)/.installed $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.created
+$(VENV)/.installed-dev: pyproject.toml $(compiled) | $(VENV)/.created
 	@echo "installing ledgerq and its development tools into $(VENV)"
 	@$(pip_install) --editable '.[dev]'
 	@touch $(VENV)/.installed $(VENV)/.installed-test $@

@@ -148,6 +148,8 @@ class ObjectAnchor:
 
     def record(self, anchor: Anchor) -> None:
         """Remember the anchor of a durable commit, and begin to write it if a minute has passed since the last one."""
+        if self._noted is not None and anchor.next_offset < self._noted.next_offset:
+            return  # of two commits that overlapped the later one came first
         self._noted = anchor
         now_ms = self._clock.now_ms()
         # A clock that was set back must not silence the anchor.

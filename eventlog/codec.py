@@ -2,15 +2,17 @@
 
 A record batch is one msgpack array `[version, epoch, previous digest, commit time ms, kinds, events]`: `kinds` is one
 byte for each event, its type, and an event is the array of its fields. A changed event gets a new kind; `UPCASTS` turns
-the fields of an old kind into those of a current one, and is the one place for it.
+the fields of an old kind into those of a current one, and is the one place for it. The types of the fields are exact
+(`True` is no number) and are checked by decoding. The meaning of a number or a text is not: that is for the fold.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgpack
+from msgspec import Meta, Raw, Struct
+from msgspec.msgpack import Decoder, Encoder
 
 from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument, LedgerError, LogCorrupt, UnknownEventType
 from ledgerq.eventlog.events import (
@@ -34,7 +36,6 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
-from ledgerq.eventlog.record_types import checked, plain_shapes
 
 __all__ = [
     "EVENT_TYPES",
@@ -79,15 +80,24 @@ EVENT_TYPES: Final[dict[int, type[Any]]] = {
 }
 KIND_OF: Final[dict[type[Any], int]] = {event_type: kind for kind, event_type in EVENT_TYPES.items()}
 
-# Kinds below this are a job's: their first field is its id.
-_FIRST_OTHER_KIND: Final = 32
-_ID_BYTES: Final = 16
-
 # Old kind -> (current kind, its fields made from the old fields). Empty as long as no event has changed.
 UPCASTS: Final[dict[int, tuple[int, Callable[[tuple[Any, ...]], tuple[Any, ...]]]]] = {}
 
+
+def _plain(value: Any) -> Any:
+    """The plain value of a subclass: a queue may be named by any kind of `str`."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bytes):
+        return bytes.__getitem__(value, slice(None))
+    if isinstance(value, int):
+        return int.__int__(value)
+    raise TypeError(f"{type(value).__name__} can't be stored")
+
+
 _packer = msgpack.Packer(autoreset=True)
-pack: Final[Callable[[Any], bytes]] = _packer.pack
+pack: Final[Callable[[Any], bytes]] = Encoder(enc_hook=_plain).encode
+"""The msgpack bytes of an event, a job or any other value: tuples and records are arrays."""
 
 
 # An array's header makes msgpack reserve memory for all the items that it promises, at each depth anew: two megabytes
@@ -182,69 +192,91 @@ def decode_batch(base_offset: int, value: bytes) -> RecordBatch:
     Raises `LogCorrupt` for a malformed value, `FormatTooNew` for a newer version, `UnknownEventType` for an event that
     this version doesn't know.
     """
+    outer, rows = _opened(base_offset, value)
+    try:
+        events = [_DECODERS[kind](row) for kind, row in zip(outer.kinds, rows, strict=True)]
+    except (KeyError, ValueError, RecursionError):  # an old kind, or one to be named by its offset
+        events = _decode_slowly(base_offset, outer.kinds, rows)
+    return RecordBatch(base_offset, outer.epoch, outer.previous, outer.time_ms, events, digest_of(value))
+
+
+class _Outer(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A record batch before its events are decoded."""
+
+    version: int
+    epoch: Annotated[int, Meta(ge=0)]
+    previous: Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+    time_ms: Annotated[int, Meta(ge=0)]
+    kinds: Annotated[bytes, Meta(min_length=1)]
+    # To read this walks through all events and reserves nothing, so what they promise is there when they are decoded.
+    rows: Raw
+
+
+_decode_outer: Final = Decoder(_Outer).decode
+_decode_rows: Final = Decoder(list[Raw]).decode
+_DECODERS: Final = {kind: Decoder(event_type).decode for kind, event_type in EVENT_TYPES.items()}
+
+
+def _opened(base_offset: int, value: bytes) -> tuple[_Outer, list[Raw]]:
+    """A record batch and its events, each still encoded."""
+    try:
+        outer = _decode_outer(value)
+        kinds = len(outer.kinds)
+        if outer.version != BATCH_VERSION or _item_count(outer.rows) != kinds:
+            raise ValueError("a record batch's outer fields have the wrong shape")
+        # Checked before anything is made of them: an event has two bytes at least.
+        if len(memoryview(outer.rows)) <= 2 * kinds:
+            raise ValueError("one of its events is no array of fields")
+        return outer, _decode_rows(outer.rows)
+    except (ValueError, RecursionError) as error:
+        version = _version(value)
+        if version > BATCH_VERSION:
+            raise FormatTooNew(
+                f"the batch at offset {base_offset} has version {version}, this ledgerq reads up to {BATCH_VERSION}: "
+                "upgrade it"
+            ) from error
+        raise LogCorrupt(base_offset, f"the record batch can't be decoded ({error})") from error
+
+
+def _item_count(array: Raw) -> int:
+    """The number of items that an array's header names; raises `ValueError` for anything else."""
+    head = bytes(memoryview(array)[:5])
+    if 0x90 <= head[0] <= 0x9F:
+        return head[0] - 0x90
+    if head[0] not in (0xDC, 0xDD):
+        raise ValueError("a record batch's events are no array")
+    return int.from_bytes(head[1:3] if head[0] == 0xDC else head[1:])
+
+
+def _version(value: bytes) -> int:
+    """The version of what is no batch of this one; a newer one may have another shape. 0 where there is none."""
     try:
         outer = unpack(value)
-        # A newer version may have another shape, so the number is read first.
-        if type(outer) is tuple and outer and type(outer[0]) is int and outer[0] > BATCH_VERSION:
-            raise FormatTooNew(
-                f"the batch at offset {base_offset} has version {outer[0]}, this ledgerq reads up to "
-                f"{BATCH_VERSION}: upgrade it"
-            )
-        version, epoch, previous, time_ms, kinds, fields = outer
-        if not (
-            version == BATCH_VERSION
-            and type(epoch) is type(time_ms) is int
-            and min(epoch, time_ms) >= 0
-            and type(previous) is bytes
-            and len(previous) == DIGEST_BYTES
-            and type(kinds) is bytes
-            and type(fields) is tuple
-            and len(kinds) == len(fields) > 0
-        ):
-            raise ValueError("a record batch's outer fields have the wrong shape")
-        if set(map(type, fields)) != {tuple}:
-            raise KeyError
-        events = [_new(_SHAPES[kind][tuple(map(type, row))], row) for kind, row in zip(kinds, fields, strict=True)]
-    except LedgerError:
-        raise
-    except KeyError:  # no shape of a current event: which one, and is it an old one?
-        events = _decode_slowly(base_offset, kinds, fields)
-    except (ValueError, TypeError) as error:
-        raise LogCorrupt(base_offset, f"the record batch can't be decoded ({error})") from error
-    _check_ids(base_offset, kinds, events)
-    return RecordBatch(base_offset, epoch, previous, time_ms, events, digest_of(value))
+    except ValueError:
+        return 0
+    return outer[0] if type(outer) is tuple and outer and type(outer[0]) is int else 0
 
 
-_new: Final[Callable[[type[Any], tuple[Any, ...]], Any]] = tuple.__new__
-_SHAPES: Final = {kind: dict.fromkeys(plain_shapes(event_type), event_type) for kind, event_type in EVENT_TYPES.items()}
-
-
-def _decode_slowly(base_offset: int, kinds: bytes, fields: tuple[tuple[Any, ...], ...]) -> list[Event]:
+def _decode_slowly(base_offset: int, kinds: bytes, rows: list[Raw]) -> list[Event]:
     """Decode event by event: old kinds are upcast, and the error names the first event that is wrong."""
     events: list[Event] = []
-    for offset, (kind, row) in enumerate(zip(kinds, fields, strict=True), base_offset):
+    for offset, (kind, row) in enumerate(zip(kinds, rows, strict=True), base_offset):
         try:
-            if type(row) is not tuple:
+            fields = unpack(bytes(row))
+            if type(fields) is not tuple:
                 raise ValueError("its fields are no array")
             if kind in UPCASTS:
-                kind, row = UPCASTS[kind][0], UPCASTS[kind][1](row)
+                kind, fields = UPCASTS[kind][0], UPCASTS[kind][1](fields)
             if kind not in EVENT_TYPES:
                 raise UnknownEventType(
                     f"the event at offset {offset} is of the unknown type {kind}: upgrade ledgerq to read it"
                 )
-            events.append(checked(EVENT_TYPES[kind], row))
+            events.append(_DECODERS[kind](pack(fields)))
         except LedgerError:
             raise
         except Exception as error:  # an upcast may meet anything
             raise LogCorrupt(base_offset, f"the event at offset {offset} can't be decoded ({error})") from error
     return events
-
-
-def _check_ids(base_offset: int, kinds: bytes, events: list[Event]) -> None:
-    if max(kinds) >= _FIRST_OTHER_KIND:
-        events = [event for event in events if KIND_OF[type(event)] < _FIRST_OTHER_KIND]
-    if events and set(map(len, map(itemgetter(0), events))) != {_ID_BYTES}:
-        raise LogCorrupt(base_offset, f"a job's id in the record batch doesn't have {_ID_BYTES} bytes")
 
 
 def encode_head(head: Head) -> bytes:
@@ -272,7 +304,7 @@ def decode_head(value: bytes) -> Head:
 def encode_payload(salt: bytes, headers: dict[str, str] | None, payload: bytes) -> bytes:
     """A payload record; headers that UTF-8 can't hold raise `InvalidArgument`."""
     try:
-        return pack((salt, headers, payload))
+        return _packer.pack((salt, headers, payload))
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidArgument(f"the payload's headers can't be stored: {error}") from error
 

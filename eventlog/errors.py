@@ -4,10 +4,13 @@ Each message states what happened, to what, and what to do about it. `permanent`
 same call again can ever help: False means "later, perhaps", True means "not without changing something first".
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import ClassVar, Final
 
 from ledgerq.eventlog.clock import time_text
+from ledgerq.eventlog.runtime.commands import rebuild_command, salvage_command
 
 __all__ = [
     "ClaimLost",
@@ -74,7 +77,14 @@ class InvalidState(LedgerError):
 
 
 class ClaimLost(LedgerError):
-    """The claim is no longer current: it was settled, its lease ended, or another writer took over."""
+    """The claim is no longer current: it was settled, its lease ended, or another writer took over.
+
+    `offsets`: of a call for many claims, those of the claims that are lost (their `Claim.offset`).
+    """
+
+    def __init__(self, message: str = "", offsets: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.offsets = frozenset(offsets)
 
 
 class QueueClosed(LedgerError):
@@ -148,13 +158,28 @@ class LogCorrupt(LedgerError):
     """The hash chain is broken. `offset` is the first bad offset: everything before it is proven."""
 
     def __init__(self, offset: int, what: str) -> None:
-        super().__init__(
-            f"the log is corrupt at offset {offset}: {what}. Everything before it is proven; "
-            f"restore a copy, or keep what is proven with: rebuild-projections URL --until {offset}, or save what more "
-            "the files hold with: rebuild-projections URL --into NEW --salvage"
-        )
+        super().__init__()
         self.offset = offset
         self.what = what
+        self.locate("URL")
+
+    def locate(self, location: str) -> None:
+        """Have the message name the store in its commands: who decodes a record batch doesn't know where it is from."""
+        self.args = (
+            f"the log is corrupt at offset {self.offset}: {self.what}. Everything before it is proven; restore a copy, "
+            f"or keep what is proven with: {rebuild_command(location, f'--until {self.offset}')}, or save what more "
+            f"the files hold with: {salvage_command(location)}",
+        )
+
+    @staticmethod
+    @contextmanager
+    def locating(location: str) -> Iterator[None]:
+        """Have such an error that is raised in the block name the store at `location`."""
+        try:
+            yield
+        except LogCorrupt as error:
+            error.locate(location)
+            raise
 
 
 class LogRolledBack(LedgerError):
@@ -175,9 +200,9 @@ class LogRolledBack(LedgerError):
         location: str = "URL",
     ) -> None:
         remedy = remedy or (
-            f"Restore the lost files, or save what more they hold with: rebuild-projections {location} --into NEW "
-            f"--salvage, or accept the loss with: rebuild-projections {location} --into NEW --until {head_offset} (or "
-            "in place, if the store can still be opened: without --into, or Queue.open with accept_rollback=True)"
+            f"Restore the lost files, or save what more they hold with: {salvage_command(location)}, or accept the "
+            f"loss with: {rebuild_command(location, f'--into NEW --until {head_offset}')} (or in place, if the store "
+            "can still be opened: without --into, or Queue.open with accept_rollback=True)"
         )
         super().__init__(
             f"by the anchor, offset {anchored_offset} was durable, but {what} ({_log_end(head_offset)}). {remedy}"

@@ -2,10 +2,13 @@
 
 An event carries every fact that a decision took from configuration, clock or chance, so a fold needs only the log.
 Ids are 16-byte ULIDs, times are ms since the Unix epoch, and the time of the event itself is its commit's.
+An event is immutable; `msgspec.structs.replace` makes a changed copy. Its bytes are the array of its fields in order.
 Next: codec.py turns them into bytes; projections/job.py has what follows from them.
 """
 
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Annotated, Final, Literal, NamedTuple, get_args
+
+from msgspec import Meta, Struct
 
 __all__ = [
     "Acked",
@@ -45,14 +48,22 @@ UniqueUntil = Literal["finished", "claimed"]
 """How long a job holds its unique key: until it is finished, or until it is claimed for the first time."""
 
 
-class Enqueued(NamedTuple):
+Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
+"""A ULID's 16 bytes; decoding refuses any other length."""
+
+
+class Fact(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The base of all events: what no event can hold (a reference to itself) needs no garbage collection."""
+
+
+class Enqueued(Fact, frozen=True):
     """A job was accepted; `due_ms` 0 means pending at once.
 
     `payload_bytes` is the size of the payload record, which holds salt and headers beside the bytes given, and
     `payload_digest` is its BLAKE2b-256.
     """
 
-    id: bytes
+    id: Id
     queue: str
     priority: int
     max_attempts: int
@@ -63,35 +74,35 @@ class Enqueued(NamedTuple):
     payload_digest: bytes
 
 
-class Promoted(NamedTuple):
+class Promoted(Fact, frozen=True):
     """A scheduled job's time has come: it is pending."""
 
-    id: bytes
+    id: Id
 
 
-class Claimed(NamedTuple):
+class Claimed(Fact, frozen=True):
     """A worker got the job for its `attempt`-th try, for `lease_ms` at first; `worker` is its name, if it gave one."""
 
-    id: bytes
+    id: Id
     attempt: int
     lease_ms: int
     worker: str | None
 
 
-class Acked(NamedTuple):
+class Acked(Fact, frozen=True):
     """The work is done; the record is kept until `sweep_at_ms`."""
 
-    id: bytes
+    id: Id
     sweep_at_ms: int
 
 
-class Nacked(NamedTuple):
+class Nacked(Fact, frozen=True):
     """The try failed or was given back. `to` is the state that follows (scheduled, pending or dead).
 
     `due_ms` counts for scheduled, `sweep_at_ms` for dead, else 0. `released`: given back unused, the try doesn't count.
     """
 
-    id: bytes
+    id: Id
     to: State
     due_ms: int
     sweep_at_ms: int
@@ -99,59 +110,59 @@ class Nacked(NamedTuple):
     error: str
 
 
-class LeaseExpired(NamedTuple):
+class LeaseExpired(Fact, frozen=True):
     """The claim ended without a settlement. `to` is pending or dead; `sweep_at_ms` counts for dead, else 0."""
 
-    id: bytes
+    id: Id
     to: State
     sweep_at_ms: int
     reason: str
 
 
-class CancelRequested(NamedTuple):
+class CancelRequested(Fact, frozen=True):
     """An operator wants a claimed job to stop; its worker learns of it."""
 
-    id: bytes
+    id: Id
     actor: str
     reason: str
 
 
-class Cancelled(NamedTuple):
+class Cancelled(Fact, frozen=True):
     """The job will not run (again); the record is kept until `sweep_at_ms`."""
 
-    id: bytes
+    id: Id
     sweep_at_ms: int
     actor: str
     reason: str
 
 
-class Requeued(NamedTuple):
+class Requeued(Fact, frozen=True):
     """An operator gave a dead job a new start: pending, no attempts used."""
 
-    id: bytes
+    id: Id
     actor: str
     reason: str
 
 
-class Swept(NamedTuple):
+class Swept(Fact, frozen=True):
     """Retention is over: record and payload are deleted, the history stays in the log."""
 
-    id: bytes
+    id: Id
 
 
-class DeadLettered(NamedTuple):
+class DeadLettered(Fact, frozen=True):
     """The job can't run any more, since its payload is lost: dead, kept until `sweep_at_ms`; `reason` is its error.
 
     `actor` is who found it: the name of a program's operator, or "ledgerq" for a queue that met the loss at a claim.
     """
 
-    id: bytes
+    id: Id
     sweep_at_ms: int
     actor: str
     reason: str
 
 
-class QueuePaused(NamedTuple):
+class QueuePaused(Fact, frozen=True):
     """No job of the queue is handed out until it is resumed."""
 
     queue: str
@@ -159,7 +170,7 @@ class QueuePaused(NamedTuple):
     reason: str
 
 
-class QueueResumed(NamedTuple):
+class QueueResumed(Fact, frozen=True):
     """The queue's jobs are handed out again."""
 
     queue: str
@@ -167,7 +178,7 @@ class QueueResumed(NamedTuple):
     reason: str
 
 
-class WriterOpened(NamedTuple):
+class WriterOpened(Fact, frozen=True):
     """A writer took over the store. `rolled_back_from`: the offset of a loss that the user accepted, else None."""
 
     writer: str
@@ -175,13 +186,13 @@ class WriterOpened(NamedTuple):
     rolled_back_from: int | None
 
 
-class WriterClosed(NamedTuple):
+class WriterClosed(Fact, frozen=True):
     """The writer ended in good order."""
 
     writer: str
 
 
-class Rebuilt(NamedTuple):
+class Rebuilt(Fact, frozen=True):
     """Projections were made anew from the log. `names`: which; `changes`: rows put and rows deleted to get there."""
 
     actor: str
@@ -191,7 +202,7 @@ class Rebuilt(NamedTuple):
     rows_deleted: int
 
 
-class FilesSetAside(NamedTuple):
+class FilesSetAside(Fact, frozen=True):
     """Files that kept the store from being opened, and that no promised commit needs, were moved out of its way.
 
     `folder` is where they are, below the store's. `total`: how many; `names`: the first hundred ("wal/000...1.sst").

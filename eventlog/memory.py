@@ -5,8 +5,9 @@ It is what `memory:///` opens, the double for users' tests, and the shortest des
 lost with the writer.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Final
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
 
 from sortedcontainers import SortedDict
 
@@ -133,6 +134,9 @@ class MemoryStore(MemoryReader):
         self._number = self._disk.writer_number
         self._fault = fault
         self._closed = False
+        self._writing, self._syncing = asyncio.Lock(), asyncio.Lock()
+        self._pending = 0
+        self._errors: dict[str, Exception] = {}
 
     async def _meet(self, call: str) -> None:
         if self._fault is not None:
@@ -159,9 +163,27 @@ class MemoryStore(MemoryReader):
         await self._meet("sync:after")
 
     async def commit(self, batch: Batch, anchor: Anchor) -> None:
-        """Write, then sync."""
-        await self.write(batch)
-        await self.sync(anchor)
+        """Write, then sync. Calls may overlap; those behind one that failed fail as well, and aren't written."""
+        self._pending += 1
+        try:
+            async with self._writing:
+                await self._once(self.write(batch), "write")
+            async with self._syncing:
+                await self._once(self.sync(anchor), "sync")
+        finally:
+            self._pending -= 1
+            if not self._pending:
+                self._errors.pop("write", None)
+
+    async def _once(self, call: Coroutine[Any, Any, None], kind: str) -> None:
+        if (error := self._errors.get(kind)) is not None:
+            call.close()
+            raise error.with_traceback(None)
+        try:
+            await call
+        except Exception as failure:
+            self._errors[kind] = failure
+            raise
 
     def flush(self, anchor: Anchor | None = None) -> None:
         """Move the applied batches to the disk, as a sync does; a simulation has writes that outlive their caller."""

@@ -111,6 +111,8 @@ class Store(ReadStore, Protocol):
     async def commit(self, batch: Batch, anchor: Anchor) -> CommitTimes | None:
         """`write(batch)` and then `sync(anchor)`, in one call that may cost less. Raises what they raise.
 
+        Calls may overlap: batches are applied in the order of the calls, and when one fails, so do those called after
+        it. Behind one that was not written none is written; once all of them have failed they may be tried again.
         Returns how long its parts took, if the store measures that.
         """
 

@@ -12,20 +12,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import chain
 from typing import Final
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
-from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch, digest_of, encode_batch, encode_batch_pieces, encode_head
-from ledgerq.eventlog.commit import PIECE_ROWS, Answers, Commit, CommitHook, pieces
-from ledgerq.eventlog.errors import ClockWentBack, LedgerError, LogPoisoned, QueueClosed
+from ledgerq.eventlog.clock import Clock, Timer
+from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch
+from ledgerq.eventlog.commit import Answers, Commit, CommitHook
+from ledgerq.eventlog.errors import LedgerError, QueueClosed
 from ledgerq.eventlog.events import Event
+from ledgerq.eventlog.flights import Flight, Flights
 from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.pace import MAX_IN_FLIGHT, CommitPace
 from ledgerq.eventlog.runtime.event_loop import check_owner, loop_or_none
 from ledgerq.eventlog.runtime.meters import CommitMeters, CommitTimes
 from ledgerq.eventlog.runtime.process import own_pid
-from ledgerq.eventlog.store import Anchor, Store
+from ledgerq.eventlog.store import Store
 
 __all__ = ["MAX_COMMIT_BYTES", "Commit", "EventLog", "CommitHook"]
 
@@ -34,14 +35,17 @@ MAX_COMMIT_BYTES: Final = 64 * 1024 * 1024
 _FULL_EVENTS: Final = 10_000
 _FULL_BYTES: Final = 8 * 1024 * 1024
 _STORE_CHECK_INTERVAL_MS: Final = 1000
-# A clock that is set back a little (NTP) is waited for; more than that is the operator's business.
-_MAX_CLOCK_STEP_MS: Final = 5000
+_NEVER: Final = float("inf")
+# Fewer than this in a cohort would share no flush.
+_COHORT_EVENTS: Final = 2
+# A commit of so many events is encoded and filled in one turn of the event loop.
+_AT_ONCE_EVENTS: Final = 250
 
 
 class EventLog(LogReader):
     """The log of a store opened for writing. One event loop owns it; `start` it before the first append."""
 
-    def __init__(self, store: Store, *, clock: Clock, commit_hook: CommitHook, commit_interval_s: float = 0.0) -> None:
+    def __init__(self, store: Store, *, clock: Clock, commit_hook: CommitHook, pace: CommitPace | None = None) -> None:
         super().__init__(store, clock=clock)
         self.store: Store = store
         self.epoch = 0
@@ -49,12 +53,18 @@ class EventLog(LogReader):
         self.failure: LedgerError | None = None
         self.meters = CommitMeters()
         self._commit_hook = commit_hook
-        self._interval_s = commit_interval_s
+        self._pace = pace or CommitPace()
         self._durable: Head = Head(0, b"", 0, 0, 0)
         self.time_ms = 0  # of the newest commit: of the open one, when there is one
         self._open: Commit | None = None
-        self._in_flight: Commit | None = None
+        self._flights = Flights(
+            store, commit_hook, meters=self.meters, landed=self._landed, failed=self._fail, refused=self._refused
+        )
         self._wake = asyncio.Event()
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._enough_events: float = _NEVER
+        self._overlaps = False
+        self._is_launching = False
         self._answers = Answers()
         self._gathering = asyncio.Lock()
         self._is_gathering = False
@@ -82,8 +92,8 @@ class EventLog(LogReader):
                 raise
             rolled_back_from = getattr(error, "anchored_offset", None)
         await self.check_tail(head)
-        self._durable = head
-        self.epoch = max(head.epoch, anchor.epoch if anchor is not None else 0) + 1
+        self._durable = self._flights.last = head
+        self.epoch = self._flights.epoch = max(head.epoch, anchor.epoch if anchor is not None else 0) + 1
         self.next_offset = head.next_offset
         self.time_ms = head.time_ms
         self._task = asyncio.create_task(self._run(), name="ledgerq-commit")
@@ -94,7 +104,7 @@ class EventLog(LogReader):
         """Poll the store for failures: an idle writer must learn that it was fenced, too."""
         if self.failure is None and not self._closing:
             error = self.store.failure()
-            if error is not None and (seen or self._in_flight is None):
+            if error is not None and (seen or not self._flights.under_way):
                 self._fail(error)
             else:
                 # A commit that is on its way may get a better error from the store: it has until the next poll.
@@ -109,7 +119,7 @@ class EventLog(LogReader):
     @property
     def waiting_since_ms(self) -> int | None:
         """When the oldest commit that is not durable was opened, in ms since the Unix epoch; None: nothing waits."""
-        commit = self._in_flight or self._open
+        commit = self._flights.under_way[0].commit if self._flights.under_way else self._open
         return None if commit is None else commit.time_ms
 
     def due_by_ms(self) -> int:
@@ -189,114 +199,115 @@ class EventLog(LogReader):
     def committed(self) -> asyncio.Future[None]:
         """A future of the caller's own: done when everything staged so far is durable, or failed with why not."""
         future: asyncio.Future[None] = self._loop.create_future()
-        commit = self._open or self._in_flight
+        commit = self._open
         if self.failure is not None:
             future.set_exception(self.failure)
-        elif commit is None:
-            future.set_result(None)
-        else:
+        elif commit is not None:
             commit.waiters.append(future)
+            if len(commit.events) >= self._enough_events:
+                self._enough(commit)
+        elif self._flights.under_way:
+            self._flights.under_way[-1].commit.waiters.append(future)
+        else:
+            future.set_result(None)
         return future
 
+    def _refused(self) -> None:
+        self._wake.set()
+
     async def _run(self) -> None:
-        last_flush_s = self._loop.time() - self._interval_s
-        while not (self._closing and self._open is None):
-            await self._wake.wait()
-            wait_s = last_flush_s + self._interval_s - self._loop.time()
-            if wait_s > 0 and not self._closing:
-                await asyncio.sleep(wait_s)
-            self._wake.clear()  # with the commit that it was set for, or it would be set with none
-            if self._is_gathering:
-                continue  # woken again when all of it is staged
-            commit, self._open = self._open, None
-            if commit is None:
-                return  # woken by close with nothing left to write
-            self._in_flight = commit
-            last_flush_s = self._loop.time()
-            try:
-                head = await self._write(commit)
-            except LedgerError as error:
-                self._fail(error)
-                return
-            except BaseException as error:
-                self._fail(LogPoisoned(f"a commit failed in an unforeseen way ({error!r}); open the queue again"))
-                raise
-            if self.failure is not None:
-                return
-            self._durable = head
-            self._in_flight = None
-            self._commit_hook.committed(commit)
-            self._answers.give(commit.waiters)
-            self._tell_news()
-
-    async def _write(self, commit: Commit) -> Head:
-        begun_s = stopwatch_s()
-        value = await self._encoded(commit)
-        next_offset = commit.base_offset + len(commit.events)
-        head = Head(next_offset, digest_of(value), self.epoch, commit.time_ms, commit.base_offset)
-        anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
         while True:
-            batch = self.store.batch()
-            # Before anything is waited for: what is staged from then on is no part of this commit.
-            rest = self._commit_hook.fill(commit, batch)
-            if commit.base_offset == 0:
-                batch.put(keys.FORMAT_KEY, str(keys.FORMAT_VERSION).encode())
-            batch.put(keys.log_key(commit.base_offset), value)
-            if len(commit.payloads) <= PIECE_ROWS:
-                batch.update(commit.payloads)
-            else:
-                rest = chain(pieces(commit.payloads), rest or ())
-            for piece in rest or ():
-                batch.update(piece)
-                await asyncio.sleep(0)
-            batch.put(keys.HEAD_KEY, encode_head(head))
-            filled_s = stopwatch_s()
+            await self._wake.wait()
+            self._wake.clear()
+            if self.failure is not None:
+                if self._flights.unforeseen is not None:
+                    raise self._flights.unforeseen
+                return
             try:
-                times = await self.store.commit(batch, anchor)
-            except ClockWentBack as error:
-                step_ms = error.last_ms - error.now_ms
-                if step_ms > _MAX_CLOCK_STEP_MS:
+                if self._flights.refusal is not None:
+                    await self._flights.retry()
+                # Callers of a commit that just became durable may have more for the next one.
+                await self._answers.given()
+                commit = self._open
+                if commit is None:
+                    if self._closing and not self._flights.under_way:
+                        return
+                elif self._may_close(commit):
+                    self._close(commit)
+                    await self._flights.launch(commit)
+            except BaseException as error:
+                self._flights.end(error)
+                if not isinstance(error, LedgerError):
                     raise
-                await asyncio.sleep(max(step_ms, 1) / 1000)
-                begun_s = stopwatch_s()
-            else:
-                self._measure(commit, len(value), begun_s, filled_s, times)
-                return head
+            finally:
+                self._is_launching = False
 
-    async def _encoded(self, commit: Commit) -> bytes:
-        fields = self.epoch, self._durable.digest, commit.time_ms, bytes(commit.kinds), commit.events
-        if len(commit.events) <= PIECE_ROWS:
-            return encode_batch(*fields)
-        # Before anything is waited for, as below; it is called again for the batch that is written.
-        self._commit_hook.fill(commit, self.store.batch())
-        parts: list[bytes] = []
-        for part in encode_batch_pieces(*fields, PIECE_ROWS):
-            parts.append(part)
-            await asyncio.sleep(0)
-        return b"".join(parts)
+    def _may_close(self, commit: Commit) -> bool:
+        """Whether the open commit is to be closed now; else something will wake the task when it may be."""
+        in_flight, events = len(self._flights.under_way), len(commit.events)
+        if self._is_gathering or in_flight >= MAX_IN_FLIGHT or self._flights.refusal is not None:
+            return False
+        if in_flight and events < self._enough_events:
+            return False
+        now_s = self._loop.time()
+        wait_s = self._pace.wait_s(now_s, events)
+        if wait_s <= 0 or self._closing:
+            return True
+        if not in_flight:
+            self._enough_events = self._pace.enough_events(now_s)
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+        self._wake_timer = self._loop.call_later(wait_s, self._wake.set)
+        return False
 
-    def _measure(
-        self, commit: Commit, log_bytes: int, begun_s: float, filled_s: float, times: CommitTimes | None
-    ) -> None:
-        self.meters.add(
-            events=len(commit.events),
-            log_bytes=log_bytes,
-            payload_bytes=commit.payload_bytes,
-            wait_s=begun_s - commit.opened_s,
-            fill_s=filled_s - begun_s,
-            times=times or CommitTimes(0.0, stopwatch_s() - filled_s, None),
-        )
+    def _enough(self, commit: Commit) -> None:
+        """Close the open commit now that it has enough events: right here where another cohort is to follow it."""
+        self._enough_events = _NEVER
+        if (
+            not self._overlaps
+            or len(commit.events) > _AT_ONCE_EVENTS
+            or self._is_launching
+            or not self._may_close(commit)
+        ):
+            self._wake.set()
+            return
+        self._close(commit)
+        try:
+            self._flights.launch_at_once(commit)
+        except Exception as error:
+            # Its callers learn of it as those of any failed commit do; this one only happens to have sent it.
+            self._flights.end(error)
+        finally:
+            self._is_launching = False
+
+    def _close(self, commit: Commit) -> None:
+        self._open = None
+        self._is_launching = True
+        self._pace.closed(self._loop.time(), len(commit.events))
+
+    def _landed(self, flight: Flight, head: Head, times: CommitTimes | None) -> None:
+        self._durable = head
+        self._commit_hook.committed(flight.commit)
+        self._pace.flushed(times)
+        # What its callers and those of the other commits may bring next, in two cohorts where that is better.
+        events = len(flight.commit.events) + self._flights.events + (len(self._open.events) if self._open else 0)
+        self._overlaps = self._pace.overlaps(events)
+        self._enough_events = max(_COHORT_EVENTS, (events + 1) // 2) if self._overlaps else _NEVER
+        self._answers.give(flight.commit.waiters)
+        self._tell_news()
+        self._wake.set()
 
     def _fail(self, error: LedgerError) -> None:
         if self.failure is not None:
             return
         self.failure = error
-        in_flight, opened = self._in_flight, self._open
-        self._in_flight = self._open = None
+        commits = self._flights.abandon()
+        if self._open is not None:
+            commits.append(self._open)
+        self._open = None
         self._commit_hook.failed(error)
-        for commit in (in_flight, opened):
-            if commit is not None:
-                commit.fail(error)
+        for commit in commits:
+            commit.fail(error)
         self._tell_news()
         self._wake.set()
 
@@ -331,11 +342,13 @@ class EventLog(LogReader):
         """Commit what is staged and end the commit task; the store stays open."""
         self._closing = True
         self._wake.set()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._wake_timer):
+            if timer is not None:
+                timer.cancel()
         try:
             if self._task is not None:
                 await asyncio.shield(self._task)
+            await self._flights.ended()
             await self._answers.given()
         finally:
             self._tell_news()

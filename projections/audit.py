@@ -7,6 +7,8 @@ It only reads, from a store opened at one commit, so a running queue can be audi
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final, NamedTuple
 
+from msgspec.structs import asdict
+
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import digest_of, unpack
@@ -228,10 +230,10 @@ def _fields(range_name: str, value: bytes | None) -> dict[str, str] | None:
     """The fields of a job's or a counters' row by name; None for other rows, and for what can't be decoded."""
     try:
         if value is not None and range_name == "job":
-            fields = decode_job(value)._asdict()
+            fields = asdict(decode_job(value))
             # The fields that people read first.
             return {name: _text(fields[name]) for name in ("state", "error", *fields) if name != "spec"} | {
-                name: _text(part) for name, part in fields["spec"]._asdict().items()
+                name: _text(part) for name, part in asdict(fields["spec"]).items()
             }
         if value is not None and range_name == "stats":
             counters = QueueCounters.decode(value)

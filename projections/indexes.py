@@ -18,12 +18,13 @@ jobs are handed out in the order in which they were enqueued, also after a retry
 import struct
 from typing import Final, NamedTuple
 
+from msgspec.msgpack import Decoder
+from msgspec.structs import astuple
+
 from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import ProjectionDrift
-from ledgerq.eventlog.events import STATES, Enqueued
 from ledgerq.eventlog.keys import FORMAT_VERSION, MAX_PRIORITY, after_prefix, queue_name_bytes
-from ledgerq.eventlog.record_types import checked
 from ledgerq.projections.job import FINISHED, Job
 
 __all__ = [
@@ -139,7 +140,7 @@ def stats_key(queue: str) -> bytes:
 def index_entries(job: Job, format_version: int = FORMAT_VERSION) -> dict[bytes, bytes]:
     """Every index row that a job in this state has."""
     # Format 1 had no `since_ms`, the last field.
-    return {JOB + job.spec.id: pack(job if format_version > 1 else job[:-1]), **index_rows(job)}
+    return {JOB + job.spec.id: pack(job if format_version > 1 else astuple(job)[:-1]), **index_rows(job)}
 
 
 def index_rows(job: Job) -> dict[bytes, bytes]:
@@ -164,20 +165,30 @@ def index_rows(job: Job) -> dict[bytes, bytes]:
 def decode_job(value: bytes) -> Job:
     """The job in a row of the job range; raises `ProjectionDrift` when the row is malformed."""
     try:
-        spec, *rest = unpack(value)
-        if len(rest) == len(Job._fields) - 2:
-            rest.append(rest[5] or rest[4])  # a row of format 1: due or changed, which is nearly the same
-        job: Job = checked(Job, (checked(Enqueued, spec), *rest))
+        job = _decode_present(value)
         # A row changed so that it names another job would be read, claimed and deleted as that job's.
-        if len(job.spec.id) != ULID_BYTES or job.state not in STATES:
-            raise ValueError("wrong id or state")
         queue_name_bytes(job.spec.queue)
         numbers = (job.offset, job.due_ms, job.sweep_at_ms)
         if not (0 <= job.spec.priority <= MAX_PRIORITY and min(numbers) >= 0 and max(numbers) <= _MAX_U64):
             raise ValueError("a number that no key can hold")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ProjectionDrift(f"a job's index row can't be decoded ({error}): run rebuild-projections") from error
     return job
+
+
+_decode: Final = Decoder(Job).decode
+
+
+def _decode_present(value: bytes) -> Job:
+    """The job in a row of this format or of format 1, which ends before `since_ms`."""
+    try:
+        return _decode(value)
+    except ValueError:
+        fields = unpack(value)
+        if type(fields) is not tuple or len(fields) != len(Job.__struct_fields__) - 1:
+            raise
+    # Due or changed, which is nearly the same.
+    return _decode(pack((*fields, fields[6] or fields[5])))
 
 
 class IndexKey(NamedTuple):

@@ -6,7 +6,9 @@ the same table. Next: indexes.py has the index rows of a job, stats.py the count
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, NamedTuple, assert_never
+from typing import Final, assert_never
+
+from msgspec import Struct
 
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.events import (
@@ -49,7 +51,7 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
 )
 
 
-class Job(NamedTuple):
+class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A job's whole state, as the fold of its events. Times are ms since the Unix epoch; 0 where none applies.
 
     `spec` is its first event, `offset` and `enqueued_ms` that event's offset and time; `changed_ms` is the commit time

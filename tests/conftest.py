@@ -2,8 +2,18 @@
 
 import signal
 
+import pytest
+
 
 def pytest_configure() -> None:
     """A shell has what it starts in the background ignore Ctrl-C, and children inherit that: tests send it to them."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as fast what is not for the proof, before `-m` selects by marks."""
+    for item in items:
+        if item.get_closest_marker("proof") is None:
+            item.add_marker(pytest.mark.fast)

@@ -1,12 +1,9 @@
 """Claims as an asynchronous stream, for pipelines built with aiostream.
 
-    async with (claims(queue, "mail", limit=20) | pipe.map(work, task_limit=10)).stream() as done: ...
-
-The worker (worker.py) is such a pipeline, with leases, time-outs and an orderly end around it.
+async with (claims(queue, "mail", limit=20) | pipe.map(work, task_limit=10)).stream() as done: ...
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from aiostream import stream
@@ -14,7 +11,7 @@ from aiostream.core import Stream
 
 from ledgerq.worker.claims import Claim
 
-__all__ = ["ClaimSource", "claim_batches", "claims"]
+__all__ = ["ClaimSource", "claims"]
 
 
 class ClaimSource(Protocol):
@@ -31,19 +28,6 @@ class ClaimSource(Protocol):
         """Claim jobs, as `Queue.claim` does."""
 
 
-async def claim_batches(
-    source: ClaimSource,
-    queue: str | Sequence[str],
-    *,
-    capacity: Callable[[], Awaitable[int]],
-    wait: float | None = None,
-    worker: str | None = None,
-) -> AsyncGenerator[list[Claim], None]:
-    """Batch after batch of claims, each of at most `await capacity()`; ends when `wait` seconds brought nothing."""
-    while batch := await source.claim(queue, limit=await capacity(), wait=wait, worker=worker):
-        yield batch
-
-
 def claims(
     source: ClaimSource,
     queue: str | Sequence[str],
@@ -57,13 +41,9 @@ def claims(
     A consumer that leaves it early gives up the claims that it holds: their leases expire by themselves.
     """
 
-    async def capacity() -> int:
-        return limit
-
     async def one_by_one() -> AsyncIterator[Claim]:
-        async with aclosing(claim_batches(source, queue, capacity=capacity, wait=wait, worker=worker)) as batches:
-            async for batch in batches:
-                for claim in batch:
-                    yield claim
+        while batch := await source.claim(queue, limit=limit, wait=wait, worker=worker):
+            for claim in batch:
+                yield claim
 
     return stream.iterate(one_by_one())

@@ -6,24 +6,23 @@ them.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from aiostream import stream
-
 from ledgerq.eventlog.clock import sleep_until
-from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
+from ledgerq.eventlog.errors import ClaimLost, InvalidArgument
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.runtime.event_loop import running_loop
-from ledgerq.eventlog.runtime.log_records import LogThrottle, about, about_job, logger
+from ledgerq.eventlog.runtime.log_records import about, about_job, logger
 from ledgerq.eventlog.runtime.threads import DaemonThreads
 from ledgerq.projections.metrics.collector import LedgerCollector
-from ledgerq.worker.claim_stream import claim_batches
+from ledgerq.worker.claiming import Claiming
 from ledgerq.worker.claims import Claim
-from ledgerq.worker.execution import Handler, HandlerFunction, Running, StopReason
+from ledgerq.worker.execution import Handler, HandlerFunction
 from ledgerq.worker.metrics.worker_metrics import WorkerMeters, WorkerSource
 from ledgerq.worker.options import seconds_ms
+from ledgerq.worker.running import Running
 from ledgerq.worker.signals import listen
+from ledgerq.worker.slots import Slots
 from ledgerq.worker.tracing.provider import try_tracer
 from ledgerq.worker.worker_queue import WorkerQueue
 
@@ -32,9 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "WorkerQueue"]
 
-_CLAIM_AGAIN_MS: Final = 1000
 _MAX_CONCURRENCY: Final = 10_000
-_MAX_BATCH: Final = 1000
+_MAX_SETTLING: Final = 1_000_000
+_MAX_SETTLING_BYTES: Final = 2**40
+# So many renewals begin in one turn of the event loop.
+_RENEWALS_AT_ONCE: Final = 100
 # A handler that ignores its cancellation must not keep the process alive.
 _STUBBORN_WAIT_S: Final = 5.0
 
@@ -53,11 +54,14 @@ class Worker:
 
         await worker.run()
 
-    `concurrency`: handlers at a time. `prefetch`: claims held beyond that, so that a slot never waits for a commit
-    (None: a quarter of the concurrency). `grace`: seconds that running handlers have after the first signal. `name`:
-    the claimer's name in the log. `tracer_provider`: OpenTelemetry's, for a span around each try (None: that of the
-    queue, if it was opened with one); `same_trace`: as a child of the span that enqueued the job, where by default it
-    begins a trace of its own that links there. See tracing/spans.py.
+    `concurrency`: handlers at a time. A slot is free when its handler has returned, and the outcome is then on its way
+    to the log: no handler begins while `max_settling` outcomes, or those of jobs with `max_settling_bytes` of payload,
+    are on their way. Claims are fetched ahead as far as the time of a commit and the rate at which handlers end ask
+    for, and nearly none when handlers take long; `prefetch`: never more than so many (None: 5,000). `grace`: seconds
+    that running handlers have after the first signal. `name`: the claimer's name in the log. `tracer_provider`:
+    OpenTelemetry's, for a span around each try (None: that of the queue, if it was opened with one); `same_trace`: as a
+    child of the span that enqueued the job, where by default it begins a trace of its own that links there. See
+    tracing/spans.py.
     """
 
     def __init__(
@@ -66,25 +70,30 @@ class Worker:
         *,
         concurrency: int = 50,
         prefetch: int | None = None,
+        max_settling: int = 2000,
+        max_settling_bytes: int = 32 * 1024 * 1024,
         grace: float = 30.0,
         name: str | None = None,
         tracer_provider: "TracerProvider | None" = None,
         same_trace: bool = False,
     ) -> None:
-        if type(concurrency) is not int or not 1 <= concurrency <= _MAX_CONCURRENCY:
-            raise InvalidArgument(f"concurrency is a whole number from 1 to {_MAX_CONCURRENCY}, not {concurrency!r}")
-        if prefetch is not None and (type(prefetch) is not int or not 0 <= prefetch <= _MAX_CONCURRENCY):
-            raise InvalidArgument(f"prefetch is a whole number from 0 to {_MAX_CONCURRENCY}, not {prefetch!r}")
+        self.concurrency = _whole("concurrency", concurrency, 1, _MAX_CONCURRENCY)
         self.queue = queue
-        self.concurrency = concurrency
-        self._capacity = concurrency + (concurrency // 4 if prefetch is None else prefetch)
         self._grace_ms = seconds_ms("grace", grace)
         self._name = name
         self._tracer = try_tracer(queue, tracer_provider, worker=name, same_trace=same_trace)
         self._handlers: dict[str, Handler] = {}
-        self._held: dict[Claim, tuple[Running, asyncio.Task[None]]] = {}
         self._meters = WorkerMeters()
-        self._changed = asyncio.Event()
+        self._slots = Slots(
+            queue,
+            self._handlers,
+            concurrency=concurrency,
+            prefetch=None if prefetch is None else _whole("prefetch", prefetch, 0, _MAX_CONCURRENCY),
+            max_settling=_whole("max_settling", max_settling, 1, _MAX_SETTLING),
+            max_settling_bytes=_whole("max_settling_bytes", max_settling_bytes, 1, _MAX_SETTLING_BYTES),
+            failed=self._failed,
+            interrupted=self._interrupted,
+        )
         self._stopping = asyncio.Event()
         self._aborting = asyncio.Event()
         self._failure: Exception | None = None
@@ -114,11 +123,12 @@ class Worker:
 
     def collector(self) -> LedgerCollector:
         """Metrics of this worker for Prometheus, beside those of its queue: what its handlers do, and how long."""
+        held = self._slots.held
         source = WorkerSource(
             self._meters,
             queues=lambda: [*self._handlers],
-            running=lambda: [running.claim.queue for running, _ in [*self._held.values()] if running.handling],
-            held=lambda: len(self._held),
+            running=lambda: [running.claim.queue for running in [*held.values()] if running.handling],
+            held=lambda: len(held),
             limit=self.concurrency,
         )
         return LedgerCollector(source)
@@ -144,8 +154,9 @@ class Worker:
         restore = listen(self._signalled) if signals else None
         self.queue.on_failure.append(self._failed)
         threads = DaemonThreads("ledgerq-handler")
-        slots = asyncio.Semaphore(self.concurrency)
-        claiming = asyncio.create_task(self._claim(slots, threads), name="ledgerq-claim")
+        claims = Claiming(self.queue, tuple(self._handlers), self._slots, self._name)
+        self._slots.open(threads=threads, tracer=self._tracer, meters=self._meters, changed=claims.go_on)
+        claiming = asyncio.create_task(self._claim(claims), name="ledgerq-claim")
         helpers = [claiming, asyncio.create_task(self._renew(), name="ledgerq-renew")]
         if until_empty:
             helpers.append(asyncio.create_task(self._until_drained(), name="ledgerq-drained"))
@@ -158,7 +169,7 @@ class Worker:
             await self._give_back()
             raise
         finally:
-            await self._abandon()
+            await self._slots.abandon()
             await _end(helpers)
             self.queue.on_failure.remove(self._failed)
             threads.shutdown()
@@ -170,65 +181,13 @@ class Worker:
         if self._interrupt is not None:
             raise self._interrupt
 
-    # ------------------------------------------------------------------ claiming and handling
+    # ------------------------------------------------------------------ working
 
-    async def _claim(self, slots: asyncio.Semaphore, threads: Executor) -> None:
-        queues, clock, throttle = tuple(self._handlers), self.queue.clock, LogThrottle()
-        while True:
-            batches = claim_batches(self.queue, queues, capacity=self._free_slots, wait=None, worker=self._name)
-            try:
-                async with stream.iterate(batches).stream() as arriving:
-                    async for batch in arriving:
-                        for claim in batch:
-                            handler = self._handlers[claim.queue]
-                            running = Running(
-                                self.queue,
-                                claim,
-                                handler,
-                                clock=clock,
-                                threads=threads,
-                                tracer=self._tracer,
-                                meters=self._meters,
-                            )
-                            task = asyncio.create_task(self._run_job(running, slots), name=f"ledgerq-{claim.queue}")
-                            self._held[claim] = (running, task)
-            except LedgerError as error:
-                if error.permanent or self._failure is not None:
-                    return self._failed(error)
-                # The queue itself goes on; if it doesn't, `on_failure` is called before the next try.
-                if throttle.may(clock.now_ms()):
-                    words = _CLAIM_AGAIN_MS / 1000, error, throttle.take_left_out()
-                    _log.warning("claiming failed, trying again in %g s: %s%s", *words, extra=about("claiming_failed"))
-            except Exception as error:
-                return self._failed(error)
-            await sleep_until(clock, clock.now_ms() + _CLAIM_AGAIN_MS)
-
-    async def _free_slots(self) -> int:
-        """The number of further claims that may be held; waits until it is above 0."""
-        while len(self._held) >= self._capacity:
-            self._changed.clear()
-            await self._changed.wait()
-        return min(self._capacity - len(self._held), _MAX_BATCH)
-
-    async def _run_job(self, running: Running, slots: asyncio.Semaphore) -> None:
+    async def _claim(self, claims: Claiming) -> None:
         try:
-            try:
-                await slots.acquire()
-            except asyncio.CancelledError:
-                running.stop("released")
-                await running.run()  # no handler runs, the claim is given back
-            else:
-                try:
-                    await running.run()
-                    if running.interrupt is not None:
-                        self._interrupted(running)
-                finally:
-                    slots.release()
+            await claims.run()
         except Exception as error:
             self._failed(error)
-        finally:
-            del self._held[running.claim]
-            self._changed.set()
 
     async def _renew(self) -> None:
         """Renew all leases when a third of the shortest one has passed.
@@ -242,11 +201,14 @@ class Worker:
             while self._failure is None:
                 await sleep_until(clock, clock.now_ms() + max(1, round(lease_s * 1000 / 3)))
                 renewing = {claim: task for claim, task in renewing.items() if not task.done()}
-                for claim, (running, _) in self._held.items():
-                    if claim not in renewing:
-                        renewing[claim] = group.create_task(self._extend(claim, running))
+                due = [running for running in self._slots.unsettled() if running.claim not in renewing]
+                for at, running in enumerate(due, start=1):
+                    renewing[running.claim] = group.create_task(self._extend(running))
+                    if at % _RENEWALS_AT_ONCE == 0:
+                        await asyncio.sleep(0)
 
-    async def _extend(self, claim: Claim, running: Running) -> None:
+    async def _extend(self, running: Running) -> None:
+        claim = running.claim
         try:
             await self.queue.extend(claim, self.queue.options(claim.queue).lease_s)
             self._meters.renewals += 1
@@ -266,51 +228,27 @@ class Worker:
 
     async def _wind_down(self) -> None:
         """Let handlers that run end within the grace time, then give back what is left."""
+        slots, clock = self._slots, self.queue.clock
         if self._failure is None:
-            self._stop_all("released", but_begun=True)
+            slots.stop_all("released", but_begun=True)
         else:
-            self._stop_all("lost")
-        clock = self.queue.clock
-        waiting = asyncio.ensure_future(self._wait_for_held())
+            slots.stop_all("lost")
+        waiting = asyncio.ensure_future(slots.emptied())
         over = asyncio.ensure_future(sleep_until(clock, clock.now_ms() + self._grace_ms))
         abort = asyncio.ensure_future(self._aborting.wait())
         try:
             await asyncio.wait({waiting, over, abort}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _end([waiting, over, abort])
-        if self._held:
-            await self._give_back()
+        await self._give_back()
 
     async def _give_back(self) -> None:
-        self._stop_all("released")
-        waiting = asyncio.ensure_future(self._wait_for_held())
+        self._slots.stop_all("released")
+        waiting = asyncio.ensure_future(self._slots.emptied())
         try:
             await asyncio.wait({waiting}, timeout=_STUBBORN_WAIT_S)
         finally:
             await _end([waiting])
-
-    async def _abandon(self) -> None:
-        """Give up what is still held now: its handlers don't end."""
-        for running, task in self._held.values():
-            claim = running.claim
-            more = about_job("handler_stuck", claim.id, claim.queue, claim.attempt, claim.offset)
-            _log.error("job %s (%s): its handler doesn't end", claim.job_id, claim.queue, extra=more)
-            task.cancel()
-        if self._held:
-            await asyncio.wait({task for _, task in self._held.values()}, timeout=0.1)
-
-    async def _wait_for_held(self) -> None:
-        while self._held:
-            self._changed.clear()
-            await self._changed.wait()
-
-    def _stop_all(self, reason: StopReason, *, but_begun: bool = False) -> None:
-        for running, task in self._held.values():
-            if not running.begun:
-                running.stop(reason)
-                task.cancel()  # it waits for a slot
-            elif not but_begun:
-                running.stop(reason)
 
     def _failed(self, error: Exception) -> None:
         """The queue's failure, as far as this worker has it: nothing can be claimed or settled any more."""
@@ -339,3 +277,9 @@ async def _end(tasks: Sequence["asyncio.Future[Any]"]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _whole(name: str, value: int, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidArgument(f"{name} is a whole number from {least} to {most}, not {value!r}")
+    return value

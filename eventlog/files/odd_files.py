@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.files.private_folders import heir_of
 from ledgerq.eventlog.locations import Location
+from ledgerq.eventlog.runtime.commands import salvage_command
 
 __all__ = [
     "OWNER_ONLY",
@@ -94,7 +95,7 @@ def refuse_odd_files(location: Location, *, writing: bool) -> None:
     It blocks: call it in a thread.
     """
     for odd in find_odd_files(location.folder, writing=writing):
-        save = f"; or save what is there with: rebuild-projections {location.original} --into NEW --salvage"
+        save = f"; or save what is there with: {salvage_command(location.original)}"
         more = save if odd.name.startswith(_WITH_ROWS) else ""
         raise StoreUnavailable(f"{location.original} can't be used: {odd.name} {odd.what}; {odd.remedy}{more}")
 

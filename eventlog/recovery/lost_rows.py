@@ -12,6 +12,7 @@ from ledgerq.eventlog.errors import LedgerError, RowUnreadable
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.recovery.sorted_files import damaged_block_of
 from ledgerq.eventlog.recovery.store_files import content_of
+from ledgerq.eventlog.runtime.commands import salvage_command
 from ledgerq.eventlog.slate.objects import Objects
 from ledgerq.eventlog.slate.preflight import CAUSE_LIMIT_S
 
@@ -37,6 +38,6 @@ async def find_lost_row(location: Location, key: bytes, error: BaseException) ->
         return None
     block, value = damaged
     where = f"{found[1]}, byte {block.start} to {block.stop}"
-    remedy = f"save what is left with: rebuild-projections {location.original} --into NEW --salvage"
+    remedy = f"save what is left with: {salvage_command(location.original)}"
     message = f"{location.original}: a block is damaged ({where}), and with it the row {key.hex()}; {remedy}"
     return RowUnreadable(message, where, value)

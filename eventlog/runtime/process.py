@@ -36,7 +36,7 @@ def package_version(name: str = "ledgerq") -> str:
 
 
 def own_identity() -> str:
-    """The identity that tells this process from every other one; empty where the system doesn't give one."""
+    """The identity that no other process has; empty where the system doesn't give one."""
     return _identity(os.getpid())
 
 

@@ -1,10 +1,11 @@
-"""The few calls into SlateDB's binding that `slate_store.py` needs, behind one small protocol with two implementations.
+"""The few calls into SlateDB's binding that `slate_store.py` needs: one small protocol with three implementations.
 
 `PublicLane` uses the binding's public methods; `fast_binding.FastLane` does the same several times faster with its
-private parts, as long as they look as expected. Both raise the binding's own errors (except in `put` and `delete`).
+private parts, as long as they look as expected; `native_binding.NativeLane` hands over rows and commits in compiled
+code, where that was built. All raise the binding's own errors (except in `put`, `delete` and `update`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from slatedb.uniffi import (
@@ -24,9 +25,9 @@ from slatedb.uniffi import (
 )
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.eventlog.store import Row, check_key
+from ledgerq.eventlog.store import MAX_KEY_BYTES, Row, check_key
 
-__all__ = ["Lane", "PublicLane", "SlateBatch", "scan_options"]
+__all__ = ["BlockingCalls", "GatheredBatch", "Lane", "PublicLane", "SlateBatch", "scan_options"]
 
 _READ_AHEAD_BYTES: Final = 64 * 1024
 
@@ -80,15 +81,68 @@ class SlateBatch:
                 self.put(key, value)
 
 
-CommitBlocking = Callable[[Db, SlateBatch, float], float]
-"""Called with the database, the batch, and a limit in seconds after which it raises `TimeoutError`.
+class GatheredBatch(SlateBatch):
+    """A batch that only gathers its rows: they are handed over when it is written, in the thread that writes it."""
 
-Returns how many seconds the write took; the rest of the call was the flush.
-"""
+    __slots__ = ("_rows",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: dict[bytes, bytes | None] | None = {}
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set `key` (1 to 65,535 bytes) to `value`."""
+        if type(value) is not bytes:
+            raise TypeError(f"a value is bytes, not {type(value).__name__}")
+        self._set(key, value)
+
+    def delete(self, key: bytes) -> None:
+        """Remove `key`."""
+        self._set(key, None)
+
+    def _set(self, key: bytes, value: bytes | None) -> None:
+        if type(key) is not bytes:
+            raise TypeError(f"a key is bytes, not {type(key).__name__}")
+        check_key(key)
+        self._unwritten()[key] = value
+        self.is_empty = False
+
+    def update(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Set each key to its value, or remove it. What is not bytes is refused when the batch is written."""
+        if not changes:
+            return
+        if b"" in changes or max(map(len, changes)) > MAX_KEY_BYTES:
+            for key in changes:
+                check_key(key)
+        self._unwritten().update(changes)
+        self.is_empty = False
+
+    def take(self) -> dict[bytes, bytes | None]:
+        """The rows, for the lane that writes them; none when they were taken before."""
+        rows, self._rows = self._rows, None
+        return rows or {}
+
+    def _unwritten(self) -> dict[bytes, bytes | None]:
+        if self._rows is None:
+            raise InvalidArgument("the batch was consumed: it can be written once")
+        return self._rows
+
+
+class BlockingCalls(Protocol):
+    """Calls for threads, which drive SlateDB's futures themselves: the event loop is woken once, not six times.
+
+    Both raise `TimeoutError` when nothing happens for `limit_s` seconds.
+    """
+
+    def write_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> None:
+        """Apply a batch; it may not be durable yet."""
+
+    def flush_wal_blocking(self, db: Db, limit_s: float) -> None:
+        """Make everything that was written durable in the write-ahead log."""
 
 
 class Lane(Protocol):
-    """The protocol of both lanes; each call raises the binding's errors."""
+    """The protocol of all lanes; each call raises the binding's errors."""
 
     def batch(self) -> SlateBatch:
         """A new, empty batch."""
@@ -100,8 +154,8 @@ class Lane(Protocol):
         """Make everything that was written durable in the write-ahead log."""
 
     @property
-    def commit_blocking(self) -> CommitBlocking | None:
-        """Writes a batch and flushes the log in one blocking call, for a thread; None when the lane can't."""
+    def blocking(self) -> BlockingCalls | None:
+        """The calls for threads; None when the lane has none."""
 
     async def get(self, db: Db | DbReader, key: bytes) -> bytes | None:
         """The value of `key`, or None."""
@@ -116,7 +170,7 @@ class Lane(Protocol):
 class PublicLane:
     """The lane that uses the binding's public methods."""
 
-    commit_blocking: CommitBlocking | None = None
+    blocking: BlockingCalls | None = None
 
     def batch(self) -> SlateBatch:
         """A new, empty batch."""

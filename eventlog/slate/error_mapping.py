@@ -16,6 +16,7 @@ from ledgerq.eventlog.errors import (
     StoreNotFound,
     StoreUnavailable,
 )
+from ledgerq.eventlog.runtime.commands import salvage_command
 from ledgerq.eventlog.runtime.redaction import redact_urls
 
 __all__ = ["NO_COMPACTIONS", "SLATE_ERRORS", "closed_error", "late_error", "salvage_it", "translate"]
@@ -36,7 +37,7 @@ NO_COMPACTIONS: Final = (
 
 def salvage_it(url: str) -> str:
     """The end of a message about damaged files: what to do about them."""
-    return f"restore a copy, or save what is still there with: rebuild-projections {url} --into NEW --salvage"
+    return f"restore a copy, or save what is still there with: {salvage_command(url)}"
 
 
 def translate(error: BaseException, url: str) -> LedgerError:

@@ -4,32 +4,25 @@ The generated binding (UniFFI) copies every byte string into Rust one byte at a 
 of 180 bytes. Here the same functions of the same shared library are called through signatures declared once, with one
 memory copy per argument: under 4 us. Reads are lifted with one copy and `struct` as well.
 
-The binding checks UniFFI's contract version and its API checksums when it is imported. `best_lane` checks that every
-symbol and structure used here is there and that a trial run works; if anything differs it logs one warning and returns
-the public lane, so that another version of the binding costs speed and nothing else.
+The binding checks UniFFI's contract version and its API checksums when it is imported. `check` makes sure that every
+symbol and structure used here is there and that a trial run works: else lanes.py takes the public lane, so that another
+version of the binding costs speed and nothing else.
 """
 
 import ctypes
 import itertools
 import struct
 import threading
-from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, Final
 
-from slatedb.uniffi import Db, DbIterator, DbReader, Error, FlushOptions, FlushType, WriteHandle, WriteOptions
+from slatedb.uniffi import Db, DbIterator, DbReader, FlushOptions, FlushType, WriteHandle, WriteOptions
 from slatedb.uniffi._slatedb_uniffi import slatedb as binding
 
-from ledgerq.eventlog.clock import stopwatch_s
-from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.eventlog.runtime.log_records import about, logger
-from ledgerq.eventlog.slate.binding import Lane, PublicLane, SlateBatch, scan_options
+from ledgerq.eventlog.slate.binding import BlockingCalls, GatheredBatch, SlateBatch, scan_options
 from ledgerq.eventlog.slate.fast_rows import parse_rows
-from ledgerq.eventlog.store import MAX_KEY_BYTES, Row, check_key
+from ledgerq.eventlog.store import Row
 
-__all__ = ["FastLane", "best_lane"]
-
-_log = logger("store")
+__all__ = ["FastLane", "check", "taken"]
 
 _DONE_CODE: Final = 0
 _PREFIX: Final = "uniffi_slatedb_uniffi_fn_"
@@ -91,84 +84,8 @@ class _Calls:
         )
 
 
-class _FastBatch(SlateBatch):
-    __slots__ = ("_calls", "_handle", "_key", "_status", "_status_at", "_value")
-
-    def __init__(self, calls: _Calls) -> None:
-        super().__init__()
-        self._calls = calls
-        self._handle = self.raw._handle
-        # One set of argument structures per batch, so that a put allocates none and two threads share none.
-        self._key = _ForeignBytes()
-        self._value = _ForeignBytes()
-        self._status = _CallStatus()
-        self._status_at = ctypes.addressof(self._status)
-
-    def put(self, key: bytes, value: bytes) -> None:
-        """Set `key` (1 to 65,535 bytes) to `value`."""
-        if not 0 < len(key) <= MAX_KEY_BYTES:
-            check_key(key)
-        calls, status = self._calls, self._status_at
-        # The argument is what the binding's own converter would write: a 4-byte big-endian length, then the bytes.
-        key_bytes, value_bytes = _pack_length(len(key)) + key, _pack_length(len(value)) + value
-        key_at, value_at = self._key, self._value
-        key_at.len, key_at.data = len(key_bytes), key_bytes
-        value_at.len, value_at.data = len(value_bytes), value_bytes
-        from_bytes = calls.from_bytes
-        calls.put(
-            calls.clone_batch(self._handle, status), from_bytes(key_at, status), from_bytes(value_at, status), status
-        )
-        if self._status.code:
-            self._raise(f"put of {key[:40]!r}")
-        self.is_empty = False
-
-    def delete(self, key: bytes) -> None:
-        """Remove `key`."""
-        if not 0 < len(key) <= MAX_KEY_BYTES:
-            check_key(key)
-        calls, status = self._calls, self._status_at
-        key_bytes = _pack_length(len(key)) + key
-        key_at = self._key
-        key_at.len, key_at.data = len(key_bytes), key_bytes
-        calls.delete(calls.clone_batch(self._handle, status), calls.from_bytes(key_at, status), status)
-        if self._status.code:
-            self._raise(f"delete of {key[:40]!r}")
-        self.is_empty = False
-
-    def update(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """Set each key to its value, or remove it: `put` and `delete` with everything at hand, for the commit path."""
-        calls, status_at, status = self._calls, self._status_at, self._status
-        key_at, value_at, handle, pack_length = self._key, self._value, self._handle, _pack_length
-        clone, from_bytes, put, delete = calls.clone_batch, calls.from_bytes, calls.put, calls.delete
-        for key, value in changes.items():
-            size = len(key)
-            if not 0 < size <= MAX_KEY_BYTES:
-                check_key(key)
-            key_bytes = pack_length(size) + key
-            key_at.len, key_at.data = size + 4, key_bytes
-            if value is None:
-                delete(clone(handle, status_at), from_bytes(key_at, status_at), status_at)
-            else:
-                size = len(value)
-                value_bytes = pack_length(size) + value
-                value_at.len, value_at.data = size + 4, value_bytes
-                put(clone(handle, status_at), from_bytes(key_at, status_at), from_bytes(value_at, status_at), status_at)
-            if status.code:
-                self._raise(f"change of {key[:40]!r}")
-        self.is_empty = self.is_empty and not changes
-
-    def _raise(self, what: str) -> None:
-        status = binding._UniffiRustCallStatus.from_buffer_copy(self._status)
-        # Lifting frees the error's buffer; the status is used again, so it must not point there any more.
-        ctypes.memset(self._status_at, 0, ctypes.sizeof(self._status))
-        try:
-            binding._uniffi_check_call_status(binding._UniffiFfiConverterTypeError, status)
-        except Error as error:
-            raise InvalidArgument(f"{what}: {error}") from error
-
-
 class FastLane:
-    """The private lane; make it with `best_lane`."""
+    """The lane through the binding's private parts; `check` it before it is used."""
 
     def __init__(self) -> None:
         """Bind the functions; raises errors of any type when a part is missing."""
@@ -185,10 +102,11 @@ class FastLane:
 
     def batch(self) -> SlateBatch:
         """A new, empty batch."""
-        return _FastBatch(self._calls)
+        return GatheredBatch()
 
     async def write(self, db: Db, batch: SlateBatch) -> WriteHandle:
         """Apply a batch; it may not be durable yet."""
+        self._hand_over(batch)
         future = self._calls.write(
             db._uniffi_clone_handle(), batch.raw._uniffi_clone_handle(), self._buffer(self._write_options)
         )
@@ -199,21 +117,44 @@ class FastLane:
         future = self._calls.flush(db._uniffi_clone_handle(), self._buffer(self._flush_wal))
         await self._finish(future, self._calls.as_void, _nothing)
 
-    def commit_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> float:
-        """`write` and `flush_wal` in one, driven by the calling thread: the event loop is woken once, not six times.
+    @property
+    def blocking(self) -> BlockingCalls:
+        """The lane itself."""
+        return self
 
-        Returns how many seconds the write took. Raises `TimeoutError` when nothing happens for `limit_s` seconds.
-        """
-        begun_s = stopwatch_s()
+    def write_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> None:
+        """Apply a batch, driven by the calling thread."""
         if not batch.is_empty:
+            self._hand_over(batch)
             written = self._calls.write(
                 db._uniffi_clone_handle(), batch.raw._uniffi_clone_handle(), self._buffer(self._write_options)
             )
             self._drive(written, self._calls.as_handle, self._lift_handle, limit_s)
-        write_s = stopwatch_s() - begun_s
+
+    def flush_wal_blocking(self, db: Db, limit_s: float) -> None:
+        """Make everything that was written durable in the write-ahead log, driven by the calling thread."""
         flushed = self._calls.flush(db._uniffi_clone_handle(), self._buffer(self._flush_wal))
         self._drive(flushed, self._calls.as_void, _nothing, limit_s)
-        return write_s
+
+    def _hand_over(self, batch: SlateBatch) -> None:
+        """Put the rows that a batch has gathered into the write batch of SlateDB."""
+        calls, handle, status = self._calls, batch.raw._handle, _CallStatus()
+        # One set of argument structures for all rows, so that a row allocates none.
+        key_at, value_at, status_at = _ForeignBytes(), _ForeignBytes(), ctypes.addressof(status)
+        clone, from_bytes, put, delete = calls.clone_batch, calls.from_bytes, calls.put, calls.delete
+        for key, value in taken(batch).items():
+            # The argument is what the binding's own converter would write: a 4-byte big-endian length, then the bytes.
+            key_bytes = _pack_length(len(key)) + key
+            key_at.len, key_at.data = len(key_bytes), key_bytes
+            if value is None:
+                delete(clone(handle, status_at), from_bytes(key_at, status_at), status_at)
+            else:
+                value_bytes = _pack_length(len(value)) + value
+                value_at.len, value_at.data = len(value_bytes), value_bytes
+                put(clone(handle, status_at), from_bytes(key_at, status_at), from_bytes(value_at, status_at), status_at)
+            if status.code:
+                # Lifting the error frees its buffer.
+                binding._uniffi_check_call_status(self._error, binding._UniffiRustCallStatus.from_buffer_copy(status))
 
     def _drive(self, future: int, steps: Any, lift: Any, limit_s: float) -> None:
         """Poll a Rust future to its end, waiting for its wake-ups on a lock."""
@@ -302,6 +243,11 @@ def _taken(buffer: Any) -> bytes:
         buffer.free()
 
 
+def taken(batch: SlateBatch) -> dict[bytes, bytes | None]:
+    """The rows that a batch has gathered; one of the public lane has put its own."""
+    return batch.take() if isinstance(batch, GatheredBatch) else {}
+
+
 def _encoded(converter: Any, value: Any) -> bytes:
     return _taken(converter.lower(value))
 
@@ -310,7 +256,7 @@ def _nothing(_: object) -> None:
     return None
 
 
-def _self_test(lane: FastLane) -> None:
+def check(lane: FastLane) -> None:
     """Refuse a binding whose structures differ: a wrong size here would be memory corruption later."""
     for ours, theirs in ((_RustBuffer, binding._UniffiRustBuffer), (_CallStatus, binding._UniffiRustCallStatus)):
         if ctypes.sizeof(ours) != ctypes.sizeof(theirs) or [name for name, _ in ours._fields_] != [
@@ -324,21 +270,5 @@ def _self_test(lane: FastLane) -> None:
         raise TypeError("rows are not laid out as expected")
     batch = lane.batch()
     batch.put(b"key", b"a\0value")
-    batch.delete(b"key")
-
-
-@lru_cache(maxsize=1)
-def best_lane() -> Lane:
-    """The fast lane, or the public one (with one warning) when the installed binding is not as expected."""
-    try:
-        lane = FastLane()
-        _self_test(lane)
-    except Exception as error:
-        # The public parts remain, however the private ones differ.
-        _log.warning(
-            "the installed slatedb binding differs from the one ledgerq knows (%s): using its slower calls",
-            error,
-            extra=about("slow_lane"),
-        )
-        return PublicLane()
-    return lane
+    batch.delete(b"other key")
+    lane._hand_over(batch)

@@ -17,8 +17,8 @@ from ledgerq.eventlog.runtime.waits import to_the_end
 from ledgerq.eventlog.single_writer.hold import Hold, check_wait, hold_store
 from ledgerq.eventlog.slate.binding import Lane
 from ledgerq.eventlog.slate.error_mapping import SLATE_ERRORS, translate
-from ledgerq.eventlog.slate.fast_binding import best_lane
 from ledgerq.eventlog.slate.fencing import FenceCheck, own_epoch, writer_epoch
+from ledgerq.eventlog.slate.lanes import best_lane
 from ledgerq.eventlog.slate.metrics import SlateMetrics
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.slate.preflight import PREFLIGHT_LIMIT_S, check_writable

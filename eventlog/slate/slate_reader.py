@@ -12,7 +12,7 @@ from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.slate.binding import Lane
 from ledgerq.eventlog.slate.error_mapping import SLATE_ERRORS, salvage_it, translate
-from ledgerq.eventlog.slate.fast_binding import best_lane
+from ledgerq.eventlog.slate.lanes import best_lane
 from ledgerq.eventlog.slate.objects import Objects
 from ledgerq.eventlog.slate.preflight import PREFLIGHT_LIMIT_S, check_readable
 from ledgerq.eventlog.slate.reads import SlateReads

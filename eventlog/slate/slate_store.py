@@ -6,6 +6,7 @@ opening.py is the way in. Reading is in `reads.py`, a reader for other processes
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, TypeVar
 
 from slatedb.uniffi import CloseOptions, CloseReason, Db, FlushType
@@ -40,6 +41,7 @@ from ledgerq.eventlog.slate.objects import Objects
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.slate.preflight import CAUSE_LIMIT_S, full_disk, with_cause
 from ledgerq.eventlog.slate.reads import SlateReads
+from ledgerq.eventlog.slate.turns import CommitTurns
 from ledgerq.eventlog.store import Anchor, Batch
 
 __all__ = ["SlateStore"]
@@ -69,6 +71,8 @@ class SlateStore(SlateReads):
         self.hold: Hold | None = None
         self.fence: FenceCheck | None = None
         self._threads = DaemonThreads("ledgerq-sync")
+        self._turns = CommitTurns()
+        self._one_by_one = asyncio.Lock()
         self._files = FileSync(location.folder, fsync=options.fsync) if location.is_file else None
         self._upkeep: Upkeep | None = None
         self._anchor: ObjectAnchor | None = None
@@ -152,33 +156,49 @@ class SlateStore(SlateReads):
         self._record_anchor(anchor)
 
     async def commit(self, batch: Batch, anchor: Anchor) -> CommitTimes:
-        """`write` and `sync` in one: a thread does all of it, so the event loop is woken once."""
-        commit_blocking = self._lane.commit_blocking
-        if commit_blocking is None:
+        """`write` and `sync` in one. Calls may overlap: they are written in the order of the calls.
+
+        When one fails, those called after it fail as well; when it was refused, none of them is written.
+        """
+        blocking = self._lane.blocking
+        if blocking is None:
+            return await self._commit_by_tasks(batch, anchor)
+        self._check_writable()
+        if not isinstance(batch, SlateBatch):
+            raise InvalidArgument(f"a batch of this store is needed, not {type(batch).__name__}")
+        turn, others = self._turns.take()
+        limit_s = self._options.commit_timeout_s
+        write = partial(blocking.write_blocking, self._db, batch, limit_s)
+        try:
+            async with self._failures("a commit"):
+                # Each of those before it has the limit for itself.
+                limit_s *= 1 + others
+                async with asyncio.timeout(limit_s):
+                    run = self._turns.run
+                    times = await self._in_thread(run, turn, anchor, write, self._flush_blocking, limit_s)
+        finally:
+            self._turns.given_back()
+        self._record_anchor(anchor)
+        return times
+
+    async def _commit_by_tasks(self, batch: Batch, anchor: Anchor) -> CommitTimes:
+        async with self._one_by_one:
             begun_s = stopwatch_s()
             await self.write(batch)
             written_s = stopwatch_s()
             await self.sync(anchor)
             return CommitTimes(written_s - begun_s, stopwatch_s() - written_s, None)
-        self._check_writable()
-        if not isinstance(batch, SlateBatch):
-            raise InvalidArgument(f"a batch of this store is needed, not {type(batch).__name__}")
 
-        def work() -> CommitTimes:
-            begun_s = stopwatch_s()
-            write_s = commit_blocking(self._db, batch, self._options.commit_timeout_s)
-            flushed_s = stopwatch_s()
-            flush_s = flushed_s - begun_s - write_s
-            if self._files is None:
-                return CommitTimes(write_s, flush_s, None)
-            self._files.commit(anchor)
-            return CommitTimes(write_s, flush_s, stopwatch_s() - flushed_s)
-
-        async with self._failures("a commit"):
-            async with asyncio.timeout(self._options.commit_timeout_s):
-                times = await self._in_thread(work)
-        self._record_anchor(anchor)
-        return times
+    def _flush_blocking(self, anchor: Anchor) -> float | None:
+        """Called in a thread; a method of the store: it, and with it the hold, is not dropped while a thread hangs."""
+        blocking = self._lane.blocking
+        assert blocking is not None
+        blocking.flush_wal_blocking(self._db, self._options.commit_timeout_s)
+        if self._files is None:
+            return None
+        begun_s = stopwatch_s()
+        self._files.commit(anchor)
+        return stopwatch_s() - begun_s
 
     @asynccontextmanager
     async def _failures(self, what: str) -> AsyncIterator[None]:

@@ -23,6 +23,7 @@ from ledgerq.eventlog.recovery.batch_pool import BatchPool, Stretch
 from ledgerq.eventlog.recovery.damaged_store import DamagedStore
 from ledgerq.eventlog.recovery.sorted_files import SstRow
 from ledgerq.eventlog.recovery.store_files import FileFault, may_have_held, read_rows, sorted_files
+from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.eventlog.store import Anchor, Store
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import JOB, decode_job
@@ -224,7 +225,7 @@ class _Salvage:
         if not verified.events:
             what = f"{len(self._files)} files of {self._location} were read, and none holds the log's first event"
             if any(fault.is_foreign for fault in self._faults.values()):
-                remedy = f"rebuild-projections {self._location} --into NEW (and --until OFFSET) reads through it"
+                remedy = f"{rebuild_command(self._location, '--into NEW')} (and --until OFFSET) reads through it"
                 raise StoreNotFound(f"{what}, but some are written in a way that only SlateDB reads: {remedy}")
             raise StoreNotFound(f"{what}: check the URL, or restore the files from a copy")
 

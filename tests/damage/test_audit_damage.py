@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from ledgerq.eventlog import keys
+from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.recovery.sorted_files import Part, read_sst
+from ledgerq.eventlog.stores import open_store
 from ledgerq.worker.queue import Queue
 from tests.support.cli_rig import Cli
 from tests.tiers import sampled
@@ -193,3 +196,38 @@ def test_what_a_rollback_advises_works_where_the_store_cant_be_opened(cli: Cli, 
     assert command[1] == str(crashed)
     cli.ok("rebuild-projections", command[1], "--into", new, "--until", command[2])
     assert cli.ok("audit", new, "--deep")
+
+
+@pytest.mark.parametrize("harm", ["commit", "file", "row", "newest"])
+def test_what_is_advised_is_one_command_of_a_shell_whatever_the_store_is_called(
+    cli: Cli, tmp_path: Path, harm: str
+) -> None:
+    folder, new = tmp_path / "a store; $HOME", tmp_path / "new"
+
+    async def fill() -> None:
+        async with Queue.open(str(folder)) as queue:
+            await queue.enqueue_many("mail", [b"x" * 500] * 20)
+        if harm in ("commit", "row"):
+            store = await open_store(str(folder), clock=SystemClock())
+            batch = store.batch()
+            batch.update({keys.log_key(1): b"nonsense"} if harm == "commit" else {b"i/stats/mail": b"nonsense"})
+            await store.write(batch)
+            await store.close()
+
+    asyncio.run(fill())
+    if harm == "file":
+        part = max(folder.glob("compacted/*.sst"), key=lambda path: path.stat().st_size)
+        damaged = bytearray(part.read_bytes())
+        damaged[300] ^= 1
+        part.write_bytes(damaged)
+    if harm == "newest":
+        max(folder.glob("manifest/*")).unlink()
+        max(folder.glob("manifest/*")).write_bytes(b"")
+    found = cli("audit", folder)
+    commands = re.findall(r"rebuild-projections '[^']*'(?: --\w+(?: NEW| \d+)?)*", found.out + found.err)
+    assert commands, found.out + found.err
+    for command in commands:
+        words = [str(new) if word == "NEW" else word for word in shlex.split(command)]
+        assert words[:2] == ["rebuild-projections", str(folder)]
+        shutil.rmtree(new, ignore_errors=True)
+        assert cli(*words).code in (0, 4)

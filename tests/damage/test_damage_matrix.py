@@ -1,7 +1,7 @@
 """Objects of a store harmed in every way: unharmed, rebuilt exactly, or refused by name; never a wrong answer.
 
-A sample of the matrix that has each kind of object with each kind of damage in it, and each byte of one store's newest
-manifest; in `make test`, some of these and each 300th byte. The whole matrix runs by hand:
+A sample of the matrix that has each kind of object with each kind of damage in it, and each fifth byte of one store's
+newest manifest; in `make test`, some of these and each 300th byte. The whole matrix runs by hand:
 python -m tests.damage.matrix --all
 """
 
@@ -27,6 +27,8 @@ from tests.damage.matrix import (
 
 JOBS = 2
 MAX_RSS_KIB = 400 * 1024
+# No multiple of the sizes of a manifest's fields, so that each place within them has its turn.
+BYTES_APART = 5
 KINDS = {"manifest", "wal", "compacted", "compactions", "gc", "anchor", "store"}
 FOLDER = re.compile(r"/\S*/(scratch|commands)-\d+/\w+-\d+")
 
@@ -75,7 +77,7 @@ async def test_each_damage_is_harmless_or_mended_or_refused_by_name(root: Path) 
 
 @pytest.mark.proof
 async def test_no_byte_of_the_newest_manifest_leads_to_a_wrong_answer(root: Path) -> None:
-    results = await run_cases(root, newest_bytes(root), jobs=JOBS)
+    results = await run_cases(root, newest_bytes(root)[::BYTES_APART], jobs=JOBS)
     none_is_wrong(results)
     assert {result.outcome for result in results} <= {"unharmed", "healed", "salvaged"}
     assert max(result.peak_rss_kib for result in results) < MAX_RSS_KIB

@@ -357,6 +357,6 @@ _settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 QueueMachine.TestCase.settings = _settings
-ThoroughQueueMachine.TestCase.settings = settings(_settings, max_examples=int(_examples or 250))
+ThoroughQueueMachine.TestCase.settings = settings(_settings, max_examples=int(_examples or 100))
 TestQueueMachine = QueueMachine.TestCase
 TestThoroughQueueMachine = pytest.mark.proof(ThoroughQueueMachine.TestCase)

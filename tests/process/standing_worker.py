@@ -101,8 +101,9 @@ def stand_still(queue: Queue, kind: int) -> None:
     commit = store.commit
 
     async def held(batch: Any, anchor: Any) -> None:
-        in_flight = queue.log._in_flight
-        if in_flight is not None and kind in in_flight.kinds and not cue():
+        flights = queue.log._flights.under_way
+        commit_of = next(flight.commit for flight in flights if flight.commit.base_offset == anchor.base_offset)
+        if kind in commit_of.kinds and not cue():
             say(f"at {MOMENT}")
             while not cue():
                 await asyncio.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""kill -9, two hundred times: what was reported is there, what was acked stays done, the ledger is clean.
+"""kill -9, a hundred times: what was reported is there, what was acked stays done, the ledger is clean.
 
 The kills come at every kind of moment (`MOMENTS` in kill_rounds.py), on stores with and without fsync: a killed process
 loses nothing that the kernel holds. KILL_ROUNDS in the environment plays another number of rounds, KILL_SEED others;
@@ -12,7 +12,7 @@ import pytest
 
 from tests.process.kill_rounds import MOMENTS, run_rounds
 
-ROUNDS = int(os.environ.get("KILL_ROUNDS", "200"))
+ROUNDS = int(os.environ.get("KILL_ROUNDS", "100"))
 SEED = int(os.environ.get("KILL_SEED", "0"))
 # Far below what was seen, and enough to show that the rounds did not pass over anything.
 LEAST_PER_ROUND = {"enqueued": 20, "claimed": 15, "acked": 10, "settled": 15, "swept": 5, "promoted": 2, "writers": 0.5}

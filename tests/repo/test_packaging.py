@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ledgerq.eventlog.slate.native_binding import is_built
 from ledgerq.tools.monitoring import generate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,7 @@ def test_the_reference_model_knows_nothing_of_the_code_that_it_judges() -> None:
 @pytest.mark.proof
 def test_wheel_holds_the_four_layers_and_no_tests(tmp_path: Path) -> None:
     # From a copy: setuptools would take modules that are long gone from a left-over build/ folder.
-    skip = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", "__pycache__")
+    skip = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", "__pycache__", "*.so")
     shutil.copytree(ROOT, tmp_path / "source", symlinks=True, ignore=skip)
     command = [
         sys.executable,
@@ -81,11 +82,15 @@ def test_wheel_holds_the_four_layers_and_no_tests(tmp_path: Path) -> None:
 
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        compiled = [names.pop(names.index(name)) for name in names if name.endswith(".so")]
         [scripts] = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
         entry_points = archive.read(scripts).decode()
     modules = {f"ledgerq/{file.relative_to(ROOT)}" for layer in LAYERS for file in (ROOT / layer).rglob("*.py")}
     data = {f"ledgerq/tools/monitoring/files/{name}" for name in generate.NAMES}
     assert set(names) == modules | data | {f"ledgerq/{name}" for name in ("__init__.py", "events.py", "py.typed")}
+    # Where there is no compiler, the package is whole without it.
+    assert compiled == (["ledgerq/eventlog/slate/_rows.abi3.so"] if is_built() else [])
+    assert "-cp311-abi3-" in wheel.name
     assert len(names) == len(set(names)), "a file is in the wheel twice"
     for script, target in PROJECT["scripts"].items():
         assert f"{script} = {target}" in entry_points

@@ -1,4 +1,4 @@
-"""The public face as a type checker sees it. It is checked by mypy (test_typing_api.py) and never run.
+"""The public face as a type checker sees it. It is checked by mypy (`make lint`) and never run.
 
 `assert_type` says what a call returns; a line with `type: ignore` must be an error, since unused ones are errors, too.
 """

@@ -180,7 +180,7 @@ class Proxy:
 @pytest.fixture
 def s3_server(request: pytest.FixtureRequest) -> S3Server:
     """The server of this test."""
-    pytest.importorskip("moto", reason="the S3 tests need moto's server: pip install 'moto[server]'")
+    pytest.importorskip("moto", reason="the S3 tests need moto's server: pip install 'ledgerq[test]'")
     return server_of_this_run(getattr(request, "param", "moto"))
 
 

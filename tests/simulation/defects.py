@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from ledgerq.eventlog import log, memory, writer
+from ledgerq.eventlog import flights, log, memory, writer
 from ledgerq.eventlog.codec import encode_batch
 from ledgerq.eventlog.errors import OutcomeUnknown
 from ledgerq.eventlog.events import Claimed, Nacked
@@ -39,12 +40,17 @@ Patch = pytest.MonkeyPatch
 
 
 def ack_told_before_the_flush(patch: Patch) -> None:
-    """`ack` returns while its event is only staged."""
+    """`ack` and `ack_many` return while their events are only staged."""
 
     async def ack(parts: Any, claim: Any) -> None:
         settlement._stage_ack(parts, claim)
 
+    async def ack_many(parts: Any, claims: Any) -> None:
+        for claim in claims:
+            settlement._stage_ack(parts, claim)
+
     patch.setattr(settlement, "ack", ack)
+    patch.setattr(settlement, "ack_many", ack_many)
 
 
 def everything_told_before_the_flush(patch: Patch) -> None:
@@ -163,7 +169,7 @@ def chained_to_a_wrong_digest(patch: Patch) -> None:
     def encoded(epoch: int, previous: bytes, *more: Any) -> bytes:
         return real(epoch, bytes(32), *more)
 
-    patch.setattr(writer, "encode_batch", encoded)
+    patch.setattr(flights, "encode_batch", encoded)
 
 
 def digests_not_checked(patch: Patch) -> None:
@@ -200,24 +206,15 @@ def time_goes_back(patch: Patch) -> None:
 
 def failed_commit_taken_for_durable(patch: Patch) -> None:
     """A commit whose fate is unknown counts as done, and the log goes on after it."""
-    real = writer.EventLog._write
+    real = memory.MemoryStore.commit
 
-    async def write(self: Any, commit: Any) -> Any:
-        store_commit = self.store.commit
-
-        async def forgiving(batch: Any, anchor: Any) -> None:
-            try:
-                await store_commit(batch, anchor)
-            except OutcomeUnknown:
-                return
-
-        self.store.commit = forgiving
+    async def commit(self: Any, batch: Any, anchor: Any) -> None:
         try:
-            return await real(self, commit)
-        finally:
-            self.store.commit = store_commit
+            await real(self, batch, anchor)
+        except OutcomeUnknown:
+            return
 
-    patch.setattr(writer.EventLog, "_write", write)
+    patch.setattr(memory.MemoryStore, "commit", commit)
 
 
 def unique_keys_not_looked_up(patch: Patch) -> None:
@@ -234,8 +231,8 @@ def attempts_without_end(patch: Patch) -> None:
     real = decisions.expire
 
     def expire(job: Any, **more: Any) -> Any:
-        spec = job.spec._replace(max_attempts=1 << 20)
-        return real(job._replace(spec=spec), **more)
+        spec = replace(job.spec, max_attempts=1 << 20)
+        return real(replace(job, spec=spec), **more)
 
     patch.setattr(decisions, "expire", expire)
 
@@ -246,7 +243,7 @@ def counters_drift(patch: Patch) -> None:
 
     def stats_delta(before: Any, event: Any, after: Any) -> Any:
         if type(event) is Nacked and event.released:
-            event = event._replace(released=False)
+            event = replace(event, released=False)
         return real(before, event, after)
 
     patch.setattr(stats, "stats_delta", stats_delta)
@@ -340,7 +337,7 @@ def drained_before_the_flush(patch: Patch) -> None:
 def stop_forgotten_at_the_end_of_a_lease(patch: Patch) -> None:
     """A job that was to stop is tried again when its lease ends."""
     real = decisions.expire
-    patch.setattr(decisions, "expire", lambda job, **more: real(job._replace(cancel_request=None), **more))
+    patch.setattr(decisions, "expire", lambda job, **more: real(replace(job, cancel_request=None), **more))
 
 
 def backoff_left_out(patch: Patch) -> None:
@@ -354,7 +351,7 @@ def waiting_counted_from_the_beginning(patch: Patch) -> None:
 
     def apply(self: Any, before: Any, event: Any, after: Any) -> None:
         if type(event) is Claimed and before is not None:
-            before = before._replace(since_ms=before.enqueued_ms)
+            before = replace(before, since_ms=before.enqueued_ms)
         real(self, before, event, after)
 
     patch.setattr(stats.QueueCounters, "apply", apply)

@@ -207,6 +207,7 @@ class Machine:
                     default=options,
                     ready_window=settings["ready_window"],
                     commit_interval_ms=settings["commit_interval_ms"],
+                    overlap=settings["overlap"],
                     clock=self.clock,
                     entropy=self.entropy,
                     projections=[SimProjection()] if is_projecting else [],

@@ -59,6 +59,8 @@ def make_plan(seed: int) -> Plan:
         "projection": rng.choice(("never", "never", "always", "every other")),
         "every other": {"max_attempts": rng.choice((1, 4)), "ready_window": rng.choice((1, 3, 1000))},
     }
+    # By a generator of its own, so that the other draws of a seed stay what they were.
+    settings["overlap"] = random.Random(f"overlap {seed}").random() < 0.5
     length_ms = rng.choice((2, 10, 30, 120)) * _S
     draw = _Draw(rng, queues, length_ms, settings)
     makers: list[Callable[[], tuple[str, dict[str, Any]]]] = []

@@ -27,6 +27,7 @@ _GRACE_MS: Final = 5000
 _TIMEOUT_MS: Final = 1000
 _TIMED_OUT: Final = "timed out"
 _CANCELLED: Final = "its cancellation was requested"
+_IN_TIME: Final = "no handler was free for it in time"
 Key = tuple[bytes, int]
 
 
@@ -42,6 +43,7 @@ class _Between(QueueRelay):
         self._capacity = capacity
         self._since_ms: dict[Key, int] = {}
         self.held: dict[Key, None] = {}
+        self.settling: set[Key] = set()
         self.ended: dict[Key, tuple[str, Any]] = {}
         self.ended_ms: dict[Key, int] = {}
         self.stopped_ms: int | None = None
@@ -80,7 +82,7 @@ class _Between(QueueRelay):
                 self._since_ms[claim.id, claim.offset] = self._world.loop.now_ms()
         except Violation as violation:
             self._world.break_(violation)
-        held = [key for key in self.held if not self._oracle.model.claims[key]]
+        held = [key for key in self.held if key not in self.settling and not self._oracle.model.claims[key]]
         if len(claims) > limit or len(held) > self._capacity:
             self.broke("limit", f"it got {len(claims)} of {limit}, and holds {len(held)} of {self._capacity}")
         return claims
@@ -93,10 +95,34 @@ class _Between(QueueRelay):
 
     async def ack(self, claim: Claim) -> None:
         """See `Queue.ack`."""
+        self._ended_well(claim)
+        await self._settle(claim, "acked", lambda: self.queue.ack(claim))
+
+    def _ended_well(self, claim: Claim) -> None:
         how, _ = self.ended.get((claim.id, claim.offset), ("", None))
         if how != "ack":
             self.broke("settled", f"it acks the claim at {claim.offset}, whose handler ended with {how!r}")
-        await self._settle(claim, "acked", lambda: self.queue.ack(claim))
+
+    async def ack_many(self, claims: Sequence[Claim]) -> None:
+        """See `Queue.ack_many`."""
+        for claim in claims:
+            self._ended_well(claim)
+        lost: frozenset[int] = frozenset()
+        self.settling.update((claim.id, claim.offset) for claim in claims)
+        try:
+            await self.queue.ack_many(claims)
+        except ClaimLost as error:
+            lost = error.offsets
+            raise
+        finally:
+            for claim in claims:
+                self.held.pop((claim.id, claim.offset), None)
+                if claim.offset in lost:
+                    self._lost(claim)
+                elif lost:
+                    self._settled(claim, "acked")
+        for claim in claims:
+            self._settled(claim, "acked")
 
     async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
         """See `Queue.nack`."""
@@ -122,29 +148,38 @@ class _Between(QueueRelay):
         is_cancelled = self._runs is not None and self._runs.cancelling() > 0
         # One that ends well in the very moment in which it is cancelled is tried again.
         is_late = how == "ack" and self.ended_ms[claim.id, claim.offset] < self._world.loop.now_ms()
-        if is_late or not (is_cancelled or self.stopped_ms is not None or not self._process.healthy):
+        waited = how == "" and _IN_TIME in reason
+        if is_late or not (is_cancelled or waited or self.stopped_ms is not None or not self._process.healthy):
             self.broke("settled", f"it gives back the claim at {claim.offset}, which ended with {how!r}")
         await self._settle(claim, "released", lambda: self.queue.release(claim, reason))
 
     async def _settle(self, claim: Claim, how: str, call: Callable[[], Any]) -> None:
         key = (claim.id, claim.offset)
+        self.settling.add(key)
         try:
             await call()
         except ClaimLost:
-            try:
-                self._oracle.lost(claim)
-            except Violation as violation:
-                self._world.break_(violation)
-            calm_ms = self._world.calm_since_ms(self._process)
-            if self._oracle.model.claims[key] == "expired" and calm_ms is not None and calm_ms < self._since_ms[key]:
-                self.broke("renewal", f"the lease of {claim.offset} ended while it worked on it, without trouble")
+            self._lost(claim)
             raise
         finally:
             self.held.pop(key, None)
+        self._settled(claim, how)
+
+    def _settled(self, claim: Claim, how: str) -> None:
         try:
             self._oracle.settled(claim, how)
         except Violation as violation:
             self._world.break_(violation)
+
+    def _lost(self, claim: Claim) -> None:
+        key = (claim.id, claim.offset)
+        try:
+            self._oracle.lost(claim)
+        except Violation as violation:
+            self._world.break_(violation)
+        calm_ms = self._world.calm_since_ms(self._process)
+        if self._oracle.model.claims[key] == "expired" and calm_ms is not None and calm_ms < self._since_ms[key]:
+            self.broke("renewal", f"the lease of {claim.offset} ended while it worked on it, without trouble")
 
 
 class Workers(Calls):

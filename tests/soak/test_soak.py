@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ledgerq.eventlog.errors import Fenced
 from ledgerq.eventlog.events import (
@@ -144,19 +145,19 @@ def oracle(*events: Event) -> Oracle:
 
 
 def other(event: Enqueued, **changed: Any) -> Enqueued:
-    return event._replace(id=b"\1" * 16, **changed)
+    return replace(event, id=b"\1" * 16, **changed)
 
 
 def keyed(event: Enqueued) -> Enqueued:
-    return event._replace(unique_key=b"k")
+    return replace(event, unique_key=b"k")
 
 
 @pytest.mark.parametrize(
     ("events", "facts"),
     [
         ((ENQUEUED, CLAIMED, Acked(ID, 9), Swept(ID)), ("E", "C 1", "A 1")),
-        ((ENQUEUED, CLAIMED, NACKED, CLAIMED._replace(attempt=2)), ("E", "C 1", "N 1", "C 3")),
-        ((ENQUEUED, CLAIMED, NACKED._replace(released=True), CLAIMED), ("E", "C 1", "R 1", "C 3")),
+        ((ENQUEUED, CLAIMED, NACKED, replace(CLAIMED, attempt=2)), ("E", "C 1", "N 1", "C 3")),
+        ((ENQUEUED, CLAIMED, replace(NACKED, released=True), CLAIMED), ("E", "C 1", "R 1", "C 3")),
         ((ENQUEUED, CLAIMED, LeaseExpired(ID, "pending", 0, "lease expired")), ("C 1", "L 1")),
         ((ENQUEUED, Cancelled(ID, 9, "ann", "why")), ("X",)),
         ((ENQUEUED, CLAIMED, DEAD, Requeued(ID, "ann", "why"), CLAIMED), ("N 1", "Q", "C 4")),
@@ -186,15 +187,15 @@ def test_the_oracle_agrees_with_a_log_that_is_right(events: tuple[Event, ...], f
         ((ENQUEUED, ENQUEUED), "", "is enqueued at 1 while it is pending"),
         ((CLAIMED,), "", "about a job that was never enqueued"),
         (
-            (ENQUEUED, CLAIMED, Acked(ID, 9), CLAIMED._replace(attempt=2)),
+            (ENQUEUED, CLAIMED, Acked(ID, 9), replace(CLAIMED, attempt=2)),
             "",
             "Claimed at 3: the job " + ID.hex() + " is done",
         ),
-        ((ENQUEUED, CLAIMED, CLAIMED._replace(attempt=2)), "", "is claimed, not"),
+        ((ENQUEUED, CLAIMED, replace(CLAIMED, attempt=2)), "", "is claimed, not"),
         ((ENQUEUED, CLAIMED, Acked(ID, 9), Acked(ID, 9)), "", "Acked at 3: the job " + ID.hex() + " is done"),
         ((ENQUEUED, Swept(ID)), "", "is pending, not"),
         ((ENQUEUED, CLAIMED, NACKED, CLAIMED), "", "the claim at 3 is attempt 2, it says 1"),
-        ((ENQUEUED._replace(max_attempts=1), CLAIMED, NACKED), "", "nacked at 2 with no attempt left"),
+        ((replace(ENQUEUED, max_attempts=1), CLAIMED, NACKED), "", "nacked at 2 with no attempt left"),
         ((keyed(ENQUEUED), other(keyed(ENQUEUED))), "", "which " + ID.hex() + " holds"),
     ],
 )

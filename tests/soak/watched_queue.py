@@ -77,14 +77,18 @@ class WatchedQueue(QueueRelay):
         await self._settle("A", claim, self.queue.ack(claim))
 
     async def ack_many(self, claims: Sequence[Claim]) -> None:
-        """See `Queue.ack_many`. When some are lost the error names none, so then nothing is recorded."""
+        """See `Queue.ack_many`."""
         try:
             await self.queue.ack_many(claims)
-        except ClaimLost:
-            self.meter.lost += 1
+        except ClaimLost as error:
+            self._acked(claims, error.offsets)
             raise
-        self.meter.settled += len(claims)
-        self.facts.report(f"A {claim.job_id} {claim.offset}" for claim in claims)
+        self._acked(claims, frozenset())
+
+    def _acked(self, claims: Sequence[Claim], lost: frozenset[int]) -> None:
+        self.meter.lost += len(lost)
+        self.meter.settled += len(claims) - len(lost)
+        self.facts.report(f"{'L' if claim.offset in lost else 'A'} {claim.job_id} {claim.offset}" for claim in claims)
 
     async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
         """See `Queue.nack`."""

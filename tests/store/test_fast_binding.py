@@ -1,7 +1,9 @@
-"""The fast lane: the same bytes as the public one, errors lifted, nothing leaked, and a way out when it is no use."""
+"""The fast and the native lane: the bytes of the public one, errors lifted, nothing leaked, and a way out of each."""
 
+import asyncio
 import logging
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +14,26 @@ from slatedb.uniffi import Db, DbBuilder, Error, ObjectStore, Settings
 from slatedb.uniffi._slatedb_uniffi import slatedb as binding
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.eventlog.slate import fast_binding
-from ledgerq.eventlog.slate.binding import PublicLane
-from ledgerq.eventlog.slate.fast_binding import FastLane, best_lane
+from ledgerq.eventlog.slate import fast_binding, native_binding
+from ledgerq.eventlog.slate.binding import PublicLane, SlateBatch
+from ledgerq.eventlog.slate.fast_binding import FastLane
 from ledgerq.eventlog.slate.fast_rows import parse_rows
+from ledgerq.eventlog.slate.lanes import best_lane
+from ledgerq.eventlog.slate.native_binding import NativeLane, is_built
 
 _KEYS = st.binary(min_size=1, max_size=40)
 _VALUES = st.binary(max_size=300)
 _TIMES = st.integers(-(2**63), 2**63 - 1)
+
+built = pytest.mark.skipif(not is_built(), reason="the compiled module was not built")
+LANES = [FastLane, pytest.param(NativeLane, marks=built)]
+
+
+@pytest.fixture(params=LANES)
+def lane(request: pytest.FixtureRequest) -> FastLane:
+    """Each of the lanes that know the binding's private parts."""
+    made: FastLane = request.param()
+    return made
 
 
 @pytest.fixture
@@ -45,6 +59,12 @@ def encoded(rows: list[binding.KeyValue]) -> bytes:
     return fast_binding._encoded(binding._UniffiFfiConverterSequenceTypeKeyValue, rows)
 
 
+def commit(lane: FastLane, db: Db, batch: SlateBatch, limit_s: float) -> None:
+    """Write and flush, as a store's thread does."""
+    lane.write_blocking(db, batch, limit_s)
+    lane.flush_wal_blocking(db, limit_s)
+
+
 @given(st.lists(st.tuples(_KEYS, _VALUES, st.integers(0, 2**64 - 1), _TIMES, st.none() | _TIMES), max_size=20))
 def test_rows_are_read_as_the_binding_wrote_them(rows: list[tuple[bytes, bytes, int, int, int | None]]) -> None:
     values = [
@@ -54,18 +74,22 @@ def test_rows_are_read_as_the_binding_wrote_them(rows: list[tuple[bytes, bytes, 
     assert parse_rows(encoded(values)) == [(row[0], row[1]) for row in rows]
 
 
-async def test_both_lanes_write_and_read_the_same(db: Db) -> None:
-    fast, public = FastLane(), PublicLane()
+async def test_all_lanes_write_and_read_the_same(db: Db, lane: FastLane) -> None:
+    public = PublicLane()
     rows = [(b"a\0b", b"\0"), (b"b" * 300, b""), (bytes(range(1, 256)), bytes(range(256)) * 100)]
-    for lane in (fast, public):
-        batch = lane.batch()
+    lanes: tuple[FastLane | PublicLane, ...] = (lane, public, lane)
+    for number, writer in enumerate(lanes):
+        batch = writer.batch()
         batch.put(b"gone", b"1")
         for key, value in rows:
             batch.put(key, value)
         batch.delete(b"gone")
-        await lane.write(db, batch)
-        await lane.flush_wal(db)
-        for reader in (fast, public):
+        if number:
+            await writer.write(db, batch)
+            await writer.flush_wal(db)
+        else:
+            await asyncio.to_thread(commit, lane, db, batch, 10.0)
+        for reader in (lane, public):
             assert [await reader.get(db, key) for key, _ in rows] == [value for _, value in rows]
             assert await reader.get(db, b"gone") is None
             for reverse in (False, True):
@@ -74,8 +98,7 @@ async def test_both_lanes_write_and_read_the_same(db: Db) -> None:
     await db.shutdown()
 
 
-async def test_a_flushed_write_is_durable(db: Db) -> None:
-    lane = FastLane()
+async def test_a_flushed_write_is_durable(db: Db, lane: FastLane) -> None:
     batch = lane.batch()
     batch.put(b"a", b"1")
     handle = await lane.write(db, batch)
@@ -85,8 +108,20 @@ async def test_a_flushed_write_is_durable(db: Db) -> None:
     await db.shutdown()
 
 
-async def test_errors_are_lifted(db: Db) -> None:
-    lane = FastLane()
+async def test_a_commit_is_durable_and_an_empty_one_flushes(db: Db, lane: FastLane) -> None:
+    first, second = lane.batch(), lane.batch()
+    first.put(b"a", b"1")
+    handle = await lane.write(db, first)
+    commit(lane, db, lane.batch(), 10.0)
+    assert db.status().durable_seq >= handle.seqnum()
+    second.update({b"a": None, b"b": b"2", b"c": b""})
+    commit(lane, db, second, 10.0)
+    assert db.status().durable_seq > handle.seqnum()
+    assert [await lane.get(db, key) for key in (b"a", b"b", b"c")] == [None, b"2", b""]
+    await db.shutdown()
+
+
+async def test_errors_are_lifted(db: Db, lane: FastLane) -> None:
     batch = lane.batch()
     batch.put(b"a", b"1")
     await lane.write(db, batch)
@@ -95,8 +130,13 @@ async def test_errors_are_lifted(db: Db) -> None:
             batch.put(b"b", b"1")
         with pytest.raises(InvalidArgument, match="consumed"):
             batch.delete(b"b")
-    with pytest.raises(Error.Invalid, match="consumed"):
-        await lane.write(db, batch)
+        with pytest.raises(InvalidArgument, match="consumed"):
+            batch.update({b"b": b"1"})
+    for _ in range(3):
+        with pytest.raises(Error.Invalid, match="consumed"):
+            await lane.write(db, batch)
+        with pytest.raises(Error.Invalid, match="consumed"):
+            commit(lane, db, batch, 10.0)
     with pytest.raises(Error.Invalid):
         await lane.scan(db, b"b", b"a", reverse=False)
     await db.shutdown()
@@ -104,11 +144,34 @@ async def test_errors_are_lifted(db: Db) -> None:
         await lane.get(db, b"a")
     with pytest.raises(Error.Closed):
         await lane.flush_wal(db)
+    for changes in ({}, {b"c": b"1"}):
+        batch = lane.batch()
+        batch.update(changes)
+        with pytest.raises(Error.Closed):
+            commit(lane, db, batch, 10.0)
+
+
+async def test_a_commit_of_which_nothing_is_heard_ends_at_its_limit(tmp_path: Path, db: Db, lane: FastLane) -> None:
+    await lane.flush_wal(db)
+    # SlateDB tries again without end while it can't write its log.
+    shutil.rmtree(tmp_path / "db" / "wal")
+    (tmp_path / "db" / "wal").write_bytes(b"no folder")
+    for key in (b"a", b"b"):
+        batch = lane.batch()
+        batch.put(key, b"1")
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(commit, lane, db, batch, 0.05)
+    (tmp_path / "db" / "wal").unlink()
+    batch = lane.batch()
+    batch.put(b"c", b"1")
+    await asyncio.to_thread(commit, lane, db, batch, 60.0)
+    assert [await lane.get(db, key) for key in (b"a", b"b", b"c")] == [b"1"] * 3
+    await db.shutdown()
 
 
 @pytest.mark.parametrize("argument", ["text", None, 7])
-def test_what_is_not_bytes_is_refused(argument: object) -> None:
-    batch = FastLane().batch()
+def test_what_is_not_bytes_is_refused(argument: object, lane: FastLane) -> None:
+    batch = lane.batch()
     with pytest.raises(TypeError):
         batch.put(argument, b"")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
@@ -116,15 +179,35 @@ def test_what_is_not_bytes_is_refused(argument: object) -> None:
     assert batch.is_empty
 
 
-def test_buffers_are_taken_over_not_leaked() -> None:
-    lane = FastLane()
+@pytest.mark.parametrize("change", [{"text": b""}, {b"a": "text"}, {b"a": 7}])
+async def test_what_is_not_bytes_is_refused_at_the_latest_when_it_is_written(
+    change: dict[bytes, bytes], db: Db, lane: FastLane
+) -> None:
+    batch = lane.batch()
+    batch.update({b"b": b"1", **change})
+    with pytest.raises(TypeError):
+        commit(lane, db, batch, 10.0)
+    assert await lane.get(db, b"b") is None
+    await db.shutdown()
+
+
+def test_an_update_with_a_key_that_no_store_takes_changes_nothing(lane: FastLane) -> None:
+    batch = lane.batch()
+    for key in (b"", b"k" * 65_536):
+        with pytest.raises(InvalidArgument):
+            batch.update({b"a": b"1", key: b"2"})
+    assert batch.is_empty
+
+
+def test_buffers_are_taken_over_not_leaked(lane: FastLane) -> None:
     value = bytes(2**20)
 
     def fill() -> int:
         for _ in range(50):
             batch = lane.batch()
             batch.put(b"a", value)
-            batch.put(b"a", value)
+            batch.put(b"b", value)
+            lane._hand_over(batch)
             del batch
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -132,8 +215,29 @@ def test_buffers_are_taken_over_not_leaked() -> None:
     assert fill() - before_kib < 50 * 1024
 
 
-async def test_read_buffers_are_freed(db: Db) -> None:
-    lane = FastLane()
+async def test_commits_leave_nothing_in_memory_but_what_was_written(db: Db, lane: FastLane) -> None:
+    consumed = lane.batch()
+    consumed.put(b"a", b"1")
+    await lane.write(db, consumed)
+    value = bytes(2**10)
+
+    def commit_often(times: int) -> int:
+        for _ in range(times):
+            batch = lane.batch()
+            batch.update({b"%d" % number: value for number in range(100)})
+            lane._hand_over(batch)
+            with pytest.raises(Error.Invalid, match="consumed"):
+                commit(lane, db, consumed, 10.0)
+            commit(lane, db, lane.batch(), 10.0)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    before_kib = commit_often(100)
+    # 100 KiB of rows and some handles, options and errors each time.
+    assert commit_often(300) - before_kib < 10 * 1024
+    await db.shutdown()
+
+
+async def test_read_buffers_are_freed(db: Db, lane: FastLane) -> None:
     batch = lane.batch()
     batch.put(b"a", bytes(2**20))
     await lane.write(db, batch)
@@ -157,7 +261,8 @@ def test_a_missing_symbol_means_the_public_lane(
     with caplog.at_level(logging.WARNING):
         assert isinstance(best_lane(), PublicLane)
         assert isinstance(best_lane(), PublicLane)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert len(caplog.records) == 1 + is_built()
 
 
 @pytest.mark.usefixtures("forgotten")
@@ -175,3 +280,32 @@ def test_rows_laid_out_otherwise_mean_the_public_lane(monkeypatch: pytest.Monkey
     write = converter.write
     monkeypatch.setattr(converter, "write", lambda value, buf: (write(value, buf), buf.write_u8(0)))
     assert isinstance(best_lane(), PublicLane)
+
+
+@built
+@pytest.mark.usefixtures("forgotten")
+def test_a_function_declared_otherwise_means_the_fast_lane(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    function = binding._UniffiLib.uniffi_slatedb_uniffi_fn_method_writebatch_put
+    monkeypatch.setattr(function, "argtypes", function.argtypes[:-1])
+    with caplog.at_level(logging.WARNING):
+        assert type(best_lane()) is FastLane
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@built
+@pytest.mark.usefixtures("forgotten")
+def test_other_sizes_of_structures_mean_the_fast_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vars(native_binding)["_rows"], "STATUS_BYTES", 40)
+    assert type(best_lane()) is FastLane
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_without_the_compiled_module_the_fast_lane_is_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native_binding, "_rows", None)
+    with caplog.at_level(logging.WARNING):
+        assert type(best_lane()) is FastLane
+    assert not caplog.records

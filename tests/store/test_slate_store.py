@@ -26,7 +26,9 @@ from ledgerq.eventlog.files.upkeep import Upkeep
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.slate.binding import Lane, PublicLane
 from ledgerq.eventlog.slate.error_mapping import translate
-from ledgerq.eventlog.slate.fast_binding import FastLane, best_lane
+from ledgerq.eventlog.slate.fast_binding import FastLane
+from ledgerq.eventlog.slate.lanes import best_lane
+from ledgerq.eventlog.slate.native_binding import NativeLane, is_built
 from ledgerq.eventlog.slate.opening import open_slate
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.slate.slate_reader import open_slate_reader
@@ -39,7 +41,7 @@ from tests.support.store_contract import ANCHOR, StoreContract, put_all, scan_al
 class TestSlateStoreFastLane(StoreContract):
     """The contract on the fast lane, with fsync."""
 
-    lane: Lane | None = None
+    lane: Lane = FastLane()
     options = StoreOptions()
 
     @pytest.fixture(autouse=True)
@@ -55,6 +57,15 @@ class TestSlateStoreFastLane(StoreContract):
     async def read(self, *, pinned: bool = False) -> ReadStore:
         """A reader of the same folder."""
         return await open_slate_reader(self.location, poll_interval_ms=20, pinned=pinned, lane=self.lane)
+
+
+@pytest.mark.skipif(not is_built(), reason="the compiled module was not built")
+class TestSlateStoreNativeLane(TestSlateStoreFastLane):
+    """The contract on the native lane, with fsync."""
+
+    @pytest.fixture(autouse=True)
+    def _lane(self) -> None:
+        self.lane = NativeLane()
 
 
 class TestSlateStorePublicLane(TestSlateStoreFastLane):
@@ -74,8 +85,8 @@ async def opened(folder: Path, *, take_over: bool = False, **options: object) ->
     )
 
 
-def test_the_fast_lane_is_used_here() -> None:
-    assert isinstance(best_lane(), FastLane)
+def test_the_fastest_lane_is_used_here() -> None:
+    assert type(best_lane()) is (NativeLane if is_built() else FastLane)
 
 
 async def test_open_store_by_url(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ The audit must find each of them, and the rebuild must put the same rows back; s
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.memory import MemoryDisk
@@ -204,7 +206,7 @@ def _older_state(ledger: Ledger) -> None:
     """Put back an older state of a job into its own row."""
     key = job_key(ledger.jobs["done"])
     job = decode_job(ledger.disk.rows[key])
-    ledger.disk.rows[key] = pack(job._replace(state="pending", attempt=0))
+    ledger.disk.rows[key] = pack(replace(job, state="pending", attempt=0))
 
 
 def _all_gone(ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from hypothesis import settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ledgerq.eventlog.events import (
     STATES,
@@ -52,7 +53,7 @@ def job_id(number: int) -> bytes:
 def enqueued(number: int = 1, **fields: Any) -> Enqueued:
     """An enqueued event with every field set; `fields` replace some."""
     event = Enqueued(job_id(number), "mail", 1000, 3, 0, None, "finished", 21, DIGEST)
-    return event._replace(**fields)
+    return replace(event, **fields)
 
 
 class Step(NamedTuple):
@@ -113,7 +114,7 @@ def _event(fold: Fold, event_type: type[Any], job: Job | None, made: int, chance
             unique_until="claimed" if until else "finished",
         )
         probe = Fold().apply(0, 0, event).after
-        return event._replace(unique_key=None) if probe is not None and _key_is_taken(fold, probe) else event
+        return replace(event, unique_key=None) if probe is not None and _key_is_taken(fold, probe) else event
     return _job_event(event_type, job, chance, time_ms)
 
 
@@ -178,4 +179,4 @@ _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
 
 def any_events() -> st.SearchStrategy[Event]:
     """One event of any type with any fields of the right types."""
-    return st.one_of(*(st.tuples(*fields).map(kind._make) for kind, fields in _FIELDS.items()))
+    return st.one_of(*(st.builds(kind, *fields) for kind, fields in _FIELDS.items()))

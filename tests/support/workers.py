@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 
 from ledgerq.projections.job import Job
 from ledgerq.worker.execution import JobContext
+from ledgerq.worker.prefetch import Prefetch
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle
 
-__all__ = ["LIMIT_S", "Stage", "ThreadStage", "finish", "handler_threads", "state_of", "working"]
+__all__ = ["LIMIT_S", "Stage", "ThreadStage", "fetching_ahead", "finish", "handler_threads", "state_of", "working"]
 
 LIMIT_S = 20.0
 
@@ -67,6 +68,29 @@ class ThreadStage:
         async with asyncio.timeout(LIMIT_S):
             await self.begun.wait()
         self.begun.clear()
+
+
+class _Steady(Prefetch):
+    """An estimate that is always the same."""
+
+    def __init__(self, claims: int) -> None:
+        super().__init__(concurrency=1, limit=None)
+        self._claims = claims
+
+    def claims(self, now_ms: int) -> int:
+        """So many."""
+        return self._claims
+
+    @property
+    def patience_ms(self) -> int:
+        """For ever, as far as a test goes."""
+        return 10**9
+
+
+def fetching_ahead(worker: Worker, claims: int) -> Worker:
+    """The worker, which will always hold so many claims for slots that aren't free yet."""
+    worker._slots.prefetch = _Steady(claims)
+    return worker
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Final
 
+from ledgerq.eventlog.runtime.commands import rebuild_command, salvage_command
 from ledgerq.tools.console.output import Output, local_time, plural
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def audit_text(found: "AuditReport", differences: "list[Difference]", count: int
 def _result(found: "AuditReport", differences: "list[Difference]", count: int) -> str:
     what = "1 difference" if count == 1 else f"{count} differences"
     files = "1 damaged file" if len(found.damaged_files) == 1 else f"{len(found.damaged_files)} damaged files"
-    salvage = f"rebuild-projections {found.location} --into NEW --salvage"
+    salvage, mend = salvage_command(found.location), rebuild_command(found.location)
     if found.unreadable:
         return f"the log can't be read to its end: save what is there with {salvage}"
     if found.damaged_files:
@@ -95,9 +96,9 @@ def _result(found: "AuditReport", differences: "list[Difference]", count: int) -
         return f"{what}: these payloads are {lost}"
     if payloads:
         but = f"except for {plural(payloads, 'payload')}, {lost}"
-        return f"{what}: mend with rebuild-projections {found.location}, {but}"
+        return f"{what}: mend with {mend}, {but}"
     if count:
-        return f"{what}: mend with rebuild-projections {found.location}"
+        return f"{what}: mend with {mend}"
     return "clean: the indexes are what follows from the log"
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt
 from ledgerq.tools.cli.audit_report import audit_json, audit_text
 from ledgerq.tools.cli.salvage import lost_payload_json, lost_payload_lines, salvage_into
 from ledgerq.tools.console.arguments import Actor, AsJson, TakeOver, Url, Wait, import_object
@@ -63,7 +63,7 @@ async def _audit(
     may_be_old: bool,
     record: bool = False,
 ) -> int:
-    from ledgerq.eventlog.errors import LogCorrupt, LogRolledBack
+    from ledgerq.eventlog.errors import LogRolledBack
     from ledgerq.eventlog.keys import FORMAT_VERSION
     from ledgerq.projections.audit import audit as run_audit
     from ledgerq.projections.audit import record_failure, record_report
@@ -222,7 +222,7 @@ async def _rebuild(
     async with opened_store(url, access) as store:
         if only is not None and await store.get(REBUILD_KEY) is not None:
             raise InvalidArgument(f"a rebuild of {url} was interrupted, so all must be rebuilt: leave out --only")
-        with progress("replaying the log") as show:
+        with LogCorrupt.locating(url), progress("replaying the log") as show:
             report = await rebuild(
                 store,
                 clock=SystemClock(),

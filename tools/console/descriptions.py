@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, assert_never
 
+from msgspec.structs import asdict
+
 from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.events import (
@@ -75,7 +77,7 @@ def record_json(record: Record) -> dict[str, Any]:
 
 def _event_json(event: Event) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for name, value in event._asdict().items():
+    for name, value in asdict(event).items():
         if name == "id":
             fields["job_id"] = job_id_text(value)
         elif name in _MOMENTS:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
 
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned, RowUnreadable
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, LogPoisoned, RowUnreadable
 from ledgerq.tools.console.output import local_time
 
 if TYPE_CHECKING:
@@ -111,30 +111,31 @@ async def reading(url: str, *, pinned: bool = True, may_be_damaged: bool = False
     Its format is known to be one of ours, unless it `may_be_damaged` and can't be read.
     """
     from ledgerq.eventlog.clock import SystemClock
-    from ledgerq.eventlog.errors import LogPoisoned, StoreUnavailable
+    from ledgerq.eventlog.errors import StoreUnavailable
     from ledgerq.eventlog.log import LogReader
     from ledgerq.eventlog.stores import open_reader
 
     refuse_memory(url)
     await _check_quietly(url, writing=False)
-    for left in reversed(range(_PIN_TRIES)):
-        store = await open_reader(url, pinned=pinned, poll_interval_ms=500)
-        log = LogReader(store, clock=SystemClock())
+    with LogCorrupt.locating(url):
+        for left in reversed(range(_PIN_TRIES)):
+            store = await open_reader(url, pinned=pinned, poll_interval_ms=500)
+            log = LogReader(store, clock=SystemClock())
+            try:
+                await log.require_format()
+            except BaseException as error:
+                if may_be_damaged and isinstance(error, LogPoisoned):
+                    break
+                await store.close()
+                # Beside a busy writer a view may move on while it is being pinned.
+                if left and pinned and isinstance(error, StoreUnavailable):
+                    continue
+                raise
+            break
         try:
-            await log.require_format()
-        except BaseException as error:
-            if may_be_damaged and isinstance(error, LogPoisoned):
-                break
+            yield log
+        finally:
             await store.close()
-            # Beside a busy writer a view may move on while it is being pinned.
-            if left and pinned and isinstance(error, StoreUnavailable):
-                continue
-            raise
-        break
-    try:
-        yield log
-    finally:
-        await store.close()
 
 
 def require_queue(url: str, queue: str, known: Sequence[str]) -> None:

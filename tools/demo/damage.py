@@ -2,6 +2,8 @@
 
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.events import STATES
@@ -48,7 +50,7 @@ async def damage(store: Store, queue: str, *, clock: Clock) -> Damage:
         changes[job_key(job.id)] = None
     removed = len(changes)
     liar = dead[0] if dead else done[0]
-    lie = liar._replace(state="done" if dead else "cancelled", error="")
+    lie = replace(liar, state="done" if dead else "cancelled", error="")
     changes[job_key(liar.id)] = pack(lie)
     changes[pending_key(queue, done[0].priority, done[0].offset)] = done[0].id
     queue_counters = await view.store.get(stats_key(queue))

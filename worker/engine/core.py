@@ -19,10 +19,12 @@ from ledgerq.eventlog.errors import (
     InvalidState,
     JobNotFound,
     LedgerError,
+    LogCorrupt,
     QueueClosed,
 )
 from ledgerq.eventlog.events import STATES, WriterClosed
 from ledgerq.eventlog.keys import queue_name_bytes
+from ledgerq.eventlog.pace import CommitPace
 from ledgerq.eventlog.runtime.process import package_version
 from ledgerq.eventlog.single_writer.hold import check_wait
 from ledgerq.eventlog.slate.options import StoreOptions
@@ -64,32 +66,28 @@ class Core:
         queues: Mapping[str, QueueOptions] | None = None,
         ready_window: int = 10_000,
         commit_interval_ms: float | None = None,
+        overlap: bool | None = None,
         clock: Clock | None = None,
         entropy: Entropy | None = None,
         projections: Iterable[Projection] = (),
         writer: str | None = None,
     ) -> None:
-        """Put the parts together; `take_over` begins. `writer`: its name in the log (None: host and process)."""
+        """Put the parts together; `take_over` begins. `writer`: its name in the log (None: host and process).
+
+        `overlap`: whether commits overlap (None: when that is faster, as measured).
+        """
         self._default, self._options = _checked_options(default, queues)
         if type(ready_window) is not int or ready_window < 1:
             raise InvalidArgument(f"ready_window is a number of jobs from 1 on, not {ready_window!r}")
         self.clock = clock or SystemClock()
         self.entropy = entropy or SystemEntropy()
         self._writer = writer or f"{socket.gethostname()}:{os.getpid()}"
-        if commit_interval_ms is None:
-            commit_interval_ms = _default_interval_ms(store.location)
-        number = isinstance(commit_interval_ms, int | float) and not isinstance(commit_interval_ms, bool)
-        if not number or not 0 <= commit_interval_ms <= _MAX_INTERVAL_MS:
-            raise InvalidArgument(
-                f"commit_interval_ms is a number from 0 to {_MAX_INTERVAL_MS}, not {commit_interval_ms!r}"
-            )
         host = ProjectionHost(projections)
         self.writer_state = WriterState(
             ready_window_rows=ready_window, payload_budget_bytes=_PAYLOAD_BUDGET_BYTES, host=host
         )
-        self.log = EventLog(
-            store, clock=self.clock, commit_hook=self.writer_state, commit_interval_s=commit_interval_ms / 1000
-        )
+        pace = _pace(store.location, commit_interval_ms, overlap)
+        self.log = EventLog(store, clock=self.clock, commit_hook=self.writer_state, pace=pace)
         self.writer_state.log = self.log
         self.view = LedgerView(self.log)
         self._ended = EndedClaims(self.log)
@@ -118,15 +116,16 @@ class Core:
     async def take_over(self, *, accept_rollback: bool) -> None:
         """Become the store's writer; when that fails, the store is closed again."""
         try:
-            await take_over(
-                self.log,
-                self.writer_state,
-                clock=self.clock,
-                options_of=self.options,
-                writer=self._writer,
-                version=package_version(),
-                accept_rollback=accept_rollback,
-            )
+            with LogCorrupt.locating(self.log.store.location):
+                await take_over(
+                    self.log,
+                    self.writer_state,
+                    clock=self.clock,
+                    options_of=self.options,
+                    writer=self._writer,
+                    version=package_version(),
+                    accept_rollback=accept_rollback,
+                )
         except BaseException:
             await self.log.close()
             raise
@@ -263,7 +262,12 @@ def _checked_options(
     return default, kept
 
 
-def _default_interval_ms(location: str) -> float:
-    """The default pause between commits: long on an object store, where each flush is a billed request."""
-    local = location.startswith(("file:", "memory:")) or "://" not in location
-    return _LOCAL_INTERVAL_MS if local else _OBJECT_STORE_INTERVAL_MS
+def _pace(location: str, interval_ms: float | None, overlap: bool | None) -> CommitPace:
+    """The pace of commits: a given pause, or what balances flushes against waiting for this kind of store."""
+    if interval_ms is None:
+        is_local = location.startswith(("file:", "memory:")) or "://" not in location
+        return CommitPace((_LOCAL_INTERVAL_MS if is_local else _OBJECT_STORE_INTERVAL_MS) / 1000, overlap=overlap)
+    number = isinstance(interval_ms, int | float) and not isinstance(interval_ms, bool)
+    if not number or not 0 <= interval_ms <= _MAX_INTERVAL_MS:
+        raise InvalidArgument(f"commit_interval_ms is a number from 0 to {_MAX_INTERVAL_MS}, not {interval_ms!r}")
+    return CommitPace(interval_ms / 1000, is_fixed=True, overlap=overlap)

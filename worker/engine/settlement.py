@@ -44,7 +44,8 @@ async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
     await core.log.committed()
     if lost:
         names = ", ".join(claim.job_id for claim in lost[:_NAMED_CLAIMS])
-        raise ClaimLost(f"{len(lost)} of {len(claims)} claims are not current any more, the others were acked: {names}")
+        words = f"{len(lost)} of {len(claims)} claims are not current any more, the others were acked: {names}"
+        raise ClaimLost(words, (claim.offset for claim in lost))
 
 
 async def nack(core: Core, claim: Claim, error: str, *, delay_ms: int | None, dead: bool) -> None:

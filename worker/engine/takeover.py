@@ -8,6 +8,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import NotRebuilt
 from ledgerq.eventlog.events import FilesSetAside, WriterOpened
+from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.eventlog.runtime.event_loop import running_loop
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.writer import EventLog
@@ -42,12 +43,13 @@ async def take_over(
     # First of all: an interrupted cut may have left the anchor ahead of the log, which its end puts right.
     if await store.get(keys.REBUILD_KEY) is not None:
         raise NotRebuilt(
-            f"a rebuild of {store.location} was interrupted, its indexes are incomplete: run rebuild-projections again"
+            f"a rebuild of {store.location} was interrupted, its indexes are incomplete: "
+            f"run {rebuild_command(store.location)} again"
         )
     if 0 < (found := await log.format_version()) < keys.FORMAT_VERSION:
         raise NotRebuilt(
             f"{store.location} has format {found}, and its indexes are to be brought to format {keys.FORMAT_VERSION}: "
-            f"run `rebuild-projections {store.location}` once (the log stays as it is)"
+            f"run `{rebuild_command(store.location)}` once (the log stays as it is)"
         )
     rolled_back_from = await log.start(accept_rollback=accept_rollback)
     view = LedgerView(log)

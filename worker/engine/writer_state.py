@@ -4,14 +4,15 @@ Theory of operation.
 
 State held. `claimed` has every claimed job, `windows` the first pending jobs of each queue, `counters` those of every
 queue, `durable_counters` their rows as of the last durable commit. `_touched` has each job that an event of the open
-commit concerns, with its state before that commit and now; `_in_flight` is the same for the commit being written. All
-other jobs are only in the store, and memory does not grow with them.
+commit concerns, with its state before that commit and now; `_in_flight` has the same of each commit that is being
+written, oldest first. All other jobs are only in the store, and memory does not grow with them.
 
 Invariants. Every decision is made on the event loop, from this state, without awaiting: `apply` stages an event in the
 open commit and evolves its job in the same step, so that the next decision sees it. A job's newest state is in
-`_touched`, else in `_in_flight`, else in `claimed` or the store. The state is ahead of what is durable by the two
-commits, and no caller learns of what is ahead: calls wait for `EventLog.committed`. A commit changes, for each job that
-it touched, exactly the index rows that differ between the states before and after. A hint may lag and never leads.
+`_touched`, else in the newest of `_in_flight` that has it, else in `claimed` or the store. The state is ahead of what
+is durable by those commits, and no caller learns of what is ahead: calls wait for `EventLog.committed`. A commit
+changes, for each job that it touched, exactly the index rows that differ between the states before and after. A hint
+may lag and never leads.
 
 Order of steps. `apply` for each event of the open commit; then `fill`, which moves the jobs of that commit from
 `_touched` to `_in_flight` before anything is awaited, so that what is staged from then on belongs to the next one; then
@@ -20,13 +21,14 @@ durable when the read began, is newer than what the store answers.
 
 What may fail. A log that takes no more events raises in `apply` before anything has changed. A user's projection that
 raises is left behind by its host, and the commit goes on. `fill` may be called again for the same commit and adds the
-same changes (`_filled`). When a commit fails the queue has failed with it, so the state never goes back; the next
-writer reads it anew from the store.
+same changes. When a commit fails the queue has failed with it, so the state never goes back; the next writer reads it
+anew from the store.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import PayloadRecord, pack
@@ -59,10 +61,11 @@ class Newer:
     Making one costs nothing, however much is not durable: a commit keeps its jobs where they are when it is on its way.
     """
 
-    def __init__(self, in_flight: Touched, touched: Touched) -> None:
+    def __init__(self, undurable: list[Touched]) -> None:
+        """`undurable`: what each commit that is not durable has touched, oldest first."""
         self.readers = 0
         self.changes: dict[bytes, Job | None] = {}
-        self._undurable = (in_flight, touched)
+        self._undurable = undurable
 
     def __contains__(self, id: bytes) -> bool:
         return id in self.changes or any(id in staged for staged in self._undurable)
@@ -70,13 +73,21 @@ class Newer:
     def __getitem__(self, id: bytes) -> Job | None:
         if id in self.changes:
             return self.changes[id]
-        in_flight, touched = self._undurable
-        return (touched if id in touched else in_flight)[id][1]
+        return next(touched[id] for touched in reversed(self._undurable) if id in touched)[1]
 
     def values(self) -> Iterable[Job | None]:
         """The newest state of each of these jobs."""
         undurable = {id: after for staged in self._undurable for id, (_, after) in staged.items()}
         return (undurable | self.changes).values()
+
+
+class _Filled(NamedTuple):
+    """A commit in flight: the jobs that it touched, the rows that follow from it, and those of its counters."""
+
+    commit: Commit
+    touched: Touched
+    changes: Changes
+    counted: dict[str, bytes]
 
 
 class WriterState:
@@ -96,11 +107,9 @@ class WriterState:
         self._window_rows = ready_window_rows
         self._budget = PayloadBudget(payload_budget_bytes)
         self._touched: Touched = {}
-        self._in_flight: Touched = {}
+        self._in_flight: deque[_Filled] = deque()
         self._dirty_queues: dict[str, None] = {}
-        self._counted: dict[str, bytes] = {}
         self._transitions: list[Transition] = []
-        self._filled: tuple[Commit, Changes] | None = None
         self._watches: list[Newer] = []
 
     def counters_of(self, queue: str) -> QueueCounters:
@@ -178,11 +187,13 @@ class WriterState:
 
     def undurable(self, id: bytes) -> bool:
         """Whether the newest state of this job is not durable yet."""
-        return id in self._touched or id in self._in_flight
+        return id in self._touched or any(id in filled.touched for filled in self._in_flight)
 
     def known(self, id: bytes) -> Job | None:
         """The job's newest state if memory holds it; None when it must be read (or is gone: see `undurable`)."""
-        touched = self._touched.get(id) or self._in_flight.get(id)
+        touched = self._touched.get(id)
+        for filled in reversed(self._in_flight):
+            touched = touched or filled.touched.get(id)
         return touched[1] if touched is not None else self.claimed.get(id)
 
     @contextmanager
@@ -190,7 +201,7 @@ class WriterState:
         """Collect, while the block runs, all jobs staged or not yet durable by id: newer than the store's answers."""
         last = self._watches[-1] if self._watches else None
         if last is None or len(last.changes) > _WATCH_LIMIT_ROWS:
-            last = Newer(self._in_flight, self._touched)
+            last = Newer([*(filled.touched for filled in self._in_flight), self._touched])
             self._watches.append(last)
         last.readers += 1
         try:
@@ -236,20 +247,23 @@ class WriterState:
         Of a commit that touched many jobs the index changes are left for the caller to add, piece by piece. Nothing
         that is staged meanwhile can come into them: the jobs of this commit are put by themselves here and now.
         """
-        if self._filled is None or self._filled[0] is not commit:
-            self._in_flight, self._touched = self._touched, {}
+        filled = next((one for one in self._in_flight if one.commit is commit), None)
+        if filled is None:
+            touched, self._touched = self._touched, {}
             transitions, self._transitions = self._transitions, []
-            changes = index_changes(self._in_flight) if len(self._in_flight) <= _PIECE_JOBS else {}
-            self._add_queues(changes)
+            changes = index_changes(touched) if len(touched) <= _PIECE_JOBS else {}
+            filled = _Filled(commit, touched, changes, self._add_queues(changes))
+            self._in_flight.append(filled)
             self.host.project(transitions, commit.base_offset + len(commit.events), changes)
-            self._filled = (commit, changes)
-        batch.update(self._filled[1])
-        return None if len(self._in_flight) <= _PIECE_JOBS else _pieces(list(self._in_flight.items()))
+        batch.update(filled.changes)
+        return None if len(filled.touched) <= _PIECE_JOBS else _pieces(list(filled.touched.items()))
 
-    def _add_queues(self, changes: Changes) -> None:
+    def _add_queues(self, changes: Changes) -> dict[str, bytes]:
+        """Add the rows of the queues that the commit concerns; returns those of their counters."""
+        counted: dict[str, bytes] = {}
         for queue in self._dirty_queues:
             counters = self.counters[queue]
-            changes[stats_key(queue)] = self._counted[queue] = counters.encode()
+            changes[stats_key(queue)] = counted[queue] = counters.encode()
             window = self.windows.get(queue)
             if window is None:
                 continue
@@ -259,13 +273,11 @@ class WriterState:
                 self.hints[queue] = position
                 changes[keys.hint_key(queue)] = keys.hint_value(position)
         self._dirty_queues = {}
+        return counted
 
     def committed(self, commit: Commit) -> None:
-        """Drop the jobs of the commit in flight, which is durable now."""
-        self._in_flight = {}
-        self._filled = None
-        self.durable_counters.update(self._counted)
-        self._counted.clear()
+        """Drop the jobs of the oldest commit in flight, which is durable now."""
+        self.durable_counters.update(self._in_flight.popleft().counted)
         self.on_commit()
 
     def failed(self, error: LedgerError) -> None:

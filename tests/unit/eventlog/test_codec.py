@@ -1,12 +1,16 @@
 """The bytes of batches, heads and payload records: golden, round trips, and every way in which they can be broken."""
 
+import pickle
 import random
 from contextlib import suppress
+from enum import StrEnum
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple, replace
 
 from ledgerq.eventlog import codec
 from ledgerq.eventlog.codec import (
@@ -157,9 +161,54 @@ def test_any_batch_is_read_back_as_it_was(events: list[Event], epoch: int, time_
 
 
 @quick
+@given(any_events())
+def test_the_bytes_are_those_of_any_msgpack(event: Event) -> None:
+    assert pack(event) == msgpack.packb(astuple(event))
+    assert decode_batch(0, encoded([event])).events == [event]
+
+
+def test_a_subclass_of_a_plain_type_is_stored_as_what_it_is_made_of() -> None:
+    class Queue(StrEnum):
+        MAIL = "mail"
+
+    class Text(str):
+        __slots__ = ()
+
+        def __str__(self) -> str:
+            return "something else"
+
+    class Key(bytes):
+        pass
+
+    class Number(int):
+        pass
+
+    plain = Enqueued(JOB, "mail", 7, 3, 0, b"k", "finished", 21, PREVIOUS)
+    for queue in (Queue.MAIL, Text("mail")):
+        event = replace(plain, queue=queue, priority=Number(7), unique_key=Key(b"k"))
+        assert encoded([event]) == encoded([plain])
+
+
+@quick
 @given(st.binary(max_size=20), st.none() | st.dictionaries(st.text(max_size=5), st.text(max_size=5)), st.binary())
 def test_any_payload_record_is_read_back_as_it_was(salt: bytes, headers: dict[str, str] | None, data: bytes) -> None:
     assert decode_payload(encode_payload(salt, headers, data)) == (salt, headers, data)
+
+
+def test_an_event_is_immutable_and_known_by_type_and_fields() -> None:
+    event: Event = Acked(JOB, 5)
+    with pytest.raises(AttributeError, match="immutable"):
+        event.sweep_at_ms = 6  # type: ignore[misc,union-attr]
+    match event:
+        case Acked(id, sweep_at_ms=5):
+            assert id == JOB
+        case _:
+            raise AssertionError(event)
+    assert (event, hash(event)) == (Acked(JOB, 5), hash(Acked(JOB, 5)))
+    alike: list[Event] = [Promoted(JOB), Swept(JOB)]
+    assert alike[0] != alike[1]
+    assert repr(event) == f"Acked(id={JOB!r}, sweep_at_ms=5)"
+    assert pickle.loads(pickle.dumps(event)) == event
 
 
 def test_an_unknown_event_type_is_named_with_its_offset() -> None:

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock, SystemClock
@@ -78,7 +79,7 @@ def forge(disk: MemoryDisk, offset: int) -> None:
     for key in sorted(key for key in disk.rows if key.startswith(keys.LOG_PREFIX)):
         batch = decode_batch(keys.offset_of(key), disk.rows[key])
         events = [
-            event._replace(queue="r") if isinstance(event, Enqueued) and batch.base_offset + at == offset else event
+            replace(event, queue="r") if isinstance(event, Enqueued) and batch.base_offset + at == offset else event
             for at, event in enumerate(batch.events)
         ]
         kinds = bytes(KIND_OF[type(event)] for event in events)

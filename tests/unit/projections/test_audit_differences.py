@@ -1,6 +1,7 @@
 """An audit's text about a row that differs: the fields that differ, by their names, and ids as people know them."""
 
 import pytest
+from msgspec.structs import replace
 
 from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.entropy import job_id_text
@@ -21,13 +22,13 @@ def sides(key: bytes, expected: bytes | None, found: bytes | None) -> tuple[str 
 
 
 def test_of_an_altered_job_only_the_fields_that_differ_are_shown() -> None:
-    dead, lie = JOB._replace(state="dead", error="boom " * 200), JOB._replace(state="done")
+    dead, lie = replace(JOB, state="dead", error="boom " * 200), replace(JOB, state="done")
     expected, found = sides(job_key(ID), pack(dead), pack(lie))
     assert expected is not None
     assert expected.startswith("state='dead', error='boom boom")
     assert len(expected) == 400
     assert found == "state='done', error=''"
-    other = JOB._replace(spec=JOB.spec._replace(priority=1, payload_digest=b"\0" * 32))
+    other = replace(JOB, spec=replace(JOB.spec, priority=1, payload_digest=b"\0" * 32))
     assert sides(job_key(ID), pack(JOB), pack(other)) == (
         f"priority=5, payload_digest={'ff' * 32}",
         f"priority=1, payload_digest={'00' * 32}",
@@ -56,7 +57,7 @@ def test_a_row_that_names_a_job_is_shown_with_the_text_of_its_id(key: bytes) -> 
     assert sides(key, ID, b"") == (f"job {job_id_text(ID)}", "(empty)")
 
 
-@pytest.mark.parametrize("value", [b"\xc1", b"\x00", pack((1, 2)), pack((*JOB,))[:-2], b"\x93\x01\x02\x03", b"junk"])
+@pytest.mark.parametrize("value", [b"\xc1", b"\x00", pack((1, 2)), pack(JOB)[:-2], b"\x93\x01\x02\x03", b"junk"])
 @pytest.mark.parametrize("key", [job_key(ID), stats_key("mail"), finished_key(9, ID)])
 def test_whatever_lies_there_instead_is_shown(key: bytes, value: bytes) -> None:
     expected, found = sides(key, pack(JOB) if key == job_key(ID) else QueueCounters().encode(), value)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock, SystemClock
@@ -78,7 +79,7 @@ async def test_a_store_of_format_1_is_read_as_it_is(old: Ledger, today: Ledger) 
         assert await view.stats(queue) == await same.stats(queue)
         for state in STATES:
             found, wanted = await view.jobs(queue, state=state), await same.jobs(queue, state=state)
-            assert [job._replace(since_ms=0) for job in found.jobs] == [job._replace(since_ms=0) for job in wanted.jobs]
+            assert [replace(job, since_ms=0) for job in found.jobs] == [replace(job, since_ms=0) for job in wanted.jobs]
             for job in found.jobs:
                 assert await view.history(job.id) == await same.history(job.id)
 

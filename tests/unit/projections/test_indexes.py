@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.errors import ProjectionDrift
@@ -53,6 +55,16 @@ def job_after(*events: JobEvent, **spec: Any) -> Job:
 )
 def test_a_job_is_found_where_its_state_says(job: Job, places: Rows) -> None:
     assert index_entries(job) == {b"i/job/" + ID: pack(job)} | places
+
+
+@quick
+@given(histories())
+def test_the_bytes_of_a_job_are_those_of_any_msgpack(history: Sequence[Transition]) -> None:
+    for job in (transition.after for transition in history):
+        if job is not None:
+            spec, *rest = astuple(job)
+            assert pack(job) == msgpack.packb((astuple(spec), *rest))
+            assert decode_job(pack(job)) == job
 
 
 @pytest.mark.parametrize(("events", "held"), [([], True), ([CLAIM], True), ([CLAIM, DEAD], False)])

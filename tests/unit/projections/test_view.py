@@ -312,7 +312,7 @@ async def test_what_is_read_is_durable_by_then(call: str) -> None:
         rig.faults.hold("sync:before")
         adding = asyncio.create_task(rig.queue.enqueue("q", b""))
         await settle()
-        job_id = job_id_text(next(iter(rig.queue._writer_state._in_flight)))
+        job_id = job_id_text(next(iter(rig.queue._writer_state._in_flight[0].touched)))
         argument = {"jobs": ["q"], "stats": ["q"], "queues": []}.get(call, [job_id])
         reading = asyncio.create_task(getattr(rig.queue, call)(*argument))
         await settle()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, InvalidState
 from ledgerq.eventlog.events import (
@@ -196,7 +197,7 @@ def test_a_scheduled_job_is_promoted_once_it_is_due(due_ms: int, is_due: bool) -
 @pytest.mark.parametrize(("sweep_at_ms", "is_over"), [(NOW_MS - 1, True), (NOW_MS, True), (NOW_MS + 1, False)])
 def test_a_finished_job_is_swept_once_its_time_is_over(sweep_at_ms: int, is_over: bool) -> None:
     for job in (DONE, DEAD, CANCELLED):
-        finished = job._replace(sweep_at_ms=sweep_at_ms)
+        finished = replace(job, sweep_at_ms=sweep_at_ms)
         assert decisions.sweep(finished, now_ms=NOW_MS) == ([Swept(ID)] if is_over else [])
 
 

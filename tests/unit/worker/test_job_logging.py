@@ -72,7 +72,7 @@ async def run_one(rig: Rig, function: Any, *, max_attempts: int = 3, timeout: fl
         if timeout is not None:
             await rig.advance(timeout)
         await settle()
-        await until(lambda: not worker._held)
+        await until(lambda: not worker._slots.held)
     return added
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ledgerq.eventlog import commit, writer
+from ledgerq.eventlog import commit, flights
 from ledgerq.eventlog.codec import encode_batch, encode_batch_pieces
 from ledgerq.eventlog.errors import LogPoisoned, QueueClosed
 from ledgerq.eventlog.events import Acked, Enqueued, WriterClosed
@@ -78,7 +78,7 @@ async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Turns]:
             yield part
 
     monkeypatch.setattr(admission.Admission, "stage", counted_stage)
-    monkeypatch.setattr(writer, "encode_batch_pieces", counted_encode)
+    monkeypatch.setattr(flights, "encode_batch_pieces", counted_encode)
     monkeypatch.setattr(new_job, "prepare", counted_prepare)
     monkeypatch.setattr(writer_state, "index_changes", counted_changes)
     monkeypatch.setattr(MemoryBatch, "update", counted_update)
@@ -355,7 +355,7 @@ def test_simulated_worlds_keep_their_promises_when_every_commit_is_written_in_pi
     monkeypatch.setattr(writer_state, "_PIECE_JOBS", 2)
     monkeypatch.setattr(admission, "_PIECE_JOBS", 2)
     monkeypatch.setattr(refill, "_TURN_ROWS", 2)
-    for module in (writer, commit):
+    for module in (flights, commit):
         monkeypatch.setattr(module, "PIECE_ROWS", 3)
     results = run_seeds(0, 15)
     assert {result.seed: result.broken for result in results if result.broken is not None} == {}

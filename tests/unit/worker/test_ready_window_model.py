@@ -6,6 +6,7 @@ from typing import Final
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.projections.job import Job, born
@@ -96,7 +97,7 @@ class Model:
         self.away[taken.job.id] = self.pending.pop(taken.job.id)
 
     def refill(self, chance: int) -> None:
-        """What the feeder does: scan from where the window ends."""
+        """What the refiller does: scan from where the window ends."""
         window, page_rows = self.window, 1 + chance % 4
         if window.bound is None or not window.low:
             return
@@ -156,7 +157,7 @@ def test_a_growing_backlog_stays_outside() -> None:
     window = window_of(limit_rows=3)
     assert [window.offer(pending(number), PAYLOAD) for number in range(1, 7)] == [True] * 3 + [False] * 3
     assert (len(window), window.bound, window.scan_from) == (3, (0, 3), (0, 4))
-    assert window.offer(pending(7)._replace(spec=enqueued(7, priority=0), offset=2), PAYLOAD)  # an old place
+    assert window.offer(replace(pending(7), spec=enqueued(7, priority=0), offset=2), PAYLOAD)  # an old place
 
 
 def test_urgent_jobs_that_push_in_make_the_window_shrink() -> None:
@@ -235,7 +236,7 @@ def test_what_the_next_claim_waits_for_is_loaded_in_spite_of_the_budget() -> Non
 def test_a_newer_state_of_a_job_replaces_the_older() -> None:
     window = window_of()
     window.offer(pending(1), PAYLOAD)
-    newer = pending(1)._replace(error="boom")
+    newer = replace(pending(1), error="boom")
     window.insert(ReadyJob(newer, PAYLOAD))
     assert window._budget.used_bytes == SIZE_BYTES
     assert window.take() == ReadyJob(newer, PAYLOAD)

@@ -28,7 +28,7 @@ from ledgerq.worker.worker import Worker
 from tests.support.loops import settle, until
 from tests.support.operators import Who
 from tests.support.rig import Rig
-from tests.support.workers import Stage, ThreadStage, working
+from tests.support.workers import Stage, ThreadStage, fetching_ahead, working
 
 ROOT = Path(__file__).resolve().parents[3]
 WHO: Who = {"actor": "ada", "reason": "test"}
@@ -96,7 +96,7 @@ async def run_all(
         if timeout is not None:
             await rig.advance(timeout)
         await settle()
-        await until(lambda: not worker._held)
+        await until(lambda: not worker._slots.held)
 
 
 async def well(job: JobContext) -> None:
@@ -470,7 +470,7 @@ async def test_a_cancelled_a_released_and_a_lost_try(spans: Spans) -> None:
         worker = Worker(rig.queue, grace=0)
         worker.handler("q")(stage)
         async with working(worker):
-            held = {claim.job_id: claim for claim in worker._held}
+            held = {claim.job_id: claim for claim in worker._slots.held}
             await rig.queue.cancel(first.job_id, **WHO)
             await rig.queue.ack(held[second.job_id])
             await settle()
@@ -516,10 +516,10 @@ async def test_when_the_queue_fails_what_came_of_a_try_is_unknown(spans: Spans) 
 async def test_no_span_for_a_claim_that_is_given_back_unused(spans: Spans) -> None:
     async with Rig(tracer_provider=spans.provider) as rig:
         await rig.queue.enqueue_many("q", [b"runs", b"waits"])
-        worker = Worker(rig.queue, concurrency=1, prefetch=1, grace=0)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=1, grace=0), 1)
         worker.handler("q")(Stage())
         async with working(worker):
-            assert len(worker._held) == 2
+            assert len(worker._slots.held) == 2
         assert [ours(span)["ledgerq.outcome"] for span in spans.named("process q")] == ["released"]
 
 

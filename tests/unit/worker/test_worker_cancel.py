@@ -12,7 +12,16 @@ from ledgerq.worker.worker import Worker
 from tests.support.loops import settle
 from tests.support.operators import WHO
 from tests.support.rig import Rig
-from tests.support.workers import LIMIT_S, Stage, ThreadStage, finish, handler_threads, state_of, working
+from tests.support.workers import (
+    LIMIT_S,
+    Stage,
+    ThreadStage,
+    fetching_ahead,
+    finish,
+    handler_threads,
+    state_of,
+    working,
+)
 
 
 def start(worker: Worker) -> "asyncio.Task[None]":
@@ -62,7 +71,7 @@ async def test_a_job_that_is_cancelled_while_it_waits_for_its_slot_is_never_begu
     first, second = Stage(), ThreadStage()
     second.cue.set()
     async with Rig() as rig:
-        worker = Worker(rig.queue, concurrency=1, prefetch=1)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=1), 1)
         worker.handler("first")(first)
         if kind == "def":
             worker.handler("second")(second)
@@ -91,7 +100,7 @@ async def test_cancelling_the_run_gives_back_what_it_holds_and_claims_nothing_mo
     stage = Stage()
     async with Rig() as rig:
         await rig.queue.enqueue_many("q", [b"%d" % i for i in range(20)])
-        worker = Worker(rig.queue, concurrency=2, prefetch=1)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=2), 1)
         worker.handler("q")(stage)
         task = start(worker)
         await settle()
@@ -147,7 +156,7 @@ async def test_a_fenced_worker_raises_fenced_cancels_its_handlers_and_settles_no
     queue = await rig.open()
     if busy:
         await queue.enqueue_many("q", [b"x", b"y"])
-    worker = Worker(queue, concurrency=1, prefetch=1, grace=1000)
+    worker = fetching_ahead(Worker(queue, concurrency=1, grace=1000), 1)
     worker.handler("q")(stage)
     task = start(worker)
     await settle()

@@ -14,7 +14,7 @@ from ledgerq.worker.worker import Worker
 from tests.support.loops import settle, until
 from tests.support.operators import WHO
 from tests.support.rig import Rig
-from tests.support.workers import Stage, state_of, working
+from tests.support.workers import Stage, fetching_ahead, state_of, working
 
 
 def note_claims(rig: Rig) -> list[Claim]:
@@ -35,7 +35,7 @@ async def test_leases_are_renewed_while_a_job_runs_or_waits_for_its_slot() -> No
     stage = Stage()
     async with Rig(default=QueueOptions(lease_s=30.0)) as rig:
         await rig.queue.enqueue_many("q", [b"runs", b"waits"])
-        worker = Worker(rig.queue, concurrency=1, prefetch=1)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=1), 1)
         worker.handler("q")(stage)
         async with working(worker, until_empty=True):
             for _ in range(60):

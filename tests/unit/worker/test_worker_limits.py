@@ -10,14 +10,14 @@ from ledgerq.worker.worker import Worker
 from tests.support.loops import settle
 from tests.support.operators import WHO
 from tests.support.rig import Rig
-from tests.support.workers import Stage, state_of, working
+from tests.support.workers import Stage, fetching_ahead, state_of, working
 
 
 async def test_no_more_handlers_run_than_the_concurrency_says() -> None:
     stage = Stage()
     async with Rig() as rig:
         await rig.queue.enqueue_many("q", [b"%d" % i for i in range(10)])
-        worker = Worker(rig.queue, concurrency=3, prefetch=2)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=3), 2)
         worker.handler("q")(stage)
         async with working(worker, until_empty=True):
             assert stage.started == [b"0", b"1", b"2"]
@@ -26,14 +26,14 @@ async def test_no_more_handlers_run_than_the_concurrency_says() -> None:
         assert stage.ended == [b"%d" % i for i in range(10)]
 
 
-@pytest.mark.parametrize(("concurrency", "prefetch", "capacity"), [(1, 0, 1), (3, 2, 5), (8, None, 10), (1, None, 1)])
-async def test_the_claims_held_never_exceed_the_concurrency_and_the_prefetch(
-    concurrency: int, prefetch: int | None, capacity: int
+@pytest.mark.parametrize(("concurrency", "ahead"), [(1, 0), (3, 2), (8, 2), (1, 20)])
+async def test_the_claims_held_never_exceed_the_concurrency_and_those_fetched_ahead(
+    concurrency: int, ahead: int
 ) -> None:
     held: list[int] = []
     cues = [asyncio.Event() for _ in range(30)]
     async with Rig() as rig:
-        worker = Worker(rig.queue, concurrency=concurrency, prefetch=prefetch)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=concurrency), ahead)
 
         @worker.handler("q")
         async def wait(job: JobContext) -> None:
@@ -47,7 +47,7 @@ async def test_the_claims_held_never_exceed_the_concurrency_and_the_prefetch(
                 await settle()
                 held.append((await rig.queue.stats("q")).claimed)
                 cue.set()
-        assert max(held) == capacity
+        assert max(held) == concurrency + ahead
         assert (await rig.queue.stats("q")).done == 30
 
 
@@ -146,7 +146,7 @@ async def test_the_time_counts_from_the_handlers_start_not_from_the_claim() -> N
     stage = Stage()
     async with Rig() as rig:
         await rig.queue.enqueue_many("q", [b"1", b"2"])
-        worker = Worker(rig.queue, concurrency=1, prefetch=1)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=1), 1)
         worker.handler("q", timeout=4)(stage)
         async with working(worker):
             assert (await rig.queue.stats("q")).claimed == 2

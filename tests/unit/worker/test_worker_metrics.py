@@ -10,6 +10,7 @@ from ledgerq.worker.execution import JobContext
 from tests.support.loops import settle, until
 from tests.support.rig import Rig
 from tests.support.scrapes import numbers
+from tests.support.workers import fetching_ahead
 
 SECONDS = "ledgerq_worker_handler_seconds"
 
@@ -43,7 +44,7 @@ async def test_each_try_is_measured_by_what_came_of_it() -> None:
 
 async def test_running_handlers_and_claims_held_are_told_while_they_are() -> None:
     async with Rig() as rig:
-        worker, go_on = Worker(rig.queue, concurrency=2, prefetch=1), asyncio.Event()
+        worker, go_on = fetching_ahead(Worker(rig.queue, concurrency=2), 1), asyncio.Event()
 
         @worker.handler("mail")
         async def send(job: JobContext) -> None:

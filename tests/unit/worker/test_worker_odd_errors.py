@@ -13,7 +13,8 @@ import pytest
 from ledgerq import MemoryDisk, MemoryStore, Queue
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.runtime.threads import DaemonThreads
-from ledgerq.worker.execution import Handler, JobContext, Running
+from ledgerq.worker.execution import Handler, JobContext
+from ledgerq.worker.running import Runner, Running
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle
 from tests.support.rig import Rig
@@ -189,8 +190,7 @@ def test_a_loop_that_is_dropped_closes_its_handlers_in_silence(
         await queue.enqueue("q", b"x")
         [claim] = await queue.claim("q")
         handler = Handler.of("q", handle, None)
-        running = Running(queue, claim, handler, clock=ManualClock(), threads=DaemonThreads("none"))
-        tasks.append(asyncio.ensure_future(running.run()))
+        Running(Runner(queue, ManualClock(), DaemonThreads("none"), lambda _: None), claim, handler).begin()
         await settle()
 
     tasks: list[Any] = []

@@ -10,12 +10,13 @@ from ledgerq.eventlog.events import Nacked
 from ledgerq.eventlog.runtime.threads import DaemonThreads
 from ledgerq.worker import worker as worker_module
 from ledgerq.worker.claims import Claim
-from ledgerq.worker.execution import Handler, JobContext, Running
+from ledgerq.worker.execution import Handler, JobContext
+from ledgerq.worker.running import Runner, Running
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle, until
 from tests.support.operators import WHO
 from tests.support.rig import Rig
-from tests.support.workers import Stage, ThreadStage, finish, handler_threads, state_of, working
+from tests.support.workers import Stage, ThreadStage, fetching_ahead, finish, handler_threads, state_of, working
 
 
 def start(worker: Worker) -> "asyncio.Task[None]":
@@ -71,7 +72,7 @@ async def test_claims_that_wait_for_a_slot_are_given_back_at_once_when_the_worke
     stage = Stage()
     async with Rig() as rig:
         await rig.queue.enqueue_many("q", [b"1", b"2", b"3"])
-        worker = Worker(rig.queue, concurrency=1, prefetch=2)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=1), 2)
         worker.handler("q")(stage)
         async with working(worker):
             assert (await rig.queue.stats("q")).claimed == 3
@@ -106,7 +107,7 @@ async def test_no_grace_time_gives_everything_back_at_once() -> None:
     stage = Stage()
     async with Rig() as rig:
         await rig.queue.enqueue_many("q", [b"1", b"2"])
-        worker = Worker(rig.queue, concurrency=1, prefetch=1, grace=0)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=1, grace=0), 1)
         worker.handler("q")(stage)
         async with working(worker):
             pass
@@ -150,7 +151,7 @@ async def test_a_handler_that_does_not_end_does_not_keep_the_worker(
 
     async with Rig() as rig:
         await rig.queue.enqueue_many("q", [b"1", b"2"])
-        worker = Worker(rig.queue, concurrency=1, prefetch=1, grace=0)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=1, grace=0), 1)
         worker.handler("q")(never_mind)
         task = start(worker)
         await settle()
@@ -221,10 +222,13 @@ async def test_a_handler_that_is_stopped_before_its_first_step_leaves_no_corouti
         added = await rig.queue.enqueue("q", b"x")
         (claim,) = await rig.queue.claim("q")
         handler = Handler.of("q", handle, None)
-        running = Running(rig.queue, claim, handler, clock=rig.clock, threads=threads, tracer=Stopper())
+        ended: list[Running] = []
+        running = Running(Runner(rig.queue, rig.clock, threads, ended.append, Stopper()), claim, handler)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            await running.run()
+            running.begin()
+            await until(lambda: ended == [running])
+            await running.settle()
             gc.collect()
         assert ([str(one.message) for one in warned], begun) == ([], [])
         assert (await rig.queue.get(added.job_id)).state == "pending"

@@ -15,7 +15,7 @@ from ledgerq.worker.worker import Worker
 from tests.support.loops import settle
 from tests.support.operators import WHO
 from tests.support.rig import Rig
-from tests.support.workers import LIMIT_S, ThreadStage, finish, handler_threads, state_of, working
+from tests.support.workers import LIMIT_S, ThreadStage, fetching_ahead, finish, handler_threads, state_of, working
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ async def test_a_thread_past_its_time_does_not_keep_a_stopped_worker(monkeypatch
     stage = ThreadStage()
     async with Rig() as rig:
         await rig.queue.enqueue_many("q", [b"1", b"2"])
-        worker = Worker(rig.queue, concurrency=1, prefetch=1, grace=5)
+        worker = fetching_ahead(Worker(rig.queue, concurrency=1, grace=5), 1)
         worker.handler("q", timeout=1)(stage)
         task = asyncio.create_task(worker.run(signals=False))
         await stage.has_begun()

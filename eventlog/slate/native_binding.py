@@ -1,0 +1,103 @@
+"""The native lane: the fast lane, whose commits are handed over and driven by the compiled module `_rows`.
+
+A commit gives up the interpreter lock once, for all of its rows, the write and the flush, where the fast lane takes it
+for each row, and again for each time that SlateDB wakes a future. `_rows` is optional: a machine without a compiler
+installs ledgerq without it, and lanes.py takes the fast lane.
+"""
+
+import ctypes
+import struct
+from typing import Final
+
+from slatedb.uniffi import Db
+from slatedb.uniffi._slatedb_uniffi import slatedb as binding
+
+from ledgerq.eventlog.slate.binding import SlateBatch
+from ledgerq.eventlog.slate.fast_binding import FastLane, taken
+
+try:
+    from ledgerq.eventlog.slate import _rows  # type: ignore[attr-defined]
+except ImportError:
+    _rows = None
+
+__all__ = ["NativeLane", "is_built"]
+
+_METHOD: Final = "uniffi_slatedb_uniffi_fn_method_"
+_FUNCTION: Final = "uniffi_slatedb_uniffi_fn_"
+_FUTURE: Final = "ffi_slatedb_uniffi_rust_future_"
+_LONGEST_S: Final = 1e6
+
+
+def is_built() -> bool:
+    """Whether the compiled module is there."""
+    return _rows is not None
+
+
+class NativeLane(FastLane):
+    """The lane with compiled commits; `fast_binding.check` it before it is used."""
+
+    def __init__(self) -> None:
+        """Check and bind the functions; raises errors of any type when a part is missing or differs."""
+        super().__init__()
+        sizes = ctypes.sizeof(binding._UniffiRustBuffer), ctypes.sizeof(binding._UniffiRustCallStatus)
+        if sizes != (_rows.BUFFER_BYTES, _rows.STATUS_BYTES):
+            raise TypeError("the binding's structures are not laid out as expected")
+        addresses = [_address(*one) for one in _functions()]
+        _rows.bind(struct.pack(f"={len(addresses)}Q", *addresses))
+
+    def write_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> None:
+        """Like that of the fast lane, in one call that holds the interpreter lock only at its begin and end."""
+        if not batch.is_empty:
+            status = binding._UniffiRustCallStatus.default()
+            _rows.write(
+                db._handle,
+                batch.raw._handle,
+                taken(batch),
+                self._write_options,
+                int(min(limit_s, _LONGEST_S) * 1e6),
+                ctypes.addressof(status),
+            )
+            binding._uniffi_check_call_status(self._error, status)
+
+    def flush_wal_blocking(self, db: Db, limit_s: float) -> None:
+        """Like that of the fast lane, in one call that holds the interpreter lock only at its begin and end."""
+        status = binding._UniffiRustCallStatus.default()
+        limit_us = int(min(limit_s, _LONGEST_S) * 1e6)
+        _rows.flush(db._handle, self._flush_wal, limit_us, ctypes.addressof(status))
+        binding._uniffi_check_call_status(self._error, status)
+
+    def _hand_over(self, batch: SlateBatch) -> None:
+        status = binding._UniffiRustCallStatus.default()
+        _rows.put(batch.raw._handle, taken(batch), ctypes.addressof(status))
+        binding._uniffi_check_call_status(self._error, status)
+
+
+def _functions() -> list[tuple[str, object, tuple[object, ...]]]:
+    """Name, result and arguments of each function that `_rows` calls, in the order of its structure `rust`."""
+    handle, number, buffer = ctypes.c_uint64, ctypes.c_uint64, binding._UniffiRustBuffer
+    status = ctypes.POINTER(binding._UniffiRustCallStatus)
+    poll = (handle, binding._UNIFFI_RUST_FUTURE_CONTINUATION_CALLBACK, number)
+    return [
+        ("ffi_slatedb_uniffi_rustbuffer_alloc", buffer, (number, status)),
+        (_FUNCTION + "clone_db", handle, (handle, status)),
+        (_FUNCTION + "clone_writebatch", handle, (handle, status)),
+        (_METHOD + "writebatch_put", None, (handle, buffer, buffer, status)),
+        (_METHOD + "writebatch_delete", None, (handle, buffer, status)),
+        (_METHOD + "db_write_with_options", handle, (handle, handle, buffer)),
+        (_FUTURE + "poll_u64", None, poll),
+        (_FUTURE + "complete_u64", number, (handle, status)),
+        (_FUTURE + "free_u64", None, (handle,)),
+        (_FUNCTION + "free_writehandle", None, (handle, status)),
+        (_METHOD + "db_flush_with_options", handle, (handle, buffer)),
+        (_FUTURE + "poll_void", None, poll),
+        (_FUTURE + "complete_void", None, (handle, status)),
+        (_FUTURE + "free_void", None, (handle,)),
+    ]
+
+
+def _address(name: str, result: object, arguments: tuple[object, ...]) -> int:
+    """Where a function is; raises TypeError when the binding declares it otherwise."""
+    function = getattr(binding._UniffiLib, name)
+    if (function.restype, tuple(function.argtypes)) != (result, arguments):
+        raise TypeError(f"{name} is not declared as expected")
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

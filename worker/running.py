@@ -1,0 +1,234 @@
+"""The execution of one claimed job: its handler runs, and is stopped when it must; then its claim is settled.
+
+A handler has one task, and nothing waits for that task: its end is a callback, and the slot is free with it. What
+follows (settling.py) is no longer the slot's business.
+"""
+
+import asyncio
+import concurrent.futures
+import contextvars
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
+
+from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
+from ledgerq.worker.claims import Claim
+from ledgerq.worker.execution import Handler, JobContext, Settler, Trace, Tracer
+from ledgerq.worker.job_logging import Outcome, say_outcome
+from ledgerq.worker.metrics.worker_metrics import WorkerMeters
+from ledgerq.worker.outcomes import Dead, Retry, error_text, plain_text
+
+__all__ = ["Runner", "Running", "StopReason"]
+
+StopReason = Literal["cancel", "lost", "timeout", "released"]
+_STOP_ERRORS: Final = {
+    "cancel": "stopped: its cancellation was requested",
+    "released": "released: the worker ended",
+    "late": "released: no handler was free for it in time",
+}
+
+
+class Runner(NamedTuple):
+    """What all executions of one worker use. `handled` is called when a handler has ended, in the worker's context."""
+
+    queue: Settler
+    clock: Clock
+    threads: concurrent.futures.Executor
+    handled: Callable[["Running"], None]
+    tracer: Tracer | None = None
+    meters: WorkerMeters | None = None
+
+
+class Running:
+    """The execution of one claim in a worker: `begin` it, and settle it once its handler has ended."""
+
+    __slots__ = (
+        *("_begun_s", "_handler", "_job", "_runner", "_task", "_thread", "_timer", "_took_s", "_trace"),
+        *("arrived_ms", "begun", "begun_ms", "claim", "error", "handling", "interrupt", "stopped"),
+    )
+
+    def __init__(self, runner: Runner, claim: Claim, handler: Handler) -> None:
+        self.claim = claim
+        self.arrived_ms = runner.clock.now_ms()
+        self.stopped: StopReason | None = None
+        self.begun = False
+        self.begun_ms = 0
+        self.handling = False
+        self.error: BaseException | None = None
+        """What the handler raised."""
+        self.interrupt: KeyboardInterrupt | None = None
+        """The exception by which the handler ends the process: its try has failed, and the worker has to end, too."""
+        self._runner = runner
+        self._handler = handler
+        self._job: JobContext
+        self._task: asyncio.Task[None] | None = None
+        self._thread: concurrent.futures.Future[Any] | None = None
+        self._timer: Timer | None = None
+        self._trace: Trace | None = None
+        self._begun_s = self._took_s = 0.0
+
+    def begin(self) -> None:
+        """Begin the handler. Its end, soon or late, is told to `Runner.handled`, and never within this call."""
+        runner, handler = self._runner, self._handler
+        self._job = JobContext(self.claim)
+        self._begun_s = stopwatch_s()
+        self.begun_ms = runner.clock.now_ms()
+        self.begun = self.handling = True
+        runner.queue.watch(self.claim, self._told)
+        if handler.timeout_ms is not None:
+            self._timer = runner.clock.call_at(self.begun_ms + handler.timeout_ms, partial(self.stop, "timeout"))
+        if handler.is_async and runner.tracer is None and self.stopped is None:
+            self._make_task(None)
+        else:
+            # A stop of the claim that is due by now must come before a thread or a span begins, which can't be undone.
+            asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        if self.stopped is not None:
+            self.error = asyncio.CancelledError()
+            self._end()
+            return
+        tracer = self._runner.tracer
+        if tracer is not None:
+            self._trace = tracer.begin(self.claim)
+        self._make_task(None if self._trace is None else self._trace.context)
+
+    def _make_task(self, context: contextvars.Context | None) -> None:
+        self._task = asyncio.create_task(self._handle(), name=self._handler.task_name, context=context)
+        self._task.add_done_callback(self._ended)
+
+    def _told(self, what: str) -> None:
+        self.stop("cancel" if what == "cancel" else "lost")
+
+    def stop(self, reason: StopReason) -> None:
+        """Make the handler end, or never begin; the first reason counts, and none once it has ended."""
+        if self.stopped is None and (self.handling or not self.begun):
+            self.stopped = reason
+            if self.handling:
+                self._job.stop_requested = True
+                if self._task is not None:
+                    self._task.cancel()
+
+    def abandon(self) -> "list[asyncio.Task[None]]":
+        """Cancel a handler that doesn't end, once more; returns its task, if it has one."""
+        if not self.handling or self._task is None:
+            return []
+        self._task.cancel()
+        return [self._task]
+
+    async def _handle(self) -> None:
+        """Run the handler in its task; whatever it raises is kept, so that the task itself always returns.
+
+        SystemExit and KeyboardInterrupt would end the loop at once, and with it all that could settle this job and the
+        others: the first fails the try, and no more; the second also ends the worker, see `interrupt`.
+        """
+        task = asyncio.current_task()
+        try:
+            # Called in the task: one that is cancelled before it begins must not leave a coroutine that is never
+            # awaited.
+            if self._handler.is_async:
+                await self._handler.function(self._job)
+            else:
+                await self._handle_in_thread()
+        except asyncio.CancelledError as error:
+            if self.stopped is None and task is not None and task.cancelling() > 0:
+                self.stopped = "released"  # cancelled from outside
+            self.error = error
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            if isinstance(error, GeneratorExit) and not _is_running(task):
+                raise  # this coroutine is closed itself, since its loop is gone
+            if isinstance(error, KeyboardInterrupt):
+                self.interrupt = error
+            self.error = RuntimeError(f"the handler raised {error!r}")
+            self.error.__cause__ = error
+        except BaseException as error:
+            self.error = error
+
+    async def _handle_in_thread(self) -> None:
+        context = contextvars.copy_context()
+        self._thread = self._runner.threads.submit(context.run, self._handler.function, self._job)
+        result = await asyncio.wrap_future(self._thread)
+        if inspect.isawaitable(result):
+            await result
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():  # before its first step
+            if self.stopped is None:
+                self.stopped = "released"
+            self.error = asyncio.CancelledError()
+        self._end()
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._trace is not None:
+            self._trace.handled(self.error)
+        self._took_s = stopwatch_s() - self._begun_s
+        self.handling = False
+        self._runner.handled(self)
+
+    # ------------------------------------------------------------------ settling
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the handler ended well, so that an ack is all that is left."""
+        return self.begun and self.error is None and self.stopped != "lost"
+
+    @property
+    def keeps_slot(self) -> bool:
+        """Whether a thread goes on after its time: its slot isn't free."""
+        return self._thread is not None and self.stopped != "released" and not self._thread.done()
+
+    async def thread_ended(self) -> None:
+        """Wait for the end of a thread that goes on after its time."""
+        thread = self._thread
+        if thread is None or thread.done() or thread.cancel():
+            return
+        waiting = asyncio.wrap_future(thread)
+        # What it raises now counts no more, and asyncio would report an exception that was never retrieved.
+        waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        await asyncio.wait({waiting})
+
+    async def settle(self) -> Outcome:
+        """Settle a claim whose handler did not end well, or never began. Raises the queue's errors."""
+        queue, claim, error = self._runner.queue, self.claim, self.error
+        if self.stopped == "lost":
+            return "lost"
+        if self.stopped == "released" or not self.begun:
+            await queue.release(claim, _STOP_ERRORS["released" if self.stopped else "late"])
+            return "released"
+        if self.stopped == "cancel":
+            await queue.nack(claim, _STOP_ERRORS["cancel"])
+            return "cancelled"
+        if self.stopped == "timeout":
+            await queue.nack(claim, f"timed out after {(self._handler.timeout_ms or 0) / 1000:g} s")
+        elif isinstance(error, Dead):
+            await queue.nack(claim, plain_text(error) or "dead", dead=True)
+        elif isinstance(error, Retry):
+            await queue.nack(claim, plain_text(error), delay=error.delay)
+        elif error is not None:
+            await queue.nack(claim, error_text(error))
+        return "dead" if isinstance(error, Dead) or claim.attempt >= claim.max_attempts else "retry"
+
+    def settled(self, outcome: Outcome) -> None:
+        """Tell the outcome of the try, which is durable, to log, trace and meters."""
+        if not self.begun and self.stopped is None:
+            return  # it came too early, and was no try
+        timed_out_s = (self._handler.timeout_ms or 0) / 1000 if self.stopped == "timeout" else None
+        error, self.error = self.error, None
+        if self._trace is None:
+            say_outcome(self.claim, outcome, error, timed_out_s)
+        else:
+            # There, so that the record carries the ids of the trace.
+            self._trace.context.run(say_outcome, self.claim, outcome, error, timed_out_s)
+            self._trace.end(outcome, error, timed_out_s is not None)
+        if self._runner.meters is not None:
+            self._runner.meters.ended(self.claim, outcome, self._took_s, timed_out=timed_out_s is not None)
+
+
+def _is_running(task: "asyncio.Task[Any] | None") -> bool:
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:  # no loop runs
+        return False
