@@ -31,7 +31,7 @@ from ledgerq.projections.stats import QueueCounters, stats_delta
 from ledgerq.tools.bench import loads
 from ledgerq.tools.bench.children import answer, run_child
 from ledgerq.tools.bench.measurement import FULL, MEMORY, QUEUE, Bench, Measurement, Target
-from ledgerq.worker import execution
+from ledgerq.worker import running
 from ledgerq.worker.metrics.worker_metrics import WorkerMeters
 from ledgerq.worker.queue import Queue
 
@@ -103,7 +103,7 @@ def without_measures() -> Iterator[None]:
         _replaced(QueueCounters, "encode", _encode_counts_only),
         _replaced(CommitMeters, "add", _nothing),
         _replaced(WorkerMeters, "ended", _nothing),
-        _replaced(execution, "stopwatch_s", float),
+        _replaced(running, "stopwatch_s", float),
     ):
         yield
 
