@@ -262,13 +262,8 @@ class EventLog(LogReader):
 
     def _enough(self, commit: Commit) -> None:
         """Close the open commit now that it has enough events: right here where another cohort is to follow it."""
-        self._enough_events = _NEVER
-        if (
-            not self._overlaps
-            or len(commit.events) > _AT_ONCE_EVENTS
-            or self._is_launching
-            or not self._may_close(commit)
-        ):
+        is_small = len(commit.events) <= _AT_ONCE_EVENTS
+        if not (self._overlaps and is_small and not self._is_launching and self._may_close(commit)):
             self._wake.set()
             return
         self._close(commit)
@@ -282,6 +277,9 @@ class EventLog(LogReader):
 
     def _close(self, commit: Commit) -> None:
         self._open = None
+        # The cohort behind this one is as large, if there may be one.
+        may_follow = self._overlaps and not self._flights.under_way
+        self._enough_events = max(_COHORT_EVENTS, len(commit.events)) if may_follow else _NEVER
         self._is_launching = True
         self._pace.closed(self._loop.time(), len(commit.events))
 

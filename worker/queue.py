@@ -83,8 +83,9 @@ class Queue:
         eventlog/single_writer/hold.py.
 
         `default` and `queues` are the options of queues; `ready_window` is how many pending jobs of each queue
-        are kept in memory; commits follow each other at least `commit_interval_ms` apart under load (None: 50 ms on
-        object stores, less elsewhere); `projections` are the user's own; `tracer_provider` switches tracing on, see
+        are kept in memory; commits follow each other at least `commit_interval_ms` apart (None: the fewer events
+        one has, the longer it waits for more, up to 50 ms on object stores and 2 ms elsewhere; after a quiet time
+        none waits: see eventlog/pace.py); `projections` are the user's own; `tracer_provider` switches tracing on, see
         tracing/spans.py. Use the result with `await` or `async with`.
 
         Raises `InvalidArgument`, `StoreUnavailable`, `LogRolledBack` (unless `accept_rollback`), `LogCorrupt`,
