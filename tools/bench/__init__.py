@@ -1,4 +1,4 @@
-"""`ledgerq bench`: throughput, latency and opening, beside a job queue without a log.
+"""`ledgerq bench`: throughput, latency, audits and requests, beside a job queue without a log.
 
 Start with bench.py and measurement.py.
 """

@@ -92,6 +92,14 @@ async def measure(run: Bench, only: list[str]) -> tuple[dict[str, Any], list[Mea
     return document, found
 
 
+async def _measure_until_terminated(run: Bench, only: list[str]) -> tuple[dict[str, Any], list[Measurement]]:
+    """Like `measure`; SIGTERM ends it in order: stores are removed, and the processes that were started end."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await measure(run, only)
+
+
 @contextmanager
 def _storage(folder: Path | None, url: str | None) -> Iterator[str]:
     """The location of the stores: a new folder that is removed at the end, or below `url`."""
@@ -136,8 +144,6 @@ def bench(
     if not _ON_S3.isdisjoint(only or ()) and (why := can_measure_s3()):
         raise typer.BadParameter(why, param_hint="--only")
     messages = Console(stderr=True, highlight=False)
-    # So that a bench which is terminated still removes its stores and ends the processes that it started.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with _storage(dir_, url) as root:
         run = Bench(
             root=root,
@@ -147,7 +153,10 @@ def bench(
             commit_interval_ms=commit_interval_ms,
             say=lambda text: messages.print(text, markup=False, soft_wrap=True),
         )
-        document, found = asyncio.run(measure(run, only or []))
+        try:
+            document, found = asyncio.run(_measure_until_terminated(run, only or []))
+        except asyncio.CancelledError:
+            sys.exit(128 + signal.SIGTERM)
     if json_:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:

@@ -49,9 +49,9 @@ class Sizes:
     s3_baseline_jobs: int = 1_000
     s3_delay_ms: int = 20
     paced_s: float = 6.0
-    cost_jobs: int = 3_000
-    cost_pairs: int = 16
-    cost_processes: int = 4
+    cost_jobs: int = 500
+    cost_pairs: int = 80
+    cost_processes: int = 3
 
 
 FULL: Final = Sizes()

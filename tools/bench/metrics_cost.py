@@ -13,6 +13,7 @@ A scrape's CPU time is measured by itself and added as if one came each second, 
 
 import asyncio
 import gc
+import math
 import statistics
 import sys
 import time
@@ -30,7 +31,7 @@ from ledgerq.projections.stats import QueueCounters, stats_delta
 from ledgerq.tools.bench import loads
 from ledgerq.tools.bench.children import answer, run_child
 from ledgerq.tools.bench.measurement import FULL, MEMORY, QUEUE, Bench, Measurement, Target
-from ledgerq.worker import execution
+from ledgerq.worker import running
 from ledgerq.worker.metrics.worker_metrics import WorkerMeters
 from ledgerq.worker.queue import Queue
 
@@ -47,7 +48,7 @@ _encode_whole: Final = QueueCounters.encode
 
 
 async def measure_metrics_cost(bench: Bench) -> list[Measurement]:
-    """Measure the share of measuring, in per cent; `details` has the quartiles of all pairs."""
+    """Measure the share of measuring, in per cent; `details` has how far its pairs lie apart."""
     sizes = bench.sizes
     found = {
         load: Measurement(
@@ -73,14 +74,22 @@ async def measure_metrics_cost(bench: Bench) -> list[Measurement]:
             )
             one.details["scrape_ms"] = child["scrape_s"] * 1000
     for load, one in found.items():
-        one.details["quartiles_percent"] = statistics.quantiles(costs[load], n=4)
-        low, middle, high = one.details["quartiles_percent"]
+        one.details["quartiles_percent"] = low, middle, high = statistics.quantiles(costs[load], n=4)
+        one.details["median_95_percent"] = least, most = _median_interval(costs[load])
         us = statistics.median(on for on, _ in one.details["cpu_us_per_job"])
         bench.say(
-            f"{one.name}: {middle:.2f} % of {us:.1f} us, quartiles {low:.2f} to {high:.2f}, {len(costs[load])} pairs; "
-            f"a scrape takes {one.details['scrape_ms']:.1f} ms"
+            f"{one.name}: {middle:.2f} % of {us:.1f} us (95 % sure between {least:.2f} and {most:.2f}), "
+            f"quartiles {low:.2f} and {high:.2f} of {len(costs[load])} pairs; a scrape takes "
+            f"{one.details['scrape_ms']:.1f} ms"
         )
     return [*found.values()]
+
+
+def _median_interval(values: list[float]) -> tuple[float, float]:
+    """The interval that holds the true median with 95 % confidence: two values so many ranks off the middle."""
+    ordered, off = sorted(values), math.ceil(0.98 * math.sqrt(len(values)))
+    middle = len(values) // 2
+    return ordered[max(0, middle - off)], ordered[min(len(values) - 1, middle + off)]
 
 
 # ---------------------------------------------------------------------- what is left out
@@ -94,7 +103,7 @@ def without_measures() -> Iterator[None]:
         _replaced(QueueCounters, "encode", _encode_counts_only),
         _replaced(CommitMeters, "add", _nothing),
         _replaced(WorkerMeters, "ended", _nothing),
-        _replaced(execution, "stopwatch_s", float),
+        _replaced(running, "stopwatch_s", float),
     ):
         yield
 
