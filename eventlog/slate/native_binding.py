@@ -1,8 +1,9 @@
-"""The native lane: the fast lane, whose commits are handed over and driven by the compiled module `_rows`.
+"""The native lane: the fast lane, whose commits and large reads are done by the compiled module `_rows`.
 
-A commit gives up the interpreter lock once, for all of its rows, the write and the flush, where the fast lane takes it
-for each row, and again for each time that SlateDB wakes a future. `_rows` is optional: a machine without a compiler
-installs ledgerq without it, and lanes.py takes the fast lane.
+A write, and a flush, gives up the interpreter lock once, where the fast lane holds it for each row, and takes it again
+whenever SlateDB wakes a future. A page of a scan is read in a thread, where the fast lane lets SlateDB search for its
+rows on the event loop's own thread. `_rows` is optional: a machine without a compiler installs ledgerq without it, and
+lanes.py takes the fast lane.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ def is_built() -> bool:
 
 
 class NativeLane(FastLane):
-    """The lane with compiled commits; `fast_binding.check` it before it is used."""
+    """The lane with compiled commits and reads; `fast_binding.check` it before it is used."""
 
     def __init__(self) -> None:
         """Check and bind the functions; raises errors of any type when a part is missing or differs."""
