@@ -1,51 +1,19 @@
-/* The rows of a batch, and the flight of a commit, handed to SlateDB's shared library in one call.
+/* The rows of a batch, its write and the flush of the log, each in one call into SlateDB's shared library.
 
 The same functions of that library that fast_binding.py calls through ctypes, one by one and with the interpreter lock
-held, are called here in a loop without it. This file links against nothing: native_binding.py finds the functions'
-addresses, checks their signatures and the sizes below, and hands them over in `bind`.
+held, are called here in a loop without it. This module links against nothing: native_binding.py finds the functions'
+addresses, checks their signatures and the sizes of the structures, and hands them over in `bind`. _pages.c reads.
 
 Who owns what: a buffer, a handle and a future belong to the function of the library that takes them, also when it
 fails. An error stays in the caller's `CallStatus`, whose buffer the binding frees when it makes an exception of it. */
 
-#define Py_LIMITED_API 0x030B0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_rows.h"
+
 #include <stdatomic.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct {
-    uint64_t capacity, len;
-    uint8_t *data;
-} RustBuffer;
-
-typedef struct {
-    int8_t code; /* 0: no error */
-    RustBuffer error;
-} CallStatus;
-
-typedef void (*Woken)(uint64_t data, int8_t code);
-
-/* The functions of the library, in the order in which native_binding.py names them. */
-static struct {
-    RustBuffer (*alloc)(uint64_t bytes, CallStatus *);
-    uint64_t (*clone_db)(uint64_t db, CallStatus *);
-    uint64_t (*clone_batch)(uint64_t batch, CallStatus *);
-    void (*put)(uint64_t batch, RustBuffer key, RustBuffer value, CallStatus *);
-    void (*delete)(uint64_t batch, RustBuffer key, CallStatus *);
-    uint64_t (*write)(uint64_t db, uint64_t batch, RustBuffer options);
-    void (*poll_write)(uint64_t future, Woken, uint64_t data);
-    uint64_t (*complete_write)(uint64_t future, CallStatus *);
-    void (*free_write)(uint64_t future);
-    void (*free_written)(uint64_t handle, CallStatus *);
-    uint64_t (*flush)(uint64_t db, RustBuffer options);
-    void (*poll_flush)(uint64_t future, Woken, uint64_t data);
-    void (*complete_flush)(uint64_t future, CallStatus *);
-    void (*free_flush)(uint64_t future);
-} rust;
-
-enum { DONE, FAILED, LATE, NO_MEMORY };
+struct Rust rust;
 
 /* ------------------------------------------------------------------ rows */
 
@@ -150,8 +118,7 @@ static void wake(uint64_t data, int8_t code)
     leave(turn);
 }
 
-/* Poll a future until it is ready: its result may then be taken. */
-static int drive(void (*poll)(uint64_t, Woken, uint64_t), uint64_t future, long long limit_us)
+int drive(void (*poll)(uint64_t, Woken, uint64_t), uint64_t future, long long limit_us)
 {
     Turn *turn = malloc(sizeof(Turn));
     PyThread_type_lock woken = turn == NULL ? NULL : PyThread_allocate_lock();
@@ -222,8 +189,7 @@ static int flush_log(uint64_t own_db, RustBuffer options, long long limit_us, Ca
 
 /* ------------------------------------------------------------------ the module's functions */
 
-/* None, also where an error was left in the status. */
-static PyObject *ended(int outcome)
+PyObject *ended(int outcome)
 {
     if (outcome == LATE)
         PyErr_SetNone(PyExc_TimeoutError);
@@ -315,6 +281,8 @@ static PyMethodDef methods[] = {
      "Put the rows of a dict into a batch and write it; an error is left in the status, TimeoutError is raised when "
      "nothing happens for the limit in microseconds."},
     {"flush", rows_flush, METH_VARARGS, "Flush the write-ahead log; errors as those of write."},
+    {"parse", rows_parse, METH_O, "The rows in a serialized page."},
+    {"next_rows", rows_next, METH_VARARGS, "The next rows of a scan; errors as those of write."},
     {NULL, NULL, 0, NULL},
 };
 

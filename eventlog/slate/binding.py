@@ -163,8 +163,8 @@ class Lane(Protocol):
     async def scan(self, db: Db | DbReader, start: bytes, stop: bytes, *, reverse: bool) -> DbIterator:
         """An iterator over `start <= key < stop`."""
 
-    async def next_rows(self, rows: DbIterator, limit: int) -> list[Row]:
-        """Up to `limit` further rows; fewer mean that there are no more."""
+    async def next_rows(self, rows: DbIterator, limit: int, limit_s: float) -> list[Row]:
+        """Up to `limit` further rows; fewer mean that there are no more. It may give up after `limit_s`."""
 
 
 class PublicLane:
@@ -194,6 +194,6 @@ class PublicLane:
         key_range = KeyRange(start=start or None, start_inclusive=True, end=stop, end_inclusive=False)
         return await db.scan_with_options(key_range, scan_options(reverse=reverse))
 
-    async def next_rows(self, rows: DbIterator, limit: int) -> list[Row]:
-        """Up to `limit` further rows; fewer mean that there are no more."""
+    async def next_rows(self, rows: DbIterator, limit: int, limit_s: float) -> list[Row]:
+        """Up to `limit` further rows; fewer mean that there are no more. It may give up after `limit_s`."""
         return [(row.key, row.value) for row in await rows.next_batch(limit)]

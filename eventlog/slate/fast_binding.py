@@ -96,6 +96,7 @@ class FastLane:
             reverse: _encoded(binding._UniffiFfiConverterTypeScanOptions, scan_options(reverse=reverse))
             for reverse in (False, True)
         }
+        self._parse = parse_rows
         self._error = binding._UniffiFfiConverterTypeError
         self._lift_handle = binding._UniffiFfiConverterTypeWriteHandle.lift
         self._lift_rows = binding._UniffiFfiConverterTypeDbIterator.lift
@@ -189,7 +190,7 @@ class FastLane:
         )
         return await self._finish(future, self._calls.as_handle, self._lift_rows)
 
-    async def next_rows(self, rows: DbIterator, limit: int) -> list[Row]:
+    async def next_rows(self, rows: DbIterator, limit: int, limit_s: float) -> list[Row]:
         """Up to `limit` further rows; fewer mean that there are no more."""
         future = self._calls.next_batch(rows._uniffi_clone_handle(), limit)
         found: list[Row] = await self._finish(future, self._calls.as_buffer, self._lift_key_values)
@@ -210,7 +211,7 @@ class FastLane:
         return data[5:] if data[0] else None
 
     def _lift_key_values(self, buffer: Any) -> list[Row]:
-        return parse_rows(_taken(buffer))
+        return self._parse(_taken(buffer))
 
 
 class _Turn:
@@ -266,7 +267,7 @@ def check(lane: FastLane) -> None:
     row = binding.KeyValue(key=b"k\0", value=b"", seq=2**63, create_ts=-1, expire_ts=7)
     plain = binding.KeyValue(key=b"\xff", value=b"v" * 300, seq=0, create_ts=1, expire_ts=None)
     converter = binding._UniffiFfiConverterSequenceTypeKeyValue
-    if parse_rows(_encoded(converter, [row, plain])) != [(row.key, row.value), (plain.key, plain.value)]:
+    if lane._parse(_encoded(converter, [row, plain])) != [(row.key, row.value), (plain.key, plain.value)]:
         raise TypeError("rows are not laid out as expected")
     batch = lane.batch()
     batch.put(b"key", b"a\0value")

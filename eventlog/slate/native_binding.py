@@ -1,19 +1,23 @@
-"""The native lane: the fast lane, whose commits are handed over and driven by the compiled module `_rows`.
+"""The native lane: the fast lane, whose commits and large reads are done by the compiled module `_rows`.
 
-A commit gives up the interpreter lock once, for all of its rows, the write and the flush, where the fast lane takes it
-for each row, and again for each time that SlateDB wakes a future. `_rows` is optional: a machine without a compiler
-installs ledgerq without it, and lanes.py takes the fast lane.
+A write, and a flush, gives up the interpreter lock once, where the fast lane holds it for each row, and takes it again
+whenever SlateDB wakes a future. A page of a scan is read in a thread, where the fast lane lets SlateDB search for its
+rows on the event loop's own thread. `_rows` is optional: a machine without a compiler installs ledgerq without it, and
+lanes.py takes the fast lane.
 """
 
+import asyncio
 import ctypes
 import struct
 from typing import Final
 
-from slatedb.uniffi import Db
+from slatedb.uniffi import Db, DbIterator
 from slatedb.uniffi._slatedb_uniffi import slatedb as binding
 
+from ledgerq.eventlog.runtime.threads import DaemonThreads
 from ledgerq.eventlog.slate.binding import SlateBatch
 from ledgerq.eventlog.slate.fast_binding import FastLane, taken
+from ledgerq.eventlog.store import Row
 
 try:
     from ledgerq.eventlog.slate import _rows  # type: ignore[attr-defined]
@@ -26,6 +30,8 @@ _METHOD: Final = "uniffi_slatedb_uniffi_fn_method_"
 _FUNCTION: Final = "uniffi_slatedb_uniffi_fn_"
 _FUTURE: Final = "ffi_slatedb_uniffi_rust_future_"
 _LONGEST_S: Final = 1e6
+# Below that the way to a thread and back costs more than the rows.
+_THREAD_FROM_ROWS: Final = 200
 
 
 def is_built() -> bool:
@@ -34,7 +40,7 @@ def is_built() -> bool:
 
 
 class NativeLane(FastLane):
-    """The lane with compiled commits; `fast_binding.check` it before it is used."""
+    """The lane with compiled commits and reads; `fast_binding.check` it before it is used."""
 
     def __init__(self) -> None:
         """Check and bind the functions; raises errors of any type when a part is missing or differs."""
@@ -44,6 +50,8 @@ class NativeLane(FastLane):
             raise TypeError("the binding's structures are not laid out as expected")
         addresses = [_address(*one) for one in _functions()]
         _rows.bind(struct.pack(f"={len(addresses)}Q", *addresses))
+        self._parse = _rows.parse
+        self._threads = DaemonThreads("ledgerq-read")
 
     def write_blocking(self, db: Db, batch: SlateBatch, limit_s: float) -> None:
         """Like that of the fast lane, in one call that holds the interpreter lock only at its begin and end."""
@@ -54,7 +62,7 @@ class NativeLane(FastLane):
                 batch.raw._handle,
                 taken(batch),
                 self._write_options,
-                int(min(limit_s, _LONGEST_S) * 1e6),
+                _limit_us(limit_s),
                 ctypes.addressof(status),
             )
             binding._uniffi_check_call_status(self._error, status)
@@ -62,14 +70,29 @@ class NativeLane(FastLane):
     def flush_wal_blocking(self, db: Db, limit_s: float) -> None:
         """Like that of the fast lane, in one call that holds the interpreter lock only at its begin and end."""
         status = binding._UniffiRustCallStatus.default()
-        limit_us = int(min(limit_s, _LONGEST_S) * 1e6)
-        _rows.flush(db._handle, self._flush_wal, limit_us, ctypes.addressof(status))
+        _rows.flush(db._handle, self._flush_wal, _limit_us(limit_s), ctypes.addressof(status))
         binding._uniffi_check_call_status(self._error, status)
+
+    async def next_rows(self, rows: DbIterator, limit: int, limit_s: float) -> list[Row]:
+        """Like that of the fast lane; a large page is read in a thread, mostly without the interpreter lock."""
+        if limit < _THREAD_FROM_ROWS:
+            return await super().next_rows(rows, limit, limit_s)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._next_rows, rows, limit, limit_s)
+
+    def _next_rows(self, rows: DbIterator, limit: int, limit_s: float) -> list[Row]:
+        status = binding._UniffiRustCallStatus.default()
+        found: list[Row] = _rows.next_rows(rows._handle, limit, _limit_us(limit_s), ctypes.addressof(status))
+        binding._uniffi_check_call_status(self._error, status)
+        return found
 
     def _hand_over(self, batch: SlateBatch) -> None:
         status = binding._UniffiRustCallStatus.default()
         _rows.put(batch.raw._handle, taken(batch), ctypes.addressof(status))
         binding._uniffi_check_call_status(self._error, status)
+
+
+def _limit_us(limit_s: float) -> int:
+    return int(min(limit_s, _LONGEST_S) * 1e6)
 
 
 def _functions() -> list[tuple[str, object, tuple[object, ...]]]:
@@ -92,6 +115,12 @@ def _functions() -> list[tuple[str, object, tuple[object, ...]]]:
         (_FUTURE + "poll_void", None, poll),
         (_FUTURE + "complete_void", None, (handle, status)),
         (_FUTURE + "free_void", None, (handle,)),
+        (_FUNCTION + "clone_dbiterator", handle, (handle, status)),
+        (_METHOD + "dbiterator_next_batch", handle, (handle, ctypes.c_uint32)),
+        (_FUTURE + "poll_rust_buffer", None, poll),
+        (_FUTURE + "complete_rust_buffer", buffer, (handle, status)),
+        (_FUTURE + "free_rust_buffer", None, (handle,)),
+        ("ffi_slatedb_uniffi_rustbuffer_free", None, (buffer, status)),
     ]
 
 

@@ -135,7 +135,7 @@ class SlateReads:
 
     async def _next_rows(self, iterator: DbIterator, limit: int) -> list[Row]:
         async with asyncio.timeout(self._read_timeout_s):
-            return await self._lane.next_rows(iterator, limit)
+            return await self._lane.next_rows(iterator, limit, self._read_timeout_s)
 
     def _served(self) -> None:
         """Called after each read of the database; a pinned reader makes sure here that the view is still the same."""

@@ -1,6 +1,7 @@
 """The fast and the native lane: the bytes of the public one, errors lifted, nothing leaked, and a way out of each."""
 
 import asyncio
+import contextlib
 import logging
 import resource
 import shutil
@@ -71,7 +72,28 @@ def test_rows_are_read_as_the_binding_wrote_them(rows: list[tuple[bytes, bytes, 
         binding.KeyValue(key=key, value=value, seq=seq, create_ts=made, expire_ts=ends)
         for key, value, seq, made, ends in rows
     ]
-    assert parse_rows(encoded(values)) == [(row[0], row[1]) for row in rows]
+    data, expected = encoded(values), [(row[0], row[1]) for row in rows]
+    assert parse_rows(data) == expected
+    if is_built():
+        assert NativeLane()._parse(data) == expected
+
+
+@built
+@given(st.lists(st.tuples(_KEYS, _VALUES), min_size=1, max_size=3), st.data())
+def test_the_compiled_parser_refuses_what_was_cut_off_or_changed(
+    rows: list[tuple[bytes, bytes]], data: st.DataObject
+) -> None:
+    whole = encoded([binding.KeyValue(key=k, value=v, seq=1, create_ts=1, expire_ts=None) for k, v in rows])
+    parse = NativeLane()._parse
+    cut = data.draw(st.integers(5, len(whole) - 1))
+    ends = {4 + sum(len(k) + len(v) + 25 for k, v in rows[:number]) for number in range(len(rows))}
+    if cut not in ends:
+        with pytest.raises(ValueError, match="laid out"):
+            parse(whole[:cut])
+    at = data.draw(st.integers(4, len(whole) - 1))
+    changed = whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :]
+    with contextlib.suppress(ValueError):
+        assert sum(len(key) + len(value) for key, value in parse(changed)) < len(whole)
 
 
 async def test_all_lanes_write_and_read_the_same(db: Db, lane: FastLane) -> None:
@@ -93,7 +115,7 @@ async def test_all_lanes_write_and_read_the_same(db: Db, lane: FastLane) -> None
             assert [await reader.get(db, key) for key, _ in rows] == [value for _, value in rows]
             assert await reader.get(db, b"gone") is None
             for reverse in (False, True):
-                found = await reader.next_rows(await reader.scan(db, b"", b"\xff", reverse=reverse), 10)
+                found = await reader.next_rows(await reader.scan(db, b"", b"\xff", reverse=reverse), 10, 10.0)
                 assert found == sorted(rows, reverse=reverse)
     await db.shutdown()
 
@@ -237,6 +259,17 @@ async def test_commits_leave_nothing_in_memory_but_what_was_written(db: Db, lane
     await db.shutdown()
 
 
+async def test_pages_of_any_size_follow_each_other(db: Db, lane: FastLane) -> None:
+    batch, rows = lane.batch(), [(b"%05d" % number, b"%d" % number * 20) for number in range(2500)]
+    batch.update(dict(rows))
+    await lane.write(db, batch)
+    scan = await lane.scan(db, b"0", b"9", reverse=False)
+    pages = [await lane.next_rows(scan, limit, 10.0) for limit in (10, 1000, 400, 2000, 2000)]
+    assert [len(page) for page in pages] == [10, 1000, 400, 1090, 0]
+    assert [row for page in pages for row in page] == rows
+    await db.shutdown()
+
+
 async def test_read_buffers_are_freed(db: Db, lane: FastLane) -> None:
     batch = lane.batch()
     batch.put(b"a", bytes(2**20))
@@ -245,7 +278,8 @@ async def test_read_buffers_are_freed(db: Db, lane: FastLane) -> None:
     async def read() -> int:
         for _ in range(50):
             assert await lane.get(db, b"a") is not None
-            assert len(await lane.next_rows(await lane.scan(db, b"", b"b", reverse=False), 5)) == 1
+            for limit in (5, 500):
+                assert len(await lane.next_rows(await lane.scan(db, b"", b"b", reverse=False), limit, 10.0)) == 1
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     before_kib = await read()
