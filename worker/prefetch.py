@@ -13,7 +13,7 @@ __all__ = ["Prefetch"]
 # asked for; and when claims are what the handlers wait for, each round must bring more than the last.
 _COMMITS: Final = 3.0
 # Of the shortest lease so much may be spent on waiting for a slot.
-_PART_OF_LEASE: Final = 0.25
+_WAITING_SHARE: Final = 0.25
 _MAX_CLAIMS: Final = 5000
 _MAX_BYTES: Final = 32 * 1024 * 1024
 _WINDOW_MS: Final = 100
@@ -41,7 +41,7 @@ class Prefetch:
     def begin(self, now_ms: int, lease_ms: int) -> None:
         """Begin to measure. `lease_ms`: the shortest lease."""
         self._since_ms = now_ms
-        self._longest_wait_ms = lease_ms * _PART_OF_LEASE
+        self._longest_wait_ms = lease_ms * _WAITING_SHARE
 
     def ended(self, took_ms: int, payload_bytes: int) -> None:
         """Count a handler that has ended."""

@@ -48,9 +48,9 @@ class Running:
         *("arrived_ms", "begun", "begun_ms", "claim", "error", "handling", "interrupt", "stopped"),
     )
 
-    def __init__(self, runner: Runner, claim: Claim, handler: Handler) -> None:
+    def __init__(self, runner: Runner, claim: Claim, handler: Handler, arrived_ms: int) -> None:
         self.claim = claim
-        self.arrived_ms = runner.clock.now_ms()
+        self.arrived_ms = arrived_ms
         self.stopped: StopReason | None = None
         self.begun = False
         self.begun_ms = 0
@@ -61,7 +61,7 @@ class Running:
         """The exception by which the handler ends the process: its try has failed, and the worker has to end, too."""
         self._runner = runner
         self._handler = handler
-        self._job: JobContext
+        self._job: JobContext | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread: concurrent.futures.Future[Any] | None = None
         self._timer: Timer | None = None
@@ -105,14 +105,14 @@ class Running:
         """Make the handler end, or never begin; the first reason counts, and none once it has ended."""
         if self.stopped is None and (self.handling or not self.begun):
             self.stopped = reason
-            if self.handling:
+            if self._job is not None:
                 self._job.stop_requested = True
-                if self._task is not None:
-                    self._task.cancel()
+            if self._task is not None:
+                self._task.cancel()
 
     def abandon(self) -> "list[asyncio.Task[None]]":
         """Cancel a handler that doesn't end, once more; returns its task, if it has one."""
-        if not self.handling or self._task is None:
+        if self._task is None:
             return []
         self._task.cancel()
         return [self._task]
@@ -123,14 +123,15 @@ class Running:
         SystemExit and KeyboardInterrupt would end the loop at once, and with it all that could settle this job and the
         others: the first fails the try, and no more; the second also ends the worker, see `interrupt`.
         """
-        task = asyncio.current_task()
+        task, job = asyncio.current_task(), self._job
+        assert job is not None
         try:
             # Called in the task: one that is cancelled before it begins must not leave a coroutine that is never
             # awaited.
             if self._handler.is_async:
-                await self._handler.function(self._job)
+                await self._handler.function(job)
             else:
-                await self._handle_in_thread()
+                await self._handle_in_thread(job)
         except asyncio.CancelledError as error:
             if self.stopped is None and task is not None and task.cancelling() > 0:
                 self.stopped = "released"  # cancelled from outside
@@ -145,9 +146,9 @@ class Running:
         except BaseException as error:
             self.error = error
 
-    async def _handle_in_thread(self) -> None:
+    async def _handle_in_thread(self, job: JobContext) -> None:
         context = contextvars.copy_context()
-        self._thread = self._runner.threads.submit(context.run, self._handler.function, self._job)
+        self._thread = self._runner.threads.submit(context.run, self._handler.function, job)
         result = await asyncio.wrap_future(self._thread)
         if inspect.isawaitable(result):
             await result
@@ -166,6 +167,8 @@ class Running:
             self._trace.handled(self.error)
         self._took_s = stopwatch_s() - self._begun_s
         self.handling = False
+        # Thousands may be on their way to the log: what only the handler needed goes now.
+        self._task = self._job = self._timer = None
         self._runner.handled(self)
 
     # ------------------------------------------------------------------ settling

@@ -94,8 +94,9 @@ class Slots:
 
     def arrive(self, claims: Sequence[Claim]) -> None:
         """Take claims in hand, and begin their handlers as slots become free."""
+        now_ms = self._clock.now_ms()
         for claim in claims:
-            running = self.held[claim] = Running(self._runner, claim, self._handlers[claim.queue])
+            running = self.held[claim] = Running(self._runner, claim, self._handlers[claim.queue], now_ms)
             self._waiting.append(running)
         self._begin_waiting()
         if self._waiting and self._late is None:

@@ -70,7 +70,7 @@ class Worker:
         *,
         concurrency: int = 50,
         prefetch: int | None = None,
-        max_settling: int = 2000,
+        max_settling: int = 5000,
         max_settling_bytes: int = 32 * 1024 * 1024,
         grace: float = 30.0,
         name: str | None = None,

@@ -118,7 +118,7 @@ _TABLE: Final[tuple[MetricSpec, ...]] = (
     ),
     MetricSpec(
         "ledgerq_worker_claims_held", "gauge", (), "", "Workers", "worker",
-        "Claims that the worker holds: running, and fetched ahead.",
+        "Claims that the worker holds: running, fetched ahead, and ended with their outcomes on the way to the log.",
         "Far above the running handlers while other workers idle: lower prefetch.",
     ),
     MetricSpec(

@@ -186,7 +186,7 @@ async def test_a_queue_is_not_opened_with_what_makes_no_sense(given: dict[str, A
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-@pytest.mark.parametrize("name", ["concurrency", "prefetch", "grace"])
+@pytest.mark.parametrize("name", ["concurrency", "prefetch", "max_settling", "max_settling_bytes", "grace"])
 async def test_a_worker_is_not_made_with_what_makes_no_sense(name: str) -> None:
     async with Rig() as rig:
         for value in VALUES:

@@ -9,7 +9,7 @@ At its end the queue is closed, no task may be left, and the ledger must be clea
 import asyncio
 from collections.abc import Collection
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.codec import RecordBatch
@@ -129,7 +129,7 @@ class Rig:
         """The durable events."""
         return [event for batch in await self.batches() for event in batch.events]
 
-    async def __aenter__(self) -> "Rig":
+    async def __aenter__(self) -> Self:
         await self.open()
         return self
 

@@ -73,9 +73,10 @@ class ThreadStage:
 class _Steady(Prefetch):
     """An estimate that is always the same."""
 
-    def __init__(self, claims: int) -> None:
+    def __init__(self, claims: int, patience_ms: int) -> None:
         super().__init__(concurrency=1, limit=None)
         self._claims = claims
+        self._patience_ms = patience_ms
 
     def claims(self, now_ms: int) -> int:
         """So many."""
@@ -83,13 +84,13 @@ class _Steady(Prefetch):
 
     @property
     def patience_ms(self) -> int:
-        """For ever, as far as a test goes."""
-        return 10**9
+        """So long."""
+        return self._patience_ms
 
 
-def fetching_ahead(worker: Worker, claims: int) -> Worker:
-    """The worker, which will always hold so many claims for slots that aren't free yet."""
-    worker._slots.prefetch = _Steady(claims)
+def fetching_ahead(worker: Worker, claims: int, *, patience_s: float = 1_000_000) -> Worker:
+    """The worker, which will always hold so many claims for slots that aren't free yet, and for so long."""
+    worker._slots.prefetch = _Steady(claims, round(patience_s * 1000))
     return worker
 
 

@@ -178,6 +178,10 @@ class Double:
         if not self.held and not any(self.jobs.values()):
             self.empty.set()
 
+    async def ack_many(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            await self.ack(claim)
+
     async def ack(self, claim: Claim) -> None:
         """Done."""
         self._settled(claim, "ack")

@@ -65,6 +65,8 @@ async def test_what_would_never_run_is_no_handler() -> None:
     "arguments",
     [{"concurrency": value} for value in (0, -1, 10_001, True, 1.5, "2")]
     + [{"prefetch": value} for value in (-1, 10_001, True, 1.5)]
+    + [{"max_settling": value} for value in (0, -1, 1_000_001, True, 1.5)]
+    + [{"max_settling_bytes": value} for value in (0, 2**40 + 1, True, "1")]
     + [{"grace": value} for value in (-1, float("nan"), "soon")],
     ids=repr,
 )

@@ -190,7 +190,7 @@ def test_a_loop_that_is_dropped_closes_its_handlers_in_silence(
         await queue.enqueue("q", b"x")
         [claim] = await queue.claim("q")
         handler = Handler.of("q", handle, None)
-        Running(Runner(queue, ManualClock(), DaemonThreads("none"), lambda _: None), claim, handler).begin()
+        Running(Runner(queue, ManualClock(), DaemonThreads("none"), lambda _: None), claim, handler, 0).begin()
         await settle()
 
     tasks: list[Any] = []

@@ -223,7 +223,7 @@ async def test_a_handler_that_is_stopped_before_its_first_step_leaves_no_corouti
         (claim,) = await rig.queue.claim("q")
         handler = Handler.of("q", handle, None)
         ended: list[Running] = []
-        running = Running(Runner(rig.queue, rig.clock, threads, ended.append, Stopper()), claim, handler)
+        running = Running(Runner(rig.queue, rig.clock, threads, ended.append, Stopper()), claim, handler, 0)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             running.begin()
