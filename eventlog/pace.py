@@ -21,6 +21,9 @@ from ledgerq.eventlog.runtime.meters import CommitTimes
 __all__ = ["MAX_IN_FLIGHT", "CommitPace"]
 
 MAX_IN_FLIGHT: Final = 2
+NEVER: Final = float("inf")
+# Fewer than this in a cohort would share no flush.
+_COHORT_EVENTS: Final = 2
 _BURST_INTERVALS: Final = 2
 # The event loop's work that each commit costs however few events it has: measured, 0.2 to 0.3 ms.
 _COMMIT_CPU_S: Final = 0.00025
@@ -47,6 +50,9 @@ class CommitPace:
         self._free_s = float("-inf")
         self._event_s = 0.0
         self._flush_s = 0.0
+        self.makes_cohorts = False
+        # How many events the open commit must have to be closed at once, or while another one is in flight.
+        self.enough_events: float = NEVER
 
     def wait_s(self, now_s: float, events: int) -> float:
         """How long a commit of so many events should wait for more; 0 or less: no longer."""
@@ -54,15 +60,16 @@ class CommitPace:
             return self._free_s - now_s
         return self._free_s + self._interval_s / max(1, events) - _BURST_INTERVALS * self._interval_s - now_s
 
-    def enough_events(self, now_s: float) -> float:
-        """How many events a commit must have to wait no longer."""
-        if self._is_fixed:
-            return float("inf")
+    def waits(self, now_s: float) -> None:
+        """Count a commit that waits: more events may end that before its time."""
         credit_s = now_s + _BURST_INTERVALS * self._interval_s - self._free_s
-        return self._interval_s / credit_s if credit_s > 0 else float("inf")
+        self.enough_events = self._interval_s / credit_s if credit_s > 0 and not self._is_fixed else NEVER
 
-    def closed(self, now_s: float, events: int) -> None:
-        """Count a commit that waits no longer."""
+    def closed(self, now_s: float, events: int, *, in_flight: int) -> None:
+        """Count a commit that waits no longer, with so many others in flight."""
+        # The cohort behind this one is as large, if there may be one.
+        may_follow = self.makes_cohorts and in_flight + 1 < MAX_IN_FLIGHT
+        self.enough_events = max(_COHORT_EVENTS, events) if may_follow else NEVER
         cost_s = self._interval_s if self._is_fixed else self._interval_s / max(1, events)
         self._free_s = cost_s + (now_s if self._is_fixed else max(self._free_s, now_s))
         if self._overlap is None:
@@ -71,10 +78,13 @@ class CommitPace:
             self._event_s += _SMOOTHING * (work_s - self._event_s)
             self._last_cpu_s = cpu_s
 
-    def flushed(self, times: CommitTimes | None) -> None:
-        """Count a commit that is durable."""
+    def landed(self, times: CommitTimes | None, events: int) -> None:
+        """Count a commit that is durable; `events`: those of it and of all commits that are not."""
         if times is not None and times.flush_s:
             self._flush_s += _SMOOTHING * (times.flush_s + (times.sync_s or 0.0) - self._flush_s)
+        # What its callers and those of the others may bring next, in two cohorts where that is better.
+        self.makes_cohorts = self.overlaps(events)
+        self.enough_events = max(_COHORT_EVENTS, (events + 1) // 2) if self.makes_cohorts else NEVER
 
     def overlaps(self, events: int) -> bool:
         """Whether so many events, all that callers have under way at a time, had better be two commits."""

@@ -35,9 +35,6 @@ MAX_COMMIT_BYTES: Final = 64 * 1024 * 1024
 _FULL_EVENTS: Final = 10_000
 _FULL_BYTES: Final = 8 * 1024 * 1024
 _STORE_CHECK_INTERVAL_MS: Final = 1000
-_NEVER: Final = float("inf")
-# Fewer than this in a cohort would share no flush.
-_COHORT_EVENTS: Final = 2
 # A commit of so many events is encoded and filled in one turn of the event loop.
 _AT_ONCE_EVENTS: Final = 250
 
@@ -57,13 +54,11 @@ class EventLog(LogReader):
         self._durable: Head = Head(0, b"", 0, 0, 0)
         self.time_ms = 0  # of the newest commit: of the open one, when there is one
         self._open: Commit | None = None
-        self._flights = Flights(
-            store, commit_hook, meters=self.meters, landed=self._landed, failed=self._fail, refused=self._refused
-        )
         self._wake = asyncio.Event()
+        self._flights = Flights(
+            store, commit_hook, meters=self.meters, landed=self._landed, failed=self._fail, refused=self._wake.set
+        )
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._enough_events: float = _NEVER
-        self._overlaps = False
         self._is_launching = False
         self._answers = Answers()
         self._gathering = asyncio.Lock()
@@ -204,16 +199,13 @@ class EventLog(LogReader):
             future.set_exception(self.failure)
         elif commit is not None:
             commit.waiters.append(future)
-            if len(commit.events) >= self._enough_events:
+            if len(commit.events) >= self._pace.enough_events:
                 self._enough(commit)
         elif self._flights.under_way:
             self._flights.under_way[-1].commit.waiters.append(future)
         else:
             future.set_result(None)
         return future
-
-    def _refused(self) -> None:
-        self._wake.set()
 
     async def _run(self) -> None:
         while True:
@@ -247,14 +239,14 @@ class EventLog(LogReader):
         in_flight, events = len(self._flights.under_way), len(commit.events)
         if self._is_gathering or in_flight >= MAX_IN_FLIGHT or self._flights.refusal is not None:
             return False
-        if in_flight and events < self._enough_events:
+        if in_flight and events < self._pace.enough_events:
             return False
         now_s = self._loop.time()
         wait_s = self._pace.wait_s(now_s, events)
         if wait_s <= 0 or self._closing:
             return True
         if not in_flight:
-            self._enough_events = self._pace.enough_events(now_s)
+            self._pace.waits(now_s)
         if self._wake_timer is not None:
             self._wake_timer.cancel()
         self._wake_timer = self._loop.call_later(wait_s, self._wake.set)
@@ -263,7 +255,7 @@ class EventLog(LogReader):
     def _enough(self, commit: Commit) -> None:
         """Close the open commit now that it has enough events: right here where another cohort is to follow it."""
         is_small = len(commit.events) <= _AT_ONCE_EVENTS
-        if not (self._overlaps and is_small and not self._is_launching and self._may_close(commit)):
+        if not (self._pace.makes_cohorts and is_small and not self._is_launching and self._may_close(commit)):
             self._wake.set()
             return
         self._close(commit)
@@ -277,20 +269,14 @@ class EventLog(LogReader):
 
     def _close(self, commit: Commit) -> None:
         self._open = None
-        # The cohort behind this one is as large, if there may be one.
-        may_follow = self._overlaps and not self._flights.under_way
-        self._enough_events = max(_COHORT_EVENTS, len(commit.events)) if may_follow else _NEVER
         self._is_launching = True
-        self._pace.closed(self._loop.time(), len(commit.events))
+        self._pace.closed(self._loop.time(), len(commit.events), in_flight=len(self._flights.under_way))
 
     def _landed(self, flight: Flight, head: Head, times: CommitTimes | None) -> None:
         self._durable = head
         self._commit_hook.committed(flight.commit)
-        self._pace.flushed(times)
-        # What its callers and those of the other commits may bring next, in two cohorts where that is better.
         events = len(flight.commit.events) + self._flights.events + (len(self._open.events) if self._open else 0)
-        self._overlaps = self._pace.overlaps(events)
-        self._enough_events = max(_COHORT_EVENTS, (events + 1) // 2) if self._overlaps else _NEVER
+        self._pace.landed(times, events)
         self._answers.give(flight.commit.waiters)
         self._tell_news()
         self._wake.set()

@@ -14,7 +14,7 @@ def closed_at(pace: CommitPace, asked_s: float, events: int) -> float:
     """When a commit asked for at `asked_s` is closed, if nothing joins it."""
     now_s = asked_s + max(0.0, pace.wait_s(asked_s, events))
     assert pace.wait_s(now_s, events) <= 1e-9
-    pace.closed(now_s, events)
+    pace.closed(now_s, events, in_flight=0)
     return now_s
 
 
@@ -58,7 +58,8 @@ def test_enough_events_end_the_wait() -> None:
     for _ in range(2):
         closed_at(pace, 100.0, 1)
     assert pace.wait_s(100.0, 1) > 0
-    enough = pace.enough_events(100.02)
+    pace.waits(100.02)
+    enough = pace.enough_events
     assert pace.wait_s(100.02, int(enough) + 1) <= 0
     assert pace.wait_s(100.02, int(enough) - 1) > 0
 
@@ -68,7 +69,8 @@ def test_a_fixed_interval_is_a_plain_pause() -> None:
     assert closed_at(pace, 100.0, 1) == 100.0
     for events in (1, 100):
         assert pace.wait_s(100.01, events) == pytest.approx(0.04)
-    assert pace.enough_events(100.01) == float("inf")
+    pace.waits(100.01)
+    assert pace.enough_events == float("inf")
 
 
 def test_no_interval_is_no_wait() -> None:
@@ -94,9 +96,19 @@ def test_commits_overlap_when_a_flush_takes_less_than_the_work_of_a_round(
     pace = CommitPace(overlap=None, cpu_s=lambda: cpu[0])
     for _ in range(200):
         cpu[0] += 0.00025 + events * event_s
-        pace.closed(0.0, events)
-        pace.flushed(CommitTimes(0.0001, flush_s, None))
+        pace.closed(0.0, events, in_flight=0)
+        pace.landed(CommitTimes(0.0001, flush_s, None), events)
     assert pace.overlaps(events) is overlaps
+
+
+def test_a_cohort_is_half_of_all_events_under_way_and_the_next_one_as_large() -> None:
+    pace = CommitPace(overlap=True)
+    pace.landed(None, 100)
+    assert pace.enough_events == 50
+    pace.closed(0.0, 50, in_flight=0)
+    assert pace.enough_events == 50
+    pace.closed(0.0, 50, in_flight=1)
+    assert pace.enough_events == float("inf")
 
 
 def test_the_choice_can_be_made_for_it() -> None:
