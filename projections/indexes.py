@@ -38,9 +38,11 @@ __all__ = [
     "index_entries",
     "index_rows",
     "job_key",
+    "job_of_row",
     "parse_key",
     "pending_key",
     "pending_prefix",
+    "row_count",
     "scheduled_key",
     "stats_key",
     "unique_key",
@@ -162,6 +164,11 @@ def index_rows(job: Job) -> dict[bytes, bytes]:
     return entries
 
 
+def row_count(job: Job) -> int:
+    """The number of index rows of a job in this state: `len(index_entries(job))`, without making them."""
+    return 2 + (job.state == "dead") + (job.unique_held and job.spec.unique_key is not None)
+
+
 def decode_job(value: bytes) -> Job:
     """The job in a row of the job range; raises `ProjectionDrift` when the row is malformed."""
     try:
@@ -209,6 +216,15 @@ def parse_key(key: bytes, value: bytes) -> IndexKey:
             except (ValueError, struct.error):
                 return IndexKey(name, f"unreadable key {rest.hex()}", None)
     return IndexKey("unknown", f"key {key.hex()}", None)
+
+
+def job_of_row(key: bytes, value: bytes) -> bytes | None:
+    """The 16 bytes of the job's id that an index row names, by its value or at the end of its key; None if it doesn't.
+
+    For rows of any damage: what it gives is where to look, and no more.
+    """
+    id = key[-ULID_BYTES:] if key.startswith((JOB, CLAIMED, FINISHED_PREFIX)) else value
+    return id if len(id) == ULID_BYTES else None
 
 
 def _parse(name: str, rest: bytes, value: bytes) -> IndexKey:

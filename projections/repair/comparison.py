@@ -1,24 +1,27 @@
 """The comparison of index and fold, row by row: the audit reports what differs, the rebuild writes it.
 
-There is no other comparison. Memory goes with the live jobs: rows are streamed, and what is missing is found by
-counting each job's rows.
+There is no other comparison. Memory goes with the live jobs, which are kept as their rows: the store's rows are
+streamed, and what is missing is found by counting.
 """
 
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.store import ReadStore
+from ledgerq.eventlog.store import ReadStore, Row
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import (
     INDEX_PREFIX,
+    JOB,
     STATS,
     index_entries,
     index_rows,
-    parse_key,
+    job_of_row,
+    row_count,
     stats_key,
 )
+from ledgerq.projections.job import Job
+from ledgerq.projections.job_table import JobTable
 
 __all__ = [
     "Mismatch",
@@ -29,7 +32,8 @@ __all__ = [
     "compare_stats",
 ]
 
-_HELD_BACK_ROWS: Final = 10_000
+_STRAY_ROWS: Final = 50_000
+_DOUBTFUL_ROWS: Final = 50_000
 _LOOK_UP_ROWS: Final = 1000
 
 
@@ -45,47 +49,91 @@ async def compare_jobs(
     store: ReadStore, fold: Fold, format_version: int = keys.FORMAT_VERSION
 ) -> AsyncIterator[Mismatch]:
     """Compare all job index ranges with the union of `index_entries` over the fold."""
-    seen: Counter[bytes] = Counter()
-    extras: dict[bytes, bytes] = {}
-    places: dict[bytes, bytes] | None = None
+    fold.jobs.pack()
+    comparison = _JobComparison(fold.jobs, format_version)
     async for rows in store.scan(INDEX_PREFIX, keys.after_prefix(INDEX_PREFIX)):
-        for key, value in rows:
-            if key.startswith(STATS):
-                continue
-            id = parse_key(key, value).id
-            job = None if id is None else fold.jobs.get(id)
-            expected = None if job is None else index_entries(job, format_version).get(key)
-            if expected is not None and id is not None:
-                seen[id] += 1
-                if value != expected:
-                    yield Mismatch(key, expected, value)
-            elif len(extras) < _HELD_BACK_ROWS:
-                extras[key] = value  # perhaps a row of another job with a wrong value: distinguished below
-            else:
-                if places is None:  # so many rows are wrong that it pays to know to which job each one belongs
-                    places = {k: v for job in fold.jobs.values() for k, v in index_rows(job).items()}
-                yield Mismatch(key, places.get(key), value)
-    doubtful: dict[bytes, bytes] = {}
-    for id, job in fold.jobs.items():
-        entries = index_entries(job, format_version)
-        if seen[id] != len(entries):
-            for key, expected in entries.items():
-                if key in extras:
-                    yield Mismatch(key, expected, extras.pop(key))
-                else:
-                    doubtful[key] = expected
-    for key, value in extras.items():
-        yield Mismatch(key, None, value)
-    # Of a job with too few rows, those that are there were compared above.
-    for some in _chunks(sorted(doubtful), _LOOK_UP_ROWS):
-        for key, found in zip(some, await store.get_many(some), strict=True):
+        for mismatch in comparison.add(rows):
+            yield mismatch
+    for mismatch in comparison.place_strays():
+        yield mismatch
+    for some in comparison.missing():
+        for key, found in zip(some, await store.get_many(list(some)), strict=True):
             if found is None:
-                yield Mismatch(key, doubtful[key], None)
+                yield Mismatch(key, some[key], None)
 
 
-def _chunks(keys_in_order: list[bytes], size_rows: int) -> Iterator[list[bytes]]:
-    for at in range(0, len(keys_in_order), size_rows):
-        yield keys_in_order[at : at + size_rows]
+class _JobComparison:
+    """The comparison of job index rows with a fold, while they are read in the order of their keys.
+
+    A row that is right belongs to one job, and no key comes twice. So as many right rows as the jobs have are all of
+    them. They are counted by the last byte of the job's id: only the jobs whose count is short are looked up one by
+    one. `strays` are rows that no job was found to have, up to `_STRAY_ROWS` at a time: perhaps the row of another job
+    than its value says.
+    """
+
+    def __init__(self, jobs: JobTable, format_version: int) -> None:
+        self._jobs = jobs
+        self._format_version = format_version
+        self._right = [0] * 256
+        self._strays: dict[bytes, bytes] = {}
+
+    def add(self, rows: list[Row]) -> Iterator[Mismatch]:
+        """Compare the next rows."""
+        packed, right = self._jobs.rows, self._right
+        first_id, as_packed = len(JOB), self._format_version > 1
+        for key, value in rows:
+            # Half of all rows, so they are not decoded.
+            if as_packed and key.startswith(JOB) and packed.get(key[first_id:]) == value:
+                right[key[-1]] += 1
+            elif not key.startswith(STATS):
+                id = job_of_row(key, value)
+                job = None if id is None else self._jobs.find(id)
+                expected = None if job is None else self._entries(job, key).get(key)
+                if expected is None or id is None:
+                    self._strays[key] = value
+                else:
+                    right[id[-1]] += 1
+                    if value != expected:
+                        yield Mismatch(key, expected, value)
+        if len(self._strays) >= _STRAY_ROWS:
+            yield from self.place_strays()
+
+    def _entries(self, job: Job, key: bytes) -> dict[bytes, bytes]:
+        return index_entries(job, self._format_version) if key.startswith(JOB) else index_rows(job)
+
+    def place_strays(self) -> Iterator[Mismatch]:
+        """The rows so far that no job was found to have: each with the value that it should have, if any."""
+        strays = self._strays
+        if not strays:
+            return
+        for id, job in self._jobs.items():
+            for key, expected in index_entries(job, self._format_version).items():
+                if key in strays:
+                    self._right[id[-1]] += 1
+                    yield Mismatch(key, expected, strays.pop(key))
+        for key, value in strays.items():
+            yield Mismatch(key, None, value)
+        strays.clear()
+
+    def missing(self) -> Iterator[dict[bytes, bytes]]:
+        """Rows that may be missing, some at a time, in the order of their keys: the others of their jobs are right."""
+        wanted = [0] * 256
+        for id, job in self._jobs.items():
+            wanted[id[-1]] += row_count(job)
+        doubtful: dict[bytes, bytes] = {}
+        for id, job in self._jobs.items():
+            if wanted[id[-1]] != self._right[id[-1]]:
+                doubtful |= index_entries(job, self._format_version)
+                if len(doubtful) >= _DOUBTFUL_ROWS:
+                    yield from _chunks(doubtful)
+                    doubtful = {}
+        yield from _chunks(doubtful)
+
+
+def _chunks(rows: dict[bytes, bytes]) -> Iterator[dict[bytes, bytes]]:
+    in_order = sorted(rows)
+    for at in range(0, len(in_order), _LOOK_UP_ROWS):
+        yield {key: rows[key] for key in in_order[at : at + _LOOK_UP_ROWS]}
 
 
 async def compare_stats(
@@ -124,14 +172,10 @@ async def compare_projection(
 
 async def compare_hints(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]:
     """Find hints that lead, whose scan would miss pending jobs. One that lags is right; one that leads is removed."""
-    first: dict[str, bytes] = {}
-    for job in fold.jobs.values():
-        if job.state == "pending":
-            place = keys.hint_value((job.spec.priority, job.offset))
-            known = first.get(job.spec.queue)
-            if known is None or place < known:
-                first[job.spec.queue] = place
+    first: dict[str, bytes] | None = None
     async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
+        if first is None:
+            first = _first_places(fold)
         for key, value in rows:
             try:
                 queue = keys.hint_queue(key)
@@ -139,3 +183,15 @@ async def compare_hints(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]
                 queue = None
             if queue is None or len(value) != keys.HINT_BYTES or value > first.get(queue, value):
                 yield Mismatch(key, None, value)
+
+
+def _first_places(fold: Fold) -> dict[str, bytes]:
+    """Where the first pending job of each queue is, as a hint says it."""
+    first: dict[str, bytes] = {}
+    for job in fold.jobs.values():
+        if job.state == "pending":
+            place = keys.hint_value((job.spec.priority, job.offset))
+            known = first.get(job.spec.queue)
+            if known is None or place < known:
+                first[job.spec.queue] = place
+    return first

@@ -231,12 +231,12 @@ async def test_differences_are_kept_up_to_a_bound_and_counted_beyond_it(ledger: 
     assert report.difference_count == 1234
 
 
-@pytest.mark.parametrize("held_back", [0, 1, 3])
+@pytest.mark.parametrize("held_back", [1, 3])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 async def test_what_should_be_there_is_known_however_many_rows_are_wrong(
     pristine: Ledger, ledger: Ledger, damage: Damage, held_back: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare_module, "_HELD_BACK_ROWS", held_back)
+    monkeypatch.setattr(compare_module, "_STRAY_ROWS", held_back)
     damage.do(ledger)
     report = await audited(ledger.disk)
     found = {d.raw_key: (d.expected is not None, d.found is not None) for d in report.differences}

@@ -108,7 +108,7 @@ def test_any_damage_at_all_is_mended(pristine: Ledger) -> None:
             else:
                 ledger.disk.rows[key] = value
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compare_module, "_HELD_BACK_ROWS", held_back)
+            patch.setattr(compare_module, "_STRAY_ROWS", held_back)
             asyncio.run(mend(ledger))
         assert rows_in(ledger.disk) == rows_in(pristine.disk)
 
@@ -116,7 +116,7 @@ def test_any_damage_at_all_is_mended(pristine: Ledger) -> None:
 
 
 async def test_thousands_of_wrong_rows_are_mended_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare_module, "_HELD_BACK_ROWS", 100)
+    monkeypatch.setattr(compare_module, "_STRAY_ROWS", 100)
     async with Rig() as rig:
         await rig.queue.enqueue_many("q", [b""] * 3000)
         await rig.queue.close()
