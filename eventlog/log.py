@@ -285,10 +285,11 @@ class Chain:
     when B is vouched for by what follows it, and B otherwise. That is why one batch is held back.
     """
 
-    def __init__(self) -> None:
-        self.next_offset = 0
+    def __init__(self, last: RecordBatch | None = None) -> None:
+        """Start with the first batch of the log, or with the one after `last`, which is known to be right."""
+        self.next_offset = 0 if last is None else last.next_offset
         self._batches = 0
-        self._last: RecordBatch | None = None
+        self._last = last
         self._suspect: int | None = None
 
     def add(self, batch: RecordBatch) -> None:

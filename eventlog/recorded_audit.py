@@ -10,15 +10,17 @@ import json
 import os
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from ledgerq.eventlog.errors import StoreUnavailable
+from ledgerq.eventlog.codec import Head, decode_head, encode_head
+from ledgerq.eventlog.errors import LogCorrupt, StoreUnavailable
 from ledgerq.eventlog.files.odd_files import new_file, read_small
 from ledgerq.eventlog.locations import Location, parse_location
 from ledgerq.eventlog.runtime.threads import DaemonThreads
 from ledgerq.eventlog.slate.objects import Objects
 
 __all__ = [
+    "AuditStart",
     "RecordedAudit",
     "RecordedAuditReader",
     "decode_recorded_audit",
@@ -29,7 +31,19 @@ __all__ = [
 
 _NAME: Final = "audit"
 _LIMIT_S: Final = 10.0
-_MAX_BYTES: Final = 4096
+_MAX_BYTES: Final = 1024 * 1024
+
+
+class AuditStart(NamedTuple):
+    """The state that a clean audit proved, for a later one to start from.
+
+    `head` is the end of the log then, `counters` the stats row of each queue there, `full_ms` when the last audit ended
+    that looked at everything (ms since the Unix epoch).
+    """
+
+    head: Head
+    counters: dict[str, bytes]
+    full_ms: int
 
 
 class RecordedAudit(NamedTuple):
@@ -37,7 +51,7 @@ class RecordedAudit(NamedTuple):
 
     `offset`: the log is proven up to it. `differences`: rows that differ from what follows from the log. `log_intact`
     is False when the log itself could not be verified: then `offset` is the first that is not proven, and nothing was
-    compared.
+    compared. `start` is None unless all was right, and where there are so many queues that it would not be small.
     """
 
     time_ms: int
@@ -45,23 +59,41 @@ class RecordedAudit(NamedTuple):
     differences: int
     log_intact: bool
     deep: bool
+    start: AuditStart | None = None
 
 
 def encode_recorded_audit(recorded: RecordedAudit) -> bytes:
     """The result as JSON text, readable for people too."""
-    return json.dumps(recorded._asdict(), indent=1).encode() + b"\n"
+    fields = recorded._asdict()
+    if recorded.start is not None:
+        head, counters, full_ms = recorded.start
+        rows = {queue: row.hex() for queue, row in counters.items()}
+        fields["start"] = {**head._asdict(), "digest": head.digest.hex(), "full_ms": full_ms, "counters": rows}
+    value = json.dumps(fields, indent=1).encode() + b"\n"
+    return value if len(value) <= _MAX_BYTES else encode_recorded_audit(recorded._replace(start=None))
 
 
 def decode_recorded_audit(value: bytes) -> RecordedAudit | None:
     """The result in such a text; None for anything malformed, which counts as no audit."""
     try:
         fields = json.loads(value)
-        recorded = RecordedAudit(**{name: fields[name] for name in RecordedAudit._fields})
-    except (ValueError, TypeError, KeyError, RecursionError):
+        names = RecordedAudit._fields[:-1]
+        recorded = RecordedAudit(**{name: fields[name] for name in names}, start=_decode_start(fields.get("start")))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, LogCorrupt):
         return None
     numbers = (recorded.time_ms, recorded.offset, recorded.differences)
     is_right = all(type(number) is int and number >= 0 for number in numbers) and type(recorded.log_intact) is bool
     return recorded if is_right else None
+
+
+def _decode_start(fields: Any) -> AuditStart | None:
+    if fields is None:
+        return None
+    parts = {name: fields[name] for name in Head._fields}
+    # Through the codec, which checks it.
+    head = decode_head(encode_head(Head(**parts | {"digest": bytes.fromhex(parts["digest"])})))
+    counters = {queue: bytes.fromhex(row) for queue, row in fields["counters"].items()}
+    return AuditStart(head, counters, int(fields["full_ms"]))
 
 
 class RecordedAuditReader:

@@ -18,7 +18,7 @@ from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import LogCorrupt, LogPoisoned, LogRolledBack, ProjectionDrift
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.log import LogReader, Progress, Verified
-from ledgerq.eventlog.recorded_audit import RecordedAudit, write_recorded_audit
+from ledgerq.eventlog.recorded_audit import AuditStart, RecordedAudit, write_recorded_audit
 from ledgerq.eventlog.recovery.log_end import readable_part
 from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.store import Anchor, ReadStore
@@ -37,11 +37,11 @@ from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import Projection, ProjectionHost
 from ledgerq.projections.stats import QueueCounters
 
-__all__ = ["AuditReport", "Difference", "audit", "record_failure", "record_report"]
+__all__ = ["AuditReport", "Difference", "audit", "describe", "gathered", "record_failure", "record_report"]
 
 _MAX_DIFFERENCES: Final = 1000
 _MAX_TEXT_CHARS: Final = 400
-_OTHER_ANCHOR: Final = (
+OTHER_ANCHOR: Final = (
     "If the anchor given is one of this very store, restore the store from a copy that holds the commit; this one is "
     "evidence, so keep it as it is"
 )
@@ -64,7 +64,9 @@ class AuditReport(NamedTuple):
 
     `unreadable`: why the log can't be read from the end of what is `verified` on; then nothing was compared.
     `damaged_files`: files with a part that can't be read. `lost_payloads`: jobs whose payload the log records as lost;
-    that they have none is no difference.
+    that they have none is no difference. `counters` are the rows that the log's counters make, by queue. `since`: the
+    audit that this one started from; then `verified` counts the batches from there on, and `jobs` those with an event
+    since.
     """
 
     location: str
@@ -78,6 +80,8 @@ class AuditReport(NamedTuple):
     unreadable: str = ""
     damaged_files: tuple[FileFault, ...] = ()
     lost_payloads: int = 0
+    counters: dict[str, bytes] | None = None
+    since: RecordedAudit | None = None
 
     @property
     def clean(self) -> bool:
@@ -88,6 +92,11 @@ class AuditReport(NamedTuple):
     def problem_count(self) -> int:
         """The number of rows that differ and of damaged files."""
         return self.difference_count + len(self.damaged_files)
+
+
+INTERRUPTED_REBUILD: Final = Difference(
+    "meta", "m/rebuild", keys.REBUILD_KEY, None, "an interrupted rebuild: run rebuild-projections again"
+)
 
 
 async def audit(
@@ -107,7 +116,7 @@ async def audit(
     Raises `LogCorrupt` or `LogRolledBack` when the log itself can't be trusted: then there is nothing to compare with.
     """
     log = LogReader(store, clock=clock)
-    remedy = "" if anchor is None else _OTHER_ANCHOR
+    remedy = "" if anchor is None else OTHER_ANCHOR
     damaged = tuple(await store.damaged_files(remote=deep))
     try:
         anchor = anchor or await store.read_anchor()
@@ -124,17 +133,22 @@ async def audit(
         why = str(error)
         return AuditReport(store.location, verified, anchor, 0, 0, [], 0, unreadable=why, damaged_files=damaged)
     host.require_sound(host.projections)
+    found, count = await gathered(_differences(store, fold, host, rows, deep, format_version))
+    jobs = len(fold.jobs)
+    report = AuditReport(store.location, verified, anchor, jobs, jobs if deep else 0, found, count, format_version)
+    counters = {queue: counters.encode(format_version) for queue, counters in fold.counters.items()}
+    return report._replace(damaged_files=damaged, lost_payloads=len(fold.without_payload), counters=counters)
+
+
+async def gathered(differences: AsyncIterator[Difference]) -> tuple[list[Difference], int]:
+    """The first 1,000 differences, and how many there are."""
     found: list[Difference] = []
     count = 0
-    async for difference in _as_far_as_readable(_differences(store, fold, host, rows, deep, format_version)):
+    async for difference in _as_far_as_readable(differences):
         count += 1
         if len(found) < _MAX_DIFFERENCES:
             found.append(difference)
-    payloads, lost = (len(fold.jobs) if deep else 0), len(fold.without_payload)
-    location, jobs = store.location, len(fold.jobs)
-    return AuditReport(
-        location, verified, anchor, jobs, payloads, found, count, format_version, "", damaged, lost_payloads=lost
-    )
+    return found, count
 
 
 async def _as_far_as_readable(differences: AsyncIterator[Difference]) -> AsyncIterator[Difference]:
@@ -154,10 +168,8 @@ async def _differences(
     deep: bool,
     format_version: int,
 ) -> AsyncIterator[Difference]:
-    marker = await store.get(keys.REBUILD_KEY)
-    if marker is not None:
-        text = "an interrupted rebuild: run rebuild-projections again"
-        yield Difference("meta", "m/rebuild", keys.REBUILD_KEY, None, text)
+    if await store.get(keys.REBUILD_KEY) is not None:
+        yield INTERRUPTED_REBUILD
     jobs, stats = compare_jobs(store, fold, format_version), compare_stats(store, fold, format_version)
     for mismatches in (jobs, stats, compare_hints(store, fold)):
         async for mismatch in mismatches:
@@ -287,10 +299,13 @@ def _bounded(text: str) -> str:
 
 async def record_report(url: str, clock: Clock, report: AuditReport, *, deep: bool) -> None:
     """Write what an audit proved and found beside the store; raises `StoreUnavailable` when it can't be written."""
-    proven = report.verified.head.next_offset
-    await write_recorded_audit(
-        url, RecordedAudit(clock.now_ms(), proven, report.problem_count, not report.unreadable, deep)
-    )
+    head, now_ms, start = report.verified.head, clock.now_ms(), None
+    is_present = report.format_version == keys.FORMAT_VERSION
+    if report.clean and is_present and report.counters is not None and head.next_offset:
+        last = None if report.since is None else report.since.start
+        start = AuditStart(head, report.counters, now_ms if last is None else last.full_ms)
+    recorded = RecordedAudit(now_ms, head.next_offset, report.problem_count, not report.unreadable, deep, start)
+    await write_recorded_audit(url, recorded)
 
 
 async def record_failure(url: str, clock: Clock, error: LogCorrupt | LogRolledBack, *, deep: bool) -> None:

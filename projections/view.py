@@ -32,7 +32,7 @@ __all__ = ["LedgerView", "Page"]
 
 _MAX_PAGE_ROWS: Final = 10_000
 # A job's id is made a little before its commit opens, or a little after; a stalled store can stretch that.
-_ID_SLACK_MS: Final = 10 * 60 * 1000
+ID_SLACK_MS: Final = 10 * 60 * 1000
 
 
 class Page(NamedTuple):
@@ -71,7 +71,7 @@ class LedgerView:
             if len(job.offsets) < MAX_OFFSETS:
                 return [await self._record(offset) for offset in (job.offset, *job.offsets)]
             return await self._search(id, job.offset)
-        start = await self.log.offset_at_time(max(0, job_id_ms(id) - _ID_SLACK_MS))
+        start = await self.log.offset_at_time(max(0, job_id_ms(id) - ID_SLACK_MS))
         found = await self._search(id, start)
         if not found and start > 0:
             found = await self._search(id, 0)

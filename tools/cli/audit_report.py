@@ -6,12 +6,21 @@ from ledgerq.eventlog.runtime.commands import rebuild_command, salvage_command
 from ledgerq.tools.console.output import Output, local_time, plural
 
 if TYPE_CHECKING:
+    from ledgerq.eventlog.recorded_audit import RecordedAudit
     from ledgerq.projections.audit import AuditReport, Difference
 
 __all__ = ["audit_json", "audit_text"]
 
 _MAX_VALUE_CHARS: Final = 160
 _MAX_FILES: Final = 20
+_NOT_SEEN: Final = [
+    "the log before",
+    "rows of other jobs",
+    "payloads",
+    "hints",
+    "projections of users",
+    "the blocks of the files",
+]
 
 
 def audit_json(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool) -> dict[str, Any]:
@@ -41,15 +50,25 @@ def audit_json(found: "AuditReport", differences: "list[Difference]", count: int
         "unreadable_from": head.next_offset if found.unreadable else None,
         "unreadable": found.unreadable or None,
         "damaged_files": [{"path": fault.path, "problems": list(fault.problems)} for fault in found.damaged_files],
+        "since": None if found.since is None else _since_json(found.since),
         "difference_count": count,
         "differences": rows,
     }
+
+
+def _since_json(since: "RecordedAudit") -> dict[str, Any]:
+    full_ms = None if since.start is None else since.start.full_ms
+    return {"offset": since.offset, "time_ms": since.time_ms, "full_audit_time_ms": full_ms, "not_looked_at": _NOT_SEEN}
 
 
 def audit_text(found: "AuditReport", differences: "list[Difference]", count: int, deep: bool, output: Output) -> None:
     """The report as text for people."""
     from ledgerq.eventlog.keys import FORMAT_VERSION
 
+    if found.since is not None:
+        _since_text(found, found.since, output)
+        _rest(found, differences, count, output)
+        return
     verified = found.verified
     at = f" of {local_time(verified.head.time_ms)}" if verified.events else ""
     if found.unreadable:
@@ -72,6 +91,22 @@ def audit_text(found: "AuditReport", differences: "list[Difference]", count: int
         output.line(f"lost    the payloads of {found.lost_payloads} dead letters, as the log says")
     if found.format_version < FORMAT_VERSION:
         output.line(f"format  {found.format_version}: rebuild-projections brings it to format {FORMAT_VERSION}")
+    _rest(found, differences, count, output)
+
+
+def _since_text(found: "AuditReport", since: "RecordedAudit", output: Output) -> None:
+    verified, full_ms = found.verified, 0 if since.start is None else since.start.full_ms
+    new, batches = plural(verified.events - since.offset, "event"), plural(verified.batches, "commit")
+    output.line(f"since   the audit of {local_time(since.time_ms)}, which ended at offset {since.offset}")
+    output.line(f"log     {new} in {batches} since, proven up to the head, and to follow from what that audit proved")
+    output.line(f"digest  {verified.head.digest.hex()}")
+    anchor = "none" if found.anchor is None else f"{found.anchor.next_offset} events, and the log holds them"
+    output.line(f"anchor  {anchor}")
+    output.line(f"jobs    {found.jobs} with an event since compared with their index rows; all counters")
+    output.line(f"unseen  {', '.join(_NOT_SEEN)}: the last audit of everything is of {local_time(full_ms)}")
+
+
+def _rest(found: "AuditReport", differences: "list[Difference]", count: int, output: Output) -> None:
     for fault in found.damaged_files[:_MAX_FILES]:
         output.line(f"damage  {fault.path}: {'; '.join(fault.problems[:_MAX_FILES])}")
     if differences:
@@ -99,6 +134,8 @@ def _result(found: "AuditReport", differences: "list[Difference]", count: int) -
         return f"{what}: mend with {mend}, {but}"
     if count:
         return f"{what}: mend with {mend}"
+    if found.since is not None:
+        return "clean since then: what was looked at is what follows from the log"
     return "clean: the indexes are what follows from the log"
 
 

@@ -36,7 +36,12 @@ def audit(
     ] = None,
     projection: Projections = None,
     record: Annotated[
-        bool, typer.Option("--record", help="Note the result beside the store's anchor, for metrics and alerts.")
+        bool,
+        typer.Option("--record", help="Note the result beside the store's anchor, for metrics, alerts, --since-last."),
+    ] = False,
+    since_last: Annotated[
+        bool,
+        typer.Option("--since-last", help="Only what came since the last recorded audit, which must have been clean."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -47,9 +52,14 @@ def audit(
     with --anchor and a copy of the anchor, of after the event, kept where they can't write. This reads one commit of
     the store, beside its writer, and checks every block of its files (of objects in a bucket only with --deep). Exit
     code 1: something differs or can't be read, or the log is not what it was.
+
+    With --since-last the chain is verified from the end of the last recorded audit on, and the rows of jobs that had an
+    event since are compared, and all counters: nothing else is looked at, and the report says so.
     """
-    work = _audit(url, deep, anchor, projection or [], None, Output(as_json=as_json), may_be_old=True, record=record)
-    execute(work)
+    if since_last and (deep or projection):
+        raise InvalidArgument("--since-last looks at no payload and no projection of yours: leave out the other option")
+    output = Output(as_json=as_json)
+    execute(_audit(url, deep, anchor, projection or [], None, output, record=record, since_last=since_last))
 
 
 async def _audit(
@@ -60,24 +70,32 @@ async def _audit(
     only: str | None,
     output: Output,
     *,
-    may_be_old: bool,
+    may_be_old: bool = True,
     record: bool = False,
+    since_last: bool = False,
 ) -> int:
     from ledgerq.eventlog.errors import LogRolledBack
     from ledgerq.eventlog.keys import FORMAT_VERSION
+    from ledgerq.eventlog.recorded_audit import read_recorded_audit
     from ledgerq.projections.audit import audit as run_audit
     from ledgerq.projections.audit import record_failure, record_report
+    from ledgerq.projections.incremental_audit import audit_since
 
     anchor = None if anchor_file is None else _read_anchor(anchor_file)
     given = _projections(projections)
     if only is not None:
         _check_name(only, given)
     async with reading(url, may_be_damaged=True) as reader:
-        with progress("auditing") as report:
+        with progress("auditing", quiet=output.as_json) as report:
+            store, clock = reader.store, reader.clock
             try:
-                found = await run_audit(
-                    reader.store, clock=reader.clock, deep=deep, anchor=anchor, projections=given, progress=report
-                )
+                if since_last:
+                    last = await read_recorded_audit(url)
+                    found = await audit_since(store, last, clock=clock, anchor=anchor, progress=report)
+                else:
+                    found = await run_audit(
+                        store, clock=clock, deep=deep, anchor=anchor, projections=given, progress=report
+                    )
             except (LogCorrupt, LogRolledBack) as error:
                 if record:
                     await record_failure(url, reader.clock, error, deep=deep)
@@ -222,7 +240,7 @@ async def _rebuild(
     async with opened_store(url, access) as store:
         if only is not None and await store.get(REBUILD_KEY) is not None:
             raise InvalidArgument(f"a rebuild of {url} was interrupted, so all must be rebuilt: leave out --only")
-        with LogCorrupt.locating(url), progress("replaying the log") as show:
+        with LogCorrupt.locating(url), progress("replaying the log", quiet=output.as_json) as show:
             report = await rebuild(
                 store,
                 clock=SystemClock(),
@@ -244,7 +262,7 @@ async def _rebuild_into(url: str, into: str, actor: str, reason: str, until: int
     refuse_memory(into)
     # Nothing of the new store is made before the old one was found. Its own writer, if there is one, is refused.
     async with reading(url) as reader, opened_store(into, NOT_IN_USE, create=True) as target:
-        with progress("copying the log") as show:
+        with progress("copying the log", quiet=output.as_json) as show:
             report = await copy_into(
                 reader.store, target, clock=reader.clock, actor=actor, reason=reason, until=until, progress=show
             )

@@ -157,15 +157,29 @@ def rich_console() -> "Console":
 
 
 @contextmanager
-def progress(label: str, unit: str = "events") -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr when that is a terminal, else a line now and then; yields `report(done, total)`."""
+def progress(label: str, unit: str = "events", *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr when that is a terminal, else a line now and then; yields `report(done, total)`.
+
+    Nothing at all when `quiet`, for what programs read.
+    """
+    if quiet:
+        yield lambda done, total: None
+        return
     if not sys.stderr.isatty():
         yield _plain_progress(label, unit)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    class Rate(ProgressColumn):
+        """How many are done in a second, of late."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -62,7 +62,17 @@ async def compared(disk: MemoryDisk) -> dict[bytes, Mismatch]:
 
 def remove(*places: int) -> Callable[[Rows, list[bytes]], None]:
     """Remove the rows at these places of the range."""
-    return lambda rows, keys: [rows.pop(keys[place]) for place in places] and None
+
+    def do(rows: Rows, keys: list[bytes]) -> None:
+        for place in places:
+            del rows[keys[place]]
+
+    return do
+
+
+def _empty(rows: Rows, keys: list[bytes]) -> None:
+    for key in keys:
+        del rows[key]
 
 
 def _shift(rows: Rows, keys: list[bytes]) -> None:
@@ -89,7 +99,7 @@ DAMAGES: dict[str, Callable[[Rows, list[bytes]], None]] = {
     "the first is missing": remove(0),
     "the last is missing": remove(-1),
     "some between are missing": remove(1, 2, 7, 100, 101, 102, 103, -2),
-    "all are missing": lambda rows, keys: [rows.pop(key) for key in keys] and None,
+    "all are missing": _empty,
     "each has the value of the next": _shift,
     "there are more": _around,
     "a job is in two ranges": _twice,

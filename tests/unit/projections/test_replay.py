@@ -216,7 +216,7 @@ async def test_nothing_was_there_before_the_first_event() -> None:
     rig, log = await a_log()
     assert (await fold_to(log, offset=0)).jobs == {}
     first = await fold_to(log, time_ms=rig.clock.now_ms() - 10_001)
-    assert (first.jobs, first.next_offset) == ({}, 0)
+    assert (dict(first.jobs), first.next_offset) == ({}, 0)
     assert len((await fold_to(log, time_ms=rig.clock.now_ms() - 10_000)).jobs) == 2
     assert len((await fold_to(log, time_ms=rig.clock.now_ms() - 1)).jobs) == 2
     assert len((await fold_to(log, time_ms=2**60)).jobs) == 3
@@ -227,7 +227,7 @@ async def test_an_empty_log_folds_to_nothing() -> None:
     limits: list[dict[str, Any]] = [{}, {"offset": 0}, {"time_ms": 5}]
     for arguments in limits:
         fold = await fold_to(log, **arguments)
-        assert (fold.jobs, fold.next_offset) == ({}, 0)
+        assert (dict(fold.jobs), fold.next_offset) == ({}, 0)
     assert [transition async for transition in replay(log)] == []
 
 
