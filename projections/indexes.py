@@ -16,6 +16,7 @@ jobs are handed out in the order in which they were enqueued, also after a retry
 """
 
 import struct
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from msgspec.msgpack import Decoder
@@ -85,6 +86,7 @@ def claimed_key(id: bytes) -> bytes:
     return CLAIMED + id
 
 
+@lru_cache(1000)
 def pending_prefix(queue: str) -> bytes:
     """`i/pending/` QUEUE NUL: the pending range of one queue."""
     return b"%b%b\0" % (PENDING, queue.encode())
@@ -166,6 +168,7 @@ def index_rows(job: Job) -> dict[bytes, bytes]:
 
 def row_count(job: Job) -> int:
     """The number of index rows of a job in this state: `len(index_entries(job))`, without making them."""
+    # Its own, one for its state, and these.
     return 2 + (job.state == "dead") + (job.unique_held and job.spec.unique_key is not None)
 
 

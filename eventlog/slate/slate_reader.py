@@ -14,6 +14,7 @@ from ledgerq.eventlog.slate.binding import Lane
 from ledgerq.eventlog.slate.error_mapping import SLATE_ERRORS, salvage_it, translate
 from ledgerq.eventlog.slate.lanes import best_lane
 from ledgerq.eventlog.slate.objects import Objects
+from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.slate.preflight import PREFLIGHT_LIMIT_S, check_readable
 from ledgerq.eventlog.slate.reads import SlateReads
 from ledgerq.eventlog.store import Anchor
@@ -105,6 +106,8 @@ async def open_slate_reader(
             builder = DbReaderBuilder(location.database, ObjectStore.resolve(location.root))
             builder.with_reader_mode(ReaderMode.FOLLOW_LATEST())
             builder.with_options(reader_options)
+            # Without one of its own it has SlateDB's, which takes up to half a gigabyte.
+            builder.with_db_cache(StoreOptions().new_cache(), 0)
             began_s = asyncio.get_running_loop().time()
             reader = SlateReader(await builder.build(), lane or best_lane(), location)
             if pinned:

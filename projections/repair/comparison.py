@@ -4,6 +4,7 @@ There is no other comparison. Memory goes with the live jobs, which are kept as 
 streamed, and what is missing is found by counting.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -11,9 +12,11 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.store import ReadStore, Row
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import (
+    DEAD,
     INDEX_PREFIX,
     JOB,
     STATS,
+    UNIQUE,
     index_entries,
     index_rows,
     job_of_row,
@@ -67,36 +70,50 @@ class _JobComparison:
 
     A row that is right belongs to one job, and no key comes twice. So as many right rows as the jobs have are all of
     them. They are counted by the last byte of the job's id: only the jobs whose count is short are looked up one by
-    one. `strays` are rows that no job was found to have, up to `_STRAY_ROWS` at a time: perhaps the row of another job
-    than its value says.
+    one. Each job has a row of its own and one for its state, and when all of these were right, the jobs' further rows
+    are known, too. `strays` are rows that no job was found to have, up to `_STRAY_ROWS` at a time: perhaps the row of
+    another job than its value says.
     """
 
     def __init__(self, jobs: JobTable, format_version: int) -> None:
         self._jobs = jobs
         self._format_version = format_version
-        self._right = [0] * 256
+        self._own = [0] * 256
+        self._of_state = [0] * 256
+        # More rows than those two: how many were right, less how many there should be.
+        self._further = [0] * 256
         self._strays: dict[bytes, bytes] = {}
 
     def add(self, rows: list[Row]) -> Iterator[Mismatch]:
         """Compare the next rows."""
-        packed, right = self._jobs.rows, self._right
+        packed, own = self._jobs.rows, self._own
         first_id, as_packed = len(JOB), self._format_version > 1
         for key, value in rows:
             # Half of all rows, so they are not decoded.
             if as_packed and key.startswith(JOB) and packed.get(key[first_id:]) == value:
-                right[key[-1]] += 1
+                own[key[-1]] += 1
             elif not key.startswith(STATS):
                 id = job_of_row(key, value)
                 job = None if id is None else self._jobs.find(id)
                 expected = None if job is None else self._entries(job, key).get(key)
-                if expected is None or id is None:
+                if job is None or expected is None:
                     self._strays[key] = value
                 else:
-                    right[id[-1]] += 1
+                    self._count(key, job)
                     if value != expected:
                         yield Mismatch(key, expected, value)
         if len(self._strays) >= _STRAY_ROWS:
             yield from self.place_strays()
+
+    def _count(self, key: bytes, job: Job) -> None:
+        at = job.spec.id[-1]
+        if key.startswith(JOB):
+            self._own[at] += 1
+        elif key.startswith((DEAD, UNIQUE)):
+            self._further[at] += 1
+        else:
+            self._of_state[at] += 1
+            self._further[at] -= row_count(job) - 2
 
     def _entries(self, job: Job, key: bytes) -> dict[bytes, bytes]:
         return index_entries(job, self._format_version) if key.startswith(JOB) else index_rows(job)
@@ -106,10 +123,10 @@ class _JobComparison:
         strays = self._strays
         if not strays:
             return
-        for id, job in self._jobs.items():
+        for job in self._jobs.values():
             for key, expected in index_entries(job, self._format_version).items():
                 if key in strays:
-                    self._right[id[-1]] += 1
+                    self._count(key, job)
                     yield Mismatch(key, expected, strays.pop(key))
         for key, value in strays.items():
             yield Mismatch(key, None, value)
@@ -117,12 +134,12 @@ class _JobComparison:
 
     def missing(self) -> Iterator[dict[bytes, bytes]]:
         """Rows that may be missing, some at a time, in the order of their keys: the others of their jobs are right."""
-        wanted = [0] * 256
-        for id, job in self._jobs.items():
-            wanted[id[-1]] += row_count(job)
+        jobs = Counter(id[-1] for id in self._jobs)
+        short = {at for at in jobs if not self._own[at] == self._of_state[at] == jobs[at] or self._further[at]}
         doubtful: dict[bytes, bytes] = {}
-        for id, job in self._jobs.items():
-            if wanted[id[-1]] != self._right[id[-1]]:
+        for id in self._jobs:
+            if id[-1] in short:
+                job = self._jobs[id]
                 doubtful |= index_entries(job, self._format_version)
                 if len(doubtful) >= _DOUBTFUL_ROWS:
                     yield from _chunks(doubtful)
