@@ -70,14 +70,14 @@ async def test_a_commit_that_hangs_makes_it_unready_until_it_is_durable() -> Non
 async def test_a_fenced_and_a_closed_queue_are_not_ready_though_their_store_is_there() -> None:
     async with Rig() as rig:
         old = rig.queue
-        readiness = QueueReadiness(old, StoreProbe(rig.store, look=Checks()))
+        readiness = QueueReadiness(old, StoreProbe(rig.store, read=Checks()))
         assert await readiness.reasons() == []
         await rig.open()
         await rig.advance(2)
         (reason,) = await readiness.reasons()
         assert "another writer opened the store" in reason
         await old.close()
-        readiness = QueueReadiness(rig.queue, StoreProbe(rig.store, look=Checks()))
+        readiness = QueueReadiness(rig.queue, StoreProbe(rig.store, read=Checks()))
         await rig.queue.close()
         (reason,) = await readiness.reasons()
         assert "closed" in reason
