@@ -86,11 +86,11 @@ async def test_a_fenced_and_a_closed_queue_are_not_ready_though_their_store_is_t
 async def test_the_store_is_looked_at_once_for_many_and_again_when_the_answer_is_old() -> None:
     looks = Checks()
     looks.error = StoreUnavailable("the disk\nis gone")
-    probe = StoreProbe(MemoryStore(), look=looks, valid_s=60)
+    probe = StoreProbe(MemoryStore(), read=looks, valid_s=60)
     assert await asyncio.gather(*(probe.reason() for _ in range(20))) == ["the disk is gone"] * 20
     assert await probe.reason() == "the disk is gone"
     assert (looks.count, looks.most_at_once) == (1, 1)
-    hasty = StoreProbe(MemoryStore(), look=looks, valid_s=0)
+    hasty = StoreProbe(MemoryStore(), read=looks, valid_s=0)
     assert await hasty.reason() == "the disk is gone"
     looks.error = None
     assert await hasty.reason() is None
@@ -100,7 +100,7 @@ async def test_the_store_is_looked_at_once_for_many_and_again_when_the_answer_is
 async def test_a_store_that_hangs_is_waited_for_by_one_look_alone() -> None:
     looks = Checks()
     looks.answers.clear()
-    probe = StoreProbe(MemoryStore(), look=looks, limit_s=0.02, valid_s=0)
+    probe = StoreProbe(MemoryStore(), read=looks, limit_s=0.02, valid_s=0)
     late = "memory:/// did not answer within 0.02 s"
     assert await asyncio.gather(*(probe.reason() for _ in range(5))) == [late] * 5
     assert await probe.reason() == late
