@@ -88,12 +88,16 @@ class Flights:
 
     async def retry(self) -> None:
         """Send again those that were refused, once the clock has caught up."""
-        refusal, self.refusal = self.refusal, None
+        refusal = self.refusal
         assert refusal is not None
+        for flight in self.under_way:
+            flight.task = None
         await asyncio.sleep(max(refusal.last_ms - refusal.now_ms, 1) / 1000)
         for flight in list(self.under_way):
             flight.begun_s = stopwatch_s()
             await self._send(flight)
+        # Only now: until all of them are sent, no other commit may be.
+        self.refusal = None
 
     def abandon(self) -> list[Commit]:
         """Forget all flights: they are not reported, whatever becomes of them."""
@@ -154,11 +158,22 @@ class Flights:
         assert batch is not None
         assert head is not None
         flight.batch = None
+        if flight not in self.under_way:
+            return  # abandoned while it was filled
         flight.filled_s = stopwatch_s()
         anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
-        task = flight.task = asyncio.create_task(self._store.commit(batch, anchor), name="ledgerq-flight")
+        task = flight.task = asyncio.create_task(self._commit(flight, batch, anchor), name="ledgerq-flight")
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+
+    async def _commit(self, flight: Flight, batch: Batch, anchor: Anchor) -> CommitTimes | None:
+        """Call the store, unless one before has failed by now: the store may have forgotten that one already."""
+        for before in self.under_way:
+            if before is flight:
+                return await self._store.commit(batch, anchor)
+            if before.task is not None and before.task.done() and (error := before.task.exception()) is not None:
+                raise error
+        return None  # abandoned before its turn came
 
     def _task_done(self, task: asyncio.Task[CommitTimes | None]) -> None:
         self._tasks.discard(task)
