@@ -182,12 +182,17 @@ class SlateStore(SlateReads):
         return times
 
     async def _commit_by_tasks(self, batch: Batch, anchor: Anchor) -> CommitTimes:
-        async with self._one_by_one:
-            begun_s = stopwatch_s()
-            await self.write(batch)
-            written_s = stopwatch_s()
-            await self.sync(anchor)
-            return CommitTimes(written_s - begun_s, stopwatch_s() - written_s, None)
+        self._turns.take()
+        try:
+            async with self._one_by_one:
+                begun_s = stopwatch_s()
+                with self._turns.writing():
+                    await self.write(batch)
+                written_s = stopwatch_s()
+                await self.sync(anchor)
+                return CommitTimes(written_s - begun_s, stopwatch_s() - written_s, None)
+        finally:
+            self._turns.given_back()
 
     def _flush_blocking(self, anchor: Anchor) -> float | None:
         """Called in a thread; a method of the store: it, and with it the hold, is not dropped while a thread hangs."""

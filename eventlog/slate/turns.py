@@ -5,7 +5,8 @@ so that its own flush can follow at once.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ledgerq.eventlog.clock import stopwatch_s
 from ledgerq.eventlog.runtime.meters import CommitTimes
@@ -15,7 +16,10 @@ __all__ = ["CommitTurns"]
 
 
 class CommitTurns:
-    """The turns of one store's commits. `take` and `given_back` on the event loop, `run` in threads."""
+    """The turns of one store's commits. `take` and `given_back` on the event loop, `run` in threads.
+
+    Commits by tasks, which are made one by one, use `writing` instead of `run`.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -38,6 +42,17 @@ class CommitTurns:
         self._pending -= 1
         if not self._pending:
             self._write_error = None
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write in the block, in turn; raises the error of a write before, and keeps its own for those behind it."""
+        if self._write_error is not None:
+            raise self._write_error.with_traceback(None)
+        try:
+            yield
+        except BaseException as error:
+            self._write_error = error
+            raise
 
     def run(
         self,
@@ -68,13 +83,9 @@ class CommitTurns:
                 raise TimeoutError
         newest = self._written[1]
         try:
-            if self._write_error is not None:
-                raise self._write_error.with_traceback(None)
-            write()
+            with self.writing():
+                write()
             newest = anchor
-        except BaseException as error:
-            self._write_error = error
-            raise
         finally:
             with self._changed:
                 self._written = (turn, newest)

@@ -19,7 +19,7 @@ from ledgerq.eventlog.store import Anchor, Batch
 from ledgerq.eventlog.writer import Commit, EventLog
 from tests.support.loops import settle, until
 from tests.support.rig import Faults
-from tests.support.small_logs import Watcher, append, stored, stored_bases, stored_head
+from tests.support.small_logs import Watcher, append, event, stored, stored_bases, stored_head
 
 START_MS = ManualClock().now_ms()
 
@@ -173,3 +173,88 @@ async def test_a_refusal_in_any_turn_keeps_the_order(turns: int) -> None:
         tasks += await two_callers(log)
         await asyncio.sleep(0)
     await is_whole(log, store, tasks)
+
+
+async def test_a_commit_that_is_filled_while_the_one_before_it_fails_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writer, "_AT_ONCE_EVENTS", 1)
+    hook = SlowHook(from_offset=3)
+    log, store, faults = await opened(hook)
+    faults.hold("write:before")
+    error = StoreUnavailable("gone")
+    faults.late = [error]
+    tasks = await two_callers(log)
+    await settle()
+    tasks += await two_callers(log)
+    await until(lambda: 3 in hook.filled)
+    faults.let_go("write:before")
+    assert await asyncio.gather(*tasks, return_exceptions=True) == [error] * 4
+    hook.is_held = False
+    await log.close()
+    assert store.seen == []
+    assert stored_bases(store._disk) == [0]
+
+
+class RaisingHook(Watcher):
+    """A hook that raises in one of its calls, from an offset on."""
+
+    def __init__(self, call: str, error: BaseException, from_offset: int) -> None:
+        super().__init__()
+        self._call = call
+        self._error = error
+        self._from_offset = from_offset
+
+    def fill(self, commit: Commit, batch: Batch) -> None:
+        """Raise if it is this one's turn."""
+        self._meet("fill", commit)
+        super().fill(commit, batch)
+
+    def committed(self, commit: Commit) -> None:
+        """Raise if it is this one's turn."""
+        self._meet("committed", commit)
+        super().committed(commit)
+
+    def _meet(self, call: str, commit: Commit) -> None:
+        if call == self._call and commit.base_offset >= self._from_offset:
+            raise self._error
+
+
+@pytest.mark.parametrize("call", ["fill", "committed"])
+@pytest.mark.parametrize("from_offset", [1, 3])
+async def test_an_unforeseen_error_of_the_hook_fails_every_caller_and_close_waits_for_what_is_on_its_way(
+    call: str, from_offset: int
+) -> None:
+    error = ValueError("unforeseen")
+    log, store, faults = await opened(RaisingHook(call, error, from_offset))
+    faults.hold("sync:before")
+    tasks = await two_callers(log)
+    await settle()
+    tasks += await two_callers(log)
+    closing = asyncio.create_task(log.close())
+    await settle()
+    if call == "fill" and from_offset == 3:
+        assert not closing.done()
+    faults.let_go("sync:before")
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, LogPoisoned) for result in results[from_offset - 1 :])
+    with pytest.raises(ValueError, match="unforeseen"):
+        await closing
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("ledgerq-")] == []
+    assert store.seen == []
+
+
+async def test_an_interrupt_while_a_commit_is_sent_at_once_fails_it() -> None:
+    log, store, faults = await opened(RaisingHook("fill", KeyboardInterrupt(), 3))
+    faults.hold("sync:before")
+    tasks = await two_callers(log)
+    await settle()
+    log.append(event(3))
+    first = log.committed()
+    log.append(event(4))
+    with pytest.raises(KeyboardInterrupt):
+        log.committed()
+    faults.let_go("sync:before")
+    assert all(isinstance(one, LogPoisoned) for one in await asyncio.gather(*tasks, first, return_exceptions=True))
+    with pytest.raises(KeyboardInterrupt):
+        await log.close()
