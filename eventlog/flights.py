@@ -182,8 +182,14 @@ class Flights:
         while self.under_way and (task_of := self.under_way[0].task) is not None and task_of.done():
             error = asyncio.CancelledError() if task_of.cancelled() else task_of.exception()
             if error is None:
-                self._report(self.under_way.popleft(), task_of.result())
-            else:
+                flight = self.under_way.popleft()
+                try:
+                    self._report(flight, task_of.result())
+                except BaseException as unforeseen:
+                    # Its callers are among those that are to learn of it.
+                    self.under_way.appendleft(flight)
+                    error = unforeseen
+            if error is not None:
                 self.end(error)
                 return
 

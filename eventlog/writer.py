@@ -261,9 +261,11 @@ class EventLog(LogReader):
         self._close(commit)
         try:
             self._flights.launch_at_once(commit)
-        except Exception as error:
+        except BaseException as error:
             # Its callers learn of it as those of any failed commit do; this one only happens to have sent it.
             self._flights.end(error)
+            if not isinstance(error, Exception):
+                raise
         finally:
             self._is_launching = False
 
@@ -332,9 +334,9 @@ class EventLog(LogReader):
         try:
             if self._task is not None:
                 await asyncio.shield(self._task)
+        finally:
             await self._flights.ended()
             await self._answers.given()
-        finally:
             self._tell_news()
 
     async def close(self) -> None:
