@@ -418,6 +418,67 @@ def files_set_aside_untold(patch: Patch) -> None:
     patch.setattr(memory.MemoryStore, "set_aside", none)
 
 
+def sent_behind_a_refused_commit(patch: Patch) -> None:
+    """A commit is handed to the store although one before it was refused and is to be tried again."""
+
+    async def commit(self: Any, flight: Any, batch: Any, anchor: Any) -> Any:
+        self.refusal = None
+        return await self._store.commit(batch, anchor)
+
+    async def retry(self: Any) -> None:
+        refusal, self.refusal = self.refusal, None
+        await asyncio.sleep(max(refusal.last_ms - refusal.now_ms, 1) / 1000)
+        for flight in list(self.under_way):
+            await self._send(flight)
+
+    patch.setattr(flights.Flights, "_commit", commit)
+    patch.setattr(flights.Flights, "retry", retry)
+
+
+def second_commit_told_with_the_first(patch: Patch) -> None:
+    """When one commit is durable, the one on its way behind it is taken for durable as well."""
+    real = flights.Flights._report
+
+    def report(self: Any, flight: Any, times: Any) -> None:
+        real(self, flight, times)
+        while self.under_way and self.under_way[0].task is not None:
+            real(self, self.under_way.popleft(), times)
+
+    patch.setattr(flights.Flights, "_report", report)
+
+
+def anchor_ahead_of_the_log(patch: Patch) -> None:
+    """The anchor is that of the commit that was asked for last, durable or not."""
+    real_commit, real_flush = memory.MemoryStore.commit, memory.MemoryStore.flush
+
+    async def commit(self: Any, batch: Any, anchor: Any) -> None:
+        self.asked = anchor
+        await real_commit(self, batch, anchor)
+
+    def flush(self: Any, anchor: Any = None) -> None:
+        real_flush(self, None if anchor is None else getattr(self, "asked", anchor))
+
+    patch.setattr(memory.MemoryStore, "commit", commit)
+    patch.setattr(memory.MemoryStore, "flush", flush)
+
+
+def older_of_two_states_taken(patch: Patch) -> None:
+    """Of a job that both commits on their way concern, the state after the first one counts."""
+
+    def newer(self: Any, id: bytes) -> Any:
+        if id in self.changes:
+            return self.changes[id]
+        return next(touched[id] for touched in self._undurable if id in touched)[1]
+
+    patch.setattr(writer_state.Newer, "__getitem__", newer)
+
+
+def only_the_oldest_commit_is_newer_than_the_store(patch: Patch) -> None:
+    """Reads leave out what the second commit on its way has touched."""
+    real = writer_state.Newer.__init__
+    patch.setattr(writer_state.Newer, "__init__", lambda self, undurable: real(self, undurable[:1]))
+
+
 DEFECTS: dict[str, Callable[[Patch], None]] = {
     one.__name__: one
     for one in (
@@ -460,5 +521,10 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         worker_renews_nothing,
         handlers_run_without_end,
         files_set_aside_untold,
+        sent_behind_a_refused_commit,
+        second_commit_told_with_the_first,
+        anchor_ahead_of_the_log,
+        older_of_two_states_taken,
+        only_the_oldest_commit_is_newer_than_the_store,
     )
 } | {"scheduled_rows_left": _rows_left(SCHEDULED), "claimed_rows_left": _rows_left(CLAIMED)}

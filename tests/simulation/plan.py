@@ -78,7 +78,17 @@ def make_plan(seed: int) -> Plan:
         at_ms = moves[-1].at_ms if moves and rng.random() < 0.3 else rng.randrange(length_ms)
         cancel = rng.choice((0, 1, 5, 50, 500)) if what in _CALLS and rng.random() < 0.08 else None
         moves.append(Move(at_ms, what, args, cancel))
+    if settings["overlap"] and settings["checks_clock"]:
+        moves += _clock_steps(random.Random(f"clock steps {seed}"), length_ms)
     return Plan(seed, settings, tuple(sorted(moves, key=lambda move: move.at_ms)))
+
+
+def _clock_steps(rng: random.Random, length_ms: int) -> list[Move]:
+    """Small steps back, as a time service makes them: what the store refuses then is soon tried again."""
+    times_ms = [rng.randrange(length_ms) for _ in range(rng.choice((0, 40, 80)))]
+    return [
+        Move(at_ms, "jump", {"by_ms": -rng.choice((5, 50, 200, 1000)), "back_after_ms": None}) for at_ms in times_ms
+    ]
 
 
 _CALLS: Final = frozenset(

@@ -42,8 +42,10 @@ SLOW_DEFECTS = {
 }
 # Rare ones: they need a world in which several things meet, and the first such worlds are far from seed 0.
 FIRST_SEED = {
+    "anchor_ahead_of_the_log": 160,
     "drained_before_the_flush": 60,
     "failed_queue_rings_for_ever": 600,
+    "older_of_two_states_taken": 260,
     "refusals_told_before_the_flush": 60,
 }
 

@@ -189,13 +189,6 @@ class WriterState:
         """Whether the newest state of this job is not durable yet."""
         return id in self._touched or any(id in filled.touched for filled in self._in_flight)
 
-    def known(self, id: bytes) -> Job | None:
-        """The job's newest state if memory holds it; None when it must be read (or is gone: see `undurable`)."""
-        touched = self._touched.get(id)
-        for filled in reversed(self._in_flight):
-            touched = touched or filled.touched.get(id)
-        return touched[1] if touched is not None else self.claimed.get(id)
-
     @contextmanager
     def watch(self) -> Iterator[Newer]:
         """Collect, while the block runs, all jobs staged or not yet durable by id: newer than the store's answers."""

@@ -122,7 +122,9 @@ async def test_nothing_is_sent_while_a_refused_commit_waits_for_the_clock() -> N
     await is_whole(log, store, tasks)
 
 
-async def test_a_commit_that_is_filled_while_the_one_before_it_is_refused_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_commit_that_is_filled_while_the_one_before_it_is_refused_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(writer, "_AT_ONCE_EVENTS", 1)
     hook = SlowHook(from_offset=3)
     log, store, faults = await opened(hook)
@@ -138,7 +140,9 @@ async def test_a_commit_that_is_filled_while_the_one_before_it_is_refused_is_not
     await is_whole(log, store, tasks)
 
 
-async def test_a_commit_that_is_sent_again_waits_for_the_one_before_it_that_is_refused_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_commit_that_is_sent_again_waits_for_the_one_before_it_that_is_refused_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(writer, "_AT_ONCE_EVENTS", 1)
     hook = SlowHook(from_offset=3)
     hook.is_held = False
