@@ -72,7 +72,6 @@ class SlateStore(SlateReads):
         self.fence: FenceCheck | None = None
         self._threads = DaemonThreads("ledgerq-sync")
         self._turns = CommitTurns()
-        self._one_by_one = asyncio.Lock()
         self._files = FileSync(location.folder, fsync=options.fsync) if location.is_file else None
         self._upkeep: Upkeep | None = None
         self._anchor: ObjectAnchor | None = None
@@ -182,17 +181,13 @@ class SlateStore(SlateReads):
         return times
 
     async def _commit_by_tasks(self, batch: Batch, anchor: Anchor) -> CommitTimes:
-        self._turns.take()
-        try:
-            async with self._one_by_one:
-                begun_s = stopwatch_s()
-                with self._turns.writing():
-                    await self.write(batch)
-                written_s = stopwatch_s()
-                await self.sync(anchor)
-                return CommitTimes(written_s - begun_s, stopwatch_s() - written_s, None)
-        finally:
-            self._turns.given_back()
+        async with self._turns.one_by_one():
+            begun_s = stopwatch_s()
+            with self._turns.writing():
+                await self.write(batch)
+            written_s = stopwatch_s()
+            await self.sync(anchor)
+            return CommitTimes(written_s - begun_s, stopwatch_s() - written_s, None)
 
     def _flush_blocking(self, anchor: Anchor) -> float | None:
         """Called in a thread; a method of the store: it, and with it the hold, is not dropped while a thread hangs."""

@@ -4,9 +4,10 @@ A commit runs in a thread of its own. While one is being flushed and synced, the
 so that its own flush can follow at once.
 """
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from ledgerq.eventlog.clock import stopwatch_s
 from ledgerq.eventlog.runtime.meters import CommitTimes
@@ -18,12 +19,13 @@ __all__ = ["CommitTurns"]
 class CommitTurns:
     """The turns of one store's commits. `take` and `given_back` on the event loop, `run` in threads.
 
-    Commits by tasks, which are made one by one, use `writing` instead of `run`.
+    Where no threads make commits, `one_by_one` stands for the first two and `writing` for a part of the third.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._flushing = threading.Lock()
+        self._one_by_one = asyncio.Lock()
         self._taken = 0
         self._pending = 0
         self._written: tuple[int, Anchor | None] = (0, None)
@@ -42,6 +44,16 @@ class CommitTurns:
         self._pending -= 1
         if not self._pending:
             self._write_error = None
+
+    @asynccontextmanager
+    async def one_by_one(self) -> AsyncIterator[None]:
+        """Take a turn for the block, which begins when those before it have ended."""
+        self.take()
+        try:
+            async with self._one_by_one:
+                yield
+        finally:
+            self.given_back()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
