@@ -36,7 +36,7 @@ _FULL_EVENTS: Final = 10_000
 _FULL_BYTES: Final = 8 * 1024 * 1024
 _STORE_CHECK_INTERVAL_MS: Final = 1000
 # A commit of so many events is encoded and filled in one turn of the event loop.
-_AT_ONCE_EVENTS: Final = 250
+_AT_ONCE_EVENTS: Final = 150
 
 
 class EventLog(LogReader):
