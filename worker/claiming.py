@@ -83,7 +83,7 @@ class Claiming:
         """Ask for more where there is room for more."""
         free = self._slots.free - self._asked
         if not self._is_short and len(self._calls) < _MAX_CALLS_AHEAD:
-            ahead = self._slots.prefetch.claims(self._queue.clock.now_ms())
+            ahead = self._slots.ahead
             # In pieces that are worth a call each, and spread over the commits.
             if ahead and free + ahead >= max(1, ahead // _MAX_CALLS_AHEAD):
                 self._asked += (limit := min(free + ahead, _MAX_BATCH_AHEAD))
