@@ -99,4 +99,5 @@ class Claiming:
             if not await self._fetch(limit, wait=0.0):
                 self._is_short = True
         except Exception:
-            self._is_short = True  # the call that waits meets the same error, and knows what to do
+            self._is_short = True
+            self.go_on()  # the call that waits, which may have left all slots to this one, knows what to do

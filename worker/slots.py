@@ -188,6 +188,7 @@ class Slots:
                 extra=about("claims_returned", claims=len(waiting)),
             )
             self._settle_waiting()
+            self._turn_soon()  # slots may be free though no handler runs whose end would ask for more
         if waiting:
             self._watch_waiting()
 
