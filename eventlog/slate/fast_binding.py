@@ -13,6 +13,7 @@ import ctypes
 import itertools
 import struct
 import threading
+from collections.abc import Callable
 from typing import Any, Final
 
 from slatedb.uniffi import Db, DbIterator, DbReader, FlushOptions, FlushType, WriteHandle, WriteOptions
@@ -96,7 +97,7 @@ class FastLane:
             reverse: _encoded(binding._UniffiFfiConverterTypeScanOptions, scan_options(reverse=reverse))
             for reverse in (False, True)
         }
-        self._parse = parse_rows
+        self._parse: Callable[[bytes], list[Row]] = parse_rows
         self._error = binding._UniffiFfiConverterTypeError
         self._lift_handle = binding._UniffiFfiConverterTypeWriteHandle.lift
         self._lift_rows = binding._UniffiFfiConverterTypeDbIterator.lift

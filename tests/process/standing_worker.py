@@ -99,14 +99,16 @@ def stand_still(queue: Queue, kind: int) -> None:
     """The first commit that holds such an event waits for the cue before it is written."""
     store: Any = queue.log.store
     commit = store.commit
+    in_order = asyncio.Lock()  # of the calls, which is that of the writes
 
     async def held(batch: Any, anchor: Any) -> None:
         flights = queue.log._flights.under_way
         commit_of = next(flight.commit for flight in flights if flight.commit.base_offset == anchor.base_offset)
-        if kind in commit_of.kinds and not cue():
-            say(f"at {MOMENT}")
-            while not cue():
-                await asyncio.sleep(POLL_S)
+        async with in_order:
+            if kind in commit_of.kinds and not cue():
+                say(f"at {MOMENT}")
+                while not cue():
+                    await asyncio.sleep(POLL_S)
         await commit(batch, anchor)
 
     store.commit = held

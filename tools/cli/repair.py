@@ -85,12 +85,13 @@ async def _audit(
     given = _projections(projections)
     if only is not None:
         _check_name(only, given)
+    # Before the store is opened: then the view holds the commit that it names.
+    last = await read_recorded_audit(url) if since_last else None
     async with reading(url, may_be_damaged=True) as reader:
         with progress("auditing", quiet=output.as_json) as report:
             store, clock = reader.store, reader.clock
             try:
                 if since_last:
-                    last = await read_recorded_audit(url)
                     found = await audit_since(store, last, clock=clock, anchor=anchor, progress=report)
                 else:
                     found = await run_audit(

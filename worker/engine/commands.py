@@ -1,5 +1,7 @@
 """The commands of operators to jobs and queues. Each stages an event with actor and reason."""
 
+import asyncio
+
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.events import QueuePaused, QueueResumed
 from ledgerq.eventlog.keys import queue_name_bytes
@@ -23,6 +25,7 @@ async def cancel(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
     """Cancel a job, as `Queue.cancel` does."""
     core.log.check()
     async with core.operating:
+        await asyncio.sleep(0)  # a store in memory answers at once: thousands of calls would be one turn of the loop
         await core.log.until_not_full()
         job = await find(core, job_id)
         options = core.options(job.queue)
@@ -38,6 +41,7 @@ async def requeue(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
     """Requeue a dead job, as `Queue.requeue` does."""
     core.log.check()
     async with core.operating:
+        await asyncio.sleep(0)  # a store in memory answers at once: thousands of calls would be one turn of the loop
         await core.log.until_not_full()
         job = await find(core, job_id)
         async with core.admission.unique(job) as holder:

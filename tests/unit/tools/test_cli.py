@@ -1,6 +1,7 @@
 """The command line: reading, JSON, exit codes, errors on one line, and that reading disturbs no writer."""
 
 import asyncio
+import io
 import json
 import os
 import pty
@@ -453,6 +454,33 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(
         report(50, 200)
         report(60, 200)
     assert capsys.readouterr().err == "ledgerq: auditing: 50 of 200 events (25 %)\n"
+
+
+def test_progress_at_a_terminal_has_a_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with output.progress("auditing") as report:
+        for done in (0, 50, 100):
+            report(done, 200)
+    shown = terminal.getvalue()
+    assert "100/200" in shown
+    assert "events/s" in shown
+    assert ":" in shown.rpartition("events/s")[2], "the time left"
+
+
+def test_nothing_is_shown_under_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    with output.progress("auditing", quiet=True) as report:
+        now_s = 11.0
+        report(50, 200)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_json_on_a_stream_that_is_not_unicode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
