@@ -8,6 +8,7 @@ import pytest
 
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.events import Acked
+from ledgerq.worker import worker as worker_module
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import QueueOptions
@@ -279,3 +280,27 @@ async def test_a_thread_that_goes_on_after_its_time_keeps_its_slot_though_its_ou
             await until(lambda: not worker._slots.held)
             await rig.advance(10)
         assert stage.started == [b"1", b"2", b"1"]
+
+
+async def test_a_worker_that_ends_while_the_store_does_not_answer_says_so_and_the_outcome_is_durable_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_module, "_STUBBORN_WAIT_S", 0.0)
+    cues = Cues([b"1"])
+    async with Rig() as rig:
+        added = await rig.queue.enqueue("q", b"1")
+        worker = Worker(rig.queue, grace=10)
+        worker.handler("q")(cues)
+        async with working(worker) as run:
+            rig.faults.hold("sync:before")
+            await cues.end(b"1")
+            worker.stop()
+            await settle()
+            assert not run.done()
+            await rig.advance(10)
+            await finish(run)
+            assert outcomes(worker) == {"unknown": 1}
+            rig.faults.let_go("sync:before")
+        assert (await rig.queue.get(added.job_id)).state == "done"
+    events = [getattr(record, "ledgerq_event", None) for record in caplog.records if record.name == "ledgerq.worker"]
+    assert events == ["handler_stuck", "outcome_unknown"]
