@@ -185,7 +185,7 @@ class Inspector:
         if self._closed:
             return
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="ledgerq-look")
+            self._task = asyncio.create_task(self._run(), name="ledgerq-inspection")
         await asyncio.wait({self._task}, timeout=_SCRAPE_WAIT_S)
         self._is_fresh = True
 
@@ -194,11 +194,11 @@ class Inspector:
             await self._inspect()
         except LedgerError as error:
             # That a store does not answer is seen by the age of the last inspection.
-            _log.debug("a look at the store for metrics failed: %s", error, extra=about("look_failed"))
+            _log.debug("inspecting the store for metrics failed: %s", error, extra=about("inspection_failed"))
         except Exception:
             if self._throttle.may(round(self._loop.time() * 1000)):
                 left_out = self._throttle.take_left_out()
-                _log.exception("a look at the store for metrics failed%s", left_out, extra=about("look_failed"))
+                _log.exception("inspecting the store for metrics failed%s", left_out, extra=about("inspection_failed"))
 
     def before_scrape(self) -> None:
         """Inspect, and wait for the result: in another thread a second at most, on the loop itself not at all.
@@ -211,7 +211,7 @@ class Inspector:
             if self._is_fresh:
                 self._is_fresh = False
             elif self._task is None or self._task.done():
-                self._task = self._loop.create_task(self._run(), name="ledgerq-look")
+                self._task = self._loop.create_task(self._run(), name="ledgerq-inspection")
             return
         looking = asyncio.run_coroutine_threadsafe(self.refresh(), self._loop)
         with suppress(TimeoutError, CancelledError):  # the loop may end meanwhile

@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt
+from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.tools.cli.audit_report import audit_json, audit_text
 from ledgerq.tools.cli.salvage import lost_payload_json, lost_payload_lines, salvage_into
 from ledgerq.tools.console.arguments import Actor, AsJson, TakeOver, Url, Wait, import_object
 from ledgerq.tools.console.opening import NOT_IN_USE, Access, execute, opened_store, reading, refuse_memory
-from ledgerq.tools.console.output import Output, progress
+from ledgerq.tools.console.output import Output, plural, progress
 
 if TYPE_CHECKING:
-    from ledgerq.eventlog.store import Anchor
+    from ledgerq.eventlog.store import Anchor, Store
     from ledgerq.projections.rebuild import RebuildReport
     from ledgerq.projections.runner import Projection
 
@@ -241,6 +242,8 @@ async def _rebuild(
     async with opened_store(url, access) as store:
         if only is not None and await store.get(REBUILD_KEY) is not None:
             raise InvalidArgument(f"a rebuild of {url} was interrupted, so all must be rebuilt: leave out --only")
+        if until is not None and await store.get(REBUILD_KEY) is None:
+            await _refuse_to_cut_what_is_proven(store, url, until, output)
         with LogCorrupt.locating(url), progress("replaying the log", quiet=output.as_json) as show:
             report = await rebuild(
                 store,
@@ -253,6 +256,28 @@ async def _rebuild(
                 progress=show,
             )
     _rebuild_result(url, report, output, cut=until is not None)
+
+
+async def _refuse_to_cut_what_is_proven(store: "Store", url: str, until: int, output: Output) -> None:
+    """Raise `InvalidArgument` where a cut would drop events of a log in which nothing is wrong."""
+    from ledgerq.eventlog.clock import SystemClock
+    from ledgerq.eventlog.log import LogReader
+    from ledgerq.projections.replay import fold_verified
+
+    log = LogReader(store, clock=SystemClock())
+    try:
+        await log.check_anchor(await store.read_anchor())
+        with progress("looking whether it must be cut", quiet=output.as_json) as show:
+            proven, _ = await fold_verified(log, progress=show)
+    except LedgerError:
+        return
+    dropped = proven.head.next_offset - until
+    if dropped > 0:
+        new = rebuild_command(url, f"--into NEW_URL --until {until}")
+        raise InvalidArgument(
+            f"nothing is wrong with the log of {url}, so it is not cut: {plural(dropped, 'event')} would be lost. "
+            f"Leave out --until; a shorter copy is made by: {new}"
+        )
 
 
 async def _rebuild_into(url: str, into: str, actor: str, reason: str, until: int | None, output: Output) -> None:

@@ -140,6 +140,17 @@ def test_a_changed_log_is_refused_unless_it_is_cut(cli: Cli, ledger: Ledger) -> 
     assert cli.ok("jobs", ledger.url, "mail", "--json").out.count("\n") == 2
 
 
+def test_a_log_in_which_nothing_is_wrong_is_not_cut(cli: Cli, ledger: Ledger, tmp_path: Path) -> None:
+    events = cli.ok("audit", ledger.url, "--json").json["events"]
+    line = cli.fails(2, "rebuild-projections", ledger.url, "--until", 7)
+    assert f"{events - 7} events would be lost" in line
+    assert f"rebuild-projections {ledger.url} --into NEW_URL --until 7" in line
+    assert cli.ok("audit", ledger.url, "--json").json["events"] == events
+    cli.ok("rebuild-projections", ledger.url, "--until", events)
+    copied = cli.ok("rebuild-projections", ledger.url, "--into", tmp_path / "new", "--until", 7, "--json").json
+    assert copied["events"] == 7
+
+
 def test_a_rolled_back_log_that_is_accepted_is_written_to_though_no_row_differs(
     cli: Cli, ledger: Ledger, tmp_path: Path
 ) -> None:

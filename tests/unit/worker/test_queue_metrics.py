@@ -238,7 +238,7 @@ async def test_a_look_that_fails_in_an_unforeseen_way_is_logged_and_harms_nobody
     for _ in range(20):
         await inspector.refresh()
     await inspector.close()
-    assert 1 <= caplog.text.count("a look at the store for metrics failed") <= 6
+    assert 1 <= caplog.text.count("inspecting the store for metrics failed") <= 6
     assert "RuntimeError: boom" in caplog.text
 
 

@@ -70,14 +70,14 @@ async def test_a_commit_that_hangs_makes_it_unready_until_it_is_durable() -> Non
 async def test_a_fenced_and_a_closed_queue_are_not_ready_though_their_store_is_there() -> None:
     async with Rig() as rig:
         old = rig.queue
-        readiness = QueueReadiness(old, StoreProbe(rig.store, look=Checks()))
+        readiness = QueueReadiness(old, StoreProbe(rig.store, read=Checks()))
         assert await readiness.reasons() == []
         await rig.open()
         await rig.advance(2)
         (reason,) = await readiness.reasons()
         assert "another writer opened the store" in reason
         await old.close()
-        readiness = QueueReadiness(rig.queue, StoreProbe(rig.store, look=Checks()))
+        readiness = QueueReadiness(rig.queue, StoreProbe(rig.store, read=Checks()))
         await rig.queue.close()
         (reason,) = await readiness.reasons()
         assert "closed" in reason
@@ -86,11 +86,11 @@ async def test_a_fenced_and_a_closed_queue_are_not_ready_though_their_store_is_t
 async def test_the_store_is_looked_at_once_for_many_and_again_when_the_answer_is_old() -> None:
     looks = Checks()
     looks.error = StoreUnavailable("the disk\nis gone")
-    probe = StoreProbe(MemoryStore(), look=looks, valid_s=60)
+    probe = StoreProbe(MemoryStore(), read=looks, valid_s=60)
     assert await asyncio.gather(*(probe.reason() for _ in range(20))) == ["the disk is gone"] * 20
     assert await probe.reason() == "the disk is gone"
     assert (looks.count, looks.most_at_once) == (1, 1)
-    hasty = StoreProbe(MemoryStore(), look=looks, valid_s=0)
+    hasty = StoreProbe(MemoryStore(), read=looks, valid_s=0)
     assert await hasty.reason() == "the disk is gone"
     looks.error = None
     assert await hasty.reason() is None
@@ -100,7 +100,7 @@ async def test_the_store_is_looked_at_once_for_many_and_again_when_the_answer_is
 async def test_a_store_that_hangs_is_waited_for_by_one_look_alone() -> None:
     looks = Checks()
     looks.answers.clear()
-    probe = StoreProbe(MemoryStore(), look=looks, limit_s=0.02, valid_s=0)
+    probe = StoreProbe(MemoryStore(), read=looks, limit_s=0.02, valid_s=0)
     late = "memory:/// did not answer within 0.02 s"
     assert await asyncio.gather(*(probe.reason() for _ in range(5))) == [late] * 5
     assert await probe.reason() == late
