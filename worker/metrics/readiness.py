@@ -19,7 +19,7 @@ _PROBE_VALID_S: Final = 10.0
 # A commit takes milliseconds on a disk and well below a second in a bucket.
 _STUCK_COMMIT_MS: Final = 10_000
 
-Look = Callable[[], Awaitable[object]]
+StoreRead = Callable[[], Awaitable[object]]
 
 
 def one_line(error: BaseException) -> str:
@@ -34,16 +34,16 @@ class StoreProbe:
         self,
         store: ReadStore,
         *,
-        look: Look | None = None,
+        read: StoreRead | None = None,
         limit_s: float = _PROBE_LIMIT_S,
         valid_s: float = _PROBE_VALID_S,
     ) -> None:
-        """An answer counts for `valid_s` seconds. `look` raises when the store is out of reach (None: one request)."""
+        """An answer counts for `valid_s` seconds. `read` raises when the store is out of reach (None: one request)."""
         self._location = store.location
         self._limit_s = limit_s
         self._valid_s = valid_s
         self._threads = DaemonThreads("ledgerq-probe")
-        self._check = look or self._usual(store)
+        self._check = read or self._usual(store)
         self._looking: asyncio.Task[None] | None = None
         self._began_s = 0.0
         self._seen_s: float | None = None
@@ -79,7 +79,7 @@ class StoreProbe:
             self._looking = None
             self._seen_s = asyncio.get_running_loop().time()
 
-    def _usual(self, store: ReadStore) -> Look:
+    def _usual(self, store: ReadStore) -> StoreRead:
         """The usual probe, one request to the storage: a read from the store itself may be answered from memory."""
         try:
             location = parse_location(store.location)
