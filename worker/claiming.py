@@ -83,7 +83,7 @@ class Claiming:
         """Ask for more where there is room for more."""
         free = self._slots.free - self._asked
         if not self._is_short and len(self._calls) < _MAX_CALLS_AHEAD:
-            ahead = self._slots.prefetch.claims(self._queue.clock.now_ms())
+            ahead = self._slots.ahead
             # In pieces that are worth a call each, and spread over the commits.
             if ahead and free + ahead >= max(1, ahead // _MAX_CALLS_AHEAD):
                 self._asked += (limit := min(free + ahead, _MAX_BATCH_AHEAD))
@@ -99,4 +99,5 @@ class Claiming:
             if not await self._fetch(limit, wait=0.0):
                 self._is_short = True
         except Exception:
-            self._is_short = True  # the call that waits meets the same error, and knows what to do
+            self._is_short = True
+            self.go_on()  # the call that waits, which may have left all slots to this one, knows what to do

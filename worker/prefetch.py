@@ -54,8 +54,8 @@ class Prefetch:
         took_ms = max(0, took_ms)
         self._commit_ms += _SMOOTHING_COMMITS * (took_ms - self._commit_ms) if self._commit_ms else took_ms
 
-    def claims(self, now_ms: int) -> int:
-        """How many claims to hold for slots that aren't free yet."""
+    def claims(self, now_ms: int, waiting_bytes: float = 0.0) -> int:
+        """How many claims to hold for slots that aren't free yet. `waiting_bytes`: the mean payload of those held."""
         if now_ms - self._since_ms >= _WINDOW_MS or now_ms < self._since_ms:
             self._measure(now_ms)
         rate = self._rate
@@ -65,7 +65,8 @@ class Prefetch:
             # Handlers that began together end together: what ends in a short while says little of what will.
             rate = min(rate, self._concurrency / self._mean_took_ms)
         claims = rate * min(_COMMITS * self._commit_ms, self._longest_wait_ms)
-        return int(min(claims, self._limit, _MAX_BYTES / max(1.0, self._mean_bytes)))
+        # Large ones can follow small ones, and what waits is not among those that have ended.
+        return int(min(claims, self._limit, _MAX_BYTES / max(1.0, self._mean_bytes, waiting_bytes)))
 
     def _measure(self, now_ms: int) -> None:
         elapsed_ms, ended = now_ms - self._since_ms, self._ended

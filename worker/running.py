@@ -135,6 +135,7 @@ class Running:
         except asyncio.CancelledError as error:
             if self.stopped is None and task is not None and task.cancelling() > 0:
                 self.stopped = "released"  # cancelled from outside
+                job.stop_requested = True
             self.error = error
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             if isinstance(error, GeneratorExit) and not _is_running(task):
@@ -169,6 +170,8 @@ class Running:
         self.handling = False
         # Thousands may be on their way to the log: what only the handler needed goes now.
         self._task = self._job = self._timer = None
+        if self._thread is not None and self._thread.done():
+            self._thread = None  # it keeps what the handler returned
         self._runner.handled(self)
 
     # ------------------------------------------------------------------ settling
@@ -181,7 +184,7 @@ class Running:
     @property
     def keeps_slot(self) -> bool:
         """Whether a thread goes on after its time: its slot isn't free."""
-        return self._thread is not None and self.stopped != "released" and not self._thread.done()
+        return self._thread is not None and not self._thread.done()
 
     async def thread_ended(self) -> None:
         """Wait for the end of a thread that goes on after its time."""

@@ -61,22 +61,29 @@ class Settling:
         if running.is_done:
             self._acks.append(running)
         else:
-            self._start(self._settle(running))
+            self._start(self._settle(running), [running])
 
     def flush(self) -> None:
         """Ack what has ended well since the last call."""
         acks, self._acks = self._acks, []
         for at in range(0, len(acks), _ACKS_AT_ONCE):
-            self._start(self._ack(acks[at : at + _ACKS_AT_ONCE]))
+            batch = acks[at : at + _ACKS_AT_ONCE]
+            self._start(self._ack(batch), batch)
 
-    def _start(self, settling: Coroutine[Any, Any, None]) -> None:
+    def _start(self, settling: Coroutine[Any, Any, None], settled: list[Running]) -> None:
+        def over(task: asyncio.Task[None]) -> None:
+            self.tasks.discard(task)
+            if task.cancelled():  # even before its first step
+                for running in settled:
+                    self._end(running, "unknown")
+
         task = asyncio.create_task(settling, name="ledgerq-settle")
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(over)
 
     async def _ack(self, acks: list[Running]) -> None:
         queue, begun_ms = self._queue, self._clock.now_ms()
-        lost: frozenset[int] | None = frozenset()
+        lost: frozenset[int] | None = frozenset()  # None: all
         outcome: Outcome = "unknown"
         try:
             if len(acks) == 1:
@@ -87,13 +94,12 @@ class Settling:
             self._committed(self._clock.now_ms() - begun_ms)
         except ClaimLost as error:
             outcome = "done"
-            lost = error.offsets if len(acks) > 1 else None
+            lost = error.offsets or None
         except Exception as error:
             self._failed(error)
-        finally:
-            for running in acks:
-                is_lost = lost is None or running.claim.offset in lost
-                self._end(running, "lost" if is_lost else outcome)
+        for running in acks:
+            is_lost = lost is None or running.claim.offset in lost
+            self._end(running, "lost" if is_lost else outcome)
 
     async def _settle(self, running: Running) -> None:
         outcome: Outcome = "unknown"
@@ -103,8 +109,7 @@ class Settling:
             outcome = "lost"
         except Exception as error:
             self._failed(error)
-        finally:
-            self._end(running, outcome)
+        self._end(running, outcome)
 
     def _end(self, running: Running, outcome: Outcome) -> None:
         self.jobs -= 1

@@ -63,6 +63,7 @@ class Slots:
         self._changed: Callable[[], None]
         self._runner: Runner
         self._waiting: deque[Running] = deque()
+        self._waiting_bytes = 0
         self._busy = 0
         self._outliving: dict[Running, asyncio.Task[None]] = {}
         self._is_turning = False
@@ -92,12 +93,19 @@ class Slots:
         """How many slots are free beyond those that the claims in hand will take; negative when more are in hand."""
         return self._concurrency - self._busy - len(self._waiting)
 
+    @property
+    def ahead(self) -> int:
+        """How many claims to hold for slots that aren't free yet."""
+        waiting = len(self._waiting)
+        return self.prefetch.claims(self._clock.now_ms(), self._waiting_bytes / waiting if waiting else 0.0)
+
     def arrive(self, claims: Sequence[Claim]) -> None:
         """Take claims in hand, and begin their handlers as slots become free."""
         now_ms = self._clock.now_ms()
         for claim in claims:
             running = self.held[claim] = Running(self._runner, claim, self._handlers[claim.queue], now_ms)
             self._waiting.append(running)
+            self._waiting_bytes += len(claim.record.payload)
         self._begin_waiting()
         if self._waiting and self._late is None:
             self._watch_waiting()
@@ -106,7 +114,7 @@ class Slots:
     def _begin_waiting(self) -> None:
         waiting, settling = self._waiting, self.settling
         while waiting and self._busy < self._concurrency and not self._is_closed and not settling.full:
-            running = waiting.popleft()
+            running = self._next_waiting()
             self._busy += 1
             try:
                 running.begin()
@@ -115,10 +123,16 @@ class Slots:
                 del self.held[running.claim]
                 self._failed(error)
 
+    def _next_waiting(self) -> Running:
+        running = self._waiting.popleft()
+        self._waiting_bytes -= len(running.claim.record.payload)
+        return running
+
     def _handled(self, running: Running) -> None:
         """A handler has ended: its slot is free, unless its thread goes on, and its claim is settled."""
         self.prefetch.ended(self._clock.now_ms() - running.begun_ms, len(running.claim.record.payload))
-        if running.keeps_slot:
+        is_left = self._is_closed and running.stopped == "released"  # at the worker's end, which doesn't wait for it
+        if running.keeps_slot and not is_left:
             self._outliving[running] = asyncio.create_task(self._outlive(running), name="ledgerq-outlive")
         else:
             self._busy -= 1
@@ -158,13 +172,15 @@ class Slots:
     # ------------------------------------------------------------------ claims that wait for too long
 
     def _watch_waiting(self) -> None:
-        self._late = self._clock.call_at(self._clock.now_ms() + self.prefetch.patience_ms, self._return_late)
+        due_ms = self._waiting[0].arrived_ms + self.prefetch.patience_ms
+        self._late = self._clock.call_at(due_ms, self._return_late)
 
     def _return_late(self) -> None:
         """Give all waiting claims back if the first has waited for too long, since the others would wait longer."""
         self._late = None
         now_ms, waiting = self._clock.now_ms(), self._waiting
-        if waiting and now_ms - waiting[0].arrived_ms >= self.prefetch.patience_ms:
+        # (What arrived later than now has waited for as long, by a clock that was set back.)
+        if waiting and not 0 <= now_ms - waiting[0].arrived_ms < self.prefetch.patience_ms:
             self.prefetch.was_wrong(now_ms)
             _log.info(
                 "gave back %d claims, for which no handler was free in time",
@@ -172,12 +188,13 @@ class Slots:
                 extra=about("claims_returned", claims=len(waiting)),
             )
             self._settle_waiting()
+            self._turn_soon()  # slots may be free though no handler runs whose end would ask for more
         if waiting:
             self._watch_waiting()
 
     def _settle_waiting(self) -> None:
         while self._waiting:
-            self.settling.add(self._waiting.popleft())
+            self.settling.add(self._next_waiting())
 
     # ------------------------------------------------------------------ the end
 
@@ -192,10 +209,6 @@ class Slots:
         if not but_begun:
             for running in [*self.held.values()]:
                 running.stop(reason)
-
-    def unsettled(self) -> list[Running]:
-        """The claims that wait for a slot or whose handlers run: their leases must hold."""
-        return [running for running in self.held.values() if running.handling or not running.begun]
 
     async def emptied(self) -> None:
         """Wait until all handlers have ended and all settlements are over."""

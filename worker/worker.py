@@ -192,7 +192,9 @@ class Worker:
     async def _renew(self) -> None:
         """Renew all leases when a third of the shortest one has passed.
 
-        Each by itself: that a claim is lost is raised once it is durable, and no other lease may end meanwhile.
+        Each by itself: that a claim is lost is raised once it is durable, and no other lease may end meanwhile. Those
+        whose settlements are on their way, too: `Queue` ends a lease when it takes a settlement, a queue of the user's
+        own may do so later.
         """
         lease_s = min(self.queue.options(queue).lease_s for queue in self._handlers)
         clock = self.queue.clock
@@ -201,7 +203,7 @@ class Worker:
             while self._failure is None:
                 await sleep_until(clock, clock.now_ms() + max(1, round(lease_s * 1000 / 3)))
                 renewing = {claim: task for claim, task in renewing.items() if not task.done()}
-                due = [running for running in self._slots.unsettled() if running.claim not in renewing]
+                due = [running for claim, running in self._slots.held.items() if claim not in renewing]
                 for at, running in enumerate(due, start=1):
                     renewing[running.claim] = group.create_task(self._extend(running))
                     if at % _RENEWALS_AT_ONCE == 0:

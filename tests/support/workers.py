@@ -78,7 +78,7 @@ class _Steady(Prefetch):
         self._claims = claims
         self._patience_ms = patience_ms
 
-    def claims(self, now_ms: int) -> int:
+    def claims(self, now_ms: int, waiting_bytes: float = 0.0) -> int:
         """So many."""
         return self._claims
 

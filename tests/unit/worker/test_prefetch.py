@@ -161,8 +161,7 @@ async def test_prefetch_is_the_most_that_is_fetched_ahead(prefetch: int, monkeyp
 
         @worker.handler("q")
         async def handle(job: JobContext) -> None:
-            unsettled = len(worker._slots.unsettled())
-            waiting.append(unsettled)
+            waiting.append(len(worker._slots._waiting) + worker._slots._busy)
 
         async with working(worker):
             rig.is_slow = True

@@ -170,6 +170,34 @@ async def test_leases_are_renewed_though_the_end_of_another_job_is_not_durable_f
         assert (stats.done, stats.totals["claimed"], stats.totals["lease_expired"]) == (2, 2, 0)
 
 
+async def test_the_lease_of_a_claim_is_renewed_while_a_queue_of_ones_own_delays_its_ack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[bytes] = []
+    other = asyncio.Event()
+    async with Rig(default=QueueOptions(lease_s=30.0)) as rig:
+        await rig.queue.enqueue("q", b"x")
+        ack = rig.queue.ack
+
+        async def ack_late(claim: Claim) -> None:
+            await other.wait()
+            await ack(claim)
+
+        monkeypatch.setattr(rig.queue, "ack", ack_late)
+        worker = Worker(rig.queue)
+
+        @worker.handler("q")
+        async def handle(job: JobContext) -> None:
+            started.append(job.payload)
+
+        async with working(worker, until_empty=True):
+            for _ in range(6):
+                await rig.advance(10)
+            other.set()
+        stats = await rig.queue.stats("q")
+        assert (started, stats.done, stats.totals["lease_expired"]) == ([b"x"], 1, 0)
+
+
 async def test_a_renewal_that_fails_ends_the_worker_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
 

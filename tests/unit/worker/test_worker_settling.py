@@ -8,13 +8,15 @@ import pytest
 
 from ledgerq.eventlog.errors import StoreUnavailable
 from ledgerq.eventlog.events import Acked
+from ledgerq.worker import worker as worker_module
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.execution import JobContext
+from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle, until
 from tests.support.rig import Rig
 from tests.support.scrapes import numbers
-from tests.support.workers import Stage, ThreadStage, fetching_ahead, finish, working
+from tests.support.workers import Stage, ThreadStage, fetching_ahead, finish, state_of, working
 
 
 def outcomes(worker: Worker) -> dict[str, float]:
@@ -140,6 +142,60 @@ async def test_of_several_acks_those_that_are_lost_are_known_and_the_others_done
         assert f"job {added[1].job_id} (q): its result doesn't count" in caplog.text
 
 
+async def test_when_a_queue_of_ones_own_does_not_say_which_acks_are_lost_none_counts_as_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cues = Cues([b"1", b"2"])
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", list(cues.cues))
+
+        async def ack_many(claims: Sequence[Claim]) -> None:
+            for claim in claims:
+                await rig.queue.ack(claim)
+
+        monkeypatch.setattr(rig.queue, "ack_many", ack_many)
+        worker = Worker(rig.queue)
+        worker.handler("q")(cues)
+        async with working(worker):
+            first = next(iter(worker._slots.held))
+            for cue in cues.cues.values():
+                cue.set()
+            # Staged before the handlers, which end in the next turn, are acked.
+            await asyncio.create_task(rig.queue.nack(first, "by another hand", dead=True))
+            await settle()
+            assert outcomes(worker) == {"lost": 2}
+            assert (await rig.queue.stats("q")).done == 0
+
+
+async def test_a_settlement_that_is_cancelled_from_outside_before_it_began_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Rig(default=QueueOptions(lease_s=30.0)) as rig:
+        added = await rig.queue.enqueue("q", b"x")
+        worker = Worker(rig.queue)
+
+        @worker.handler("q")
+        async def handle(job: JobContext) -> None:
+            pass
+
+        settling = worker._slots.settling
+        flush = settling.flush
+
+        def flush_and_cancel() -> None:
+            flush()
+            for task in settling.tasks:
+                task.cancel()
+                monkeypatch.setattr(settling, "flush", flush)
+
+        monkeypatch.setattr(settling, "flush", flush_and_cancel)
+        async with working(worker, until_empty=True):
+            await settle()
+            assert outcomes(worker) == {"unknown": 1}
+            assert (len(worker._slots.held), settling.jobs) == (0, 0)
+            await rig.advance(30)
+        assert state_of(await rig.queue.get(added.job_id))[:2] == ("done", 2)
+
+
 async def test_when_the_store_fails_the_outcomes_on_their_way_are_unknown_and_the_worker_ends() -> None:
     cues = Cues([b"1", b"2", b"3"])
     rig = Rig()
@@ -224,3 +280,27 @@ async def test_a_thread_that_goes_on_after_its_time_keeps_its_slot_though_its_ou
             await until(lambda: not worker._slots.held)
             await rig.advance(10)
         assert stage.started == [b"1", b"2", b"1"]
+
+
+async def test_a_worker_that_ends_while_the_store_does_not_answer_says_so_and_the_outcome_is_durable_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_module, "_STUBBORN_WAIT_S", 0.0)
+    cues = Cues([b"1"])
+    async with Rig() as rig:
+        added = await rig.queue.enqueue("q", b"1")
+        worker = Worker(rig.queue, grace=10)
+        worker.handler("q")(cues)
+        async with working(worker) as run:
+            rig.faults.hold("sync:before")
+            await cues.end(b"1")
+            worker.stop()
+            await settle()
+            assert not run.done()
+            await rig.advance(10)
+            await finish(run)
+            assert outcomes(worker) == {"unknown": 1}
+            rig.faults.let_go("sync:before")
+        assert (await rig.queue.get(added.job_id)).state == "done"
+    events = [getattr(record, "ledgerq_event", None) for record in caplog.records if record.name == "ledgerq.worker"]
+    assert events == ["handler_stuck", "outcome_unknown"]

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import weakref
 
 import pytest
 
@@ -61,6 +62,47 @@ async def test_a_thread_whose_job_is_cancelled_is_told_and_the_job_is_cancelled_
             assert (await rig.queue.get(added.job_id)).state == "cancelled"
             stage.cue.set()
         assert (await rig.queue.get(added.job_id)).state == "cancelled"
+
+
+async def test_a_thread_whose_task_is_cancelled_from_outside_is_told_and_keeps_its_slot() -> None:
+    stage = ThreadStage()
+    async with Rig() as rig:
+        await rig.queue.enqueue("q", b"x")
+        worker = Worker(rig.queue, concurrency=1)
+        worker.handler("q")(stage)
+        async with working(worker):
+            await stage.has_begun()
+            next(task for task in asyncio.all_tasks() if task.get_name() == "ledgerq-q").cancel()
+            await settle()
+            assert stage.jobs[0].stop_requested
+            assert stage.started == [b"x"]
+            stage.cue.set()
+            await stage.has_begun()
+        assert stage.started == [b"x", b"x"]
+
+
+async def test_what_a_thread_returned_is_not_kept_until_the_outcome_is_durable() -> None:
+    returned: list[weakref.ref[threading.Event]] = []
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", [b"1", b"2"])
+        worker = Worker(rig.queue)
+
+        @worker.handler("q")
+        def handle(job: JobContext) -> threading.Event:
+            result = threading.Event()
+            returned.append(weakref.ref(result))
+            return result
+
+        task = asyncio.create_task(worker.run(until_empty=True, signals=False))
+        while len(worker._slots.held) < 2:
+            await asyncio.sleep(0)
+        rig.faults.hold("sync:before")
+        async with asyncio.timeout(LIMIT_S):
+            while worker._slots.settling.jobs < 2 or any(result() for result in returned):
+                await asyncio.sleep(0.001)
+                gc.collect()
+        rig.faults.let_go("sync:before")
+        await finish(task)
 
 
 async def test_a_thread_that_outlives_the_grace_time_is_left_and_its_job_given_back() -> None:
