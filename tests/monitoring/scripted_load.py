@@ -27,7 +27,7 @@ QUEUES: Final = {
     "mail": QueueOptions(backoff_base_s=0.2, keep_done_s=2),
     # In threads; comes in bursts.
     "images": QueueOptions(keep_done_s=5),
-    # One in five is a dead letter.
+    # Three in ten are dead letters.
     "invoices": QueueOptions(),
     # Some hang, and run into their time limit.
     "reports": QueueOptions(max_attempts=2, backoff_base_s=0.2),
@@ -77,7 +77,7 @@ def _handlers(worker: Worker, queue: Queue) -> None:
     @worker.handler("invoices")
     async def invoices(job: JobContext) -> None:
         await asyncio.sleep(random.expovariate(1 / 0.02))
-        if job.payload.endswith((b"0", b"5")):
+        if job.payload.endswith((b"0", b"5", b"7")):
             raise Dead("no such customer")
 
     @worker.handler("reports", timeout=0.5)

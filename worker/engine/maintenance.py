@@ -26,7 +26,7 @@ from functools import partial
 from typing import Final
 
 from ledgerq.eventlog.clock import Clock, Timer
-from ledgerq.eventlog.errors import LedgerError
+from ledgerq.eventlog.errors import Fenced, LedgerError
 from ledgerq.eventlog.events import JobEvent
 from ledgerq.eventlog.keys import after_prefix
 from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
@@ -201,8 +201,10 @@ class Maintenance:
         if self._throttle.may(now_ms):
             what, left_out = "a maintenance step failed and will be tried again: %s%s", self._throttle.take_left_out()
             extra = about("maintenance_failed", failures=self.failures)
+            # A read may meet the fence before the log does, which then tells all callers of it.
+            trace = None if isinstance(error, Fenced) else error
             # On a later turn: a handler of the program's that raises must not end the loop either.
-            say = partial(_log.warning, what, error, left_out, exc_info=error, extra=extra)
+            say = partial(_log.warning, what, error, left_out, exc_info=trace, extra=extra)
             asyncio.get_running_loop().call_soon(say)
         self._clock.call_at(now_ms + _RETRY_AFTER_MS, self._wake.set)
 
