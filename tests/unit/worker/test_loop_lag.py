@@ -111,9 +111,9 @@ async def test_a_bulk_call_does_a_little_in_each_turn_and_is_one_commit(
         assert sum(turns.done["staged"].values()) == MANY
         assert turns.most("prepared") <= 50
         assert turns.most("staged") <= 50
-        assert 0 < turns.most("encoded") <= 2000
+        assert 0 < turns.most("encoded") <= commit.PIECE_ROWS
         assert turns.most("indexed") <= 250
-        assert turns.most("put") <= 1000
+        assert turns.most("put") <= 2 * commit.PIECE_ROWS + 10
         assert len({result.job_id for result in results}) == MANY
         assert [len(batch.events) for batch in await rig.batches()] == [1, MANY]
 
