@@ -83,13 +83,13 @@ def test_no_interval_is_no_wait() -> None:
     ("flush_s", "event_s", "events", "overlaps"),
     [
         (0.0, 20e-6, 100, False),  # in memory: nothing to wait for
-        (0.001, 20e-6, 100, True),  # a disk, many callers
-        (0.001, 20e-6, 10, False),  # a disk, few callers
+        (0.001, 20e-6, 1000, True),  # a disk, bulk calls
+        (0.001, 20e-6, 50, False),  # a disk, some callers
         (0.02, 20e-6, 100, False),  # an object store: its time is better shared by all
-        (0.02, 20e-6, 2000, True),
+        (0.02, 20e-6, 3000, True),
     ],
 )
-def test_commits_overlap_when_a_flush_takes_less_than_the_work_of_a_round(
+def test_commits_overlap_when_two_flushes_take_less_than_the_work_of_a_round(
     flush_s: float, event_s: float, events: int, overlaps: bool
 ) -> None:
     cpu = [0.0]
