@@ -13,7 +13,7 @@ import pytest
 from tests.power_cut.real_cuts import LIVES
 from tests.process.kills import ROOT
 
-CUTS = os.environ.get("POWER_CUTS", "50")
+CUTS = os.environ.get("POWER_CUTS", "100")
 SEED = os.environ.get("POWER_CUT_SEED", "0")
 LIMIT_S = 900.0
 
@@ -26,5 +26,5 @@ def test_cut_off_at_any_moment_a_file_system_holds_every_promise() -> None:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{CUTS} cuts in" in done.stdout
-    if int(CUTS) >= 50:
+    if int(CUTS) >= 100:
         assert not [life for life in LIVES if f", {life} |" not in done.stdout], done.stdout
