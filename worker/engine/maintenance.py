@@ -186,6 +186,9 @@ class Maintenance:
             self._wake.clear()
             try:
                 await self._step()
+            except Fenced:
+                # A read met the fence before the log did, which will tell all callers of it.
+                self._clock.call_at(self._clock.now_ms() + _RETRY_AFTER_MS, self._wake.set)
             except LedgerError as error:
                 if self._writer_state.log.failure is None:
                     self._trouble(error)
@@ -201,10 +204,8 @@ class Maintenance:
         if self._throttle.may(now_ms):
             what, left_out = "a maintenance step failed and will be tried again: %s%s", self._throttle.take_left_out()
             extra = about("maintenance_failed", failures=self.failures)
-            # A read may meet the fence before the log does, which then tells all callers of it.
-            trace = None if isinstance(error, Fenced) else error
             # On a later turn: a handler of the program's that raises must not end the loop either.
-            say = partial(_log.warning, what, error, left_out, exc_info=trace, extra=extra)
+            say = partial(_log.warning, what, error, left_out, exc_info=error, extra=extra)
             asyncio.get_running_loop().call_soon(say)
         self._clock.call_at(now_ms + _RETRY_AFTER_MS, self._wake.set)
 
