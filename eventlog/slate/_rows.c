@@ -234,12 +234,12 @@ static PyObject *rows_put(PyObject *Py_UNUSED(module), PyObject *arguments)
 static PyObject *rows_write(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     unsigned long long db, batch, status_at;
-    PyObject *dict;
+    PyObject *dict, *options_as_bytes;
     const char *encoded;
     Py_ssize_t count = 0, encoded_bytes;
     long long limit_us;
-    if (!PyArg_ParseTuple(arguments, "KKOy#LK:write", &db, &batch, &dict, &encoded, &encoded_bytes, &limit_us,
-                          &status_at))
+    if (!PyArg_ParseTuple(arguments, "KKOOLK:write", &db, &batch, &dict, &options_as_bytes, &limit_us, &status_at) ||
+        bytes_of(options_as_bytes, &encoded, &encoded_bytes) < 0)
         return NULL;
     CallStatus *status = (CallStatus *)(uintptr_t)status_at;
     Row *rows = rows_of(dict, &count);
@@ -260,10 +260,12 @@ static PyObject *rows_write(PyObject *Py_UNUSED(module), PyObject *arguments)
 static PyObject *rows_flush(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     unsigned long long db, status_at;
+    PyObject *options_as_bytes;
     const char *encoded;
     Py_ssize_t encoded_bytes;
     long long limit_us;
-    if (!PyArg_ParseTuple(arguments, "Ky#LK:flush", &db, &encoded, &encoded_bytes, &limit_us, &status_at))
+    if (!PyArg_ParseTuple(arguments, "KOLK:flush", &db, &options_as_bytes, &limit_us, &status_at) ||
+        bytes_of(options_as_bytes, &encoded, &encoded_bytes) < 0)
         return NULL;
     CallStatus *status = (CallStatus *)(uintptr_t)status_at;
     int outcome;
