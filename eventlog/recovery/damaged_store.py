@@ -35,7 +35,8 @@ _MAX_MANIFESTS: Final = 200
 class DamagedStore(NamedTuple):
     """The folder with a store's files, which are only read, and what is known of them before they are.
 
-    `anchor_lags`: later commits than the anchor's may have been made. `manifest`: the number of the newest one that can
+    `anchor_lags`: later commits than the anchor's may have been made; `is_anchor_in_doubt`: the one of its two slots that
+    can't be read may name a later one. `manifest`: the number of the newest one that can
     be read, None if there is none; `replayed_from`: the log files after this number are not in sorted files by it, None
     unless it is the newest that is there. `faults`: manifests that can't be read, and files that are missing though the
     newest needs them.
@@ -45,6 +46,7 @@ class DamagedStore(NamedTuple):
     folder: Path
     anchor: Anchor | None
     anchor_lags: bool
+    is_anchor_in_doubt: bool
     manifest: int | None
     replayed_from: int | None
     faults: list[FileFault]
@@ -80,6 +82,13 @@ def _file_anchor(location: Location) -> Anchor | None:
         return FileAnchor(location.folder, fsync=False).read()
     except OSError:
         return None  # the same as a damaged one
+
+
+def _is_in_doubt(location: Location) -> bool:
+    try:
+        return FileAnchor(location.folder, fsync=False).is_in_doubt()
+    except OSError:
+        return False  # no anchor at all
 
 
 async def _copy(location: Location, folder: Path, progress: Progress | None) -> Anchor | None:
@@ -123,7 +132,8 @@ async def _described(
     replayed_from = None if manifest is None or faults else manifest.replay_after_wal_id
     if manifest is not None and not faults:
         faults += await asyncio.to_thread(_missing, scratch.folder, manifest)
-    return DamagedStore(location.original, scratch.folder, anchor, not location.is_file, number, replayed_from, faults)
+    lags, in_doubt = not location.is_file, await asyncio.to_thread(_is_in_doubt, scratch)
+    return DamagedStore(location.original, scratch.folder, anchor, lags, in_doubt, number, replayed_from, faults)
 
 
 async def _newest_manifest(scratch: Location) -> tuple[VersionedManifest | None, list[FileFault]]:

@@ -55,7 +55,8 @@ class SalvageReport(NamedTuple):
     `rebuilt`: the log that is proven, the jobs, and those whose payload is lost. `promised`: the newest commit known to
     have been made, by the `anchor` or (None there, or on an object store, whose anchor lags) by a head that was found;
     `is_end_known`: no later one was made, as far as the files that are there tell: False when only a head vouches for
-    that, and what can't be read may have held a later head. `is_reached`: that is so, and the proven log holds it.
+    that, and what can't be read may have held a later head, or when the one slot of the anchor that can't be read may
+    name a later commit than the other. `is_reached`: that is so, and the proven log holds it.
     `stretches`: record batches beyond the proven log that don't connect to it; `other_batches`: further ones inside
     it, of a history that was cut or altered. `why_ended`: what was wrong with the batch at which a log had to end
     that goes on. `manifest`: the newest one that can be read; nothing depends on it. `files`: how many sorted files
@@ -128,9 +129,11 @@ class _Salvage:
     async def run(self, target: Store, clock: Clock, actor: str, reason: str) -> SalvageReport:
         pool, anchor = self._pool, self._damaged.anchor
         await self._read(_LOG_RANGES, self._take_log_row)
-        is_end_known = anchor is not None and not self._damaged.anchor_lags
+        in_doubt = self._damaged.is_anchor_in_doubt
+        is_end_known = anchor is not None and not self._damaged.anchor_lags and not in_doubt
         promised = anchor if is_end_known else pool.promised(anchor)
-        is_end_known = is_end_known or await asyncio.to_thread(self._is_head_last)
+        if not is_end_known and not (in_doubt and promised == anchor):
+            is_end_known = await asyncio.to_thread(self._is_head_last)
         verified = await asyncio.to_thread(pool.choose, promised)
         self._check_format(verified)
         verified, fold, why_ended = await self._fold(verified)

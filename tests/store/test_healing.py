@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from ledgerq.eventlog.anchor import SLOT_BYTES, decode_slot
 from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.errors import LedgerError, LogPoisoned, RowUnreadable, StoreInUse
 from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.memory import MemoryDisk, MemoryStore
 from ledgerq.eventlog.recovery import healing, set_aside
+from ledgerq.eventlog.recovery.damaged_store import damaged_store
 from ledgerq.eventlog.recovery.set_aside import SetAside, move_aside, read_set_aside
 from ledgerq.eventlog.runtime.waits import to_the_end
 from ledgerq.eventlog.single_writer.hold import hold_store
 from ledgerq.eventlog.slate.options import StoreOptions
+from ledgerq.projections.repair.salvage import SalvageReport, salvage
 from ledgerq.worker.queue import Queue
 from tests.support.ledger_checks import check_ledger
 
@@ -91,6 +95,45 @@ async def test_without_an_anchor_nothing_vouches_for_what_would_be_left_out(fold
     with pytest.raises(LedgerError):
         await Queue.open(str(folder))
     assert read_set_aside(folder) == []
+
+
+def damage_slot(folder: Path, *, newer: bool) -> None:
+    data = bytearray((folder / "anchor").read_bytes())
+    slots = {at: decode_slot(data[at : at + SLOT_BYTES]) for at in (0, 4096)}
+    found = sorted((slot[0], at) for at, slot in slots.items() if slot is not None)
+    data[found[newer][1] + 60] ^= 1
+    (folder / "anchor").write_bytes(data)
+
+
+async def salvaged(folder: Path) -> SalvageReport:
+    async with damaged_store(parse_location(str(folder))) as damaged:
+        target = MemoryStore(MemoryDisk())
+        return await salvage(damaged, target, clock=SystemClock(), actor="operator", reason="a damaged disk")
+
+
+async def test_a_damaged_slot_of_the_anchor_alone_is_no_damage(folder: Path) -> None:
+    damage_slot(folder, newer=True)
+    await opens(folder)
+
+
+async def test_a_slot_that_cant_be_read_may_have_promised_what_a_damaged_log_file_held(folder: Path) -> None:
+    damage_slot(folder, newer=True)
+    flip(log_files(folder)[-1])
+    with pytest.raises(LogPoisoned, match="--salvage"):
+        await Queue.open(str(folder))
+    assert read_set_aside(folder) == []
+    report = await salvaged(folder)
+    assert report.promised == report.anchor
+    assert (report.is_end_known, report.is_reached, report.is_whole) == (False, False, False)
+
+
+async def test_a_commit_after_the_readable_anchor_clears_the_doubt(folder: Path) -> None:
+    damage_slot(folder, newer=True)
+    report = await salvaged(folder)
+    assert report.promised is not None
+    assert report.anchor is not None
+    assert report.promised.next_offset > report.anchor.next_offset
+    assert (report.is_end_known, report.is_reached, report.is_whole) == (True, True, True)
 
 
 async def test_a_damaged_log_file_that_is_needed_is_named_soon(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

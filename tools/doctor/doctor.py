@@ -84,7 +84,7 @@ async def _check_store(location: "Location") -> "list[Check]":
 
     try:
         async with reading(location.original) as log:
-            checks = [await _check_head(log), await _check_anchor(log), await _check_writer(location, log)]
+            checks = [await _check_head(log), await _check_anchor(location, log), await _check_writer(location, log)]
     except StoreNotFound:
         return [Check("ledgerq store", "ok", "there is none yet; the first enqueue makes it", None)]
     except LedgerError as error:
@@ -148,7 +148,8 @@ async def _check_head(log: "LogReader") -> "Check":
     return Check("ledgerq store", "ok", measured, None)
 
 
-async def _check_anchor(log: "LogReader") -> "Check":
+async def _check_anchor(location: "Location", log: "LogReader") -> "Check":
+    from ledgerq.eventlog.anchor import FileAnchor
     from ledgerq.tools.doctor.storage_checks import Check
 
     anchor = await log.store.read_anchor()
@@ -159,7 +160,11 @@ async def _check_anchor(log: "LogReader") -> "Check":
         await log.check_anchor(anchor)
     except LogRolledBack as error:
         return Check("anchor", "fail", str(error), "restore the lost files, or do what it says")
-    return Check("anchor", "ok", f"{anchor.next_offset} events were durable, and the log holds them", None)
+    measured = f"{anchor.next_offset} events were durable, and the log holds them"
+    if location.is_file and FileAnchor(location.folder, fsync=False).is_in_doubt():
+        advice = "one of its two slots was damaged; the next commits write both anew. Audit, and look after the disk"
+        return Check("anchor", "warn", f"{measured}; a slot that can't be read may have named more", advice)
+    return Check("anchor", "ok", measured, None)
 
 
 async def _check_writer(location: "Location", log: "LogReader") -> "Check":

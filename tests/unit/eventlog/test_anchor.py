@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledgerq.eventlog.anchor import SLOT_BYTES, FileAnchor, decode_slot, encode_slot
+from ledgerq.eventlog.anchor import SLOT_BYTES, FileAnchor, decode_slot, encode_slot, is_newest_in_doubt
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.store import Anchor
 
@@ -80,6 +80,30 @@ def test_a_torn_slot_leaves_the_one_before(tmp_path: Path, torn_bytes: int) -> N
     again.write(anchor(9))
     assert again.read() == anchor(9)
     again.close()
+
+
+@pytest.mark.parametrize("damaged", ["the newer slot", "the older slot"])
+@pytest.mark.parametrize("how", ["flipped", "zeroed"])
+def test_a_slot_that_cant_be_read_may_have_been_the_newer_one(tmp_path: Path, damaged: str, how: str) -> None:
+    keeper = FileAnchor(tmp_path, fsync=True)
+    assert not keeper.is_in_doubt()
+    for offset in range(4):
+        keeper.write(anchor(offset))
+        assert not keeper.is_in_doubt(), "also when there is only one"
+    data = bytearray((tmp_path / "anchor").read_bytes())
+    at = data.index(encode_slot(*((4, anchor(3)) if damaged == "the newer slot" else (3, anchor(2)))))
+    data[at : at + SLOT_BYTES] = bytes(SLOT_BYTES) if how == "zeroed" else b"x" + data[at + 1 : at + SLOT_BYTES]
+    (tmp_path / "anchor").write_bytes(data)
+    assert keeper.is_in_doubt()
+    keeper.write(anchor(4))
+    keeper.write(anchor(5))
+    assert not keeper.is_in_doubt()
+    keeper.close()
+
+
+def test_an_anchor_without_a_slot_that_can_be_read_is_lost_not_in_doubt() -> None:
+    assert not any(is_newest_in_doubt(data) for data in (b"", b"nonsense", bytes(8192), b"x" * 8192))
+    assert not is_newest_in_doubt(encode_slot(0, anchor(1))), "the one slot of an object"
 
 
 def test_a_damaged_file_is_as_good_as_none_and_is_written_again(tmp_path: Path) -> None:
