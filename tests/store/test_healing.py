@@ -99,7 +99,7 @@ async def test_without_an_anchor_nothing_vouches_for_what_would_be_left_out(fold
 
 def damage_slot(folder: Path, *, newer: bool) -> None:
     data = bytearray((folder / "anchor").read_bytes())
-    slots = {at: decode_slot(data[at : at + SLOT_BYTES]) for at in (0, 4096)}
+    slots = {at: decode_slot(bytes(data[at : at + SLOT_BYTES])) for at in (0, 4096)}
     found = sorted((slot[0], at) for at, slot in slots.items() if slot is not None)
     data[found[newer][1] + 60] ^= 1
     (folder / "anchor").write_bytes(data)
