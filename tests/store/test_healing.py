@@ -127,8 +127,11 @@ async def test_a_slot_that_cant_be_read_may_have_promised_what_a_damaged_log_fil
     assert (report.is_end_known, report.is_reached, report.is_whole) == (False, False, False)
 
 
-async def test_a_commit_after_the_readable_anchor_clears_the_doubt(folder: Path) -> None:
+@pytest.mark.parametrize("manifests", ["whole", "empty"])
+async def test_a_commit_after_the_readable_anchor_clears_the_doubt(folder: Path, manifests: str) -> None:
     damage_slot(folder, newer=True)
+    if manifests == "empty":
+        empty_newest(folder)
     report = await salvaged(folder)
     assert report.anchor is not None
     assert report.end > report.anchor.next_offset
