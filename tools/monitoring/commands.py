@@ -13,7 +13,7 @@ __all__ = ["export", "monitoring", "table"]
 
 
 def monitoring() -> None:
-    """Hand out what Prometheus and Grafana want to have."""
+    """Rules and configuration for Prometheus, and a dashboard for Grafana."""
 
 
 def export(
