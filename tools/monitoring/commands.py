@@ -13,7 +13,7 @@ __all__ = ["export", "monitoring", "table"]
 
 
 def monitoring() -> None:
-    """Rules and configuration for Prometheus, and a dashboard for Grafana."""
+    """Files for Prometheus and Grafana: rules and a dashboard."""
 
 
 def export(
