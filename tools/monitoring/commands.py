@@ -13,7 +13,7 @@ __all__ = ["export", "monitoring", "table"]
 
 
 def monitoring() -> None:
-    """Files for Prometheus and Grafana: rules and a dashboard."""
+    """Files for Prometheus and Grafana."""
 
 
 def export(
