@@ -1,13 +1,15 @@
 """The codec of events, payloads and the head: the only module in which the format of a value is written down.
 
-A record batch is one msgpack array `[version, epoch, previous digest, commit time ms, kinds, events]`: `kinds` is one
-byte for each event, its type, and an event is the array of its fields. A changed event gets a new kind; `UPCASTS` turns
+A record batch is one msgpack array `[version, epoch, previous digest, commit time ms, kinds, events, distances]`: `kinds`
+is one byte for each event, its type, and an event is the array of its fields. `distances` has for each event how many
+offsets before it the event before of the same job is, 0 where there is none; version 1 ends before it. A changed event gets a new kind; `UPCASTS` turns
 the fields of an old kind into those of a current one, and is the one place for it. The types of the fields are exact
 (`True` is no number) and are checked by decoding. The meaning of a number or a text is not: that is for the fold.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgpack
@@ -54,7 +56,8 @@ __all__ = [
     "encode_payload",
 ]
 
-BATCH_VERSION: Final = 1
+BATCH_VERSION: Final = 2
+_VERSIONS: Final = (1, BATCH_VERSION)
 DIGEST_BYTES: Final = 32
 NO_DIGEST: Final = bytes(DIGEST_BYTES)
 
@@ -128,7 +131,7 @@ def digest_of(value: bytes) -> bytes:
 
 
 class RecordBatch(NamedTuple):
-    """The events of one commit, decoded. `digest` is that of the encoded value."""
+    """The events of one commit, decoded. `digest` is that of the encoded value; `distances` is None in version 1."""
 
     base_offset: int
     epoch: int
@@ -136,11 +139,17 @@ class RecordBatch(NamedTuple):
     time_ms: int
     events: list[Event]
     digest: bytes
+    distances: list[int] | None
 
     @property
     def next_offset(self) -> int:
         """The offset after the last event."""
         return self.base_offset + len(self.events)
+
+    def steps(self) -> Iterator[tuple[int, Event, int | None]]:
+        """Each event with its offset in the log, and how many offsets before it the event before of its job is."""
+        distances = repeat(None) if self.distances is None else self.distances
+        return zip(range(self.base_offset, self.next_offset), self.events, distances, strict=False)
 
     def records(self) -> list[Record]:
         """Each event with its offset in the log."""
@@ -169,21 +178,30 @@ class PayloadRecord(NamedTuple):
     payload: bytes
 
 
-def encode_batch(epoch: int, previous: bytes, time_ms: int, kinds: bytes, events: Sequence[Event]) -> bytes:
+def encode_batch(
+    epoch: int, previous: bytes, time_ms: int, kinds: bytes, events: Sequence[Event], distances: Sequence[int]
+) -> bytes:
     """The value of a record batch; `kinds` holds `KIND_OF[type(event)]` for each event."""
-    return pack((BATCH_VERSION, epoch, previous, time_ms, kinds, events))
+    return pack((BATCH_VERSION, epoch, previous, time_ms, kinds, events, distances))
 
 
 def encode_batch_pieces(
-    epoch: int, previous: bytes, time_ms: int, kinds: bytes, events: Sequence[Event], piece_events: int
+    epoch: int,
+    previous: bytes,
+    time_ms: int,
+    kinds: bytes,
+    events: Sequence[Event],
+    distances: Sequence[int],
+    piece_events: int,
 ) -> Iterator[bytes]:
     """The bytes of `encode_batch`, in parts of so many events."""
-    # An array of six: of these five, and of the events.
-    yield _packer.pack_array_header(6) + pack((BATCH_VERSION, epoch, previous, time_ms, kinds))[1:]
-    yield _packer.pack_array_header(len(events))
-    for at in range(0, len(events), piece_events):
-        piece = events[at : at + piece_events]
-        yield pack(piece)[len(_packer.pack_array_header(len(piece))) :]
+    # An array of seven: of these five, of the events, and of the distances.
+    yield _packer.pack_array_header(7) + pack((BATCH_VERSION, epoch, previous, time_ms, kinds))[1:]
+    for values in (events, distances):
+        yield _packer.pack_array_header(len(values))
+        for at in range(0, len(values), piece_events):
+            piece = values[at : at + piece_events]
+            yield pack(piece)[len(_packer.pack_array_header(len(piece))) :]
 
 
 def decode_batch(base_offset: int, value: bytes) -> RecordBatch:
@@ -197,7 +215,8 @@ def decode_batch(base_offset: int, value: bytes) -> RecordBatch:
         events = [_DECODERS[kind](row) for kind, row in zip(outer.kinds, rows, strict=True)]
     except (KeyError, ValueError, RecursionError):  # an old kind, or one to be named by its offset
         events = _decode_slowly(base_offset, outer.kinds, rows)
-    return RecordBatch(base_offset, outer.epoch, outer.previous, outer.time_ms, events, digest_of(value))
+    digest = digest_of(value)
+    return RecordBatch(base_offset, outer.epoch, outer.previous, outer.time_ms, events, digest, outer.distances)
 
 
 class _Outer(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -210,6 +229,7 @@ class _Outer(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     kinds: Annotated[bytes, Meta(min_length=1)]
     # To read this walks through all events and reserves nothing, so what they promise is there when they are decoded.
     rows: Raw
+    distances: list[Annotated[int, Meta(ge=0)]] | None = None
 
 
 _decode_outer: Final = Decoder(_Outer).decode
@@ -222,7 +242,12 @@ def _opened(base_offset: int, value: bytes) -> tuple[_Outer, list[Raw]]:
     try:
         outer = _decode_outer(value)
         kinds = len(outer.kinds)
-        if outer.version != BATCH_VERSION or _item_count(outer.rows) != kinds:
+        distances = None if outer.version == 1 else kinds
+        if (
+            outer.version not in _VERSIONS
+            or _item_count(outer.rows) != kinds
+            or (None if outer.distances is None else len(outer.distances)) != distances
+        ):
             raise ValueError("a record batch's outer fields have the wrong shape")
         # Checked before anything is made of them: an event has two bytes at least.
         if len(memoryview(outer.rows)) <= 2 * kinds:

@@ -28,7 +28,7 @@ def pieces(rows: Mapping[bytes, bytes | None]) -> Iterator[dict[bytes, bytes | N
 class Commit:
     """Events and rows that are written together. The time is set when it opens, so that decisions and facts agree."""
 
-    __slots__ = ("base_offset", "events", "kinds", "opened_s", "payload_bytes", "payloads", "time_ms", "waiters")
+    __slots__ = ("base_offset", "distances", "events", "kinds", "opened_s", "payload_bytes", "payloads", "time_ms", "waiters")
 
     def __init__(self, base_offset: int, time_ms: int) -> None:
         self.base_offset = base_offset
@@ -36,6 +36,7 @@ class Commit:
         self.opened_s = stopwatch_s()
         self.kinds = bytearray()
         self.events: list[Event] = []
+        self.distances: list[int] = []
         self.payloads: dict[bytes, bytes | None] = {}
         self.payload_bytes = 0
         self.waiters: list[asyncio.Future[None]] = []

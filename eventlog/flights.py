@@ -138,7 +138,7 @@ class Flights:
 
     def _encode(self, flight: Flight) -> Iterator[None]:
         commit = flight.commit
-        fields = self.epoch, self.last.digest, commit.time_ms, bytes(commit.kinds), commit.events
+        fields = self.epoch, self.last.digest, commit.time_ms, bytes(commit.kinds), commit.events, commit.distances
         if len(commit.events) <= PIECE_ROWS:
             value = encode_batch(*fields)
         else:

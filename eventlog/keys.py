@@ -2,8 +2,8 @@
 
 Integers in keys are big-endian, so that the order of bytes is the order of numbers.
 
-    m/format                        format version of the store, as decimal text: 2. In format 1 the rows of jobs and
-                                    counters were shorter; the log's are the same
+    m/format                        format version of the store, as decimal text: 3. In format 1 the rows of jobs and
+                                    counters were shorter; record batches of formats 1 and 2 have version 1
     m/head                          where the log ends: see codec.py, `Head`
     m/rebuild                       there while a rebuild is under way: no queue opens on half-built indexes
     m/hint/ QUEUE                   where the scan of a queue's pending range may start; may lag, never leads
@@ -43,7 +43,7 @@ __all__ = [
     "queue_names",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 META_PREFIX = b"m/"
 FORMAT_KEY = b"m/format"
 HEAD_KEY = b"m/head"

@@ -159,12 +159,16 @@ class EventLog(LogReader):
             self._wake.set()
         return commit
 
-    def append(self, event: Event) -> int:
-        """Stage one event in the open commit and return its offset. Durable when `committed` returns."""
+    def append(self, event: Event, last: int | None = None) -> int:
+        """Stage one event in the open commit and return its offset. Durable when `committed` returns.
+
+        `last` is the offset of the event before of the same job, None for a first one and for events of no job.
+        """
         commit = self._open or self.commit()
         commit.kinds.append(KIND_OF[type(event)])
         commit.events.append(event)
         offset = self.next_offset
+        commit.distances.append(0 if last is None else offset - last)
         self.next_offset = offset + 1
         return offset
 

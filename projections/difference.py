@@ -77,12 +77,12 @@ async def difference(log: LogReader, start: int, stop: int, *, progress: Progres
     before = {queue: counters.view(queue) for queue, counters in fold.counters.items()}
     touched: dict[bytes, _Touched] = {}
     async for batch in log.batches(start, stop):
-        for offset, event in enumerate(batch.events, batch.base_offset):
+        for offset, event, distance in batch.steps():
             if not start <= offset < stop:
                 continue
             if offset != fold.next_offset:
                 raise LogCorrupt(fold.next_offset, "a record batch is missing")
-            transition = fold.apply(offset, batch.time_ms, event)
+            transition = fold.apply(offset, batch.time_ms, event, distance)
             job = transition.before or transition.after
             if job is not None:
                 touched.setdefault(job.id, _Touched(transition)).add(transition)

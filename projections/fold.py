@@ -60,27 +60,32 @@ class Fold:
             counters = self.counters[queue] = QueueCounters(max(self.next_offset - 1, 0))
         return counters
 
-    def apply(self, offset: int, time_ms: int, event: Event) -> Transition:
+    def apply(self, offset: int, time_ms: int, event: Event, distance: int | None = None) -> Transition:
         """Apply one event; raises `LogCorrupt` for one that the state machine doesn't allow in this state.
 
-        And for one that no writer made, since the job's index rows could not hold it.
+        And for one that no writer made, since the job's index rows could not hold it, or whose `distance` (see codec.py)
+        does not lead to the job's event before: one was left out or put in between.
         """
-        before, after = self._apply(offset, time_ms, event)
+        before, after = self._apply(offset, time_ms, event, distance)
         self.jobs.pack_some()
         return Transition(offset, time_ms, event, before, after)
 
     def apply_batch(self, batch: RecordBatch) -> None:
         """Apply a whole record batch."""
         apply, time_ms = self._apply, batch.time_ms
-        for offset, event in enumerate(batch.events, batch.base_offset):
-            apply(offset, time_ms, event)
+        for offset, event, distance in batch.steps():
+            apply(offset, time_ms, event, distance)
         self.jobs.pack_some()
 
-    def _apply(self, offset: int, time_ms: int, event: Event) -> tuple[Job | None, Job | None]:
+    def _apply(
+        self, offset: int, time_ms: int, event: Event, distance: int | None
+    ) -> tuple[Job | None, Job | None]:
         self.next_offset = offset + 1
         self.time_ms = time_ms
         states = _TRANSITIONS.get(type(event))
         if states is None:
+            if distance:
+                raise LogCorrupt(offset, f"the event {type(event).__name__} names one before it, and is of no job")
             if isinstance(event, QueuePaused | QueueResumed):
                 if not _is_name(event.queue):
                     raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
@@ -97,6 +102,9 @@ class Fold:
         if allowed is None:
             state = "unknown" if before is None else before.state
             raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense for a job that is {state}")
+        if distance is not None and distance != (0 if before is None else offset - before.last_offset):
+            what = f"the event {type(event).__name__} names offset {offset - distance} as the job's event before it"
+            raise LogCorrupt(offset, f"{what}, and that is {'none' if before is None else before.last_offset}")
         after: Job | None
         if before is None:
             assert isinstance(event, Enqueued)

@@ -142,18 +142,18 @@ class _Touched:
         apply = self.state.apply
         if older:
             async for batch in log.batches(first, stop):
-                for offset, event in enumerate(batch.events, batch.base_offset):
+                for offset, event, distance in batch.steps():
                     if offset < stop and _id(event) in older:
-                        apply(offset, batch.time_ms, event)
+                        apply(offset, batch.time_ms, event, distance)
         if older - self.state.jobs.keys():
             raise LogCorrupt(first, "the log has no event that made a job which has later ones")
 
     async def _fold_since(self, log: LogReader, begin: int, stop: int) -> None:
         self.state.counters = self._counters
         async for batch in log.batches(begin, stop):
-            for offset, event in enumerate(batch.events, batch.base_offset):
+            for offset, event, distance in batch.steps():
                 if offset >= begin:
-                    _, _, _, before, after = self.state.apply(offset, batch.time_ms, event)
+                    _, _, _, before, after = self.state.apply(offset, batch.time_ms, event, distance)
                     self._note(before)
                     self._note(after)
 

@@ -80,6 +80,11 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     since_ms: int
 
     @property
+    def last_offset(self) -> int:
+        """The offset of the newest event."""
+        return self.offsets[-1] if self.offsets else self.offset
+
+    @property
     def id(self) -> bytes:
         """The ULID's 16 bytes."""
         return self.spec.id

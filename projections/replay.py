@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import islice
 
 from ledgerq.eventlog.codec import RecordBatch
 from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt
@@ -16,10 +17,10 @@ async def replay(log: LogReader, start: int = 0, stop: int | None = None) -> Asy
     """The transitions with `start <= offset < stop`; what came before `start` is folded without being yielded."""
     fold = Fold()
     async for batch in _gapless(log, stop):
-        for offset, event in enumerate(batch.events, batch.base_offset):
+        for offset, event, distance in batch.steps():
             if stop is not None and offset >= stop:
                 return
-            transition = fold.apply(offset, batch.time_ms, event)
+            transition = fold.apply(offset, batch.time_ms, event, distance)
             if offset >= start:
                 yield transition
 
@@ -46,8 +47,8 @@ async def fold_to(
         if batch.next_offset <= stop:
             fold.apply_batch(batch)
         else:
-            for at, event in enumerate(batch.events[: stop - batch.base_offset], batch.base_offset):
-                fold.apply(at, batch.time_ms, event)
+            for at, event, distance in islice(batch.steps(), stop - batch.base_offset):
+                fold.apply(at, batch.time_ms, event, distance)
         if progress is not None:
             progress(fold.next_offset, stop)
     if fold.next_offset < stop:
@@ -91,8 +92,7 @@ async def fold_verified(
         if host is None or rows is None:
             fold.apply_batch(batch)
         else:
-            events = enumerate(batch.events, batch.base_offset)
-            transitions = [fold.apply(offset, batch.time_ms, event) for offset, event in events]
+            transitions = [fold.apply(offset, batch.time_ms, *step) for offset, *step in batch.steps()]
             host.project(transitions, batch.next_offset, rows)
         if progress is not None:
             progress(fold.next_offset, stop)

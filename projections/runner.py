@@ -136,9 +136,7 @@ class ProjectionHost:
         fold = Fold()
         changes: dict[bytes, bytes | None] = {}
         async for batch in log.batches():
-            transitions = [
-                fold.apply(offset, batch.time_ms, event) for offset, event in enumerate(batch.events, batch.base_offset)
-            ]
+            transitions = [fold.apply(offset, batch.time_ms, *step) for offset, *step in batch.steps()]
             late = [name for name in behind if self.offsets[name] <= batch.base_offset]
             ProjectionHost._project_some(self, late, transitions, batch.next_offset, changes)
             if len(changes) >= _FLUSH_ROWS:

@@ -74,7 +74,7 @@ class NewStore:
             letters = [letter for letter in lost if letter.is_dead_letter]
             for number, (job, why) in enumerate(letters, 1):
                 sweep_at_ms = max(self._clock.now_ms(), verified.head.time_ms) + KEEP_DEAD_MS
-                log.append(DeadLettered(job.id, sweep_at_ms, actor, why))
+                log.append(DeadLettered(job.id, sweep_at_ms, actor, why), job.last_offset)
                 if number % _COMMIT_EVENTS == 0:
                     await log.committed()
             await log.committed()

@@ -141,7 +141,7 @@ class WriterState:
     def apply(self, before: Job | None, event: JobEvent, payload: PayloadRecord | None = None) -> Job | None:
         """Stage `event` and return the job after it; `payload` comes along when the job may go to the ready window."""
         log = self.log
-        offset = log.append(event)
+        offset = log.append(event, None if before is None else before.last_offset)
         time_ms = log.time_ms
         after: Job | None
         if type(event) is Enqueued:
