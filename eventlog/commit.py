@@ -28,7 +28,17 @@ def pieces(rows: Mapping[bytes, bytes | None]) -> Iterator[dict[bytes, bytes | N
 class Commit:
     """Events and rows that are written together. The time is set when it opens, so that decisions and facts agree."""
 
-    __slots__ = ("base_offset", "distances", "events", "kinds", "opened_s", "payload_bytes", "payloads", "time_ms", "waiters")
+    __slots__ = (
+        "base_offset",
+        "distances",
+        "events",
+        "kinds",
+        "opened_s",
+        "payload_bytes",
+        "payloads",
+        "time_ms",
+        "waiters",
+    )
 
     def __init__(self, base_offset: int, time_ms: int) -> None:
         self.base_offset = base_offset

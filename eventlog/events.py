@@ -6,7 +6,7 @@ An event is immutable; `msgspec.structs.replace` makes a changed copy. Its bytes
 Next: codec.py turns them into bytes; projections/job.py has what follows from them.
 """
 
-from typing import Annotated, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 from msgspec import Meta, Struct
 
@@ -31,8 +31,11 @@ __all__ = [
     "Record",
     "Requeued",
     "STATES",
+    "Sealed",
     "State",
     "Swept",
+    "TEXT_FIELDS",
+    "Text",
     "UniqueUntil",
     "WriterClosed",
     "WriterOpened",
@@ -56,11 +59,36 @@ class Fact(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=
     """The base of all events: what no event can hold (a reference to itself) needs no garbage collection."""
 
 
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+"""A BLAKE2b-256; decoding refuses any other length."""
+
+
+class Sealed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The place of a text that stands beside the log, where it can be deleted: `t/ AT`, and what its row is.
+
+    `digest` is the BLAKE2b-256 of the row, which holds a random salt too, so nothing about the text can be guessed;
+    `size_bytes` is the row's size. `at` is the offset of the event with which it came.
+    """
+
+    at: Annotated[int, Meta(ge=0)]
+    size_bytes: Annotated[int, Meta(ge=0)]
+    digest: Digest
+
+    def __str__(self) -> str:
+        """For those who read the log alone."""
+        return f"(a text beside the log, with digest {self.digest.hex()[:16]})"
+
+
+Text = str | Sealed
+"""What somebody wrote: beside the log, or in it, where it stood up to format 2. An empty one stands in the log."""
+
+
 class Enqueued(Fact, frozen=True):
     """A job was accepted; `due_ms` 0 means pending at once.
 
     `payload_bytes` is the size of the payload record, which holds salt and headers beside the bytes given, and
-    `payload_digest` is its BLAKE2b-256.
+    `payload_digest` is its BLAKE2b-256. `unique_key`: a BLAKE2b-256 of the key that is keyed with the store's secret (up
+    to format 2 the key itself). `terms`: packed further terms of a task, None for a job without any.
     """
 
     id: Id
@@ -72,6 +100,7 @@ class Enqueued(Fact, frozen=True):
     unique_until: UniqueUntil
     payload_bytes: int
     payload_digest: bytes
+    terms: bytes | None = None
 
 
 class Promoted(Fact, frozen=True):
@@ -90,16 +119,18 @@ class Claimed(Fact, frozen=True):
 
 
 class Acked(Fact, frozen=True):
-    """The work is done; the record is kept until `sweep_at_ms`."""
+    """The work is done; the record is kept until `sweep_at_ms`. `result`: what the handler returned, if it is kept."""
 
     id: Id
     sweep_at_ms: int
+    result: Sealed | None = None
 
 
 class Nacked(Fact, frozen=True):
     """The try failed or was given back. `to` is the state that follows (scheduled, pending or dead).
 
     `due_ms` counts for scheduled, `sweep_at_ms` for dead, else 0. `released`: given back unused, the try doesn't count.
+    `error_type`: the name of the exception's class, empty when none was given.
     """
 
     id: Id
@@ -107,7 +138,8 @@ class Nacked(Fact, frozen=True):
     due_ms: int
     sweep_at_ms: int
     released: bool
-    error: str
+    error: Text
+    error_type: str = ""
 
 
 class LeaseExpired(Fact, frozen=True):
@@ -124,7 +156,7 @@ class CancelRequested(Fact, frozen=True):
 
     id: Id
     actor: str
-    reason: str
+    reason: Text
 
 
 class Cancelled(Fact, frozen=True):
@@ -133,7 +165,7 @@ class Cancelled(Fact, frozen=True):
     id: Id
     sweep_at_ms: int
     actor: str
-    reason: str
+    reason: Text
 
 
 class Requeued(Fact, frozen=True):
@@ -141,7 +173,7 @@ class Requeued(Fact, frozen=True):
 
     id: Id
     actor: str
-    reason: str
+    reason: Text
 
 
 class Swept(Fact, frozen=True):
@@ -167,7 +199,7 @@ class QueuePaused(Fact, frozen=True):
 
     queue: str
     actor: str
-    reason: str
+    reason: Text
 
 
 class QueueResumed(Fact, frozen=True):
@@ -175,7 +207,7 @@ class QueueResumed(Fact, frozen=True):
 
     queue: str
     actor: str
-    reason: str
+    reason: Text
 
 
 class WriterOpened(Fact, frozen=True):
@@ -196,7 +228,7 @@ class Rebuilt(Fact, frozen=True):
     """Projections were made anew from the log. `names`: which; `changes`: rows put and rows deleted to get there."""
 
     actor: str
-    reason: str
+    reason: Text
     names: tuple[str, ...]
     rows_put: int
     rows_deleted: int
@@ -229,6 +261,12 @@ JobEvent = (
 QueueEvent = QueuePaused | QueueResumed
 LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside
 Event = JobEvent | QueueEvent | LogEvent
+
+TEXT_FIELDS: Final[dict[type[Any], str]] = {
+    Nacked: "error",
+    **dict.fromkeys((CancelRequested, Cancelled, Requeued, QueuePaused, QueueResumed, Rebuilt), "reason"),
+}
+"""The field of an event in which somebody's own words stand."""
 
 
 class Record(NamedTuple):

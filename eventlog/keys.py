@@ -5,11 +5,13 @@ Integers in keys are big-endian, so that the order of bytes is the order of numb
     m/format                        format version of the store, as decimal text: 3. In format 1 the rows of jobs and
                                     counters were shorter; record batches of formats 1 and 2 have version 1
     m/head                          where the log ends: see codec.py, `Head`
+    m/secret                        32 random bytes: the key of the digests of unique keys
     m/rebuild                       there while a rebuild is under way: no queue opens on half-built indexes
     m/hint/ QUEUE                   where the scan of a queue's pending range may start; may lag, never leads
     m/projection/ NAME              the offset that a user's projection has applied, as u64
     l/ OFFSET                       a record batch; OFFSET (u64) is the offset of its first event
     p/ OFFSET                       a payload; OFFSET (u64) is the offset of the job's enqueued event
+    t/ OFFSET                       a text: an error, a reason; OFFSET (u64) is that of the event with which it came
     x/ NAME NUL KEY                 the rows of a user's projection
 """
 
@@ -29,6 +31,9 @@ __all__ = [
     "META_PREFIX",
     "PAYLOAD_PREFIX",
     "REBUILD_KEY",
+    "SECRET_BYTES",
+    "SECRET_KEY",
+    "TEXT_PREFIX",
     "after_prefix",
     "hint_key",
     "hint_position",
@@ -41,6 +46,7 @@ __all__ = [
     "projection_rows_prefix",
     "queue_name_bytes",
     "queue_names",
+    "text_key",
 ]
 
 FORMAT_VERSION = 3
@@ -48,10 +54,12 @@ META_PREFIX = b"m/"
 FORMAT_KEY = b"m/format"
 HEAD_KEY = b"m/head"
 REBUILD_KEY = b"m/rebuild"
+SECRET_KEY = b"m/secret"
 HINT_PREFIX = b"m/hint/"
 PROJECTION_PREFIX = b"m/projection/"
 LOG_PREFIX = b"l/"
 PAYLOAD_PREFIX = b"p/"
+TEXT_PREFIX = b"t/"
 ROWS_PREFIX = b"x/"
 
 MAX_QUEUE_NAME_BYTES = 255
@@ -59,6 +67,7 @@ MAX_PRIORITY = 2**32 - 1
 """A priority is a u32 in keys and in hints."""
 
 HINT_BYTES = 12
+SECRET_BYTES = 32
 _OFFSET_BYTES = 8
 
 
@@ -72,8 +81,13 @@ def payload_key(offset: int) -> bytes:
     return PAYLOAD_PREFIX + offset.to_bytes(_OFFSET_BYTES)
 
 
+def text_key(offset: int) -> bytes:
+    """`t/` and the offset of the event with which the text came as u64."""
+    return TEXT_PREFIX + offset.to_bytes(_OFFSET_BYTES)
+
+
 def offset_of(key: bytes) -> int:
-    """The offset in a key of the log or payload range."""
+    """The offset in a key of the log, payload or text range."""
     return int.from_bytes(key[2:])
 
 

@@ -12,14 +12,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
+
+from msgspec.structs import replace
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock, Timer
-from ledgerq.eventlog.codec import KIND_OF, Head, RecordBatch
+from ledgerq.eventlog.codec import KIND_OF, SALT_BYTES, Head, RecordBatch, digest_of, encode_text
 from ledgerq.eventlog.commit import Answers, Commit, CommitHook
+from ledgerq.eventlog.entropy import Entropy, SystemEntropy
 from ledgerq.eventlog.errors import LedgerError, QueueClosed
-from ledgerq.eventlog.events import Event
+from ledgerq.eventlog.events import TEXT_FIELDS, Event, Sealed
 from ledgerq.eventlog.flights import Flight, Flights
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.pace import MAX_IN_FLIGHT, CommitPace
@@ -35,6 +38,7 @@ MAX_COMMIT_BYTES: Final = 64 * 1024 * 1024
 _FULL_EVENTS: Final = 10_000
 _FULL_BYTES: Final = 8 * 1024 * 1024
 _STORE_CHECK_INTERVAL_MS: Final = 1000
+EventT = TypeVar("EventT", bound=Event)
 # A commit of so many events is encoded and filled in one turn of the event loop.
 _AT_ONCE_EVENTS: Final = 150
 
@@ -42,7 +46,15 @@ _AT_ONCE_EVENTS: Final = 150
 class EventLog(LogReader):
     """The log of a store opened for writing. One event loop owns it; `start` it before the first append."""
 
-    def __init__(self, store: Store, *, clock: Clock, commit_hook: CommitHook, pace: CommitPace | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock,
+        commit_hook: CommitHook,
+        pace: CommitPace | None = None,
+        entropy: Entropy | None = None,
+    ) -> None:
         super().__init__(store, clock=clock)
         self.store: Store = store
         self.epoch = 0
@@ -51,6 +63,9 @@ class EventLog(LogReader):
         self.meters = CommitMeters()
         self._commit_hook = commit_hook
         self._pace = pace or CommitPace()
+        self._entropy = entropy or SystemEntropy()
+        self.secret = b""
+        self._has_secret = True
         self._durable: Head = Head(0, b"", 0, 0, 0)
         self.time_ms = 0  # of the newest commit: of the open one, when there is one
         self._open: Commit | None = None
@@ -91,9 +106,16 @@ class EventLog(LogReader):
         self.epoch = self._flights.epoch = max(head.epoch, anchor.epoch if anchor is not None else 0) + 1
         self.next_offset = head.next_offset
         self.time_ms = head.time_ms
+        await self._find_secret()
         self._task = asyncio.create_task(self._run(), name="ledgerq-commit")
         self._watch_store()
         return rolled_back_from
+
+    async def _find_secret(self) -> None:
+        """Read the store's secret; one that has none gets it with its first commit."""
+        secret = await self.store.get(keys.SECRET_KEY)
+        self._has_secret = secret is not None and len(secret) == keys.SECRET_BYTES
+        self.secret = secret if secret is not None and self._has_secret else self._entropy.take(keys.SECRET_BYTES)
 
     def _watch_store(self, *, seen: bool = False) -> None:
         """Poll the store for failures: an idle writer must learn that it was fenced, too."""
@@ -156,6 +178,9 @@ class EventLog(LogReader):
                 raise self.failure.with_traceback(None)
             self.time_ms = max(self.time_ms, self.clock.now_ms())
             commit = self._open = Commit(self.next_offset, self.time_ms)
+            if not self._has_secret:
+                self._has_secret = True
+                commit.payloads[keys.SECRET_KEY] = self.secret
             self._wake.set()
         return commit
 
@@ -188,6 +213,18 @@ class EventLog(LogReader):
                 self._is_gathering = False
                 if self._open is not None or self._closing:
                     self._wake.set()
+
+    def seal(self, event: EventT) -> EventT:
+        """The event with its text put beside the log, in the commit to which it must be appended next."""
+        name = TEXT_FIELDS.get(type(event))
+        text = None if name is None else getattr(event, name)
+        if name is None or type(text) is not str or not text:
+            return event  # a text that came with an event before stays where it is
+        commit, offset = self.commit(), self.next_offset
+        row = encode_text(self._entropy.take(SALT_BYTES), text)
+        commit.payloads[keys.text_key(offset)] = row
+        commit.payload_bytes += len(row)
+        return replace(event, **{name: Sealed(offset, len(row), digest_of(row))})
 
     def append_payload(self, offset: int, record: bytes) -> None:
         """Stage the payload record of the enqueued event at `offset`."""

@@ -36,6 +36,8 @@ from ledgerq.projections.repair.comparison import (
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import Projection, ProjectionHost
 from ledgerq.projections.stats import QueueCounters
+from ledgerq.projections.texts import MISSING as MISSING_TEXT
+from ledgerq.projections.texts import stored_texts
 
 __all__ = ["AuditReport", "Difference", "audit", "describe", "gathered", "record_failure", "record_report"]
 
@@ -178,8 +180,9 @@ async def _differences(
         async for mismatch in compare_projection(store, name, rows):
             yield describe(mismatch)
     if deep:
-        async for difference in _payload_differences(store, fold):
-            yield difference
+        for differences in (_payload_differences(store, fold), _text_differences(store, fold)):
+            async for difference in differences:
+                yield difference
 
 
 async def _payload_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Difference]:
@@ -217,6 +220,17 @@ async def _payload_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Di
 def _payload_difference(job: Job, found: str | None) -> Difference:
     want = f"{job.spec.payload_bytes} bytes with digest {job.spec.payload_digest.hex()}"
     return Difference("payload", f"job {job.job_id}, offset {job.offset}", keys.payload_key(job.offset), want, found)
+
+
+async def _text_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Difference]:
+    async for text in stored_texts(store, fold.texts):
+        size = None if text.value is None else f"{len(text.value)} bytes"
+        where = f"offset {keys.offset_of(text.key)}"
+        if text.sealed is None:
+            yield Difference("text", where, text.key, None, f"{size} that no event has")
+        elif text.fault:
+            want = f"{text.sealed.size_bytes} bytes with digest {text.sealed.digest.hex()}"
+            yield Difference("text", where, text.key, want, None if text.fault == MISSING_TEXT else text.fault)
 
 
 def describe(mismatch: Mismatch) -> Difference:
@@ -257,7 +271,7 @@ def _fields(range_name: str, value: bytes | None) -> dict[str, str] | None:
         if value is not None and range_name == "job":
             fields = asdict(decode_job(value))
             # The fields that people read first.
-            return {name: _text(fields[name]) for name in ("state", "error", *fields) if name != "spec"} | {
+            return {name: _text(fields[name]) for name in ("state", "last_error", *fields) if name != "spec"} | {
                 name: _text(part) for name, part in asdict(fields["spec"]).items()
             }
         if value is not None and range_name == "stats":

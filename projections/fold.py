@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ledgerq.eventlog.codec import RecordBatch
 from ledgerq.eventlog.errors import LogCorrupt
 from ledgerq.eventlog.events import (
+    TEXT_FIELDS,
     DeadLettered,
     Enqueued,
     Event,
     JobEvent,
     QueuePaused,
     QueueResumed,
+    Sealed,
 )
 from ledgerq.eventlog.keys import MAX_PRIORITY, MAX_QUEUE_NAME_BYTES
 from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
@@ -50,6 +52,8 @@ class Fold:
         self.counters: dict[str, QueueCounters] = {}
         # Of the jobs that are there, those whose payload the log records as lost.
         self.without_payload: set[bytes] = set()
+        # By offset, the texts that stand beside the log: of the jobs that are there, and of events of no job.
+        self.texts: dict[int, Sealed] = {}
         self.next_offset = 0
         self.time_ms = 0
 
@@ -77,12 +81,12 @@ class Fold:
             apply(offset, time_ms, event, distance)
         self.jobs.pack_some()
 
-    def _apply(
-        self, offset: int, time_ms: int, event: Event, distance: int | None
-    ) -> tuple[Job | None, Job | None]:
+    def _apply(self, offset: int, time_ms: int, event: Event, distance: int | None) -> tuple[Job | None, Job | None]:
         self.next_offset = offset + 1
         self.time_ms = time_ms
         states = _TRANSITIONS.get(type(event))
+        if type(event) in TEXT_FIELDS:
+            self._add_text(offset, event)
         if states is None:
             if distance:
                 raise LogCorrupt(offset, f"the event {type(event).__name__} names one before it, and is of no job")
@@ -118,6 +122,9 @@ class Fold:
         if after is not None and (after.due_ms | after.sweep_at_ms) < 0:
             raise LogCorrupt(offset, f"the event {type(event).__name__} names a time before 1970")
         self.counters_of(queue).apply(before, event, after)
+        if before is not None and before.texts and (after is None or after.texts != before.texts):
+            for at in before.texts if after is None else set(before.texts).difference(after.texts):
+                self.texts.pop(at, None)
         if after is None:
             jobs.remove(id)
             self.without_payload.discard(id)
@@ -126,3 +133,11 @@ class Fold:
             if type(event) is DeadLettered:
                 self.without_payload.add(id)
         return before, after
+
+    def _add_text(self, offset: int, event: Event) -> None:
+        text = getattr(event, TEXT_FIELDS[type(event)])
+        if type(text) is Sealed:
+            if text.at > offset:
+                raise LogCorrupt(offset, f"the event {type(event).__name__} names a text of a later one")
+            if text.at == offset:
+                self.texts[offset] = text

@@ -2,7 +2,7 @@
 
 Integers are big-endian; a ULID is its 16 bytes; a queue's name holds no NUL.
 
-    i/job/ ULID                             the job's whole state, a msgpack array (`Job`; format 1: but for `since_ms`)
+    i/job/ ULID                             the job's whole state, a msgpack array (`Job`; older formats: without its last fields)
     i/pending/ QUEUE NUL PRIORITY OFFSET    ULID; priority u32, offset (u64) of the enqueued event
     i/scheduled/ DUE OFFSET                 ULID; due ms u64, offset (u64) of the enqueued event
     i/claimed/ ULID                         empty
@@ -143,8 +143,13 @@ def stats_key(queue: str) -> bytes:
 
 def index_entries(job: Job, format_version: int = FORMAT_VERSION) -> dict[bytes, bytes]:
     """Every index row that a job in this state has."""
-    # Format 1 had no `since_ms`, the last field.
-    return {JOB + job.spec.id: pack(job if format_version > 1 else astuple(job)[:-1]), **index_rows(job)}
+    return {JOB + job.spec.id: pack(job) if format_version > 2 else _older_row(job, format_version), **index_rows(job)}
+
+
+def _older_row(job: Job, format_version: int) -> bytes:
+    """A job's row of format 2, which had no `terms` and no `texts`, or of format 1, which had no `since_ms` either."""
+    spec, *fields = astuple(job)
+    return pack((astuple(spec)[:-1], *fields[: -1 if format_version == 2 else -2]))
 
 
 def index_rows(job: Job) -> dict[bytes, bytes]:
@@ -187,15 +192,16 @@ def decode_job(value: bytes) -> Job:
 
 
 _decode: Final = Decoder(Job).decode
+_FORMAT_1_FIELDS: Final = Job.__struct_fields__.index("since_ms")
 
 
 def _decode_present(value: bytes) -> Job:
-    """The job in a row of this format or of format 1, which ends before `since_ms`."""
+    """The job in a row of any format; that of format 1 ends before `since_ms`."""
     try:
         return _decode(value)
     except ValueError:
         fields = unpack(value)
-        if type(fields) is not tuple or len(fields) != len(Job.__struct_fields__) - 1:
+        if type(fields) is not tuple or len(fields) != _FORMAT_1_FIELDS:
             raise
     # Due or changed, which is nearly the same.
     return _decode(pack((*fields, fields[6] or fields[5])))

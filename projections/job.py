@@ -23,8 +23,10 @@ from ledgerq.eventlog.events import (
     Nacked,
     Promoted,
     Requeued,
+    Sealed,
     State,
     Swept,
+    Text,
 )
 
 __all__ = ["FINISHED", "MAX_OFFSETS", "TRANSITIONS", "Job", "born", "evolve", "may"]
@@ -59,7 +61,8 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     which a job that has very many keeps the last `MAX_OFFSETS`. `cancel_request` is (actor, reason) of a cancellation
     that the worker has yet to follow. `since_ms` is when the present state, as users see it, began: for a scheduled or
     pending job when it can (or could) be claimed, its due time or the event that made it pending; for a claimed one the
-    claim; else when it was finished.
+    claim; else when it was finished. `texts` are the offsets of its events whose texts stand beside the log, the last
+    `MAX_OFFSETS` of them: those of older ones are deleted.
     """
 
     spec: Enqueued
@@ -73,11 +76,17 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     lease_ms: int
     worker: str | None
     sweep_at_ms: int
-    error: str
-    cancel_request: tuple[str, str] | None
+    last_error: Text
+    cancel_request: tuple[str, Text] | None
     unique_held: bool
     offsets: tuple[int, ...]
     since_ms: int
+    texts: tuple[int, ...] = ()
+
+    @property
+    def error(self) -> str:
+        """The error of the last try that failed, or why it ended; empty when none did."""
+        return str(self.last_error)
 
     @property
     def last_offset(self) -> int:
@@ -128,9 +137,10 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     held = job.unique_held
     attempt, due_ms, sweep_at_ms = job.attempt, 0, 0
     claim_offset, lease_ms, worker = job.claim_offset, 0, job.worker
-    error, since_ms = job.error, time_ms
-    cancel_request: tuple[str, str] | None = None
+    error, since_ms = job.last_error, time_ms
+    cancel_request: tuple[str, Text] | None = None
     state: State
+    text: Text = ""
     match event:
         case Claimed():
             state, attempt = "claimed", event.attempt
@@ -140,6 +150,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             state, sweep_at_ms, held = "done", event.sweep_at_ms, False
         case Nacked():
             state, due_ms, sweep_at_ms, error = event.to, event.due_ms, event.sweep_at_ms, event.error
+            text = error
             attempt -= event.released
             since_ms = due_ms or time_ms
             held = held and state != "dead"
@@ -150,13 +161,14 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             state, since_ms = "pending", job.since_ms
         case CancelRequested():
             state, lease_ms, cancel_request = "claimed", job.lease_ms, (event.actor, event.reason)
+            text = event.reason
             since_ms = job.since_ms
         case Cancelled():
-            state, sweep_at_ms, held = "cancelled", event.sweep_at_ms, False
+            state, sweep_at_ms, held, text = "cancelled", event.sweep_at_ms, False, event.reason
         case DeadLettered():
             state, sweep_at_ms, error, held = "dead", event.sweep_at_ms, event.reason, False
         case Requeued():
-            state, attempt = "pending", 0
+            state, attempt, text = "pending", 0, event.reason
             held = job.spec.unique_key is not None and job.spec.unique_until == "finished"
         case Swept():
             return None
@@ -181,4 +193,5 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         held,
         (*job.offsets, offset) if len(job.offsets) < MAX_OFFSETS else (*job.offsets[1:], offset),
         since_ms,
+        (*job.texts[-MAX_OFFSETS + 1 :], offset) if type(text) is Sealed and text.at == offset else job.texts,
     )

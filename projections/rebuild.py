@@ -178,7 +178,7 @@ async def _mismatches(
 
 
 async def _cut(log: LogReader, writer: RowWriter, verified: Verified, host: ProjectionHost) -> None:
-    """Remove the log and the payloads from the end of what is proven on, and set the head to that end.
+    """Remove the log, payloads and texts from the end of what is proven on, and set the head to that end.
 
     A user's projection that is not given here and has come further begins anew when a queue opens with it.
     """
@@ -189,6 +189,7 @@ async def _cut(log: LogReader, writer: RowWriter, verified: Verified, host: Proj
     ranges = [
         (keys.log_key(end), keys.after_prefix(keys.LOG_PREFIX)),
         (keys.payload_key(end), keys.after_prefix(keys.PAYLOAD_PREFIX)),
+        (keys.text_key(end), keys.after_prefix(keys.TEXT_PREFIX)),
     ]
     prefix = keys.PROJECTION_PREFIX
     async for page in store.scan(prefix, keys.after_prefix(prefix)):

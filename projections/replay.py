@@ -92,7 +92,7 @@ async def fold_verified(
         if host is None or rows is None:
             fold.apply_batch(batch)
         else:
-            transitions = [fold.apply(offset, batch.time_ms, *step) for offset, *step in batch.steps()]
+            transitions = [fold.apply(offset, batch.time_ms, event, before) for offset, event, before in batch.steps()]
             host.project(transitions, batch.next_offset, rows)
         if progress is not None:
             progress(fold.next_offset, stop)

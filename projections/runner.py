@@ -136,7 +136,7 @@ class ProjectionHost:
         fold = Fold()
         changes: dict[bytes, bytes | None] = {}
         async for batch in log.batches():
-            transitions = [fold.apply(offset, batch.time_ms, *step) for offset, *step in batch.steps()]
+            transitions = [fold.apply(offset, batch.time_ms, event, before) for offset, event, before in batch.steps()]
             late = [name for name in behind if self.offsets[name] <= batch.base_offset]
             ProjectionHost._project_some(self, late, transitions, batch.next_offset, changes)
             if len(changes) >= _FLUSH_ROWS:

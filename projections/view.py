@@ -27,6 +27,7 @@ from ledgerq.projections.indexes import (
 from ledgerq.projections.job import MAX_OFFSETS, Job
 from ledgerq.projections.payloads import read_payload
 from ledgerq.projections.stats import QueueCounters, QueueStats
+from ledgerq.projections.texts import jobs_with_texts, records_with_texts
 
 __all__ = ["LedgerView", "Page"]
 
@@ -54,7 +55,11 @@ class LedgerView:
         value = await self.store.get(job_key(id))
         if value is None:
             raise JobNotFound(f"there is no job {job_id_text(id)}: it never was, or it was swept (see its history)")
-        return decode_job(value)
+        return await self.with_texts(decode_job(value))
+
+    async def with_texts(self, job: Job) -> Job:
+        """The job with its texts, which stand beside the log."""
+        return (await jobs_with_texts(self.store, [job]))[0]
 
     async def payload(self, job: Job) -> PayloadRecord:
         """The headers and bytes of a job; raises `PayloadMissing` when they are gone or don't match their digest."""
@@ -65,6 +70,9 @@ class LedgerView:
 
     async def history(self, id: bytes) -> list[Record]:
         """All events of a job in order, also of one already swept; raises `JobNotFound`."""
+        return await records_with_texts(self.store, await self._history(id))
+
+    async def _history(self, id: bytes) -> list[Record]:
         value = await self.store.get(job_key(id))
         if value is not None:
             job = decode_job(value)
@@ -144,8 +152,8 @@ class LedgerView:
             if job.spec.queue == queue and (state is None or job.state == state):
                 found.append(job)
                 if len(found) == limit:
-                    return Page(found, key.hex())
-        return Page(found, None)
+                    return Page(await jobs_with_texts(self.store, found), key.hex())
+        return Page(await jobs_with_texts(self.store, found), None)
 
     async def _listing(self, prefix: bytes, start: bytes) -> AsyncIterator[tuple[bytes, Job]]:
         async for rows in self.store.scan(start, keys.after_prefix(prefix), page_rows=500):

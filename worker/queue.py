@@ -290,7 +290,7 @@ class Queue:
         job = await commands.find(self._core, job_id)
         if self._writer_state.undurable(job.id):
             await self._log.committed()
-        return job
+        return await self._core.view.with_texts(job)
 
     async def payload(self, job_id: str) -> PayloadRecord:
         """The headers and the bytes of a job that is not swept yet. Raises `JobNotFound`, `PayloadMissing`."""

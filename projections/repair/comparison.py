@@ -87,7 +87,7 @@ class _JobComparison:
     def add(self, rows: list[Row]) -> Iterator[Mismatch]:
         """Compare the next rows."""
         packed, own = self._jobs.rows, self._own
-        first_id, as_packed = len(JOB), self._format_version > 1
+        first_id, as_packed = len(JOB), self._format_version > 2
         for key, value in rows:
             # Half of all rows, so they are not decoded.
             if as_packed and key.startswith(JOB) and packed.get(key[first_id:]) == value:

@@ -21,6 +21,7 @@ from ledgerq.projections.rebuild import RebuildReport
 from ledgerq.projections.repair.row_writer import COPY_MARKER, FORMAT, RowWriter
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import BUILT_IN
+from ledgerq.projections.texts import stored_texts
 
 __all__ = ["KEEP_DEAD_MS", "NewStore", "copy_into"]
 
@@ -53,7 +54,7 @@ class NewStore:
         await writer.set(keys.FORMAT_KEY, FORMAT, count=False)
 
     async def put(self, key: bytes, value: bytes) -> None:
-        """Add a row of the log, or a payload."""
+        """Add a row of the log, a payload, a text, or the secret."""
         await self._writer.set(key, value, count=False)
 
     async def finish(
@@ -78,7 +79,7 @@ class NewStore:
                 if number % _COMMIT_EVENTS == 0:
                     await log.committed()
             await log.committed()
-            log.append(Rebuilt(actor, reason, BUILT_IN, writer.rows_put, writer.rows_deleted))
+            log.append(log.seal(Rebuilt(actor, reason, BUILT_IN, writer.rows_put, writer.rows_deleted)))
             await log.committed()
         finally:
             await log.stop()
@@ -149,7 +150,18 @@ async def copy_into(
         for key, value in page:
             await new.put(key, value)
     lost = await _copy_payloads(source, new, fold)
+    await _copy_texts(source, new, fold)
+    secret = await source.get(keys.SECRET_KEY)
+    if secret is not None:
+        await new.put(keys.SECRET_KEY, secret)
     return await new.finish(verified, fold, lost, actor=actor, reason=reason)
+
+
+async def _copy_texts(source: ReadStore, new: NewStore, fold: Fold) -> None:
+    """Write the texts that are there; one that is lost is the only thing that is."""
+    async for text in stored_texts(source, fold.texts):
+        if text.sealed is not None and text.value is not None and not text.fault:
+            await new.put(text.key, text.value)
 
 
 async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[LostPayload]:

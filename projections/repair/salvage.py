@@ -30,11 +30,12 @@ from ledgerq.projections.indexes import JOB, decode_job
 from ledgerq.projections.payloads import MISSING, LostPayload, payload_fault
 from ledgerq.projections.rebuild import RebuildReport
 from ledgerq.projections.repair.copying import NewStore
+from ledgerq.projections.texts import text_fault
 
 __all__ = ["LostJob", "SalvageReport", "salvage"]
 
 _LOG_RANGES: Final = tuple((prefix, keys.after_prefix(prefix)) for prefix in (keys.LOG_PREFIX, keys.META_PREFIX))
-_PAYLOAD_RANGES: Final = ((keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX)),)
+_OTHER_RANGES: Final = tuple((prefix, keys.after_prefix(prefix)) for prefix in (keys.PAYLOAD_PREFIX, keys.TEXT_PREFIX))
 _JOB_RANGES: Final = ((JOB, keys.after_prefix(JOB)),)
 _OFFSET_KEY_BYTES: Final = len(keys.log_key(0))
 _MAX_LOST_JOBS: Final = 100_000
@@ -123,6 +124,7 @@ class _Salvage:
         self._progress = progress
         self._faults = {fault.path: fault for fault in damaged.faults}
         self._format: tuple[int, bytes] | None = None
+        self._secret: bytes | None = None
         self._files: set[Path] = set()
         self._head_log = 0  # the number of the last log file with a head that can be read
 
@@ -140,6 +142,8 @@ class _Salvage:
         for page in pool.pages():
             for base_offset, value in page:
                 await new.put(keys.log_key(base_offset), value)
+        if self._secret is not None:
+            await new.put(keys.SECRET_KEY, self._secret)
         kept = dict(sorted(Counter(job.queue for job in fold.jobs.values()).items()))
         lost = await self._copy_payloads(new, fold)
         rebuilt = await new.finish(verified, fold, lost, actor=actor, reason=reason)
@@ -219,6 +223,8 @@ class _Salvage:
             self._pool.add_head(value)
         elif key == keys.FORMAT_KEY and value is not None:
             self._format = max(self._format or (0, b""), (seq, value))
+        elif key == keys.SECRET_KEY and value is not None:
+            self._secret = value
 
     def _check_format(self, verified: Verified) -> None:
         if self._format is not None and self._format[1].isdigit() and int(self._format[1]) > keys.FORMAT_VERSION:
@@ -251,15 +257,24 @@ class _Salvage:
             return verified, fold, why
 
     async def _copy_payloads(self, new: NewStore, fold: Fold) -> list[LostPayload]:
-        """Write the payload of each job that is found anywhere; returns the jobs whose payload is not."""
+        """Write the payloads and texts that are found anywhere; returns the jobs whose payload is not."""
         live = {job.offset: job for job in fold.jobs.values()}
+        texts = dict(fold.texts)
         found: list[tuple[bytes, bytes]] = []
         changed: dict[int, str] = {}
 
         def take(row: SstRow) -> None:
             key, value, _ = row
-            job = live.get(keys.offset_of(key)) if len(key) == _OFFSET_KEY_BYTES else None
-            if job is None or value is None:
+            if value is None or len(key) != _OFFSET_KEY_BYTES:
+                return
+            offset = keys.offset_of(key)
+            if key.startswith(keys.TEXT_PREFIX):
+                if offset in texts and not text_fault(texts[offset], value):
+                    found.append((key, value))
+                    del texts[offset]
+                return
+            job = live.get(offset)
+            if job is None:
                 return
             if fault := payload_fault(job, value):
                 changed[job.offset] = fault
@@ -269,9 +284,9 @@ class _Salvage:
 
         files = await asyncio.to_thread(sorted_files, self._folder)
         for number, path in enumerate(files):
-            if not live:
+            if not live and not texts:
                 break
-            await asyncio.to_thread(self._read_file, path, _PAYLOAD_RANGES, take)
+            await asyncio.to_thread(self._read_file, path, _OTHER_RANGES, take)
             for key, value in found:
                 await new.put(key, value)
             found.clear()

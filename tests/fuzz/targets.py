@@ -87,8 +87,8 @@ def _batch(value: bytes) -> None:
     except LedgerError:
         return
     kinds = bytes(KIND_OF[type(event)] for event in found.events)
-    again = encode_batch(found.epoch, found.previous, found.time_ms, kinds, found.events)
-    assert decode_batch(0, again)._replace(digest=found.digest) == found
+    again = encode_batch(found.epoch, found.previous, found.time_ms, kinds, found.events, found.distances or [0] * len(kinds))
+    assert decode_batch(0, again)._replace(digest=found.digest, distances=found.distances) == found
     for record in found.records():
         descriptions.record_line(record)
         json.dumps(descriptions.record_json(record))

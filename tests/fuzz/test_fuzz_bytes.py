@@ -67,7 +67,7 @@ def inputs(target: str) -> st.SearchStrategy[bytes]:
 
 def one_event(event: Any) -> bytes:
     """A batch of one event, whose fields may be anything."""
-    return encode_batch(7, NO_DIGEST, 5, bytes([KIND_OF[type(event)]]), [event])
+    return encode_batch(7, NO_DIGEST, 5, bytes([KIND_OF[type(event)]]), [event], [0])
 
 
 @fuzz
@@ -203,7 +203,7 @@ def test_what_no_index_row_can_hold_is_corrupt_in_the_fold(event: Any) -> None:
 @given(st.lists(any_events(), min_size=1, max_size=5))
 @settings(deadline=None, derandomize=True, max_examples=300)
 def test_every_event_of_the_right_types_is_read_back(events: list[Any]) -> None:
-    value = encode_batch(7, NO_DIGEST, 5, bytes(KIND_OF[type(event)] for event in events), events)
+    value = encode_batch(7, NO_DIGEST, 5, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events))
     assert decode_batch(0, value).events == events
 
 
@@ -277,7 +277,7 @@ def test_memory_goes_with_the_size_of_a_value_and_not_with_what_it_promises(
 
 def test_a_large_value_is_read_all_the_same() -> None:
     events = [Enqueued(job_id(i), "mail", 1, 3, 0, None, "finished", 5, bytes(32)) for i in range(20_000)]
-    value = encode_batch(7, NO_DIGEST, 5, bytes(KIND_OF[Enqueued] for _ in events), events)
+    value = encode_batch(7, NO_DIGEST, 5, bytes(KIND_OF[Enqueued] for _ in events), events, [0] * len(events))
     assert decode_batch(0, value).events == events
     record = (bytes(16), {"name": "value"}, bytes(16 * MIB))
     assert decode_payload(encode_payload(*record)) == record

@@ -117,6 +117,7 @@ def change_batch(
         batch.time_ms if time_ms is None else time_ms,
         bytes([2] * len(events)),
         events,
+        batch.distances or [0] * len(events),
     )
 
 

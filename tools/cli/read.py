@@ -126,7 +126,7 @@ async def _show(url: str, job_id: str, as_of: str | None, output: Output) -> Non
         if as_of is None:
             job = await view.job(wanted)
         else:
-            job = await _job_as_of(reader, wanted, job_id, as_of)
+            job = await view.with_texts(await _job_as_of(reader, wanted, job_id, as_of))
         record, missing = await _payload(view, job)
     if output.as_json:
         output.json(job_json(job) | payload_json(record))
@@ -192,13 +192,15 @@ def log(
 
 
 async def _log(url: str, start: int, follow: bool, output: Output) -> None:
+    from ledgerq.projections.texts import records_with_texts
     from ledgerq.tools.console.descriptions import record_json, record_line
 
     async with reading(url, pinned=not follow) as reader:
         end = (await reader.head()).next_offset
         if start > end and not follow:
             raise InvalidArgument(f"--from {start} is beyond the log of {url}, which has {end} events")
-        async for record in reader.tail(start) if follow else reader.read(start):
+        async for found in reader.tail(start) if follow else reader.read(start):
+            record = (await records_with_texts(reader.store, [found]))[0]
             if output.as_json:
                 output.json(record_json(record))
             else:

@@ -27,6 +27,7 @@ from ledgerq.eventlog.events import (
     Record,
     Requeued,
     Swept,
+    Text,
     WriterClosed,
     WriterOpened,
 )
@@ -86,11 +87,20 @@ def _event_json(event: Event) -> dict[str, Any]:
             fields["payload_record_bytes"] = value
         elif name == "payload_digest":
             fields[name] = value.hex()
+        elif name == "unique_key":
+            fields["unique_key_digest"] = None if value is None else value.hex()
+        elif name in ("error", "reason"):
+            fields[name] = _text_json(value)
         elif isinstance(value, bytes):
             fields[name] = json_bytes(value)
         else:
             fields[name] = list(value) if isinstance(value, tuple) else value
     return fields
+
+
+def _text_json(text: Text) -> str | dict[str, Any]:
+    """A text as JSON; of one that is not there (any more) what the log has of it."""
+    return text if isinstance(text, str) else {"text": None, "digest": text.digest.hex()}
 
 
 def record_line(record: Record, *, with_job: bool = True) -> str:
@@ -117,7 +127,7 @@ def event_text(event: Event) -> str:
         case Nacked():
             due = f" at {local_time(event.due_ms)}" if event.due_ms else ""
             released = ", attempt not counted" if event.released else ""
-            return f"now {event.to}{due}{released}: {shorten(event.error, 4 * _ERROR_CHARS)}"
+            return f"now {event.to}{due}{released}: {shorten(str(event.error), 4 * _ERROR_CHARS)}"
         case LeaseExpired():
             return f"now {event.to}: {event.reason}"
         case CancelRequested() | Cancelled() | Requeued() | DeadLettered():
@@ -145,7 +155,7 @@ def _enqueued_text(event: Enqueued) -> str:
     if event.due_ms:
         parts.append(f"due {local_time(event.due_ms)}")
     if event.unique_key is not None:
-        parts.append(f"unique key {_key_text(event.unique_key)} until {event.unique_until}")
+        parts.append(f"unique key with digest {event.unique_key.hex()[:16]} until {event.unique_until}")
     return ", ".join(parts)
 
 
@@ -170,9 +180,9 @@ def job_json(job: Job) -> dict[str, Any]:
         **time_json("sweep_at", job.sweep_at_ms),
         "worker": job.worker,
         "lease_ms": job.lease_ms or None,
-        "error": job.error or None,
-        "cancel_request": None if request is None else {"actor": request[0], "reason": request[1]},
-        "unique_key": None if spec.unique_key is None else json_bytes(spec.unique_key),
+        "error": _text_json(job.last_error) or None,
+        "cancel_request": None if request is None else {"actor": request[0], "reason": _text_json(request[1])},
+        "unique_key_digest": None if spec.unique_key is None else spec.unique_key.hex(),
         "unique_until": None if spec.unique_key is None else spec.unique_until,
         "unique_held": job.unique_held,
         "payload_record_bytes": spec.payload_bytes,
@@ -184,9 +194,10 @@ def job_json(job: Job) -> dict[str, Any]:
 def payload_json(record: PayloadRecord | None) -> dict[str, Any]:
     """What a job carries; nulls when that is gone."""
     if record is None:
-        return {"headers": None, "payload": None, "payload_bytes": None}
-    size = len(record.payload)
-    return {"headers": record.headers or {}, "payload": json_bytes(record.payload), "payload_bytes": size}
+        return {"headers": None, "payload": None, "payload_bytes": None, "unique_key": None}
+    size, key = len(record.payload), None if record.unique_key is None else json_bytes(record.unique_key)
+    payload = json_bytes(record.payload)
+    return {"headers": record.headers or {}, "payload": payload, "payload_bytes": size, "unique_key": key}
 
 
 def job_row(job: Job) -> list[str]:
@@ -226,7 +237,10 @@ def job_facts(job: Job, record: PayloadRecord | None) -> list[tuple[str, str]]:
         facts.append(("cancel", "requested by {}: {}".format(*job.cancel_request)))
     if job.spec.unique_key is not None:
         held = "held" if job.unique_held else "not held any more"
-        facts.append(("unique key", f"{_key_text(job.spec.unique_key)} until {job.spec.unique_until}, {held}"))
+        key = f"with digest {job.spec.unique_key.hex()[:16]}"
+        if record is not None and record.unique_key is not None:
+            key = _key_text(record.unique_key)
+        facts.append(("unique key", f"{key} until {job.spec.unique_until}, {held}"))
     if job.error:
         facts.append(("error", job.error[-_PAYLOAD_CHARS:]))
     if record is not None:

@@ -113,7 +113,7 @@ def _words(record: Record) -> str:
         case Claimed():
             return f"attempt {event.attempt} by {event.worker}"
         case Nacked():
-            error = shorten(event.error.splitlines()[-1], _ERROR_CHARS)
+            error = shorten(str(event.error).splitlines()[-1], _ERROR_CHARS)
             wait_s = (event.due_ms - record.time_ms) / 1000
             return f"{error}; {f'again in {wait_s:.3f} s' if event.due_ms else f'now {event.to}'}"
         case LeaseExpired():

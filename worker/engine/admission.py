@@ -12,7 +12,7 @@ from ledgerq.eventlog.runtime.waits import to_the_end
 from ledgerq.projections.indexes import job_key, unique_key
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import EnqueueResult
-from ledgerq.worker.engine.new_job import KeyLocks, Prepared
+from ledgerq.worker.engine.new_job import KeyLocks, Prepared, key_digest
 from ledgerq.worker.engine.writer_state import WriterState
 
 __all__ = ["Admission"]
@@ -50,7 +50,7 @@ class Admission:
         async with self._locks.hold(lock_keys):
             own_ids = [p.event.id for p in batch if p.own_id]
             while True:
-                holders = await self.holders([key for p in batch if (key := _unique(p)) is not None])
+                holders = await self.holders([key for p in batch for key in _unique(p)])
                 jobs = await self._writer_state.jobs(own_ids)
                 if not self._writer_state.log.full:
                     break
@@ -65,14 +65,14 @@ class Admission:
             self._writer_state.log.check()
 
             def stage(prepared: Prepared) -> EnqueueResult:
-                key = _unique(prepared)
-                holder = None if key is None else holders[key]
+                wanted = _unique(prepared)
+                holder = next((holder for one in wanted if (holder := holders[one]) is not None), None)
                 if holder is not None:
                     return EnqueueResult(holder, False)
                 result = self.stage(prepared)
-                if key is not None:
-                    holders[key] = prepared.event.id
-                    self.hold(key, prepared.event.id)
+                if wanted:
+                    holders[wanted[0]] = prepared.event.id
+                    self.hold(wanted[0], prepared.event.id)
                 return result
 
             # No other call stages these keys while their locks are held.
@@ -101,24 +101,23 @@ class Admission:
     @asynccontextmanager
     async def unique(self, job: Job) -> AsyncIterator[bytes | None]:
         """Reserve the unique key of `job` while the block runs; yields the id of its holder, if any."""
-        if job.spec.unique_key is None or job.spec.unique_until == "claimed":
+        key = job.spec.unique_key
+        if key is None or job.spec.unique_until == "claimed":
             yield None
             return
-        key = unique_key(job.spec.queue, job.spec.unique_key)
-        async with self._locks.hold([key]):
-            yield await self.holder(key)
+        # Up to format 2 a job had its key itself, of which a later one has the digest.
+        wanted = [unique_key(job.spec.queue, one) for one in (key, key_digest(key, self._writer_state.log.secret))]
+        async with self._locks.hold(wanted):
+            holders = await self.holders(wanted)
+            yield next((holder for one in wanted if (holder := holders[one]) is not None), None)
 
     def requeued(self, job: Job) -> None:
         """Remember that a requeued job holds its unique key again."""
         if job.unique_held and job.spec.unique_key is not None:
             self.hold(unique_key(job.spec.queue, job.spec.unique_key), job.id)
 
-    async def holder(self, key: bytes) -> bytes | None:
-        """The id of the unfinished job that holds a unique index key, as of the moment this returns."""
-        return (await self.holders([key]))[key]
-
     async def holders(self, wanted: Sequence[bytes]) -> dict[bytes, bytes | None]:
-        """Like `holder`, for many keys with two reads of the store."""
+        """The unfinished job that holds each unique index key, as of the moment this returns: two reads of the store."""
         found = {key: id for key in wanted if (id := self._held.get(key)) is not None}
         unknown = [key for key in dict.fromkeys(wanted) if key not in found]
         values = await self._writer_state.log.store.get_many(unknown) if unknown else []
@@ -140,11 +139,13 @@ def _holds(job: Job, key: bytes) -> bool:
     return job.unique_held and spec.unique_key is not None and unique_key(spec.queue, spec.unique_key) == key
 
 
-def _unique(prepared: Prepared) -> bytes | None:
-    event = prepared.event
-    return None if event.unique_key is None else unique_key(event.queue, event.unique_key)
+def _unique(prepared: Prepared) -> list[bytes]:
+    """The index keys of a job's unique key: its own, and that of a job enqueued with the same key up to format 2."""
+    event, plain = prepared.event, prepared.record.unique_key
+    if event.unique_key is None or plain is None:
+        return []
+    return [unique_key(event.queue, event.unique_key), unique_key(event.queue, plain)]
 
 
 def _keys(prepared: Prepared) -> list[bytes]:
-    unique = _unique(prepared)
-    return ([] if unique is None else [unique]) + ([job_key(prepared.event.id)] if prepared.own_id else [])
+    return _unique(prepared) + ([job_key(prepared.event.id)] if prepared.own_id else [])

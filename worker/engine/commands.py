@@ -34,7 +34,7 @@ async def cancel(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
         for event in events:
             job = core.writer_state.apply(job, event) or job
     await core.log.committed()
-    return job
+    return await core.view.with_texts(job)
 
 
 async def requeue(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
@@ -55,7 +55,7 @@ async def requeue(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
             core.admission.requeued(job)
         core.dispatcher.serve()
     await core.log.committed()
-    return job
+    return await core.view.with_texts(job)
 
 
 async def set_paused(core: Core, queue: str, paused: bool, *, actor: str, reason: str) -> None:

@@ -87,7 +87,7 @@ class Core:
             ready_window_rows=ready_window, payload_budget_bytes=_PAYLOAD_BUDGET_BYTES, host=host
         )
         pace = _pace(store.location, commit_interval_ms, overlap)
-        self.log = EventLog(store, clock=self.clock, commit_hook=self.writer_state, pace=pace)
+        self.log = EventLog(store, clock=self.clock, commit_hook=self.writer_state, pace=pace, entropy=self.entropy)
         self.writer_state.log = self.log
         self.view = LedgerView(self.log)
         self._ended = EndedClaims(self.log)

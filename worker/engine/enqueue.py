@@ -50,6 +50,7 @@ class Enqueuer:
             options=self._core.options(queue),
             now_ms=self._clock.now_ms(),
             entropy=self._entropy,
+            secret=self._log.secret,
             priority=priority,
             delay=delay,
             run_at=run_at,
@@ -76,7 +77,9 @@ class Enqueuer:
         self._log.check()
         self._core.check_name(queue)
         options, now_ms = self._core.options(queue), self._clock.now_ms()
-        batch = await prepare_many(queue, jobs, options=options, now_ms=now_ms, entropy=self._entropy)
+        batch = await prepare_many(
+            queue, jobs, options=options, now_ms=now_ms, entropy=self._entropy, secret=self._log.secret
+        )
         self._log.check()
         if self._log.full:
             await self._log.until_not_full()

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from ledgerq.eventlog.codec import PayloadRecord, digest_of, encode_payload
+from ledgerq.eventlog.codec import DIGEST_BYTES, SALT_BYTES, PayloadRecord, digest_of, encode_payload
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes, new_job_id
 from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
 from ledgerq.eventlog.events import Enqueued, UniqueUntil
@@ -14,9 +15,8 @@ from ledgerq.eventlog.keys import MAX_PRIORITY
 from ledgerq.eventlog.writer import MAX_COMMIT_BYTES
 from ledgerq.worker.options import MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, to_ms
 
-__all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "prepare", "prepare_many"]
+__all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "key_digest", "prepare", "prepare_many"]
 
-SALT_BYTES: Final = 16
 MAX_BULK_JOBS: Final = 10_000
 _AT_ONCE: Final = 50
 
@@ -37,6 +37,7 @@ def prepare(
     options: QueueOptions,
     now_ms: int,
     entropy: Entropy,
+    secret: bytes,
     priority: int | None = None,
     delay: float | None = None,
     run_at: datetime | None = None,
@@ -69,8 +70,9 @@ def prepare(
             f"the payload and headers for queue {queue!r} have {size_bytes} bytes, more than max_payload_bytes="
             f"{options.max_payload_bytes}: store them elsewhere and enqueue a reference"
         )
+    key = None if unique_key is None else _unique_key(unique_key)
     salt = entropy.take(SALT_BYTES)
-    sealed = encode_payload(salt, kept, payload)
+    sealed = encode_payload(salt, kept, payload, key)
     if unique_until not in ("finished", "claimed"):
         raise InvalidArgument(f"unique_until is 'finished' or 'claimed', not {unique_until!r}")
     event = Enqueued(
@@ -79,12 +81,12 @@ def prepare(
         priority,
         max_attempts,
         due_ms,
-        None if unique_key is None else _unique_key(unique_key),
+        None if key is None else key_digest(key, secret),
         unique_until,
         len(sealed),
         digest_of(sealed),
     )
-    return Prepared(event, PayloadRecord(salt, kept, payload), sealed, job_id is not None)
+    return Prepared(event, PayloadRecord(salt, kept, payload, key), sealed, job_id is not None)
 
 
 def is_list(jobs: object) -> bool:
@@ -93,7 +95,7 @@ def is_list(jobs: object) -> bool:
 
 
 async def prepare_many(
-    queue: str, jobs: Sequence[bytes | NewJob], *, options: QueueOptions, now_ms: int, entropy: Entropy
+    queue: str, jobs: Sequence[bytes | NewJob], *, options: QueueOptions, now_ms: int, entropy: Entropy, secret: bytes
 ) -> list[Prepared]:
     """Prepare the jobs of one `enqueue_many`; raises `InvalidArgument` for more than one commit can take.
 
@@ -109,7 +111,7 @@ async def prepare_many(
         if at and at % _AT_ONCE == 0:
             await asyncio.sleep(0)
         given = dict(job) if isinstance(job, NewJob) else {"payload": job}
-        batch.append(prepare(queue, options=options, now_ms=now_ms, entropy=entropy, **given))
+        batch.append(prepare(queue, options=options, now_ms=now_ms, entropy=entropy, secret=secret, **given))
         size_bytes += len(batch[-1].sealed)
     if size_bytes > MAX_COMMIT_BYTES:
         raise PayloadTooLarge(
@@ -168,6 +170,11 @@ def _unique_key(key: str | bytes) -> bytes:
     if not 1 <= len(encoded) <= MAX_UNIQUE_KEY_BYTES:
         raise InvalidArgument(f"unique_key has {len(encoded)} bytes: 1 to {MAX_UNIQUE_KEY_BYTES} are allowed")
     return encoded
+
+
+def key_digest(key: bytes, secret: bytes) -> bytes:
+    """What stands for a unique key in the log and in the index: equal for equal keys, and no help in guessing them."""
+    return blake2b(key, key=secret, digest_size=DIGEST_BYTES).digest()
 
 
 class KeyLocks:

@@ -34,7 +34,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import PayloadRecord, pack
 from ledgerq.eventlog.commit import pieces
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
-from ledgerq.eventlog.events import Enqueued, JobEvent, LogEvent, QueueEvent, QueuePaused
+from ledgerq.eventlog.events import TEXT_FIELDS, Enqueued, JobEvent, LogEvent, QueueEvent, QueuePaused
 from ledgerq.eventlog.store import Batch
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Transition
@@ -141,6 +141,8 @@ class WriterState:
     def apply(self, before: Job | None, event: JobEvent, payload: PayloadRecord | None = None) -> Job | None:
         """Stage `event` and return the job after it; `payload` comes along when the job may go to the ready window."""
         log = self.log
+        if type(event) in TEXT_FIELDS:
+            event = log.seal(event)
         offset = log.append(event, None if before is None else before.last_offset)
         time_ms = log.time_ms
         after: Job | None
@@ -175,6 +177,7 @@ class WriterState:
 
     def apply_other(self, event: QueueEvent | LogEvent) -> int:
         """Stage an event that concerns no job; returns its offset."""
+        event = self.log.seal(event)
         offset = self.log.append(event)
         if isinstance(event, QueueEvent):
             self.counters_of(event.queue).paused = type(event) is QueuePaused
@@ -310,4 +313,7 @@ def index_changes(touched: Touched) -> Changes:
         if before is not None and (after is None or after.offset != before.offset):
             # Swept, and its id perhaps in use again already.
             changes[keys.payload_key(before.offset)] = None
+        if before is not None and before.texts and (after is None or after.texts != before.texts):
+            kept = () if after is None else after.texts
+            changes |= {keys.text_key(at): None for at in before.texts if at not in kept}
     return changes

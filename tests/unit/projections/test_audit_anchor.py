@@ -83,7 +83,7 @@ def forge(disk: MemoryDisk, offset: int) -> None:
             for at, event in enumerate(batch.events)
         ]
         kinds = bytes(KIND_OF[type(event)] for event in events)
-        disk.rows[key] = encode_batch(batch.epoch, previous, batch.time_ms, kinds, events)
+        disk.rows[key] = encode_batch(batch.epoch, previous, batch.time_ms, kinds, events, batch.distances or [])
         previous = digest_of(disk.rows[key])
         head = Head(batch.next_offset, previous, batch.epoch, batch.time_ms, batch.base_offset)
     assert head is not None

@@ -251,7 +251,7 @@ async def test_a_bulk_call_whose_log_fails_while_it_is_staged_leaves_nothing() -
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 250, 65_536])
 def test_a_record_batch_in_pieces_has_the_same_bytes(count: int) -> None:
     events = [Acked(bytes([i % 256]) * 16, i) for i in range(count)]
-    fields = 7, bytes(32), 1_700_000_000_000, bytes([3] * count), events
+    fields = 7, bytes(32), 1_700_000_000_000, bytes([3] * count), events, [*range(count)]
     for piece in (1, 15, 16, 100, 70_000) if count < 1000 else (500, 70_000):
         assert b"".join(encode_batch_pieces(*fields, piece)) == encode_batch(*fields)
 
