@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
-from ledgerq.eventlog.codec import decode_payload, digest_of
-from ledgerq.eventlog.events import STATES
+from ledgerq.eventlog.codec import decode_payload, decode_text, digest_of
+from ledgerq.eventlog.events import STATES, Sealed, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.eventlog.store import ReadStore
@@ -22,11 +22,12 @@ from ledgerq.projections.indexes import (
     pending_prefix,
     stats_key,
 )
+from ledgerq.projections.job import MAX_OFFSETS
 from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["all_rows", "check_ledger"]
 
-_RANGES = (b"m/", b"l/", b"p/", b"i/", b"x/")
+_RANGES = (b"m/", b"l/", b"p/", b"t/", b"i/", b"x/")
 
 
 async def all_rows(store: ReadStore, start: bytes = b"\0", stop: bytes = b"\xff") -> dict[bytes, bytes]:
@@ -56,14 +57,21 @@ async def check_ledger(
     verified = await log.verify()
     if anchored:
         await log.check_anchor(await store.read_anchor())
-    fold = Fold()
+    fold, texts = Fold(), dict[int, tuple[bytes | None, Sealed]]()
     async for batch in log.batches():
         fold.apply_batch(batch)
+        for offset, event in enumerate(batch.events, batch.base_offset):
+            text = getattr(event, "error", getattr(event, "reason", ""))
+            if isinstance(text, Sealed) and text.at == offset:
+                texts[offset] = (getattr(event, "id", None), text)
+            if isinstance(event, Swept):
+                texts = {at: found for at, found in texts.items() if found[0] != event.id}
     assert fold.next_offset == verified.head.next_offset
     check_indexes(fold, rows)
     check_counts(fold)
     check_hints(rows)
     check_payloads(fold, rows, without_payload)
+    check_texts(fold, rows, texts)
     return fold
 
 
@@ -123,3 +131,21 @@ def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Col
         decode_payload(value)
     orphans = [key for key in rows if key.startswith(keys.PAYLOAD_PREFIX) and key not in owners]
     assert not orphans, f"payloads of no job: {orphans[:5]}"
+
+
+def check_texts(fold: Fold, rows: Mapping[bytes, bytes], texts: Mapping[int, tuple[bytes | None, Sealed]]) -> None:
+    """Check that every text of the log has its row, by its digest, unless its job is swept, and that there are no others.
+
+    Of a job that has very many the last ones are kept.
+    """
+    kept = {id: job.texts for id, job in fold.jobs.items() if len(job.texts) == MAX_OFFSETS}
+    wanted = {at: sealed for at, (id, sealed) in texts.items() if id not in kept or at in kept[id]}
+    assert wanted == fold.texts, "the fold knows other texts"
+    for at, sealed in wanted.items():
+        value = rows.get(keys.text_key(at))
+        assert value is not None, f"the text of the event at {at} is missing"
+        assert digest_of(value) == sealed.digest, f"the text of the event at {at} was altered"
+        assert len(value) == sealed.size_bytes
+        decode_text(value)
+    orphans = [key for key in rows if key.startswith(keys.TEXT_PREFIX) and keys.offset_of(key) not in wanted]
+    assert not orphans, f"texts of no event: {orphans[:5]}"
