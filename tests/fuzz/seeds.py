@@ -25,7 +25,9 @@ _CHOICES = [(i * i * 7919 + i * 104729) % 2**24 for i in range(60)]
 
 
 def _batch(events: list[Event]) -> bytes:
-    return encode_batch(7, NO_DIGEST, 1_700_000_000_000, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events))
+    return encode_batch(
+        7, NO_DIGEST, 1_700_000_000_000, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events)
+    )
 
 
 def seeds(target: str) -> list[bytes]:

@@ -87,7 +87,9 @@ def _batch(value: bytes) -> None:
     except LedgerError:
         return
     kinds = bytes(KIND_OF[type(event)] for event in found.events)
-    again = encode_batch(found.epoch, found.previous, found.time_ms, kinds, found.events, found.distances or [0] * len(kinds))
+    again = encode_batch(
+        found.epoch, found.previous, found.time_ms, kinds, found.events, found.distances or [0] * len(kinds)
+    )
     assert decode_batch(0, again)._replace(digest=found.digest, distances=found.distances) == found
     for record in found.records():
         descriptions.record_line(record)

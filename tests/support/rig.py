@@ -23,6 +23,7 @@ from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
 from tests.support.ledger_checks import check_ledger
 from tests.support.loops import settle
+from tests.support.texts import with_texts
 
 __all__ = ["Faults", "Rig", "abandon", "claim_all", "payloads"]
 
@@ -126,8 +127,8 @@ class Rig:
         return [batch async for batch in log.batches()]
 
     async def events(self) -> list[Event]:
-        """The durable events."""
-        return [event for batch in await self.batches() for event in batch.events]
+        """The durable events, with their texts."""
+        return with_texts(self.disk.rows, (event for batch in await self.batches() for event in batch.events))
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -100,7 +100,9 @@ GOLDEN: list[tuple[Event, str]] = [
 
 def encoded(events: list[Event]) -> bytes:
     """A batch of these events, after `PREVIOUS`."""
-    return encode_batch(7, PREVIOUS, TIME_MS, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events))
+    return encode_batch(
+        7, PREVIOUS, TIME_MS, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events)
+    )
 
 
 def batch_with(**changed: Any) -> bytes:
@@ -151,7 +153,9 @@ def test_the_bytes_of_a_payload_record_never_change(record: PayloadRecord, value
 @quick
 @given(st.lists(any_events(), min_size=1, max_size=8), st.integers(0, 2**64 - 1), st.integers(0, 2**63))
 def test_any_batch_is_read_back_as_it_was(events: list[Event], epoch: int, time_ms: int) -> None:
-    value = encode_batch(epoch, NO_DIGEST, time_ms, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events))
+    value = encode_batch(
+        epoch, NO_DIGEST, time_ms, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events)
+    )
     batch = decode_batch(3, value)
     assert (batch.epoch, batch.time_ms, batch.events) == (epoch, time_ms, events)
     assert [type(event) for event in batch.events] == [type(event) for event in events]

@@ -22,7 +22,7 @@ def sides(key: bytes, expected: bytes | None, found: bytes | None) -> tuple[str 
 
 
 def test_of_an_altered_job_only_the_fields_that_differ_are_shown() -> None:
-    dead, lie = replace(JOB, state="dead", error="boom " * 200), replace(JOB, state="done")
+    dead, lie = replace(JOB, state="dead", last_error="boom " * 200), replace(JOB, state="done")
     expected, found = sides(job_key(ID), pack(dead), pack(lie))
     assert expected is not None
     assert expected.startswith("state='dead', error='boom boom")

@@ -21,6 +21,7 @@ from tests.support.damaged_rows import DAMAGES, Damage, Ledger, copy_of, make_le
 from tests.support.ledger_checks import check_ledger
 from tests.support.operators import WHO
 from tests.support.rig import Rig, claim_all
+from tests.support.texts import with_texts
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +49,13 @@ async def check_copy(ledger: Ledger, disk: MemoryDisk, pristine: Ledger) -> None
     log, old_log = rows_in(disk, b"l/"), rows_in(ledger.disk, b"l/")
     (more,) = log.keys() - old_log.keys()
     assert {key: value for key, value in log.items() if key != more} == old_log
-    (event,) = decode_batch(keys.offset_of(more), log[more]).events
+    (event,) = with_texts(disk.rows, decode_batch(keys.offset_of(more), log[more]).events)
     assert isinstance(event, Rebuilt)
     assert (event.actor, event.reason, event.names) == ("ann", "because", ("jobs", "stats"))
     assert rows_in(disk) == rows_in(pristine.disk)
     assert rows_in(disk, b"p/") == rows_in(pristine.disk, b"p/")
-    assert rows_in(disk, b"m/").keys() == {keys.FORMAT_KEY, keys.HEAD_KEY}
+    assert rows_in(disk, b"m/").keys() == {keys.FORMAT_KEY, keys.HEAD_KEY, keys.SECRET_KEY}
+    assert disk.rows[keys.SECRET_KEY] == ledger.disk.rows[keys.SECRET_KEY]
     assert rows_in(disk, b"x/") == {}
     assert (await audit(MemoryReader(disk), clock=ManualClock(), deep=True)).clean
     await check_ledger(disk)

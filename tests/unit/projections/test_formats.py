@@ -19,6 +19,7 @@ from ledgerq.projections.fold import Fold
 from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.repair import row_writer
 from ledgerq.projections.repair.copying import copy_into
+from ledgerq.projections.repair.row_writer import FORMAT
 from ledgerq.projections.replay import fold_to
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.queue import Queue
@@ -97,7 +98,7 @@ async def test_one_rebuild_brings_it_to_the_present_format(old: Ledger, today: L
     report = await rebuilt(old)
     assert (report.rows_put, report.rows_deleted) == (jobs + queues, 0)
     assert rows_in(old.disk, b"i/") == rows_in(today.disk, b"i/")
-    assert old.disk.rows[keys.FORMAT_KEY] == b"2"
+    assert old.disk.rows[keys.FORMAT_KEY] == FORMAT
     await check_ledger(old.disk)
     again = await rebuilt(old)
     assert not again.changed
@@ -112,7 +113,7 @@ async def test_a_store_that_holds_no_job_yet_is_brought_to_it_too() -> None:
     with pytest.raises(NotRebuilt):
         await as_a_writer_would(ledger)
     await rebuilt(ledger)
-    assert disk.rows[keys.FORMAT_KEY] == b"2"
+    assert disk.rows[keys.FORMAT_KEY] == FORMAT
     await (await as_a_writer_would(ledger)).close()
 
 
@@ -137,7 +138,7 @@ async def test_a_rebuild_that_ends_anywhere_leaves_it_to_the_next_one(
     for at in range(len(count.calls)):
         ledger = old._replace(disk=copy_of(old.disk))
         await crashed_run(ledger.disk, work, Crash(at, end))
-        if ledger.disk.rows[keys.FORMAT_KEY] == b"2":
+        if ledger.disk.rows[keys.FORMAT_KEY] == FORMAT:
             assert keys.REBUILD_KEY not in ledger.disk.rows
         else:
             with pytest.raises(NotRebuilt, match="rebuild-projections"):
@@ -151,7 +152,7 @@ async def test_a_copy_of_a_store_of_format_1_is_of_the_present_format(old: Ledge
     disk = MemoryDisk()
     await copy_into(MemoryReader(old.disk), MemoryStore(disk), clock=ManualClock(old.clock_ms), **WHO)
     assert rows_in(disk, b"i/") == rows_in(today.disk, b"i/")
-    assert disk.rows[keys.FORMAT_KEY] == b"2"
+    assert disk.rows[keys.FORMAT_KEY] == FORMAT
 
 
 def test_a_store_of_format_1_on_files_is_upgraded_by_the_command_line(tmp_path: Path, cli: Cli) -> None:

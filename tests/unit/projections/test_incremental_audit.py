@@ -101,7 +101,7 @@ async def test_what_is_right_is_clean_and_the_next_one_starts_from_there(story: 
 def _altered(name: str) -> Callable[[Story], bytes]:
     def do(story: Story) -> bytes:
         key = job_key(story.ids[name])
-        story.after.rows[key] = pack(replace(decode_job(story.after.rows[key]), error="a lie"))
+        story.after.rows[key] = pack(replace(decode_job(story.after.rows[key]), last_error="a lie"))
         return key
 
     return do

@@ -34,6 +34,7 @@ from tests.support.histories import quick
 from tests.support.ledger_checks import check_ledger
 from tests.support.operators import WHO
 from tests.support.rig import Rig, claim_all
+from tests.support.texts import with_texts
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,9 @@ async def mend(ledger: Ledger, **arguments: Any) -> RebuildReport:
 
 
 def log_of(disk: MemoryDisk) -> list[Event]:
-    """The events that are there."""
-    return [e for k, v in rows_in(disk, b"l/").items() for e in decode_batch(keys.offset_of(k), v).events]
+    """The events that are there, with their texts."""
+    stored = rows_in(disk, b"l/").items()
+    return with_texts(disk.rows, (e for key, value in stored for e in decode_batch(keys.offset_of(key), value).events))
 
 
 def user_rows(disk: MemoryDisk) -> dict[bytes, bytes]:

@@ -19,12 +19,13 @@ from tests.support.histories import START_MS, quick
 from tests.support.loops import settle
 
 OPTIONS = QueueOptions(priority=7, max_attempts=4, max_payload_bytes=20)
+SECRET = bytes(32)
 ULID = "01HF7YAT000000000000000001"
 
 
 def prepared(payload: Any = b"x", **given: Any) -> Prepared:
     """A job prepared now, with these arguments."""
-    defaults: dict[str, Any] = {"options": OPTIONS, "entropy": SeededEntropy(1)}
+    defaults: dict[str, Any] = {"options": OPTIONS, "entropy": SeededEntropy(1), "secret": SECRET}
     return prepare("mail", payload, now_ms=START_MS, **(defaults | given))
 
 

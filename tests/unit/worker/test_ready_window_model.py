@@ -236,7 +236,7 @@ def test_what_the_next_claim_waits_for_is_loaded_in_spite_of_the_budget() -> Non
 def test_a_newer_state_of_a_job_replaces_the_older() -> None:
     window = window_of()
     window.offer(pending(1), PAYLOAD)
-    newer = replace(pending(1), error="boom")
+    newer = replace(pending(1), last_error="boom")
     window.insert(ReadyJob(newer, PAYLOAD))
     assert window._budget.used_bytes == SIZE_BYTES
     assert window.take() == ReadyJob(newer, PAYLOAD)
