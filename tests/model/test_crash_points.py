@@ -225,11 +225,12 @@ async def test_the_scenario_itself_goes_well_and_reaches_everything() -> None:
     await check_promises(rig, reported)
 
 
-@pytest.mark.parametrize("end", sampled(ENDS))
-async def test_a_process_that_ends_at_any_call_of_its_store_breaks_no_promise(end: End) -> None:
+# At some of the calls in `make test`, and at all of them in the proof.
+@pytest.mark.parametrize(("end", "step"), sampled([("passing error", 8), *((end, 1) for end in ENDS)]))
+async def test_a_process_that_ends_at_any_call_of_its_store_breaks_no_promise(end: End, step: int) -> None:
     calls = await count_calls()
     assert len(calls) > 100
-    for at, call in enumerate(calls):
+    for at, call in [*enumerate(calls)][::step]:
         rig = Rig()
         point, reported = await run_until_it_ends(rig, at, end)
         assert len(point.calls) > at

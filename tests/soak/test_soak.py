@@ -40,6 +40,7 @@ from tests.soak.meter import Facts, Meter, held_by_process
 from tests.soak.oracle import Oracle
 from tests.soak.report import judge_all
 from tests.soak.watched_queue import WatchedQueue, sealed
+from tests.tiers import sampled
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 110
@@ -435,11 +436,13 @@ def test_ctrl_c_ends_it_early_with_its_summary_and_removes_what_it_made(tmp_path
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (("--minutes", "1", "--url", "memory:///"), "memory"),
-        (("--minutes", "1", "--url", "ftp://x"), "unknown scheme"),
-        ((), "--minutes"),
-    ],
+    sampled(
+        [
+            (("--minutes", "1", "--url", "memory:///"), "memory"),
+            (("--minutes", "1", "--url", "ftp://x"), "unknown scheme"),
+            ((), "--minutes"),
+        ]
+    ),
 )
 def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     running = start(tmp_path, *arguments)

@@ -25,6 +25,7 @@ from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.stores import open_store
 from ledgerq.worker.queue import Queue
 from tests.support.ledger_checks import check_ledger
+from tests.tiers import sampled
 
 LIMIT_S = 60.0
 IMPATIENT = StoreOptions(commit_timeout_s=0.3)
@@ -110,9 +111,9 @@ async def test_a_store_whose_close_gave_up_is_held_until_the_disk_answers(url: s
     assert after.next_offset > anchor.next_offset
 
 
-@pytest.mark.parametrize("lane", [PublicLane, best_lane])
+@pytest.mark.parametrize("lane", sampled([best_lane, PublicLane]))
 @pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("closed", sampled([False, True]))
 def test_a_loop_that_ended_meanwhile_leaves_the_store_held_too(
     url: str, hung: HungDisk, lane: Any, kept: bool, closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

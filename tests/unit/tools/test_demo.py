@@ -162,6 +162,7 @@ async def test_stopped_half_way_it_leaves_nothing_behind(
     assert not list(tmp_path.glob("ledgerq-demo-*"))
 
 
+@pytest.mark.proof
 def test_a_temporary_folder_that_no_store_can_live_in(folder: Path, tmp_path: Path) -> None:
     ran = run(tmp_path / "odd~name", "ledgerq.tools.cli", "demo", folder)
     assert ran.returncode == 2

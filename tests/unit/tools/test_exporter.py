@@ -99,8 +99,8 @@ async def test_its_numbers_are_the_writers(tmp_path: Path, url: str) -> None:
         assert (await exporter.ask("/healthz")).status == 200
         for _ in range(2):  # a writer that restarts changes nothing
             async with Queue.open(url) as queue:
-                for _ in range(3):
-                    await work(queue, 10)
+                for _ in range(2):
+                    await work(queue, 4)
                     await converged(exporter, queue, "mail", "later")
                 await queue.pause("mail", actor="ada", reason="a test")
                 await converged(exporter, queue, "mail")
