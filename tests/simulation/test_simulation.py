@@ -33,6 +33,7 @@ SLOW_DEFECTS = {
     "failed_commit_taken_for_durable",
     "failed_queue_rings_for_ever",
     "followers_skip",
+    "given_up_claims_kept",
     "interrupted_claims_stay",
     "leases_end_at_once",
     "leases_never_end",
