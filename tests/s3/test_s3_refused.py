@@ -16,8 +16,8 @@ from tests.s3.servers import S3Server, both_servers, bucket, on_seaweed, s3_serv
 
 __all__ = ["bucket", "s3_server"]
 
-OPENING_LIMIT_S = 40.0
-LIMIT_S = 30.0
+OPENING_LIMIT_S = 90.0
+LIMIT_S = 60.0
 COMMIT_LIMIT_S = 3.0
 SHORT = StoreOptions(commit_timeout_s=COMMIT_LIMIT_S, read_timeout_s=COMMIT_LIMIT_S)
 

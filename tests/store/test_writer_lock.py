@@ -25,7 +25,7 @@ from tests.support.ledger_checks import check_ledger
 from tests.tiers import sampled
 
 ROUNDS = int(os.environ.get("WRITER_ROUNDS", "2"))
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ async def test_a_bulk_call_that_is_staged_within_the_pause_between_two_commits_d
         await asyncio.sleep(0.2)
         assert rig.queue.log._task is not None
         assert not rig.queue.log._task.done()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await rig.queue.enqueue("q", b"x")
 
 

@@ -142,7 +142,7 @@ async def test_a_bucket_that_can_not_be_reached_is_noticed(bucket: str, proxy: P
         assert reason is not None
         assert reason.startswith(f"s3://{bucket}/store")
         proxy.resume()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await probe.reason() is not None:
                 await asyncio.sleep(0.05)
         probe.close()
