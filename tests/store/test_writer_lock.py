@@ -198,6 +198,7 @@ async def test_a_waiting_opener_gets_the_store_when_the_other_closes_it(url: str
         await (await waiting).close()
 
 
+@pytest.mark.proof
 async def test_a_waiting_process_gets_the_store_of_a_killed_one(url: str) -> None:
     async with writer(url) as first, asyncio.TaskGroup() as group:
         waiting = group.create_task(open_store(url, clock=SystemClock(), wait=LIMIT_S))

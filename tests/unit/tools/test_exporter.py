@@ -211,6 +211,7 @@ async def test_another_store_in_its_place_is_followed(tmp_path: Path, url: str) 
             assert series("ledgerq_jobs", queue="gone", state="pending") not in found
 
 
+@pytest.mark.proof
 async def test_files_that_the_writer_removes_are_no_trouble(tmp_path: Path, url: str) -> None:
     options = StoreOptions(
         fsync=False, gc_interval_s=0.1, gc_age_s=0.1, l0_sst_bytes=1024 * 1024, max_wal_flushes_before_l0_flush=5
