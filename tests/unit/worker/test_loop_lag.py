@@ -27,7 +27,7 @@ from tests.support.operators import Who
 from tests.support.rig import Rig, claim_all
 from tests.tiers import sampled
 
-MANY = 2000
+MANY = 3000
 WHO: Who = {"actor": "ada", "reason": "test"}
 
 
