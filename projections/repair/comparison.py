@@ -203,7 +203,7 @@ async def compare_hints(store: ReadStore, fold: Fold) -> AsyncIterator[Mismatch]
 
 
 def _first_places(fold: Fold) -> dict[str, bytes]:
-    """Where the first pending job of each queue is, as a hint says it."""
+    """The first pending job's place in each queue, as the value of a hint."""
     first: dict[str, bytes] = {}
     for job in fold.jobs.values():
         if job.state == "pending":
