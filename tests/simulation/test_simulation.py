@@ -32,6 +32,7 @@ DEFECT_SEEDS = 60
 SLOW_DEFECTS = {
     "failed_commit_taken_for_durable",
     "failed_queue_rings_for_ever",
+    "files_set_aside_untold",
     "followers_skip",
     "given_up_claims_kept",
     "interrupted_claims_stay",
@@ -40,6 +41,7 @@ SLOW_DEFECTS = {
     "projections_begin_again",
     "scheduled_jobs_overlooked",
     "stop_forgotten_at_the_end_of_a_lease",
+    "wake_up_lost",
 }
 # Rare ones: they need a world in which several things meet, and the first such worlds are not near seed 0.
 FIRST_SEED = {

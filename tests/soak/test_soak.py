@@ -306,6 +306,7 @@ async def test_a_probe_that_ended_in_its_midst_leaves_nothing_behind(tmp_path: P
         await load.stop()
 
 
+@pytest.mark.proof
 async def test_a_read_that_meets_the_fence_before_its_queue_does_is_no_broken_promise(tmp_path: Path) -> None:
     disk = MemoryDisk()
     facts = tmp_path / "facts"

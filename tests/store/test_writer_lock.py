@@ -124,6 +124,7 @@ async def test_one_that_is_killed_while_it_takes_over_leaves_the_store_to_who_st
     assert await is_free(url)
 
 
+@pytest.mark.proof
 async def test_a_forked_child_does_not_keep_the_lock_of_a_parent_that_is_gone(url: str) -> None:
     async with writer(url, "fork") as parent:
         said = {parent.said, await parent.line()}

@@ -289,6 +289,7 @@ def test_wrong_usage_is_one_line(cli: Cli, url: str) -> None:
         assert f"port {port}: Address already in use" in cli.fails(2, "exporter", url, "--port", port)
 
 
+@pytest.mark.proof
 async def test_what_waiting_can_not_mend_ends_it_at_once(tmp_path: Path, url: str) -> None:
     async with Queue.open(url) as queue:
         await queue.enqueue("mail", b"a")
