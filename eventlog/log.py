@@ -13,6 +13,7 @@ from ledgerq.eventlog.clock import Clock, sleep_until
 from ledgerq.eventlog.codec import EMPTY_HEAD, NO_DIGEST, Head, RecordBatch, decode_batch, decode_head, digest_of
 from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument, LogCorrupt, LogRolledBack, StoreNotFound
 from ledgerq.eventlog.events import Record
+from ledgerq.eventlog.read_ahead import read_ahead
 from ledgerq.eventlog.store import Anchor, ReadStore
 
 __all__ = ["LogReader", "Verified"]
@@ -109,10 +110,11 @@ class LogReader:
         first = await self.batch_at(start) if start > 0 else None
         begin = keys.log_key(_in_range(start) if first is None else first.base_offset)
         end = _LOG_STOP if stop is None else keys.log_key(_in_range(stop))
-        async for rows in self.store.scan(begin, end):
-            for key, value in rows:
-                if about in value:
-                    yield decode_batch(keys.offset_of(key), value)
+        async with aclosing(read_ahead(self.store.scan(begin, end))) as pages:
+            async for rows in pages:
+                for key, value in rows:
+                    if about in value:
+                        yield decode_batch(keys.offset_of(key), value)
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[Record]:
         """The records with `start <= offset < stop` in order, as of this call."""

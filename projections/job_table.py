@@ -11,10 +11,11 @@ from msgspec.msgpack import Decoder
 from ledgerq.eventlog.codec import pack
 from ledgerq.projections.job import Job
 
-__all__ = ["JobTable"]
+__all__ = ["JobTable", "decode_row"]
 
 _RECENT_JOBS: Final = 20_000
-_decode: Final = Decoder(Job).decode
+decode_row: Final = Decoder(Job).decode
+"""The job in a row of this table, which is one of the present format."""
 
 
 class JobTable(Mapping[bytes, Job]):
@@ -31,7 +32,7 @@ class JobTable(Mapping[bytes, Job]):
         """The job, or None."""
         job = self.recent.get(id)
         if job is None and (row := self.rows.get(id)) is not None:
-            return _decode(row)
+            return decode_row(row)
         return job
 
     def pack_some(self) -> None:

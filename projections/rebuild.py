@@ -20,6 +20,7 @@ from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.payloads import LostPayload
 from ledgerq.projections.repair.comparison import (
+    FirstPlaces,
     Mismatch,
     compare_hints,
     compare_jobs,
@@ -164,9 +165,10 @@ async def _mismatches(
     store: Store, fold: Fold, host: ProjectionHost, rows: dict[bytes, bytes | None], names: tuple[str, ...]
 ) -> AsyncIterator[Mismatch]:
     if JOBS in names:
-        async for mismatch in compare_jobs(store, fold):
+        first: FirstPlaces = {}
+        async for mismatch in compare_jobs(store, fold, first):
             yield mismatch
-        async for mismatch in compare_hints(store, fold):
+        async for mismatch in compare_hints(store, first):
             yield mismatch
     if STATS in names:
         async for mismatch in compare_stats(store, fold):
