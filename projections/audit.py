@@ -174,11 +174,13 @@ async def _differences(
     first: FirstPlaces = {}
     jobs, stats = compare_jobs(store, fold, first, format_version), compare_stats(store, fold, format_version)
     for mismatches in (jobs, stats, compare_hints(store, first)):
-        async for mismatch in mismatches:
-            yield describe(mismatch)
+        async for some in mismatches:
+            for mismatch in some:
+                yield describe(mismatch)
     for name in host.projections:
-        async for mismatch in compare_projection(store, name, rows):
-            yield describe(mismatch)
+        async for some in compare_projection(store, name, rows):
+            for mismatch in some:
+                yield describe(mismatch)
     if deep:
         async for difference in _payload_differences(store, fold):
             yield difference

@@ -24,6 +24,7 @@ from ledgerq.projections.indexes import (
     index_entries,
     index_rows,
     job_of_row,
+    pending_prefix,
     row_count,
     stats_key,
 )
@@ -60,22 +61,23 @@ FirstPlaces = dict[bytes, bytes]
 
 async def compare_jobs(
     store: ReadStore, fold: Fold, first: FirstPlaces, format_version: int = keys.FORMAT_VERSION
-) -> AsyncIterator[Mismatch]:
+) -> AsyncIterator[list[Mismatch]]:
     """Compare all job index ranges with the union of `index_entries` over the fold; fills `first` on the way."""
     fold.jobs.pack()
     comparison = _JobComparison(fold.jobs, first, format_version)
     pages = read_ahead(store.scan(INDEX_PREFIX, keys.after_prefix(INDEX_PREFIX)))
     async with aclosing(pages):
         async for rows in pages:
-            for mismatch in comparison.add(rows):
-                yield mismatch
-    for mismatch in comparison.place_strays():
-        yield mismatch
-    for some in comparison.missing():
-        for key, found in zip(some, await store.get_many(list(some)), strict=True):
-            if found is None:
-                comparison.expect(key)
-                yield Mismatch(key, some[key], None)
+            yield [*comparison.add(rows)]
+    yield [*comparison.place_strays()]
+    for some, perhaps in comparison.missing():
+        in_order = [*some]
+        if perhaps:
+            found = await store.get_many(in_order)
+            in_order = [key for key, value in zip(in_order, found, strict=True) if value is None]
+        for key in in_order:
+            comparison.expect(key)
+        yield [Mismatch(key, some[key], None) for key in in_order]
 
 
 class _JobComparison:
@@ -168,72 +170,73 @@ class _JobComparison:
             yield Mismatch(key, None, value)
         strays.clear()
 
-    def missing(self) -> Iterator[dict[bytes, bytes]]:
-        """Rows that may be missing, some at a time, in the order of their keys: the others of their jobs are right."""
+    def missing(self) -> Iterator[tuple[dict[bytes, bytes], bool]]:
+        """Rows that are missing, some at a time, or, marked so, that only may be: all others of their jobs are right."""
         jobs = Counter(id[-1] for id in self._jobs)
-        short = {at for at in jobs if not self._own[at] == self._of_state[at] == jobs[at] or self._further[at]}
-        doubtful: dict[bytes, bytes] = {}
-        for id in self._jobs:
-            if id[-1] in short:
-                job = self._jobs[id]
-                doubtful |= index_entries(job, self._format_version)
-                if len(doubtful) >= _DOUBTFUL_ROWS:
-                    yield from _chunks(doubtful)
-                    doubtful = {}
-        yield from _chunks(doubtful)
+        none, short = set[int](), set[int]()
+        for at in jobs:
+            counts = self._own[at], self._of_state[at], self._further[at]
+            if counts == (0, 0, 0):
+                none.add(at)
+            elif counts != (jobs[at], jobs[at], 0):
+                short.add(at)
+        for wanted, perhaps in ((none, False), (short, True)):
+            doubtful: dict[bytes, bytes] = {}
+            for id in self._jobs if wanted else ():
+                if id[-1] in wanted:
+                    doubtful |= index_entries(self._jobs[id], self._format_version)
+                    if len(doubtful) >= _DOUBTFUL_ROWS:
+                        yield from _chunks(doubtful, perhaps)
+                        doubtful = {}
+            yield from _chunks(doubtful, perhaps)
 
 
-def _chunks(rows: dict[bytes, bytes]) -> Iterator[dict[bytes, bytes]]:
+def _chunks(rows: dict[bytes, bytes], perhaps: bool) -> Iterator[tuple[dict[bytes, bytes], bool]]:
     in_order = sorted(rows)
     for at in range(0, len(in_order), _LOOK_UP_ROWS):
-        yield {key: rows[key] for key in in_order[at : at + _LOOK_UP_ROWS]}
+        yield {key: rows[key] for key in in_order[at : at + _LOOK_UP_ROWS]}, perhaps
 
 
 async def compare_stats(
     store: ReadStore, fold: Fold, format_version: int = keys.FORMAT_VERSION
-) -> AsyncIterator[Mismatch]:
+) -> AsyncIterator[list[Mismatch]]:
     """Compare the stats range with the fold's counters."""
     expected = {stats_key(queue): counters.encode(format_version) for queue, counters in fold.counters.items()}
-    async for mismatch in compare_rows(store, STATS, expected):
-        yield mismatch
+    async for some in compare_rows(store, STATS, expected):
+        yield some
 
 
-async def compare_rows(store: ReadStore, prefix: bytes, expected: Mapping[bytes, bytes]) -> AsyncIterator[Mismatch]:
+async def compare_rows(store: ReadStore, prefix: bytes, expected: Mapping[bytes, bytes]) -> AsyncIterator[list[Mismatch]]:
     """Compare a whole range with the rows that it should hold."""
     left = dict(expected)
     async for rows in store.scan(prefix, keys.after_prefix(prefix)):
-        for key, value in rows:
-            should = left.pop(key, None)
-            if should != value:
-                yield Mismatch(key, should, value)
-    for key, should in left.items():
-        yield Mismatch(key, should, None)
+        pairs = [(key, left.pop(key, None), value) for key, value in rows]
+        yield [Mismatch(key, should, value) for key, should, value in pairs if should != value]
+    yield [Mismatch(key, should, None) for key, should in left.items()]
 
 
 async def compare_projection(
     store: ReadStore, name: str, rows: Mapping[bytes, bytes | None]
-) -> AsyncIterator[Mismatch]:
+) -> AsyncIterator[list[Mismatch]]:
     """Compare a user's projection, its rows and its offset, with what it makes of the whole log."""
     prefix, offset_key = keys.projection_rows_prefix(name), keys.projection_key(name)
     wanted = {key: value for key, value in rows.items() if value is not None and key.startswith(prefix)}
-    async for mismatch in compare_rows(store, prefix, wanted):
-        yield mismatch
+    async for some in compare_rows(store, prefix, wanted):
+        yield some
     expected, found = rows.get(offset_key), await store.get(offset_key)
     if expected != found:
-        yield Mismatch(offset_key, expected, found)
+        yield [Mismatch(offset_key, expected, found)]
 
 
-async def compare_hints(store: ReadStore, first: FirstPlaces) -> AsyncIterator[Mismatch]:
+async def compare_hints(store: ReadStore, first: FirstPlaces) -> AsyncIterator[list[Mismatch]]:
     """Find hints that lead, whose scan would miss pending jobs. One that lags is right; one that leads is removed."""
     async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
-        for key, value in rows:
-            prefix = PENDING + key[len(keys.HINT_PREFIX) :] + b"\0"
-            if len(value) != keys.HINT_BYTES or value > first.get(prefix, value) or not _is_text(key):
-                yield Mismatch(key, None, value)
+        yield [Mismatch(key, None, value) for key, value in rows if not _is_hint(key, value, first)]
 
 
-def _is_text(hint: bytes) -> bool:
+def _is_hint(key: bytes, value: bytes, first: FirstPlaces) -> bool:
     try:
-        return bool(keys.hint_queue(hint)) or True
+        prefix = pending_prefix(keys.hint_queue(key))
     except UnicodeDecodeError:
         return False
+    return len(value) == keys.HINT_BYTES and value <= first.get(prefix, value)
