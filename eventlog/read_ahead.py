@@ -9,7 +9,7 @@ __all__ = ["read_ahead"]
 
 
 async def read_ahead(pages: AsyncIterator[list[Row]]) -> AsyncGenerator[list[Row], None]:
-    """The same pages, for scans that are read to their end. It holds one page more, so close it when you leave early."""
+    """The same pages, for scans that are read to their end. It holds one page more: close it when left early."""
     following = asyncio.create_task(_next(pages))
     try:
         while (page := await following) is not None:
@@ -20,6 +20,8 @@ async def read_ahead(pages: AsyncIterator[list[Row]]) -> AsyncGenerator[list[Row
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+        if isinstance(pages, AsyncGenerator):
+            await pages.aclose()
 
 
 async def _next(pages: AsyncIterator[list[Row]]) -> list[Row] | None:

@@ -171,7 +171,7 @@ class _JobComparison:
         strays.clear()
 
     def missing(self) -> Iterator[tuple[dict[bytes, bytes], bool]]:
-        """Rows that are missing, some at a time, or, marked so, that only may be: all others of their jobs are right."""
+        """Rows that are missing, some at a time, or, marked so, that may be: all others of their jobs are right."""
         jobs = Counter(id[-1] for id in self._jobs)
         none, short = set[int](), set[int]()
         for at in jobs:
@@ -206,7 +206,9 @@ async def compare_stats(
         yield some
 
 
-async def compare_rows(store: ReadStore, prefix: bytes, expected: Mapping[bytes, bytes]) -> AsyncIterator[list[Mismatch]]:
+async def compare_rows(
+    store: ReadStore, prefix: bytes, expected: Mapping[bytes, bytes]
+) -> AsyncIterator[list[Mismatch]]:
     """Compare a whole range with the rows that it should hold."""
     left = dict(expected)
     async for rows in store.scan(prefix, keys.after_prefix(prefix)):
