@@ -19,8 +19,7 @@ from ledgerq.eventlog.store import Anchor, ReadStore
 __all__ = ["LogReader", "Verified"]
 
 _MAX_OFFSET = 2**63
-# Python refuses to read a number of thousands of digits.
-_MAX_FORMAT_DIGITS = 9
+_MAX_FORMAT_DIGITS = 9  # Python refuses to read a number of thousands of digits
 _LOG_STOP = keys.after_prefix(keys.LOG_PREFIX)
 _FOLLOW_INTERVAL_MS = 500
 # More than what an opener ever finds only in the write-ahead log, and little enough to be read in a moment.
@@ -112,9 +111,8 @@ class LogReader:
         end = _LOG_STOP if stop is None else keys.log_key(_in_range(stop))
         async with aclosing(read_ahead(self.store.scan(begin, end))) as pages:
             async for rows in pages:
-                for key, value in rows:
-                    if about in value:
-                        yield decode_batch(keys.offset_of(key), value)
+                for key, value in rows if not about else [row for row in rows if about in row[1]]:
+                    yield decode_batch(keys.offset_of(key), value)
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[Record]:
         """The records with `start <= offset < stop` in order, as of this call."""
