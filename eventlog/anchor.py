@@ -23,7 +23,16 @@ from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.slate.objects import Objects
 from ledgerq.eventlog.store import Anchor
 
-__all__ = ["MAX_FILE_BYTES", "SLOT_BYTES", "FileAnchor", "ObjectAnchor", "decode_slot", "encode_slot", "is_newest_in_doubt", "newest_slot"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "SLOT_BYTES",
+    "FileAnchor",
+    "ObjectAnchor",
+    "decode_slot",
+    "encode_slot",
+    "is_newest_in_doubt",
+    "newest_slot",
+]
 
 SLOT_BYTES: Final = 128
 _MAGIC: Final = b"ledgerqA"

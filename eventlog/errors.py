@@ -164,7 +164,7 @@ class LogCorrupt(LedgerError):
         self.locate("URL")
 
     def locate(self, location: str) -> None:
-        """Have the message name the store in its commands: who decodes a record batch doesn't know where it is from."""
+        """Name the store in the commands of the message: a decoder of record batches has no location."""
         self.args = (
             f"the log is corrupt at offset {self.offset}: {self.what}. Everything before it is proven; restore a copy, "
             f"or keep what is proven with: {rebuild_command(location, f'--until {self.offset}')}, or save what more "

@@ -47,7 +47,7 @@ def say_outcome(claim: Claim, outcome: Outcome, error: BaseException | None, tim
         if timed_out_s is not None:
             why = f"its handler timed out after {timed_out_s:g} s"
         elif isinstance(error, Dead):
-            why = f"its handler said so: {plain_text(error)}"
+            why = f"its handler raised Dead: {plain_text(error)}"
         elif isinstance(error, Retry):
             level = level if dead else logging.INFO
             why = plain_text(error)

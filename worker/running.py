@@ -69,7 +69,7 @@ class Running:
         self._begun_s = self._took_s = 0.0
 
     def begin(self) -> None:
-        """Begin the handler. Its end, soon or late, is told to `Runner.handled`, and never within this call."""
+        """Begin the handler. Its end, soon or late, is reported to `Runner.handled`, and never within this call."""
         runner, handler = self._runner, self._handler
         self._job = JobContext(self.claim)
         self._begun_s = stopwatch_s()
@@ -218,7 +218,7 @@ class Running:
         return "dead" if isinstance(error, Dead) or claim.attempt >= claim.max_attempts else "retry"
 
     def settled(self, outcome: Outcome) -> None:
-        """Tell the outcome of the try, which is durable, to log, trace and meters."""
+        """Report the outcome of the try, which is durable, to log, trace and meters."""
         if not self.begun and self.stopped is None:
             return  # it came too early, and was no try
         timed_out_s = (self._handler.timeout_ms or 0) / 1000 if self.stopped == "timeout" else None

@@ -88,8 +88,8 @@ async def _newest(
     if newest <= collected:
         # SlateDB would search for newer ones without end.
         raise LogPoisoned(
-            f"{location.original}: the newest file in {kind}/ is number {newest}, but gc/{kind}.boundary says that "
-            f"there was one after {collected}: it is missing, or the boundary was altered; {remedy}"
+            f"{location.original}: the newest file in {kind}/ is number {newest}, but there was one after "
+            f"{collected}, by gc/{kind}.boundary: it is missing, or the boundary was altered; {remedy}"
         )
     try:
         return await read(None) if newest else None
@@ -114,7 +114,7 @@ def _numbers(location: Location, kind: str) -> tuple[int, int]:
     if not _NUMBER.fullmatch(text):
         raise LogPoisoned(
             f"{location.original}: gc/{kind}.boundary can't be read; restore it from a copy, or remove it: it only "
-            "says which files were removed as garbage"
+            "holds up to which number files were removed as garbage"
         )
     return found[0] if found else 0, int(text)
 
@@ -137,7 +137,7 @@ def numbers_of(folder: Path, kind: str) -> list[int]:
 
 
 async def wrong_sequence(location: Location) -> str | None:
-    """The fault of the sequence numbers that the newest manifest remembers, or None.
+    """The fault of the sequence numbers that the newest manifest holds, or None.
 
     They may not lead: SlateDB would open, and could never write a sorted file.
     """
@@ -146,7 +146,7 @@ async def wrong_sequence(location: Location) -> str | None:
     manifest = await admin.read_manifest(None)
     if manifest is None or tracked is None or tracked <= manifest.last_l0_seq:
         return None
-    return f"was altered: it remembers sequence number {tracked}, and {manifest.last_l0_seq} is its last"
+    return f"was altered: it holds sequence number {tracked}, and {manifest.last_l0_seq} is its last"
 
 
 def _check_ends(location: Location, manifest: VersionedManifest, trusted: frozenset[str] | None) -> None:

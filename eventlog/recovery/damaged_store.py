@@ -35,10 +35,10 @@ _MAX_MANIFESTS: Final = 200
 class DamagedStore(NamedTuple):
     """The folder with a store's files, which are only read, and what is known of them before they are.
 
-    `anchor_lags`: later commits than the anchor's may have been made; `is_anchor_in_doubt`: the one of its two slots that
-    can't be read may name a later one. `manifest`: the number of the newest one that can
-    be read, None if there is none; `replayed_from`: the log files after this number are not in sorted files by it, None
-    unless it is the newest that is there. `faults`: manifests that can't be read, and files that are missing though the
+    `anchor_lags`: later commits than the anchor's may have been made; `is_anchor_in_doubt`: the one of its two
+    slots that can't be read may name a later one. `manifest`: the number of the newest one that can be read, None
+    if there is none; `replayed_from`: the log files after this number are not in sorted files by it, None unless it
+    is the newest that is there. `faults`: manifests that can't be read, and files that are missing though the
     newest needs them.
     """
 

@@ -248,8 +248,8 @@ async def _try(location: Location, left_out: dict[str, str]) -> Literal["whole",
         await asyncio.to_thread(view.__exit__, None, None, None)
     if anchor is None:
         return "whole" if await asyncio.to_thread(_is_unmade, location.folder) else "short"
-    # A log file is synced before the anchor is touched, so no power cut damages both: the one that can't be read may
-    # be the end of what was promised.
+    # A log file is synced before its anchor is written, so no power cut takes both: where no commit follows the anchor
+    # that can be read, the other one may have named what the log file held.
     is_cut = any(name.startswith("wal/") for name in left_out) and head.next_offset <= anchor.next_offset
     in_doubt = is_cut and await asyncio.to_thread(FileAnchor(location.folder, fsync=False).is_in_doubt)
     return "short" if in_doubt else "whole"

@@ -41,7 +41,7 @@ def sorted_files(folder: Path) -> list[Path]:
 
 
 def read_rows(folder: Path, path: Path, ranges: Ranges, faults: Callable[[FileFault], None]) -> Rows:
-    """The rows of a file, block by block, as far as `ranges` want them (see `read_sst`).
+    """The rows of a file, block by block, as far as they are in `ranges` (see `read_sst`).
 
     What is wrong goes to `faults`. A file that is gone meanwhile has no rows. Raises nothing.
     """

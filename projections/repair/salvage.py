@@ -56,7 +56,7 @@ class SalvageReport(NamedTuple):
     have been made, by the `anchor` or (None there, or on an object store, whose anchor lags) by a head that was found;
     `is_end_known`: no later one was made, as far as the files that are there tell: False when only a head vouches for
     that, and what can't be read may have held a later head, or when the one slot of the anchor that can't be read may
-    name a later commit than the other. `is_reached`: that is so, and the proven log holds it.
+    name a commit after that of the other, and none was found. `is_reached`: that is so, and the proven log holds it.
     `stretches`: record batches beyond the proven log that don't connect to it; `other_batches`: further ones inside
     it, of a history that was cut or altered. `why_ended`: what was wrong with the batch at which a log had to end
     that goes on. `manifest`: the newest one that can be read; nothing depends on it. `files`: how many sorted files
@@ -129,11 +129,9 @@ class _Salvage:
     async def run(self, target: Store, clock: Clock, actor: str, reason: str) -> SalvageReport:
         pool, anchor = self._pool, self._damaged.anchor
         await self._read(_LOG_RANGES, self._take_log_row)
-        in_doubt = self._damaged.is_anchor_in_doubt
-        is_end_known = anchor is not None and not self._damaged.anchor_lags and not in_doubt
+        is_end_known = anchor is not None and not self._damaged.anchor_lags
         promised = anchor if is_end_known else pool.promised(anchor)
-        if not is_end_known and not (in_doubt and promised == anchor):
-            is_end_known = await asyncio.to_thread(self._is_head_last)
+        is_end_known = is_end_known or await asyncio.to_thread(self._is_head_last)
         verified = await asyncio.to_thread(pool.choose, promised)
         self._check_format(verified)
         verified, fold, why_ended = await self._fold(verified)
@@ -146,6 +144,8 @@ class _Salvage:
         lost = await self._copy_payloads(new, fold)
         rebuilt = await new.finish(verified, fold, lost, actor=actor, reason=reason)
         end = verified.head.next_offset
+        if anchor is not None and self._damaged.is_anchor_in_doubt and end <= anchor.next_offset:
+            is_end_known = False
         is_reached = is_end_known and promised is not None and await asyncio.to_thread(pool.holds, promised)
         stretches, others = await asyncio.to_thread(pool.left_out, end)
         lost_jobs = [] if is_reached and not stretches else await self._lost_jobs(end)

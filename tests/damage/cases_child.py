@@ -243,13 +243,13 @@ class Trial:
         if not self._named:
             raise Wrong(f"audited clean, then opened and closed, and is not clean: {audited.report}")
         if isinstance(audited.report, LedgerError):
-            return f"opens; the audit afterwards says {self._name(audited.report)}"
+            return f"opens; the audit afterwards reports {self._name(audited.report)}"
         return f"opens on wrong indexes, {audited.report.difference_count} differences in the audit afterwards"
 
     def _healed_well(self, audited: Audited) -> str:
         """Check that files were set aside, with the event of it, and that the log goes on from where it was, whole."""
         if not audited.clean or not isinstance(audited.rows, dict):
-            raise Wrong(f"files were set aside, and the audit afterwards says {audited}")
+            raise Wrong(f"files were set aside, and the audit afterwards reports {audited}")
         wanted, found = self._expected.rows, audited.rows
         lost = [key for key, value in wanted.items() if key.startswith(keys.LOG_PREFIX) and found.get(key) != value]
         if lost:

@@ -117,7 +117,7 @@ def test_a_damaged_block_of_payloads_is_found_without_reading_them(
     assert (saved.json["whole"], saved.json["promised_is_there"]) == (False, True)
     again = cli.ok("audit", tmp_path / "new", "--deep", "--json").json
     assert again["lost_payloads"] == len(offsets)
-    assert "as the log says" in cli.ok("audit", tmp_path / "new").out
+    assert "as recorded in the log" in cli.ok("audit", tmp_path / "new").out
     shown = cli("show", tmp_path / "new", lost[0]["job_id"])
     assert "the payload is missing" in shown.message + shown.out
     history = cli.ok("history", tmp_path / "new", lost[0]["job_id"]).out

@@ -16,6 +16,7 @@ import typer
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.codec import EVENT_TYPES
 from ledgerq.eventlog.commit import Answers
+from ledgerq.eventlog.events import Id
 from ledgerq.eventlog.slate.slate_store import SlateStore
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import TRANSITIONS, evolve
@@ -75,6 +76,8 @@ def events() -> str:
 
 
 def _type(annotation: Any) -> str:
+    if annotation is Id:
+        return "16 bytes"
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
     return re.sub(r"Literal\[(.*)\]", lambda found: found[1].replace("'", "").replace(", ", " or "), text)
 

@@ -198,7 +198,7 @@ class Model:
         job.attempt += 1
         self.counts(job.queue).measures.claimed(self.time_ms - job.since_ms)
         if event.attempt != job.attempt:
-            raise Violation("attempts", f"the claim at {offset} is attempt {job.attempt}, it says {event.attempt}")
+            raise Violation("attempts", f"the claim at {offset} is attempt {job.attempt}, recorded as {event.attempt}")
         if job.attempt > job.max_attempts:
             raise Violation("attempts", f"attempt {job.attempt} of {job.max_attempts} at {offset}")
         if job.until_claimed:

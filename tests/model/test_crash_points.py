@@ -1,4 +1,4 @@
-"""A scripted day in a queue's life, ended at every single call of its store, in every way that a process can end.
+"""A scripted run of a queue, ended at every single call of its store, in every way that a process can end.
 
 After each end the queue is opened again on what was durable. Whatever an awaited call had reported must be there,
 nothing acked comes back, and the ledger is clean.

@@ -28,7 +28,7 @@ async def work(queue: Queue) -> None:
 
 
 async def tail(queue: Queue) -> None:
-    """A reader in the child that waits for news."""
+    """A reader in the child that waits for new events."""
     async for _ in queue.log.tail(10**6):
         return
 

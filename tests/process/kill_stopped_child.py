@@ -20,7 +20,7 @@ POLL_S = 0.005
 
 
 def say(*words: object) -> None:
-    """One line for the parent, in one piece whichever threads speak."""
+    """One line for the parent, in one piece whichever threads print."""
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 

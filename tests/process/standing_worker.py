@@ -25,7 +25,7 @@ COMMITS = {"claim": Claimed, "settle": Acked, "close": WriterClosed}
 
 
 def say(*words: str) -> None:
-    """One line, in one piece whichever threads speak."""
+    """One line, in one piece whichever threads print."""
     os.write(1, (" ".join(words) + "\n").encode())
 
 

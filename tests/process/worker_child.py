@@ -18,7 +18,7 @@ POLL_S = 0.005
 
 
 def say(*words: str) -> None:
-    """One line for the parent, in one piece whichever threads speak."""
+    """One line for the parent, in one piece whichever threads print."""
     os.write(1, (" ".join(words) + "\n").encode())
 
 

@@ -110,7 +110,7 @@ class Claimers(Calls):
         except ClaimLost:
             how = {claim.offset: self._oracle.model.claims[claim.id, claim.offset] for claim in claims}
             if not all(how.values()) or set(how.values()) == {"acked"}:
-                raise Violation("settled", f"ack_many lost some claims, and the log says {how}") from None
+                raise Violation("settled", f"ack_many lost some claims, and by the log {how}") from None
             return
         for claim in claims:
             self._oracle.settled(claim, "acked")

@@ -80,7 +80,7 @@ class SimLedger:
             raise Violation("epoch", f"the batch at {offset} has epoch {batch.epoch}, and each writer has its own")
         told = {event.folder: list(event.names) for event in batch.events if isinstance(event, FilesSetAside)}
         if told != (self.disk.set_aside if batch.epoch > self._epoch else {}):
-            raise Violation("set aside", f"the batch at {offset} tells of {told}, and there was {self.disk.set_aside}")
+            raise Violation("set aside", f"the batch at {offset} records {told}, and there was {self.disk.set_aside}")
         if batch.time_ms < self._time_ms:
             raise Violation("time", f"the batch at {offset} was committed before the one before it")
         self._digest = hashlib.blake2b(value, digest_size=32).digest()
@@ -107,7 +107,7 @@ class SimLedger:
         if value is None:
             raise Violation("payload", f"the job enqueued at {offset} came without its payload")
         if hashlib.blake2b(value, digest_size=32).digest() != event.payload_digest or len(value) != event.payload_bytes:
-            raise Violation("payload", f"the payload of the job enqueued at {offset} is not what its event says")
+            raise Violation("payload", f"the payload of the job enqueued at {offset} is not that of its event")
         return decode_payload(value)
 
     def _check_gone(self, key: bytes) -> None:
@@ -120,7 +120,7 @@ class SimLedger:
         head = decode_head(self.disk.rows[keys.HEAD_KEY])
         found = (head.next_offset, head.digest, head.epoch, head.time_ms)
         if found != (self._next_offset, self._digest, self._epoch, self._time_ms):
-            raise Violation("chain", f"the head says {found}, the log ends at {self._next_offset}")
+            raise Violation("chain", f"the head holds {found}, the log ends at {self._next_offset}")
 
     def _check_row(self, key: bytes) -> None:
         found = self.disk.rows.get(key)
@@ -151,7 +151,7 @@ class SimLedger:
             raise Violation("counters", f"{queue!r} has the wrong mark for being paused")
         first_offset, histograms = unpack(value)[3:]
         if first_offset != counts.first_offset:
-            raise Violation("counters", f"{queue!r} began at {counts.first_offset}, its row says {first_offset}")
+            raise Violation("counters", f"{queue!r} began at {counts.first_offset}, its row holds {first_offset}")
         if histograms != counts.measures.rows():
             raise Violation("measures", f"{queue!r} has {histograms}, should have {counts.measures.rows()}")
 

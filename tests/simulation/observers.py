@@ -144,7 +144,7 @@ class Observers(Calls):
         others = [record for record in self._world.ledger.records if getattr(record.event, "id", None) == id]
         tail = [(record.offset, record.time_ms, record.event) for record in others if record.offset >= first]
         if first == before.offset or not told or tail[: len(told)] != told:
-            raise Violation("history", f"the history of {id.hex()} is told as {told}, not {life}")
+            raise Violation("history", f"the history of {id.hex()} is read as {told}, not {life}")
 
     async def _follow(self, process: Process, start: int, for_ms: int, apart: bool) -> None:
         """Follow the log from some offset on, for a while; `apart`: as a reader of the disk."""
@@ -158,7 +158,7 @@ class Observers(Calls):
                 seen.append(record)
                 at = start + len(seen) - 1
                 if at >= len(records) or record != records[at]:
-                    raise Violation("tail", f"at {at} the log is told as {record}")
+                    raise Violation("tail", f"at {at} the log is read as {record}")
 
         task = asyncio.ensure_future(self._calling(process, "follow", follow))
         try:
@@ -188,7 +188,7 @@ class Observers(Calls):
             jobs = [job for job in self._oracle.model.jobs.values() if job.queue in queues]
             busy = any(job.state in UNFINISHED or job.changed_at_ms > long_ago_ms for job in jobs)
             if not busy and calm_ms is not None and calm_ms < long_ago_ms and for_ms > self._world.patience_ms:
-                raise Violation("drained", f"{queues} have been drained for long, and nobody was told")
+                raise Violation("drained", f"{queues} have been drained for long, and no watcher was called")
         finally:
             task.cancel()
 
@@ -214,6 +214,6 @@ class Observers(Calls):
         try:
             report = await audit(reader, clock=world.clock, deep=deep, projections=projections)
         except LedgerError as error:
-            raise Violation("audit", f"the audit says: {error}") from error
+            raise Violation("audit", f"the audit reports: {error}") from error
         if not report.clean:
             raise Violation("audit", f"the audit found {report.differences[:3]}")

@@ -97,7 +97,7 @@ class Oracle:
             raise Violation("attempts", f"the claim at {claim.offset} is attempt {job.attempt}, not {claim.attempt}")
         told = (claim.queue, claim.priority, claim.max_attempts, claim.enqueued_ms)
         if told != (job.queue, job.priority, job.max_attempts, job.enqueued_ms):
-            raise Violation("claim", f"the claim at {claim.offset} tells of its job what is not so: {claim}")
+            raise Violation("claim", f"the claim at {claim.offset} differs from its job: {claim}")
         if (claim.payload, claim.headers) != (record.payload, record.headers or {}):
             raise Violation("payload", f"the claim at {claim.offset} has another payload than its job")
 
@@ -114,7 +114,7 @@ class Oracle:
         """Check a settlement that was accepted: `how` is acked, nacked or released; raises `Violation`."""
         found = self.model.claims.get((claim.id, claim.offset))
         if found != how:
-            raise Violation("settled", f"the claim at {claim.offset} was {how}, says the call; the log says {found!r}")
+            raise Violation("settled", f"the claim at {claim.offset} was {how} by the call, {found!r} by the log")
         if how == "acked":
             self.acked.add(claim.id)
 

@@ -136,11 +136,11 @@ class _Between(QueueRelay):
         if not expected and (not is_told or dead or delay is not None or how == "ack"):
             self.broke("settled", f"it nacks {claim.offset} ({error}, {delay}, {dead}), which ended with {how!r}")
         if _TIMED_OUT in error and in_time:
-            self.broke("timeout", f"it says of {claim.offset} that {error}, after {now_ms - since_ms} ms")
+            self.broke("timeout", f"of {claim.offset} it reports that {error}, after {now_ms - since_ms} ms")
         await self._settle(claim, "nacked", lambda: self.queue.nack(claim, error, delay, dead))
         asked = any(type(one.event) is CancelRequested and one.offset > claim.offset for one in job.life)
         if _CANCELLED in error and not asked:
-            self.broke("settled", f"it says of {claim.offset} that {error}, and nobody had asked for it")
+            self.broke("settled", f"of {claim.offset} it reports that {error}, without a request")
 
     async def release(self, claim: Claim, reason: str = "released") -> None:
         """See `Queue.release`."""

@@ -97,7 +97,7 @@ class Oracle:
             if there != counted:
                 self._break(f"queue {queue!r} counts {there}, but the log makes it {counted}")
             if paused.get(queue, False) != own.paused:
-                self._break(f"queue {queue!r} says paused={paused.get(queue)}, but the log does not")
+                self._break(f"queue {queue!r} has paused={paused.get(queue)}, not so by the log")
 
     def turn(self) -> None:
         """Forget the jobs that were swept a round ago: no fact about them can arrive any more."""

@@ -194,7 +194,7 @@ def test_the_oracle_agrees_with_a_log_that_is_right(events: tuple[Event, ...], f
         ((ENQUEUED, CLAIMED, replace(CLAIMED, attempt=2)), "", "is claimed, not"),
         ((ENQUEUED, CLAIMED, Acked(ID, 9), Acked(ID, 9)), "", "Acked at 3: the job " + ID.hex() + " is done"),
         ((ENQUEUED, Swept(ID)), "", "is pending, not"),
-        ((ENQUEUED, CLAIMED, NACKED, CLAIMED), "", "the claim at 3 is attempt 2, it says 1"),
+        ((ENQUEUED, CLAIMED, NACKED, CLAIMED), "", "the claim at 3 is attempt 2, recorded as 1"),
         ((replace(ENQUEUED, max_attempts=1), CLAIMED, NACKED), "", "nacked at 2 with no attempt left"),
         ((keyed(ENQUEUED), other(keyed(ENQUEUED))), "", "which " + ID.hex() + " holds"),
     ],
@@ -214,7 +214,7 @@ def test_the_oracle_notices_a_gap_and_counters_that_are_wrong() -> None:
     found.follow(Record(3, 0, 1, other(ENQUEUED)))
     assert [line.split(",")[0] for line in found.broken] == [
         "queue 'mail' counts {'pending': 2}",
-        "queue 'mail' says paused=False",
+        "queue 'mail' has paused=False",
         "the log goes on at offset 3 instead of 2",
     ]
 

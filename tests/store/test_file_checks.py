@@ -313,7 +313,7 @@ async def test_damaged_compactions_are_set_aside(folder: Path, harm: Callable[[P
 
 
 def lead(manifest: Path) -> Path:
-    """Have it remember a sequence number that no row ever had, as one flipped bit can."""
+    """Put into it a sequence number that no row ever had, as one flipped bit can."""
     version, one, count = b"\x01", (1).to_bytes(4, "little"), (1).to_bytes(4, "big")
     before, found, after = manifest.read_bytes().partition(version + one + count)
     assert found
@@ -327,7 +327,7 @@ async def test_a_manifest_whose_sequence_numbers_lead_is_set_aside_or_refused(fo
     collected = Path(shutil.copytree(folder, folder.parent / "collected"))
     collect(collected)
     lead(newest(collected, "manifest"))
-    with pytest.raises(LogPoisoned, match="remembers sequence number 46116860184"):
+    with pytest.raises(LogPoisoned, match="holds sequence number 46116860184"):
         await Queue.open(collected.as_uri(), clock=ManualClock())
     harmed = lead(newest(folder, "manifest"))
     await opens(folder)

@@ -99,7 +99,7 @@ async def test_without_an_anchor_nothing_vouches_for_what_would_be_left_out(fold
 
 def damage_slot(folder: Path, *, newer: bool) -> None:
     data = bytearray((folder / "anchor").read_bytes())
-    slots = {at: decode_slot(data[at : at + SLOT_BYTES]) for at in (0, 4096)}
+    slots = {at: decode_slot(bytes(data[at : at + SLOT_BYTES])) for at in (0, 4096)}
     found = sorted((slot[0], at) for at, slot in slots.items() if slot is not None)
     data[found[newer][1] + 60] ^= 1
     (folder / "anchor").write_bytes(data)
@@ -127,12 +127,14 @@ async def test_a_slot_that_cant_be_read_may_have_promised_what_a_damaged_log_fil
     assert (report.is_end_known, report.is_reached, report.is_whole) == (False, False, False)
 
 
-async def test_a_commit_after_the_readable_anchor_clears_the_doubt(folder: Path) -> None:
+@pytest.mark.parametrize("manifests", ["whole", "empty"])
+async def test_a_commit_after_the_readable_anchor_clears_the_doubt(folder: Path, manifests: str) -> None:
     damage_slot(folder, newer=True)
+    if manifests == "empty":
+        empty_newest(folder)
     report = await salvaged(folder)
-    assert report.promised is not None
     assert report.anchor is not None
-    assert report.promised.next_offset > report.anchor.next_offset
+    assert report.end > report.anchor.next_offset
     assert (report.is_end_known, report.is_reached, report.is_whole) == (True, True, True)
 
 

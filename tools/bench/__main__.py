@@ -1,6 +1,8 @@
-"""`python -m ledgerq.tools.bench`."""
+"""`python -m ledgerq.tools.bench`: the same as `ledgerq bench`."""
 
-from ledgerq.tools.bench.bench import main
+import sys
+
+from ledgerq.tools.cli.app import run
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(["bench", *sys.argv[1:]]))

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +39,7 @@ from ledgerq.tools.bench.throughput import (
     measure_worker,
 )
 
-__all__ = ["MEASUREMENTS", "app", "bench", "main", "measure"]
+__all__ = ["MEASUREMENTS", "app", "bench", "measure"]
 
 MEASUREMENTS: Final[dict[str, Callable[[Bench], Awaitable[list[Measurement]]]]] = {
     "enqueue": measure_enqueue,
@@ -128,7 +128,7 @@ def _folder_on_disk() -> Path:
 def bench(
     only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(MEASUREMENTS)}; repeatable.")] = None,
     runs: Annotated[int | None, typer.Option(min=1, help=f"Runs of each, default {_RUNS} (1 with --quick).")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: does it work? The numbers say little.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, to see that it works.")] = False,
     dir_: Annotated[Path | None, typer.Option("--dir", help="Folder for the stores, which are removed again.")] = None,
     url: Annotated[
         str | None, typer.Option(help="Bucket for the stores, which stay there: s3://bucket/prefix.")
@@ -161,15 +161,3 @@ def bench(
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
         print_table(Console(), document, found)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run with these arguments, or those of the process; ends with SystemExit like every program."""
-    # As every command: how an error becomes a line, or an object, and an exit code is decided there.
-    from ledgerq.tools.cli.app import run
-
-    sys.exit(run(["bench", *(sys.argv[1:] if arguments is None else arguments)]))
-
-
-if __name__ == "__main__":
-    main()

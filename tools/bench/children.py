@@ -35,7 +35,7 @@ async def run_child(module: str, *arguments: str, environment: dict[str, str] | 
 
 
 def answer(found: object) -> None:
-    """Say in such a process what it found, and end it: a runtime that winds down is not what is measured."""
+    """Print what such a process found, and end it at once: a runtime that winds down is not to be measured."""
     sys.stdout.write(json.dumps(found))
     sys.stdout.flush()
     os._exit(0)

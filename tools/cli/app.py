@@ -191,7 +191,7 @@ def run(argv: Sequence[str], *, program: str = "ledgerq") -> int:
 
 def _outcome(argv: Sequence[str], program: str) -> int:
     app = _rebuild_app() if program == "rebuild-projections" else _full_app()
-    completion.answer_a_shell(program)
+    completion.prepare_completion(program)
     try:
         command = typer.main.get_command(app)
         code = command.main(args=list(argv), prog_name=program, standalone_mode=False)

@@ -88,7 +88,7 @@ def audit_text(found: "AuditReport", differences: "list[Difference]", count: int
     if not found.unreadable:
         output.line(f"jobs    {found.jobs} compared with their index rows" + (f"; {found.payloads} payloads" * deep))
     if found.lost_payloads:
-        output.line(f"lost    the payloads of {found.lost_payloads} dead letters, as the log says")
+        output.line(f"lost    the payloads of {found.lost_payloads} dead letters, as recorded in the log")
     if found.format_version < FORMAT_VERSION:
         output.line(f"format  {found.format_version}: rebuild-projections brings it to format {FORMAT_VERSION}")
     _rest(found, differences, count, output)

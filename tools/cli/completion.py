@@ -1,4 +1,4 @@
-"""The command that prints what a shell needs to complete command lines. Typer makes it, and answers shells that ask."""
+"""The command that prints a shell's completion script, and the answer to a shell that completes a command line."""
 
 import os
 from enum import StrEnum
@@ -6,13 +6,13 @@ from typing import Annotated, Final
 
 import typer
 
-__all__ = ["answer_a_shell", "completion"]
+__all__ = ["prepare_completion", "completion"]
 
 _PROGRAMS: Final = ("ledgerq", "rebuild-projections")
 
 
 class Shell(StrEnum):
-    """The shells that can be taught."""
+    """The shells that have a completion script."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -35,12 +35,12 @@ def completion(
 
 
 def _variable(program: str) -> str:
-    """The variable in which a shell asks."""
+    """The environment variable by which a shell requests completions."""
     return f"_{program}_COMPLETE".replace("-", "_").upper()
 
 
-def answer_a_shell(program: str) -> None:
-    """Make typer ready to answer, when it is a shell that runs this program."""
+def prepare_completion(program: str) -> None:
+    """Prepare typer to complete, when a shell runs this program for that."""
     if _variable(program) in os.environ:
         from typer._completion_classes import completion_init
 

@@ -69,7 +69,7 @@ def jobs(
         str | None, typer.Option(help="Only these: scheduled, pending, claimed, done, dead or cancelled.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many jobs.")] = 100,
-    after: Annotated[str | None, typer.Option(help="Go on after an earlier listing, which says with what.")] = None,
+    after: Annotated[str | None, typer.Option(help="Go on after an earlier listing: the value it printed.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs of a queue.

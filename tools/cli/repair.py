@@ -258,7 +258,10 @@ async def _rebuild(
                 projections=given,
                 progress=show,
             )
-    _rebuild_result(url, report, output, cut=until is not None)
+    unchanged = "no row differed" if report.changed else "nothing differed, nothing was written"
+    if until is not None:
+        unchanged = f"no row differed; kept the log before offset {report.verified.head.next_offset}"
+    _rebuild_result(url, report, output, unchanged, until)
 
 
 async def _refuse_to_cut_what_is_proven(store: "Store", url: str, until: int, output: Output) -> None:
@@ -295,11 +298,16 @@ async def _rebuild_into(url: str, into: str, actor: str, reason: str, until: int
             report = await copy_into(
                 reader.store, target, clock=reader.clock, actor=actor, reason=reason, until=until, progress=show
             )
-    _rebuild_result(into, report, output)
+    _rebuild_result(into, report, output, "the log was copied; no row follows from it", until)
 
 
-def _rebuild_result(location: str, report: "RebuildReport", output: Output, *, cut: bool = False) -> None:
+def _rebuild_result(location: str, report: "RebuildReport", output: Output, unchanged: str, until: int | None) -> None:
+    """Print the report; `unchanged` is the result where no row was written."""
     head = report.verified.head
+    if until is not None and head.next_offset < until:
+        output.note(
+            f"a commit is kept whole or not at all: the last one before offset {until} ends at {head.next_offset}"
+        )
     if output.as_json:
         output.json(
             {
@@ -321,8 +329,6 @@ def _rebuild_result(location: str, report: "RebuildReport", output: Output, *, c
         output.line(f"lost    {line}")
     if report.rows_put + report.rows_deleted:
         result = f"{report.rows_put} rows set, {report.rows_deleted} removed"
-    elif cut:
-        result = f"no row differed; kept the log before offset {head.next_offset}"
     else:
-        result = "no row differed" if report.changed else "nothing differed, nothing was written"
+        result = unchanged
     output.line(f"result  {', '.join(report.names)}: {result}")

@@ -76,7 +76,7 @@ def _new_scratch() -> Path:
         parse_location((scratch / "store").as_uri())
     except InvalidArgument as error:
         _remove(scratch)
-        raise InvalidArgument(f"{error}; TMPDIR=FOLDER says where temporary files go") from error
+        raise InvalidArgument(f"{error}; TMPDIR=FOLDER names the folder for temporary files") from error
     return scratch
 
 

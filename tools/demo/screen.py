@@ -132,5 +132,5 @@ def difference_row(difference: Difference) -> list[str]:
         return ["missing", *head]
     if expected is None:
         return ["surplus", *head]
-    values = f"{shorten(found, _VALUES_CHARS)}, but the log says {shorten(expected, _VALUES_CHARS)}"
+    values = f"{shorten(found, _VALUES_CHARS)}, but by the log {shorten(expected, _VALUES_CHARS)}"
     return ["altered", head[0], f"{head[1]}: {values}"]

@@ -187,7 +187,7 @@ class Story:
 
     async def _prove(self) -> int:
         """Run the first audit; returns how many index rows there are."""
-        self._screen.step("Audit: does the store say what the log says?")
+        self._screen.step("Audit: does the store hold what follows from the log?")
         self._screen.command(f"{self._program} audit {self._quoted}")
         report, rows = await self._audit()
         _expect(report.clean, f"the audit found {plural(report.difference_count, 'difference')} before any was made")
@@ -230,7 +230,7 @@ class Story:
         self._screen.rows(shown, style="red")
 
     async def _mend(self, harm: Damage, rows_before: int) -> None:
-        self._screen.step("Rebuild: the log says how it must be")
+        self._screen.step("Rebuild: the indexes are made from the log")
         self._screen.command(f"{self._program} rebuild-projections {self._quoted}")
         store = await open_store(self._url, clock=self._clock, create=False)
         try:
@@ -240,7 +240,7 @@ class Story:
         changed = report.rows_put + report.rows_deleted
         _expect(changed == harm.total, f"{harm.total} rows were falsified, the rebuild changed {changed}")
         self._screen.say(
-            f"{plural(report.rows_put, 'row')} set, {report.rows_deleted} removed, and the log says who did it."
+            f"{plural(report.rows_put, 'row')} set, {report.rows_deleted} removed, and the log holds who did it."
         )
         self._screen.command(f"{self._program} audit {self._quoted}")
         after, rows = await self._audit()

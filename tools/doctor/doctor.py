@@ -159,7 +159,7 @@ async def _check_anchor(location: "Location", log: "LogReader") -> "Check":
     try:
         await log.check_anchor(anchor)
     except LogRolledBack as error:
-        return Check("anchor", "fail", str(error), "restore the lost files, or do what it says")
+        return Check("anchor", "fail", str(error), "restore the lost files, or follow the message")
     measured = f"{anchor.next_offset} events were durable, and the log holds them"
     if location.is_file and FileAnchor(location.folder, fsync=False).is_in_doubt():
         advice = "one of its two slots was damaged; the next commits write both anew. Audit, and look after the disk"
@@ -176,7 +176,7 @@ async def _check_writer(location: "Location", log: "LogReader") -> "Check":
     try:
         writing = await current_writer(location, log.clock)
     except StoreUnavailable as error:
-        return Check("last writer", "warn", f"{measured}; whether it lives can't be told: {error}", "see the message")
+        return Check("last writer", "warn", f"{measured}; it may be alive or not: {error}", "see the message")
     if writing is not None:
         since = "" if writing.since_ms is None else f" since {local_time(writing.since_ms)}"
         who = "a process" if writing.pid is None else f"process {writing.pid} on host {writing.host}"

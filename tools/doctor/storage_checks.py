@@ -82,7 +82,7 @@ async def _check_create(probe: Probe) -> Check:
     kept = await probe.get("create")
     if sum(won) != 1 or late:
         winners = sum(won) + late
-        return Check(name, "fail", f"{winners} of 3 writers of one new object were told they made it", _UNSAFE_STORE)
+        return Check(name, "fail", f"{winners} of 3 writers were answered that they made one new object", _UNSAFE_STORE)
     if kept != contents[won.index(True)]:
         return Check(name, "fail", "the object holds what a refused writer sent", _UNSAFE_STORE)
     return Check(name, "ok", "of 3 writers of one new object, one made it", None)

@@ -13,7 +13,7 @@ __all__ = ["export", "monitoring", "table"]
 
 
 def monitoring() -> None:
-    """Hand out what Prometheus and Grafana want to have."""
+    """Files for Prometheus and Grafana."""
 
 
 def export(

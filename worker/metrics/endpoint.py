@@ -99,7 +99,7 @@ class Metrics:
 
 
 class Merged(Collector):
-    """Several collectors as one: families of one name become one family, the samples told apart by the given labels."""
+    """Several collectors as one: families of one name become one family, the given labels distinguish the samples."""
 
     def __init__(self, parts: Sequence[tuple[dict[str, str], Collector]]) -> None:
         """Merge collectors, each with the labels that its samples get besides their own."""
@@ -133,7 +133,7 @@ def _stores(queues: Sequence[Queue], names: Sequence[str] | None) -> list[str]:
         raise InvalidArgument(f"metrics are of queues, at least one, not of {queues!r}")
     stores = [queue.location for queue in queues] if names is None else [*names]
     if len(stores) != len(queues) or len(set(stores)) != len(stores):
-        raise InvalidArgument(f"names must tell {len(queues)} queues apart, which these don't: {', '.join(stores)}")
+        raise InvalidArgument(f"{len(queues)} queues need as many different names, not: {', '.join(stores)}")
     return stores
 
 

@@ -231,7 +231,7 @@ async def test_it_starts_from_a_clean_and_recorded_audit_only(story: Story, tmp_
 
 
 async def test_a_job_that_is_older_than_its_row_and_its_id_say_is_found_from_the_beginning(story: Story) -> None:
-    """Its row was changed to say that it was enqueued later."""
+    """Its row was changed: enqueued later."""
     key = job_key(story.ids["done"])
     job = decode_job(story.after.rows[key])
     story.after.rows[key] = pack(replace(job, offset=job.offsets[-1]))

@@ -72,6 +72,19 @@ def test_a_rolled_back_store(cli: Cli, tmp_path: Path) -> None:
     assert (answer.code, statuses(answer.json)["anchor"]) == (0, "warn")
 
 
+def test_a_damaged_slot_of_the_anchor(cli: Cli, tmp_path: Path) -> None:
+    ledger = asyncio.run(make_ledger(tmp_path / "store"))
+    anchor = Path(ledger.url) / "anchor"
+    data = bytearray(anchor.read_bytes())
+    data[60] ^= 1
+    anchor.write_bytes(data)
+    answer = cli("doctor", ledger.url, "--json")
+    assert (answer.code, statuses(answer.json)["anchor"]) == (0, "warn")
+    for _ in range(2):
+        cli.ok("enqueue", ledger.url, "mail", "x")
+    assert statuses(cli.ok("doctor", ledger.url, "--json").json)["anchor"] == "ok"
+
+
 def test_a_read_only_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write anywhere, so the system's answer is given for it.
     def refuse(fd: int, content: bytes, offset: int) -> None:

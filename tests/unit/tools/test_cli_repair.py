@@ -151,6 +151,18 @@ def test_a_log_in_which_nothing_is_wrong_is_not_cut(cli: Cli, ledger: Ledger, tm
     assert copied["events"] == 7
 
 
+def test_a_shorter_copy_ends_with_a_whole_commit_and_is_reported_as_copied(cli: Cli, tmp_path: Path) -> None:
+    async def enqueue() -> None:
+        async with Queue.open(str(tmp_path / "old")) as queue:
+            await queue.enqueue_many("mail", [b"1", b"2", b"3"])
+
+    asyncio.run(enqueue())
+    copied = cli.ok("rebuild-projections", tmp_path / "old", "--into", tmp_path / "new", "--until", 3)
+    assert "the last one before offset 3 ends at 1" in copied.message
+    assert "log     1 events in 1 commits" in copied.out
+    assert copied.out.endswith("result  jobs, stats: the log was copied; no row follows from it\n")
+
+
 def test_a_rolled_back_log_that_is_accepted_is_written_to_though_no_row_differs(
     cli: Cli, ledger: Ledger, tmp_path: Path
 ) -> None:

@@ -63,11 +63,11 @@ def test_three_files(folder: Path, tmp_path: Path) -> None:
         r"results\.jsonl has 2 lines",
         r"The chain of \d+ events holds; 8 index rows compared: clean\.",
         r"The chain of \d+ events holds; 6 differences found, such as:",
-        r"altered +job +job \w{26}: state='done', .*but the log says state='dead', error='this one can never succeed",
+        r"altered +job +job \w{26}: state='done', .*but by the log state='dead', error='this one can never succeed",
         r"missing +finished ",
         r"surplus +pending ",
-        r"altered +stats +queue 'files': done=3, dead=0, but the log says done=2, dead=1\n",
-        r"5 rows set, 1 removed, and the log says who did it\.",
+        r"altered +stats +queue 'files': done=3, dead=0, but by the log done=2, dead=1\n",
+        r"5 rows set, 1 removed, and the log holds who did it\.",
         r"Everything came out as it should",
     ):
         assert re.search(pattern, ran.stdout), (pattern, ran.stdout)

@@ -189,7 +189,7 @@ async def test_an_ack_cancelled_in_flight_is_committed_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("at", ["write:before", "write:after", "sync:before", "sync:after"])
-async def test_after_a_failed_commit_everyone_is_told_and_nothing_more_is_written(at: str) -> None:
+async def test_after_a_failed_commit_every_caller_gets_the_error_and_nothing_more_is_written(at: str) -> None:
     rig = Rig()
     async with rig:
         queue = rig.queue

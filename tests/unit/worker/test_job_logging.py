@@ -105,7 +105,7 @@ async def goes_well(job: JobContext) -> None:
     [
         (fails, 3, None, "WARNING", "job_retry", "will be tried again, its handler raised ValueError", True),
         (fails, 1, None, "ERROR", "job_dead", "dead, its handler raised ValueError", True),
-        (gives_up, 3, None, "ERROR", "job_dead", "dead, its handler said so: no such address", False),
+        (gives_up, 3, None, "ERROR", "job_dead", "dead, its handler raised Dead: no such address", False),
         (asks, 3, None, "INFO", "job_retry", "will be tried again, not yet", False),
         (asks, 1, None, "ERROR", "job_dead", "dead, not yet", False),
         (hangs, 3, 5.0, "WARNING", "job_retry", "will be tried again, its handler timed out after 5 s", False),

@@ -218,7 +218,7 @@ def test_a_thread_does_not_keep_the_process_and_forgets_what_it_was_given() -> N
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_thread_is_idle_when_the_end_of_its_call_is_known(fails: bool) -> None:
-    """However soon the next call comes, it needs no thread more: here it comes from within the news of the end."""
+    """However soon the next call comes, it needs no thread more: here it comes from within the callback of the end."""
     threads = DaemonThreads("ledgerq-handler")
     names: list[str] = []
     ended = threading.Event()
