@@ -24,7 +24,7 @@ PROCESSES := --numprocesses auto --dist worksteal
 PROOF_PROCESSES := --numprocesses $(shell expr $$(nproc) + 1) --dist loadscope
 
 # Built by each install, where there is a compiler.
-compiled := $(wildcard eventlog/slate/*.[ch])
+compiled := $(wildcard eventlog/slate/*.[ch] projections/*.c)
 
 pythons := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 # Not compiled: Python does that when it first imports a module, and most of 8,000 files never are.

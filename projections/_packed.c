@@ -1,6 +1,6 @@
 /* A table of byte strings by keys of 16 bytes, one block of memory for each: a third of what a dict of them takes. */
 
-/* No format of PyArg_ParseTuple may have a '#' here: see eventlog/slate/_rows.h. */
+/* What may not stand here: see eventlog/slate/_rows.h. */
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include <stdint.h>
@@ -146,7 +146,7 @@ static PyObject *get(PyObject *self, PyObject *key)
         return PyBytes_FromStringAndSize(row->value, row->value_bytes);
     if (PyErr_Occurred())
         return NULL;
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 static int contains(PyObject *self, PyObject *key)
