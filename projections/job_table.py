@@ -52,9 +52,12 @@ class _CompiledRows(object if _packed is None else _packed.PackedRows):  # type:
     __slots__ = ()
 
     def __iter__(self) -> Iterator[bytes]:
+        size = len(self)
         some, at = self.some_keys(0, _KEYS_AT_ONCE)
         while some:
             yield from some
+            if len(self) != size:
+                raise RuntimeError("the table changed its size while it was iterated over")
             some, at = self.some_keys(at, _KEYS_AT_ONCE)
 
 

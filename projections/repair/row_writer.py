@@ -40,13 +40,18 @@ class RowWriter:
         await self.set_many({key: value}, count=count)
 
     async def set_many(self, rows: Mapping[bytes, bytes | None], *, count: bool = True) -> None:
-        """Set rows, and remove those whose value is None: a few thousand at most."""
+        """Set rows, and remove those whose value is None."""
+        size_bytes = sum(map(len, rows)) + sum(map(len, filter(None, rows.values())))
+        if len(rows) > 1 and (len(rows) > _BATCH_ROWS or size_bytes > _BATCH_BYTES):
+            for key, value in rows.items():
+                await self.set(key, value, count=count)
+            return
         if count:
             deleted = [*rows.values()].count(None)
             self.rows_deleted += deleted
             self.rows_put += len(rows) - deleted
         self._rows.update(rows)
-        self._bytes += sum(map(len, rows)) + sum(map(len, filter(None, rows.values())))
+        self._bytes += size_bytes
         if len(self._rows) >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
             await self.flush()
 

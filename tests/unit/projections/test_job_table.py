@@ -72,3 +72,14 @@ def _wrong() -> Iterator[Callable[[Any], object]]:
     yield lambda rows: rows.__setitem__(bytes(16), "text")
     yield lambda rows: rows.__setitem__("x" * 16, b"")
     yield lambda rows: "x" in rows
+
+
+def test_a_table_that_changes_its_size_is_not_iterated_over() -> None:
+    rows = new_rows()
+    for number in range(5000):
+        rows[number.to_bytes(16)] = b""
+    going = iter(rows)
+    next(going)
+    rows[b"x" * 16] = b""
+    with pytest.raises(RuntimeError, match="changed"):
+        list(going)
