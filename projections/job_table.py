@@ -45,7 +45,7 @@ def is_built() -> bool:
 
 def new_rows() -> Rows:
     """An empty table, the compiled one where it was built."""
-    return {} if _packed is None else _CompiledRows()
+    return _CompiledRows() if is_built() else {}
 
 
 class _CompiledRows(object if _packed is None else _packed.PackedRows):  # type: ignore[misc]

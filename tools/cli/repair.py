@@ -306,7 +306,7 @@ def _rebuild_result(location: str, report: "RebuildReport", output: Output, unch
     head = report.verified.head
     if until is not None and head.next_offset < until:
         output.note(
-            f"a commit is kept whole or not at all: the last one before offset {until} ends at {head.next_offset}"
+            f"the last commit that ends by offset {until} ends at {head.next_offset}: the log is kept up to there"
         )
     if output.as_json:
         output.json(

@@ -160,7 +160,7 @@ def test_a_shorter_copy_ends_with_a_whole_commit_and_is_reported_as_copied(cli: 
 
     asyncio.run(enqueue())
     copied = cli.ok("rebuild-projections", tmp_path / "old", "--into", tmp_path / "new", "--until", 3)
-    assert "the last one before offset 3 ends at 1" in copied.message
+    assert "the last commit that ends by offset 3 ends at 1" in copied.message
     assert "log     1 events in 1 commits" in copied.out
     assert copied.out.endswith("result  jobs, stats: the log was copied; no row follows from it\n")
 
