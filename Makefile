@@ -18,13 +18,14 @@ ARGS ?=
 SITE ?= site
 # Where this is set, each of the many programs that tests start compiles everything anew, in several times the time.
 unexport PYTHONDONTWRITEBYTECODE
-# ARGS=-n0 runs all of them in one process.
-PROCESSES := --numprocesses auto --dist worksteal
-# One more than there are cores, since they wait for clocks and servers; those of a file share what they have set up.
-PROOF_PROCESSES := --numprocesses $(shell expr $$(nproc) + 1) --dist loadscope
+# One more than there are cores, since they wait for clocks and servers. ARGS=-n0 runs all of them in one process.
+processes := --numprocesses $(shell expr $$(nproc) + 1)
+PROCESSES := $(processes) --dist worksteal
+# Those of a file share what they have set up.
+PROOF_PROCESSES := $(processes) --dist loadscope
 
 # Built by each install, where there is a compiler.
-compiled := $(wildcard eventlog/slate/*.[ch])
+compiled := $(wildcard eventlog/slate/*.[ch] projections/*.c)
 
 pythons := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 # Not compiled: Python does that when it first imports a module, and most of 8,000 files never are.

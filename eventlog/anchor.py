@@ -30,7 +30,6 @@ __all__ = [
     "ObjectAnchor",
     "decode_slot",
     "encode_slot",
-    "is_newest_in_doubt",
     "newest_slot",
 ]
 
@@ -85,18 +84,6 @@ def newest_slot(data: bytes) -> tuple[int, Anchor] | None:
     return max((slot for slot in slots if slot is not None), key=lambda slot: slot[0], default=None)
 
 
-def is_newest_in_doubt(data: bytes) -> bool:
-    """Whether a slot of a file store's anchor that can't be read may have held a later commit than `newest_slot`.
-
-    It was written before the other or after it: which of them, its bytes no longer tell. The first anchor of a store
-    stands alone.
-    """
-    slots = [data[at : at + SLOT_BYTES] for at in _SLOT_AT]
-    found = newest_slot(data)
-    is_alone = found is not None and found[0] <= 1
-    return found is not None and any(decode_slot(slot) is None and (any(slot) or not is_alone) for slot in slots)
-
-
 class FileAnchor:
     """Two slots of one small file, overwritten in place in turn. Every method blocks: call them from a thread."""
 
@@ -113,11 +100,18 @@ class FileAnchor:
         return found[1] if found is not None else None
 
     def is_in_doubt(self) -> bool:
-        """Whether a later anchor than that of `read` may have been written: the other slot can't be read."""
+        """Whether a later anchor than that of `read` may have been written: the other slot can't be read.
+
+        That one was written before the other or after it: which of them, its bytes no longer tell. The first anchor
+        of a store stands alone.
+        """
         try:
-            return is_newest_in_doubt(read_small(self._path, MAX_FILE_BYTES))
+            data = read_small(self._path, MAX_FILE_BYTES)
         except FileNotFoundError:
             return False
+        slots, found = [data[at : at + SLOT_BYTES] for at in _SLOT_AT], newest_slot(data)
+        is_alone = found is not None and found[0] <= 1
+        return found is not None and any(decode_slot(slot) is None and (any(slot) or not is_alone) for slot in slots)
 
     def write(self, anchor: Anchor) -> None:
         """Overwrite the older slot, and sync it if that was asked for. Raises OSError."""

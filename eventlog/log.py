@@ -13,13 +13,13 @@ from ledgerq.eventlog.clock import Clock, sleep_until
 from ledgerq.eventlog.codec import EMPTY_HEAD, NO_DIGEST, Head, RecordBatch, decode_batch, decode_head, digest_of
 from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument, LogCorrupt, LogRolledBack, StoreNotFound
 from ledgerq.eventlog.events import Record
+from ledgerq.eventlog.read_ahead import read_ahead
 from ledgerq.eventlog.store import Anchor, ReadStore
 
 __all__ = ["LogReader", "Verified"]
 
 _MAX_OFFSET = 2**63
-# Python refuses to read a number of thousands of digits.
-_MAX_FORMAT_DIGITS = 9
+_MAX_FORMAT_DIGITS = 9  # Python refuses to read a number of thousands of digits
 _LOG_STOP = keys.after_prefix(keys.LOG_PREFIX)
 _FOLLOW_INTERVAL_MS = 500
 # More than what an opener ever finds only in the write-ahead log, and little enough to be read in a moment.
@@ -109,9 +109,9 @@ class LogReader:
         first = await self.batch_at(start) if start > 0 else None
         begin = keys.log_key(_in_range(start) if first is None else first.base_offset)
         end = _LOG_STOP if stop is None else keys.log_key(_in_range(stop))
-        async for rows in self.store.scan(begin, end):
-            for key, value in rows:
-                if about in value:
+        async with aclosing(read_ahead(self.store.scan(begin, end))) as pages:
+            async for rows in pages:
+                for key, value in rows if not about else [row for row in rows if about in row[1]]:
                     yield decode_batch(keys.offset_of(key), value)
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[Record]:

@@ -27,6 +27,7 @@ from ledgerq.projections.indexes import INDEX_PREFIX, ULID_BYTES, decode_job, pa
 from ledgerq.projections.job import Job
 from ledgerq.projections.payloads import MISSING, read_payload
 from ledgerq.projections.repair.comparison import (
+    FirstPlaces,
     Mismatch,
     compare_hints,
     compare_jobs,
@@ -172,13 +173,16 @@ async def _differences(
 ) -> AsyncIterator[Difference]:
     if await store.get(keys.REBUILD_KEY) is not None:
         yield INTERRUPTED_REBUILD
-    jobs, stats = compare_jobs(store, fold, format_version), compare_stats(store, fold, format_version)
-    for mismatches in (jobs, stats, compare_hints(store, fold)):
-        async for mismatch in mismatches:
-            yield describe(mismatch)
+    first: FirstPlaces = {}
+    jobs, stats = compare_jobs(store, fold, first, format_version), compare_stats(store, fold, format_version)
+    for mismatches in (jobs, stats, compare_hints(store, first)):
+        async for some in mismatches:
+            for mismatch in some:
+                yield describe(mismatch)
     for name in host.projections:
-        async for mismatch in compare_projection(store, name, rows):
-            yield describe(mismatch)
+        async for some in compare_projection(store, name, rows):
+            for mismatch in some:
+                yield describe(mismatch)
     if deep:
         for differences in (_payload_differences(store, fold), _text_differences(store, fold)):
             async for difference in differences:

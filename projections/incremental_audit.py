@@ -197,5 +197,6 @@ async def _differences(store: ReadStore, touched: _Touched) -> AsyncIterator[Dif
         for key, found in zip(in_order, await store.get_many(in_order), strict=True):
             if found != wanted[key]:
                 yield describe(Mismatch(key, wanted[key], found))
-    async for mismatch in compare_stats(store, touched.state):
-        yield describe(mismatch)
+    async for some in compare_stats(store, touched.state):
+        for mismatch in some:
+            yield describe(mismatch)

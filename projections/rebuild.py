@@ -20,6 +20,7 @@ from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.payloads import LostPayload
 from ledgerq.projections.repair.comparison import (
+    FirstPlaces,
     Mismatch,
     compare_hints,
     compare_jobs,
@@ -97,8 +98,8 @@ async def rebuild(
     writer = RowWriter(store, _anchor(verified, epoch), pack((None if until is None else end,)))
     if until is not None:
         await _cut(log, writer, verified, host)
-    async for mismatch in _mismatches(store, fold, host, rows, names):
-        await writer.set(mismatch.key, mismatch.expected)
+    async for some in _mismatches(store, fold, host, rows, names):
+        await writer.set_many({mismatch.key: mismatch.expected for mismatch in some})
     await writer.flush()
     report = RebuildReport(names, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
     if report.changed or marker is not None or rolled_back or outdated:
@@ -162,19 +163,20 @@ def _interrupted_until(marker: bytes | None) -> int | None:
 
 async def _mismatches(
     store: Store, fold: Fold, host: ProjectionHost, rows: dict[bytes, bytes | None], names: tuple[str, ...]
-) -> AsyncIterator[Mismatch]:
+) -> AsyncIterator[list[Mismatch]]:
     if JOBS in names:
-        async for mismatch in compare_jobs(store, fold):
-            yield mismatch
-        async for mismatch in compare_hints(store, fold):
-            yield mismatch
+        first: FirstPlaces = {}
+        async for some in compare_jobs(store, fold, first):
+            yield some
+        async for some in compare_hints(store, first):
+            yield some
     if STATS in names:
-        async for mismatch in compare_stats(store, fold):
-            yield mismatch
+        async for some in compare_stats(store, fold):
+            yield some
     for name in names:
         if name in host.projections:
-            async for mismatch in compare_projection(store, name, rows):
-                yield mismatch
+            async for some in compare_projection(store, name, rows):
+                yield some
 
 
 async def _cut(log: LogReader, writer: RowWriter, verified: Verified, host: ProjectionHost) -> None:

@@ -1,8 +1,11 @@
 """The configuration of all tests."""
 
+import gc
 import signal
 
 import pytest
+
+from tests.tiers import is_left_to_the_proof
 
 
 def pytest_configure() -> None:
@@ -15,5 +18,12 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as fast what is not for the proof, before `-m` selects by marks."""
     for item in items:
+        if is_left_to_the_proof(item):
+            item.add_marker(pytest.mark.proof)
         if item.get_closest_marker("proof") is None:
             item.add_marker(pytest.mark.fast)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests, made once and for the whole run: no collection of garbage has to look at them again."""
+    gc.freeze()

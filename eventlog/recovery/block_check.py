@@ -42,6 +42,8 @@ async def find_damaged_files(location: Location) -> list[FileFault]:
             continue
         data, problems = content
         problems += await asyncio.to_thread(_problems, data, name.startswith("wal/"))
+        # Before the next one is read: a file may have many megabytes.
+        del content, data
         if problems:
             faults.append(FileFault(name, tuple(problems)))
     if missing:

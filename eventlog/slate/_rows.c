@@ -196,7 +196,7 @@ PyObject *ended(int outcome)
     else if (outcome == NO_MEMORY)
         PyErr_NoMemory();
     else
-        Py_RETURN_NONE;
+        return Py_NewRef(Py_None);
     return NULL;
 }
 
@@ -211,7 +211,7 @@ static PyObject *rows_bind(PyObject *Py_UNUSED(module), PyObject *addresses)
         return NULL;
     }
     memcpy(&rust, found, sizeof rust);
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 static PyObject *rows_put(PyObject *Py_UNUSED(module), PyObject *arguments)
@@ -228,7 +228,7 @@ static PyObject *rows_put(PyObject *Py_UNUSED(module), PyObject *arguments)
     put_all(batch, rows, count, (CallStatus *)(uintptr_t)status);
     Py_END_ALLOW_THREADS
     free(rows);
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 static PyObject *rows_write(PyObject *Py_UNUSED(module), PyObject *arguments)

@@ -1,7 +1,8 @@
 /* What _rows.c and _pages.c share: the types and functions of SlateDB's shared library, and how its futures are driven. */
 
-/* Built once for CPython 3.11 and all later ones. No format of PyArg_ParseTuple may have a '#' here: built with the
-   headers of 3.13, which no longer know PY_SSIZE_T_CLEAN, it fails at run time on 3.11 and 3.12. */
+/* Built once for CPython 3.11 and all later ones, by any of them. Two things that work where they are built then fail
+   on an older one: a '#' in a format of PyArg_ParseTuple (the headers of 3.13 no longer know PY_SSIZE_T_CLEAN), and
+   Py_RETURN_NONE (from 3.12 on it counts no reference, since None is immortal there). Neither may stand here. */
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include <stdint.h>

@@ -20,7 +20,7 @@ from ledgerq.eventlog.store import Row
 __all__ = ["SlateReads"]
 
 _FIRST_PAGE_ROWS: Final = 64
-_PAGE_BYTES: Final = 8 * 1024 * 1024
+_PAGE_BYTES: Final = 2 * 1024 * 1024
 # A point read costs about as much as 25 rows of a scan, but a scan that finds nothing wanted could go on for ever.
 _HIT_SHARE: Final = 4
 _SCAN_FROM_KEYS: Final = 8
@@ -96,7 +96,7 @@ class SlateReads:
     ) -> AsyncIterator[list[Row]]:
         """Rows with `start <= key < stop` in key order (or the reverse), as of the first page, in non-empty pages.
 
-        Pages hold at most `page_rows` rows, and about 8 MiB; the first one is small.
+        Pages hold at most `page_rows` rows, and about 2 MiB; the first one is small.
         """
         if page_rows < 1:
             raise InvalidArgument(f"page_rows must be at least 1, not {page_rows}")

@@ -63,8 +63,7 @@ class NewStore:
         """Write projections and head, the events of the payloads that are `lost`, and that all this was done."""
         writer, jobs = self._writer, len(fold.jobs)
         for job in fold.jobs.values():
-            for key, value in index_entries(job).items():
-                await writer.set(key, value)
+            await writer.set_many(index_entries(job))
         for queue, counters in fold.counters.items():
             await writer.set(stats_key(queue), counters.encode())
         await writer.set(keys.HEAD_KEY, encode_head(verified.head), count=False)

@@ -3,6 +3,7 @@
 Used by rebuild.py, in place, and by copying.py, into a new store.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from ledgerq.eventlog import keys
@@ -16,7 +17,7 @@ from ledgerq.projections.runner import ProjectionHost
 
 __all__ = ["COPY_MARKER", "FORMAT", "Finish", "RowWriter", "finish"]
 
-_BATCH_ROWS: Final = 2000
+_BATCH_ROWS: Final = 5000
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 COPY_MARKER: Final = pack(("copy",))
 FORMAT: Final = str(keys.FORMAT_VERSION).encode()
@@ -30,34 +31,37 @@ class RowWriter:
         self.rows_deleted = 0
         self._store = store
         self._anchor = anchor
-        self._marker: bytes | None = marker
-        self._batch = store.batch()
-        self._rows = 0
+        self._first: dict[bytes, bytes | None] = {keys.REBUILD_KEY: marker}
+        self._rows: dict[bytes, bytes | None] = {}
         self._bytes = 0
 
     async def set(self, key: bytes, value: bytes | None, *, count: bool = True) -> None:
         """Set one row, or remove it."""
-        if self._marker is not None:
-            self._batch.put(keys.REBUILD_KEY, self._marker)
-            self._marker = None
-        if value is None:
-            self._batch.delete(key)
-            self.rows_deleted += count
-        else:
-            self._batch.put(key, value)
-            self.rows_put += count
-        self._rows += 1
-        self._bytes += len(key) + len(value or b"")
-        if self._rows >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
+        await self.set_many({key: value}, count=count)
+
+    async def set_many(self, rows: Mapping[bytes, bytes | None], *, count: bool = True) -> None:
+        """Set rows, and remove those whose value is None."""
+        size_bytes = sum(map(len, rows)) + sum(map(len, filter(None, rows.values())))
+        if len(rows) > 1 and (len(rows) > _BATCH_ROWS or size_bytes > _BATCH_BYTES):
+            for key, value in rows.items():
+                await self.set(key, value, count=count)
+            return
+        if count:
+            deleted = [*rows.values()].count(None)
+            self.rows_deleted += deleted
+            self.rows_put += len(rows) - deleted
+        self._rows.update(rows)
+        self._bytes += size_bytes
+        if len(self._rows) >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
             await self.flush()
 
     async def flush(self) -> None:
         """Make the rows so far durable."""
         if self._rows:
-            batch, self._batch = self._batch, self._store.batch()
-            self._rows = self._bytes = 0
-            await self._store.write(batch)
-            await self._store.sync(self._anchor)
+            batch = self._store.batch()
+            batch.update(self._first | self._rows)
+            self._first, self._rows, self._bytes = {}, {}, 0
+            await self._store.commit(batch, self._anchor)
 
 
 class Finish:

@@ -31,6 +31,7 @@ from tests.damage.matrix import END_MS, build_stores, scratch_folder
 from tests.support.crashes import ENDS, Crash, End, crashed_run
 from tests.support.ledger_checks import check_ledger
 from tests.support.operators import WHO
+from tests.tiers import sampled
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ async def test_an_undamaged_store_comes_back_as_it_is(folder: Path) -> None:
     assert (type(last), last.actor, last.reason) == (Rebuilt, *WHO.values())
 
 
-@pytest.mark.parametrize("what", ["manifest", "compactions", "gc", "anchor"])
+@pytest.mark.parametrize("what", sampled(["manifest", "anchor", "compactions", "gc"], quick=2))
 async def test_no_file_of_slatedb_beside_those_with_rows_is_needed(folder: Path, what: str) -> None:
     path = folder / what
     shutil.rmtree(path, ignore_errors=True) if what != "anchor" else path.write_bytes(b"")

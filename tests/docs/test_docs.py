@@ -15,18 +15,13 @@ PAGES = [Page.read(file) for file in page_files()]
 RUN = [page for page in PAGES if page.name != "README.md" and page.blocks()]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 MADE = {match[2]: page.name for page in PAGES for match in PART.finditer(page.text)}
-# Each command is a process of its own: of the pages with commands this one is the sample in `make test`.
+# Each command, and the Python of each page, is a process of its own: this page is the sample in `make test`.
 QUICK = "docs/quickstart.md"
 
 
 def slug(heading: str) -> str:
     """The anchor that a heading gets, as GitHub and MkDocs make it for plain headings."""
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower())
-
-
-def is_slow(page: Page) -> bool:
-    """Whether it belongs to `make proof`."""
-    return page.name != QUICK and any(block.kind == "console" for block in page.blocks())
 
 
 def anchors(page: Page) -> set[str]:
@@ -37,7 +32,7 @@ def anchors(page: Page) -> set[str]:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.proof] if is_slow(page) else []) for page in RUN],
+    [pytest.param(page, marks=[] if page.name == QUICK else [pytest.mark.proof]) for page in RUN],
     ids=lambda page: page.name,
 )
 def test_all_blocks_of_a_page_come_to_their_end(page: Page, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.docs.pages import LIMIT_S, ROOT
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
 # The others are for `make proof`: each is a process of its own.
-QUICK = {"as_of", "projection", "quickstart", "testing", "worker"}
+QUICK = {"quickstart", "worker"}
 PAGE = (ROOT / "docs" / "examples.md").read_text("utf-8")
 
 

@@ -201,7 +201,7 @@ def test_what_no_index_row_can_hold_is_corrupt_in_the_fold(event: Any) -> None:
 
 
 @given(st.lists(any_events(), min_size=1, max_size=5))
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=120)
 def test_every_event_of_the_right_types_is_read_back(events: list[Any]) -> None:
     value = encode_batch(7, NO_DIGEST, 5, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events))
     assert decode_batch(0, value).events == events

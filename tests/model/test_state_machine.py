@@ -349,7 +349,7 @@ class ThoroughQueueMachine(QueueMachine):
 
 _examples = os.environ.get("LEDGERQ_EXAMPLES")
 _settings = settings(
-    max_examples=10,
+    max_examples=7,
     stateful_step_count=50,
     derandomize=_examples is None,
     database=None,

@@ -269,12 +269,14 @@ def test_alerts_of_a_store_are_of_no_process() -> None:
 
 
 def test_an_alert_of_a_store_fires_once_though_a_worker_and_an_exporter_tell_it(files: Path) -> None:
+    firing = [case for case in CASES if is_of_a_store(alert_of(case.alert)) and case.labels is not None]
+    assert {case.alert for case in firing} == {alert.name for alert in ALERTS if is_of_a_store(alert)}
+    # Of each alert the case that is over first: promtool evaluates all rules in each minute of it, and one takes a day.
+    soonest = {case.alert: case for case in sorted(firing, key=lambda case: -case.minute)}
     twice = [
         case._replace(given=case.given | {key.replace(AT, EXPORTER): values for key, values in case.given.items()})
-        for case in CASES
-        if is_of_a_store(alert_of(case.alert)) and case.labels is not None
+        for case in soonest.values()
     ]
-    assert {case.alert for case in twice} == {alert.name for alert in ALERTS if is_of_a_store(alert)}
     code, said = rule_test(files, twice)
     assert code == 0, said
 

@@ -105,6 +105,7 @@ async def test_before_it_opens(tmp_path: Path, number: signal.Signals) -> None:
     assert await jobs_after(tmp_path, child.said) == []
 
 
+@pytest.mark.proof
 @each_signal
 async def test_while_it_opens(tmp_path: Path, number: signal.Signals) -> None:
     async with worker(tmp_path, "open") as child:
@@ -116,6 +117,7 @@ async def test_while_it_opens(tmp_path: Path, number: signal.Signals) -> None:
     assert await jobs_after(tmp_path, child.said) == []
 
 
+@pytest.mark.proof
 @each_signal
 async def test_while_it_waits_for_jobs(tmp_path: Path, number: signal.Signals) -> None:
     async with worker(tmp_path, "idle") as child:
@@ -124,6 +126,7 @@ async def test_while_it_waits_for_jobs(tmp_path: Path, number: signal.Signals) -
     assert await jobs_after(tmp_path, child.said) == []
 
 
+@pytest.mark.proof
 @each_signal
 async def test_while_its_claim_is_being_made_durable(tmp_path: Path, number: signal.Signals) -> None:
     async with worker(tmp_path, "claim") as child:
@@ -148,7 +151,8 @@ async def test_while_a_job_is_worked_on_or_settled(tmp_path: Path, moment: str, 
     assert [line for line in child.said if line.startswith("started")] == ["started 0"]
 
 
-@pytest.mark.parametrize("moment", sampled(["async", "thread"]))
+@pytest.mark.proof
+@pytest.mark.parametrize("moment", ["async", "thread"])
 async def test_twice_in_a_row_while_a_job_is_worked_on(tmp_path: Path, moment: str) -> None:
     async with worker(tmp_path, moment) as child:
         child.process.send_signal(signal.SIGINT)
@@ -159,6 +163,7 @@ async def test_twice_in_a_row_while_a_job_is_worked_on(tmp_path: Path, moment: s
     assert jobs[0].error == "released: the worker ended"
 
 
+@pytest.mark.proof
 @each_signal
 async def test_a_handler_that_ignores_its_cancellation_for_a_while(tmp_path: Path, number: signal.Signals) -> None:
     async with worker(tmp_path, "stubborn") as child:

@@ -24,7 +24,7 @@ LIMIT_S = 60
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.parametrize("where", ["file", "memory"])
+@pytest.mark.parametrize("where", sampled(["file", "memory"]))
 @pytest.mark.parametrize("way", sampled(["fork", "multiprocessing"]))
 async def test_a_forked_child_is_told_so_and_its_parent_goes_on(tmp_path: Path, way: str, where: str) -> None:
     url = str(tmp_path / "store") if where == "file" else "memory:///"

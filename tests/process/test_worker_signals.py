@@ -22,10 +22,11 @@ from tests.support.ledger_checks import check_ledger
 from tests.support.loops import settle, until
 from tests.support.rig import Rig
 from tests.support.workers import LIMIT_S, Stage, finish
+from tests.tiers import sampled
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-each_signal = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+each_signal = pytest.mark.parametrize("number", sampled(SIGNALS), ids=lambda number: number.name)
 
 
 class Child:
@@ -91,7 +92,7 @@ async def test_the_first_signal_lets_the_running_job_end_and_starts_no_other(tmp
     assert [(job.state, job.attempt) for job in await jobs_left(tmp_path)] == [("done", 1)] + [("pending", 0)] * 3
 
 
-@pytest.mark.parametrize(("handler", "first"), [("cue", 0), ("thread", 1)])
+@pytest.mark.parametrize(("handler", "first"), [("cue", 0), pytest.param("thread", 1, marks=pytest.mark.proof)])
 async def test_a_second_signal_ends_at_once_and_gives_the_jobs_back(tmp_path: Path, handler: str, first: int) -> None:
     async with child(tmp_path, handler, workers=2) as worker:
         await worker.says("started 0", "started 1")

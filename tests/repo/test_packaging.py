@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ledgerq.eventlog.slate.native_binding import is_built
+from ledgerq.eventlog.slate.native_binding import is_built as lanes_built
+from ledgerq.projections.job_table import is_built as table_built
 from ledgerq.tools.monitoring import generate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +90,8 @@ def test_wheel_holds_the_four_layers_and_no_tests(tmp_path: Path) -> None:
     data = {f"ledgerq/tools/monitoring/files/{name}" for name in generate.NAMES}
     assert set(names) == modules | data | {f"ledgerq/{name}" for name in ("__init__.py", "events.py", "py.typed")}
     # Where there is no compiler, the package is whole without it.
-    assert compiled == (["ledgerq/eventlog/slate/_rows.abi3.so"] if is_built() else [])
+    parts = {"eventlog/slate/_rows": lanes_built(), "projections/_packed": table_built()}
+    assert sorted(compiled) == [f"ledgerq/{name}.abi3.so" for name, is_built in parts.items() if is_built]
     assert "-cp311-abi3-" in wheel.name
     assert len(names) == len(set(names)), "a file is in the wheel twice"
     for script, target in PROJECT["scripts"].items():

@@ -465,3 +465,17 @@ def test_the_checks_can_fail(check: Check, path: str, text: str) -> None:
 )
 def test_the_checks_can_pass(check: Check, path: str, text: str) -> None:
     assert not list(check(source(path, text)))
+
+
+# What is built once runs on each later CPython and must on an earlier one, too: see eventlog/slate/_rows.h.
+_ONLY_WHERE_IT_WAS_BUILT = re.compile(r'Py_RETURN_\w+;|"[^"\n]*#[^"\n]*"')
+
+
+def test_compiled_parts_hold_nothing_that_only_works_on_the_version_they_were_built_with() -> None:
+    sources = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.[ch]")]
+    assert len(sources) >= 4
+    for path in sources:
+        text = "\n".join(line for line in path.read_text("utf-8").splitlines() if not line.startswith("#include"))
+        assert not _ONLY_WHERE_IT_WAS_BUILT.findall(text), path
+    for wrong in ("    Py_RETURN_NONE;", 'PyArg_ParseTuple(arguments, "Ky#LK:flush", &db)'):
+        assert _ONLY_WHERE_IT_WAS_BUILT.findall(wrong)

@@ -68,7 +68,7 @@ async def run_through(
 
 
 @pytest.mark.parametrize(
-    "fault", sampled([*NETWORK_FAULTS, Fault.GARBAGE, Fault.DENY_ROLE]), ids=lambda fault: fault.name
+    "fault", sampled([*NETWORK_FAULTS[::-1], Fault.GARBAGE, Fault.DENY_ROLE]), ids=lambda fault: fault.name
 )
 @on_seaweed
 async def test_each_fault_alone(

@@ -35,7 +35,7 @@ LIMIT_S = 60.0
 LEASE_S = 3.0
 # SlateDB's client waits up to a second between its tries; a busy machine needs more.
 BACK_S = 20.0
-OPENING_LIMIT_S = 40.0
+OPENING_LIMIT_S = 90.0
 STEP_JOBS = 10
 RESTARTS = 2
 

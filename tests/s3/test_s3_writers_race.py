@@ -27,7 +27,7 @@ __all__ = ["bucket", "s3_server"]
 
 SEEDS = range(int(os.environ.get("S3_RACE_SEEDS", "1")))
 # An idle writer checks each second whether it is the writer still.
-FENCED_LIMIT_S = 40.0
+FENCED_LIMIT_S = 90.0
 LIMIT_S = 60.0
 FAULTS = (Fault.DELAY, Fault.LOSE_ANSWER, Fault.ERROR_500_AFTER, Fault.DROP_REQUEST)
 SHARE = 0.1

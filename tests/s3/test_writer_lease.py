@@ -26,7 +26,6 @@ from ledgerq.eventlog.stores import open_store
 from tests.s3.proxy import Fault, fault_proxy
 from tests.s3.servers import S3Server, both_servers, bucket, s3_server
 from tests.store.writers import ROOT, writer
-from tests.tiers import sampled
 
 __all__ = ["bucket", "s3_server"]
 
@@ -150,7 +149,8 @@ async def test_the_lease_is_renewed_without_a_commit_and_while_the_event_loop_st
             await Queue.open(storage.url)
 
 
-@pytest.mark.parametrize("content", sampled([b"", b"\0", b"{}", b'{"host":"h","pid":1,"opened_ms":1,"lease_ms":-5}']))
+@pytest.mark.proof
+@pytest.mark.parametrize("content", [b"", b"\0", b"{}", b'{"host":"h","pid":1,"opened_ms":1,"lease_ms":-5}'])
 async def test_a_damaged_lease_counts_for_the_usual_time_and_no_longer(
     storage: Storage, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +202,8 @@ async def refused_renewals(
         await queue.close()
 
 
-@pytest.mark.parametrize("fault", sampled([Fault.ERROR_503, Fault.DENY, Fault.DROP_REQUEST, Fault.CONFLICT]))
+@pytest.mark.proof
+@pytest.mark.parametrize("fault", [Fault.ERROR_503, Fault.DENY, Fault.DROP_REQUEST, Fault.CONFLICT])
 async def test_a_renewal_that_fails_does_not_end_the_writer(
     s3_server: S3Server,
     storage: Storage,
@@ -289,6 +290,7 @@ async def test_an_opening_that_is_cancelled_or_fails_leaves_no_lease(
         pass
 
 
+@pytest.mark.proof
 def test_a_loop_that_ended_without_closing_holds_up_nobody(storage: Storage) -> None:
     async def drop() -> None:
         await (await Queue.open(storage.url)).enqueue("q", b"x")

@@ -24,7 +24,7 @@ from tests.simulation.shrink import keep_moves, shrink
 from tests.simulation.world import Outcome, run_plan
 from tests.tiers import sampled
 
-QUICK_SEEDS = 25
+QUICK_SEEDS = 10
 SEEDS = 3_000
 CHUNK_SEEDS = 50
 DEFECT_SEEDS = 60
@@ -32,21 +32,28 @@ DEFECT_SEEDS = 60
 SLOW_DEFECTS = {
     "failed_commit_taken_for_durable",
     "failed_queue_rings_for_ever",
+    "files_set_aside_untold",
     "followers_skip",
+    "given_up_claims_kept",
     "interrupted_claims_stay",
     "leases_end_at_once",
     "leases_never_end",
     "projections_begin_again",
     "scheduled_jobs_overlooked",
     "stop_forgotten_at_the_end_of_a_lease",
+    "wake_up_lost",
 }
-# Rare ones: they need a world in which several things meet, and the first such worlds are far from seed 0.
+# Rare ones: they need a world in which several things meet, and the first such worlds are not near seed 0.
 FIRST_SEED = {
-    "anchor_ahead_of_the_log": 160,
-    "drained_before_the_flush": 60,
-    "failed_queue_rings_for_ever": 600,
-    "older_of_two_states_taken": 260,
+    "anchor_ahead_of_the_log": 165,
+    "drained_before_the_flush": 90,
+    "failed_commit_taken_for_durable": 10,
+    "failed_queue_rings_for_ever": 610,
+    "followers_skip": 15,
+    "older_of_two_states_taken": 268,
+    "projections_begin_again": 30,
     "refusals_told_before_the_flush": 60,
+    "sent_behind_a_refused_commit": 25,
 }
 
 

@@ -306,6 +306,7 @@ async def test_a_probe_that_ended_in_its_midst_leaves_nothing_behind(tmp_path: P
         await load.stop()
 
 
+@pytest.mark.proof
 async def test_a_read_that_meets_the_fence_before_its_queue_does_is_no_broken_promise(tmp_path: Path) -> None:
     disk = MemoryDisk()
     facts = tmp_path / "facts"
@@ -437,8 +438,8 @@ def test_ctrl_c_ends_it_early_with_its_summary_and_removes_what_it_made(tmp_path
     ("arguments", "message"),
     [
         (("--minutes", "1", "--url", "memory:///"), "memory"),
-        (("--minutes", "1", "--url", "ftp://x"), "unknown scheme"),
-        ((), "--minutes"),
+        pytest.param(("--minutes", "1", "--url", "ftp://x"), "unknown scheme", marks=pytest.mark.proof),
+        pytest.param((), "--minutes", marks=pytest.mark.proof),
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

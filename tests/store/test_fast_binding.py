@@ -235,7 +235,7 @@ def test_buffers_are_taken_over_not_leaked(lane: FastLane) -> None:
     value = bytes(2**20)
 
     def fill() -> int:
-        for _ in range(50):
+        for _ in range(30):
             batch = lane.batch()
             batch.put(b"a", value)
             batch.put(b"b", value)
@@ -286,7 +286,7 @@ async def test_read_buffers_are_freed(db: Db, lane: FastLane) -> None:
     await lane.write(db, batch)
 
     async def read() -> int:
-        for _ in range(50):
+        for _ in range(20):
             assert await lane.get(db, b"a") is not None
             for limit in (5, 500):
                 assert len(await lane.next_rows(await lane.scan(db, b"", b"b", reverse=False), limit, 10.0)) == 1

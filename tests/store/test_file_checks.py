@@ -26,6 +26,7 @@ from ledgerq.eventlog.slate.error_mapping import translate
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.worker.queue import Queue
 from tests.support.ledger_checks import check_ledger
+from tests.tiers import sampled
 
 LIMIT_S = 60.0
 
@@ -121,7 +122,7 @@ HARMS: list[Callable[[Path], Path]] = [
 ]
 
 
-@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("harm", sampled(HARMS, quick=2))
 async def test_a_damaged_file_is_named_at_once_and_set_aside_where_nothing_needs_it(
     folder: Path, harm: Callable[[Path], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -198,7 +199,7 @@ async def test_a_log_file_that_nobody_was_promised_is_set_aside(folder: Path, ha
     assert f"wal/{beyond.name}" in read_set_aside(folder)[0].files
 
 
-@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("harm", sampled(HARMS))
 async def test_a_damaged_file_that_is_needed_is_named_at_once(folder: Path, harm: Callable[[Path], Path]) -> None:
     collect(folder)
     await opens(Path(shutil.copytree(folder, folder.parent / "copy")))
@@ -292,7 +293,7 @@ async def test_a_newest_file_that_is_missing_is_not_waited_for(folder: Path, kin
     assert f"gc/{kind}.boundary" in read_set_aside(folder)[0].files
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0", b"-3", b"9" * 30])
+@pytest.mark.parametrize("content", sampled([b"", b"\0\0", b"-3", b"9" * 30]))
 async def test_a_boundary_that_cant_be_read_is_named_and_set_aside(folder: Path, content: bytes) -> None:
     boundary = folder / "gc" / "manifest.boundary"
     boundary.parent.mkdir(exist_ok=True)

@@ -23,6 +23,7 @@ from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.projections.repair.salvage import SalvageReport, salvage
 from ledgerq.worker.queue import Queue
 from tests.support.ledger_checks import check_ledger
+from tests.tiers import sampled
 
 JOBS = 25
 
@@ -156,7 +157,7 @@ async def test_a_damaged_log_file_that_is_needed_is_named_soon(folder: Path, mon
     assert len(tries) <= 2, harmed
 
 
-@pytest.mark.parametrize("done", range(8))
+@pytest.mark.parametrize("done", sampled(range(8), quick=2))
 async def test_what_was_moved_in_part_is_finished_by_the_next_opener(
     folder: Path, done: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

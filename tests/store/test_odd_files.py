@@ -182,6 +182,7 @@ def test_folders_and_files_of_other_names_do_no_harm_but_pipes_do(store: Path) -
     assert found.name == "compacted/pipe"
 
 
+@pytest.mark.proof
 def test_ten_thousand_log_files_are_not_looked_at_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wal").mkdir()
     for number in range(10_000):

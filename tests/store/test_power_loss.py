@@ -17,6 +17,7 @@ from ledgerq.eventlog.events import WriterOpened
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.worker.queue import Queue
 from tests.support.ledger_checks import check_ledger
+from tests.tiers import sampled
 
 JOBS = 8
 OPEN_LIMIT_S = 60.0
@@ -104,7 +105,7 @@ async def test_without_a_loss_everything_is_there(folder: Path) -> None:
     await queue.close()
 
 
-@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
+@pytest.mark.parametrize("harm", sampled(HARMS, quick=2), ids=lambda harm: harm.__name__)
 async def test_a_lost_tail_is_never_passed_over_in_silence(folder: Path, harm: Callable[[Path], None]) -> None:
     harm(folder)
     with pytest.raises(LedgerError) as caught:
@@ -114,7 +115,7 @@ async def test_a_lost_tail_is_never_passed_over_in_silence(folder: Path, harm: C
         await open_queue(folder)
 
 
-@pytest.mark.parametrize("harm", [empty, remove, remove_several], ids=lambda harm: harm.__name__)
+@pytest.mark.parametrize("harm", sampled([remove_several, empty, remove]), ids=lambda harm: harm.__name__)
 async def test_a_loss_that_was_accepted_is_in_the_log(folder: Path, harm: Callable[[Path], None]) -> None:
     harm(folder)
     with pytest.raises(LogRolledBack) as caught:

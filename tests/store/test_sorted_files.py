@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledgerq.eventlog.clock import SystemClock
@@ -16,6 +16,7 @@ from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.stores import open_store
 from tests.support.histories import quick, some
+from tests.tiers import sampled
 
 NOWHERE = Anchor(0, 0, bytes(32), 0, 0)
 Change = tuple[bytes, bytes | None]
@@ -51,10 +52,18 @@ values = st.none() | st.binary(max_size=60) | st.integers(0, 9000).map(lambda si
 batches = st.lists(st.lists(st.tuples(keys, values), min_size=1, max_size=40), min_size=1, max_size=4)
 
 
-@quick
-@given(batches)
-def test_the_rows_are_those_that_were_written(tmp_path_factory: pytest.TempPathFactory, wanted: list[Any]) -> None:
-    folder = tmp_path_factory.mktemp("store")
+@pytest.mark.parametrize("examples", sampled([12, 60]))
+def test_the_rows_are_those_that_were_written(tmp_path_factory: pytest.TempPathFactory, examples: int) -> None:
+    @settings(quick, max_examples=examples)
+    @given(batches)
+    def are_read(wanted: list[Any]) -> None:
+        rows_are_read(tmp_path_factory.mktemp("store"), wanted)
+
+    are_read()
+
+
+def rows_are_read(folder: Path, wanted: list[Any]) -> None:
+    """Write these batches into a new store, and find each change in its log files and the sum in its sorted files."""
     asyncio.run(written(folder, wanted))
     logged: list[tuple[int, bytes, bytes | None]] = []
     for path in files(folder, "wal"):

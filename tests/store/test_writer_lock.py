@@ -22,9 +22,10 @@ from ledgerq.eventlog.stores import open_reader, open_store
 from tests.store.writer_child import POINTS
 from tests.store.writers import writer, writers
 from tests.support.ledger_checks import check_ledger
+from tests.tiers import sampled
 
 ROUNDS = int(os.environ.get("WRITER_ROUNDS", "2"))
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture
@@ -68,12 +69,11 @@ async def test_the_error_names_the_process_since_when_and_what_can_be_done(url: 
 
 
 async def test_a_killed_writer_holds_up_nobody(url: str) -> None:
-    for _ in range(ROUNDS):
-        async with writer(url) as first:
-            assert first.is_open
-            await first.ask("enqueue")
-            await first.kill()
-            assert await is_free(url)
+    async with writer(url) as first:
+        assert first.is_open
+        await first.ask("enqueue")
+        await first.kill()
+        assert await is_free(url)
 
 
 @pytest.mark.proof
@@ -124,6 +124,7 @@ async def test_one_that_is_killed_while_it_takes_over_leaves_the_store_to_who_st
     assert await is_free(url)
 
 
+@pytest.mark.proof
 async def test_a_forked_child_does_not_keep_the_lock_of_a_parent_that_is_gone(url: str) -> None:
     async with writer(url, "fork") as parent:
         said = {parent.said, await parent.line()}
@@ -198,6 +199,7 @@ async def test_a_waiting_opener_gets_the_store_when_the_other_closes_it(url: str
         await (await waiting).close()
 
 
+@pytest.mark.proof
 async def test_a_waiting_process_gets_the_store_of_a_killed_one(url: str) -> None:
     async with writer(url) as first, asyncio.TaskGroup() as group:
         waiting = group.create_task(open_store(url, clock=SystemClock(), wait=LIMIT_S))
@@ -342,7 +344,7 @@ async def dead(url: str) -> int:
         return first.pid
 
 
-@pytest.mark.parametrize("tries", [2, 100])
+@pytest.mark.parametrize("tries", sampled([100, 2]))
 async def test_a_look_that_is_stopped_hinders_no_opener_once_the_writer_is_dead(
     url: str, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,7 +379,8 @@ async def test_a_live_writers_lock_is_tried_for_a_moment_only(url: str, monkeypa
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\0" * 200, b"{", b"[" * 4096, b'{"host": 1}', b'{"host":"h","pid":1,"opened_ms":1}']
+    "content",
+    sampled([b"", b'{"host":"h","pid":1,"opened_ms":1}', b"\0" * 200, b"{", b"[" * 4096, b'{"host": 1}'], quick=2),
 )
 async def test_what_a_killed_process_left_in_the_files_hinders_nobody(url: str, content: bytes) -> None:
     await is_free(url)
@@ -444,7 +447,7 @@ async def test_a_look_at_who_writes_makes_no_file_and_disturbs_no_opener(url: st
     Path(url).mkdir()
     assert await current_writer(location, SystemClock()) is None
     assert [*Path(url).iterdir()] == []
-    for _ in range(5):
+    for _ in range(2):
         opening = asyncio.ensure_future(open_store(url, clock=SystemClock()))
         while not opening.done():
             await current_writer(location, SystemClock())

@@ -1,9 +1,11 @@
-"""Letting other tasks run, by a bounded number of turns of the event loop and never by waiting for time to pass."""
+"""Letting tasks run and limits end: by turns of the event loop and its clock, never by waiting for time to pass."""
 
 import asyncio
 from collections.abc import Callable
 
-__all__ = ["settle", "until"]
+import pytest
+
+__all__ = ["set_forward", "settle", "until"]
 
 _TURNS = 60
 
@@ -21,3 +23,10 @@ async def until(condition: Callable[[], bool], turns: int = 10_000) -> None:
             return
         await asyncio.sleep(0)
     raise AssertionError("what was waited for did not happen")
+
+
+def set_forward(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Put the running loop's clock forward: what has waited for less by now has reached its limit, on any machine."""
+    loop = asyncio.get_running_loop()
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + seconds)

@@ -9,6 +9,17 @@ from ledgerq.eventlog.store import Anchor, ReadStore, Row, Store
 
 ANCHOR = Anchor(7, 9, bytes(range(32)), 3, 1_700_000_000_000)
 
+# What differs most from one kind of store to another: where the contract is slow, the quick tests are these.
+SAMPLE = frozenset(
+    {
+        "test_a_reader_sees_what_is_durable_and_fences_nobody",
+        "test_a_scan_does_not_see_later_writes",
+        "test_large_and_odd_values",
+        "test_opening_fences_the_earlier_writer",
+        "test_synced_data_and_the_anchor_survive_reopening",
+    }
+)
+
 
 async def put_all(store: Store, rows: list[Row]) -> None:
     """Write `rows` in one batch and make them durable."""

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 __all__ = ["Answer", "ask", "ask_app", "exchange", "samples", "series"]
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 

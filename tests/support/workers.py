@@ -13,7 +13,7 @@ from tests.support.loops import settle
 
 __all__ = ["LIMIT_S", "Stage", "ThreadStage", "fetching_ahead", "finish", "handler_threads", "state_of", "working"]
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 class Stage:
@@ -120,7 +120,7 @@ def handler_threads() -> list[threading.Thread]:
     """The workers' threads that are there, after those that can end had the time to."""
     mine = [thread for thread in threading.enumerate() if thread.name.startswith("ledgerq-handler")]
     for thread in mine:
-        thread.join(2)
+        thread.join(LIMIT_S)
     return [thread for thread in mine if thread.is_alive()]
 
 

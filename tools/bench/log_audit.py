@@ -14,6 +14,7 @@ from typing import Final
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import SystemClock
+from ledgerq.eventlog.runtime.heap import give_back_large_blocks
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.stores import open_reader, open_store
@@ -115,6 +116,7 @@ async def _remove_indexes(store: Store) -> None:
 
 
 def _main(mode: str, url: str, fsync: str) -> None:
+    give_back_large_blocks()  # as the commands do
     options = StoreOptions(fsync=fsync == "1")
     answer(asyncio.run(_audit(url) if mode == "audit" else _rebuild(url, options)))
 

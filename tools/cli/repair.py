@@ -7,6 +7,7 @@ import typer
 
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt
 from ledgerq.eventlog.runtime.commands import rebuild_command
+from ledgerq.eventlog.runtime.heap import give_back_large_blocks
 from ledgerq.tools.cli.audit_report import audit_json, audit_text
 from ledgerq.tools.cli.salvage import lost_payload_json, lost_payload_lines, salvage_into
 from ledgerq.tools.console.arguments import Actor, AsJson, TakeOver, Url, Wait, import_object
@@ -60,6 +61,7 @@ def audit(
     if since_last and (deep or projection):
         raise InvalidArgument("--since-last looks at no payload and no projection of yours: leave out the other option")
     output = Output(as_json=as_json)
+    give_back_large_blocks()
     execute(_audit(url, deep, anchor, projection or [], None, output, record=record, since_last=since_last))
 
 
@@ -202,6 +204,7 @@ def rebuild_projections(
     promised was lost: the report names it.
     """
     output = Output(as_json=as_json)
+    give_back_large_blocks()
     if salvage:
         if into is None or check or only is not None or projection or until is not None:
             raise InvalidArgument("--salvage saves the longest log that is proven: it goes with --into NEW_URL only")
@@ -303,7 +306,7 @@ def _rebuild_result(location: str, report: "RebuildReport", output: Output, unch
     head = report.verified.head
     if until is not None and head.next_offset < until:
         output.note(
-            f"a commit is kept whole or not at all: the last one before offset {until} ends at {head.next_offset}"
+            f"the last commit that ends by offset {until} ends at {head.next_offset}: the log is kept up to there"
         )
     if output.as_json:
         output.json(

@@ -6,6 +6,7 @@ requests in storage_probe.py.
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ledgerq.eventlog.errors import LedgerError, LogPoisoned, LogRolledBack, NotRebuilt, StoreNotFound, StoreUnavailable
@@ -149,7 +150,6 @@ async def _check_head(log: "LogReader") -> "Check":
 
 
 async def _check_anchor(location: "Location", log: "LogReader") -> "Check":
-    from ledgerq.eventlog.anchor import FileAnchor
     from ledgerq.tools.doctor.storage_checks import Check
 
     anchor = await log.store.read_anchor()
@@ -161,10 +161,22 @@ async def _check_anchor(location: "Location", log: "LogReader") -> "Check":
     except LogRolledBack as error:
         return Check("anchor", "fail", str(error), "restore the lost files, or follow the message")
     measured = f"{anchor.next_offset} events were durable, and the log holds them"
-    if location.is_file and FileAnchor(location.folder, fsync=False).is_in_doubt():
+    is_end_known = not location.is_file or (await log.head()).next_offset > anchor.next_offset
+    if not is_end_known and await asyncio.to_thread(_is_anchor_in_doubt, location.folder):
         advice = "one of its two slots was damaged; the next commits write both anew. Audit, and look after the disk"
         return Check("anchor", "warn", f"{measured}; a slot that can't be read may have named more", advice)
     return Check("anchor", "ok", measured, None)
+
+
+def _is_anchor_in_doubt(folder: Path) -> bool:
+    """Whether a slot can't be read, also when it is read again: a writer may be writing it."""
+    from ledgerq.eventlog.anchor import FileAnchor
+
+    anchor = FileAnchor(folder, fsync=False)
+    try:
+        return anchor.is_in_doubt() and anchor.is_in_doubt()
+    except OSError:
+        return False  # the file can't be read at all, of which the other checks tell
 
 
 async def _check_writer(location: "Location", log: "LogReader") -> "Check":

@@ -16,7 +16,6 @@ from ledgerq.eventlog.files.garbage import admin_of, collect, newest_synced, sor
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.worker.queue import Queue
-from tests.tiers import sampled
 
 # Each commit goes to a sorted file at once, and nothing is removed by itself.
 OPTIONS = StoreOptions(max_wal_flushes_before_l0_flush=1, gc_interval_s=10**6)
@@ -91,7 +90,8 @@ async def test_an_empty_log_file_stays_since_it_fenced_a_writer(folder: Path) ->
     files.close()
 
 
-@pytest.mark.parametrize("kind", sampled(["compacted", "manifest", "compacted/", "manifest/"]))
+@pytest.mark.proof
+@pytest.mark.parametrize("kind", ["compacted", "manifest", "compacted/", "manifest/"])
 async def test_nothing_goes_that_a_file_replaced_whose_sync_failed(
     folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -144,7 +144,7 @@ async def test_a_disk_that_hangs_is_asked_once_and_in_no_thread_of_the_loops(
 
     def hang(path: Path) -> bytes:
         asked.append(threading.current_thread().name)
-        assert goes_on.wait(20)
+        assert goes_on.wait(60)
         return encode_recorded_audit(NOTE)
 
     monkeypatch.setattr("ledgerq.eventlog.recorded_audit._read", hang)

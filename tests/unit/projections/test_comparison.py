@@ -55,7 +55,7 @@ def disk(pristine: MemoryDisk, request: pytest.FixtureRequest, monkeypatch: pyte
 async def compared(disk: MemoryDisk) -> dict[bytes, Mismatch]:
     """What differs, by key; no key twice."""
     _, fold = await fold_verified(LogReader(MemoryReader(disk), clock=ManualClock()))
-    found = [mismatch async for mismatch in compare_jobs(MemoryReader(disk), fold)]
+    found = [mismatch async for some in compare_jobs(MemoryReader(disk), fold, {}) for mismatch in some]
     assert len({mismatch.key for mismatch in found}) == len(found)
     return {mismatch.key: mismatch for mismatch in found}
 

@@ -22,6 +22,7 @@ from tests.support.ledger_checks import check_ledger
 from tests.support.operators import WHO
 from tests.support.rig import Rig, claim_all
 from tests.support.texts import with_texts
+from tests.tiers import sampled
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ async def test_a_store_that_holds_anything_is_no_target(ledger: Ledger) -> None:
         assert dict(disk.rows) == before
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", sampled(ENDS))
 async def test_a_copy_that_is_interrupted_anywhere_is_finished_by_the_next(
     pristine: Ledger, end: End, monkeypatch: pytest.MonkeyPatch
 ) -> None:

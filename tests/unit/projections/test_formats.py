@@ -28,6 +28,7 @@ from tests.support.crashes import ENDS, Crash, End, crashed_run
 from tests.support.damaged_rows import Ledger, copy_of, make_ledger, rows_in
 from tests.support.ledger_checks import check_ledger
 from tests.support.operators import WHO
+from tests.tiers import sampled
 from tests.unit.projections.formats import format_1_rows
 
 
@@ -124,7 +125,7 @@ async def test_a_part_of_it_alone_is_not_brought_to_it(old: Ledger) -> None:
     assert dict(old.disk.rows) == before
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", sampled(ENDS))
 async def test_a_rebuild_that_ends_anywhere_leaves_it_to_the_next_one(
     old: Ledger, today: Ledger, end: End, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,12 +13,14 @@ from ledgerq.eventlog.codec import decode_batch
 from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument, LogCorrupt, LogRolledBack, StoreNotFound
 from ledgerq.eventlog.events import Event, Rebuilt
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
+from ledgerq.eventlog.store import Anchor
 from ledgerq.projections import replay as replay_module
 from ledgerq.projections.audit import audit
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, pending_prefix, stats_key
 from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.repair import comparison as compare_module
+from ledgerq.projections.repair import row_writer
 from ledgerq.worker.options import QueueOptions
 from tests.support.damaged_rows import (
     DAMAGES,
@@ -131,6 +133,31 @@ async def test_thousands_of_wrong_rows_are_mended_in_one_go(monkeypatch: pytest.
         assert rows_in(rig.disk) == before
         await rig.open()
         assert len(await claim_all(rig.queue)) == 3000
+
+
+@pytest.mark.parametrize("bounds", [{"_BATCH_ROWS": 10}, {"_BATCH_BYTES": 500}])
+async def test_what_is_set_at_once_is_written_in_batches_of_bounded_size(
+    monkeypatch: pytest.MonkeyPatch, bounds: dict[str, int]
+) -> None:
+    for name, bound in bounds.items():
+        monkeypatch.setattr(row_writer, name, bound)
+    disk = MemoryDisk()
+    store = MemoryStore(disk)
+    sizes: list[int] = []
+    commit = store.commit
+
+    async def counted(batch: Any, anchor: Anchor) -> None:
+        before = len(disk.rows)
+        await commit(batch, anchor)
+        sizes.append(len(disk.rows) - before)
+
+    monkeypatch.setattr(store, "commit", counted)
+    writer = row_writer.RowWriter(store, Anchor(0, 0, bytes(32), 0, 0), b"marker")
+    await writer.set_many({b"x/%d" % number: bytes(50) for number in range(100)})
+    await writer.flush()
+    assert sum(sizes) == 100 + 1
+    assert max(sizes) <= 11
+    assert (writer.rows_put, writer.rows_deleted) == (100, 0)
 
 
 async def test_a_queue_goes_on_from_what_was_rebuilt(ledger: Ledger) -> None:

@@ -52,7 +52,7 @@ def run(*arguments: str) -> tuple[str, str]:
         [sys.executable, "-m", "ledgerq.tools.bench", *arguments],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stderr

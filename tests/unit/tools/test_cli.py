@@ -356,12 +356,12 @@ def test_reading_does_not_fence_a_writer_in_another_process(cli: Cli, tmp_path: 
                 assert writer.stdout.readline() == "enqueued\n"
                 assert json.loads(follower.stdout.readline())["event"] == "enqueued"
             follower.send_signal(2)
-            assert (follower.wait(10), follower.stderr.read()) == (130, "")
+            assert (follower.wait(60), follower.stderr.read()) == (130, "")
         refused = cli.fails(5, "pause", url, "mail", "--reason", "x")
         assert f"is in use: process {writer.pid} on host" in refused
         assert "--take-over" in refused
         writer.stdin.close()
-        assert writer.wait(10) == 0
+        assert writer.wait(60) == 0
 
 
 # Programs
@@ -391,7 +391,7 @@ def test_a_terminal_gets_a_table(ledger: Ledger) -> None:
                 shown += part
         except OSError:
             pass  # that is how a terminal tells its end
-        assert program.wait(10) == 0
+        assert program.wait(60) == 0
     os.close(ours)
     text = shown.decode()
     assert "─" in text

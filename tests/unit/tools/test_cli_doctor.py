@@ -13,6 +13,7 @@ import obstore
 import pytest
 from obstore.store import from_url
 
+from ledgerq.eventlog.anchor import SLOT_BYTES, decode_slot
 from ledgerq.eventlog.clock import ManualClock, SystemClock
 from ledgerq.tools.doctor import storage_checks
 from ledgerq.tools.doctor.storage_checks import Check, check_rules, file_system
@@ -76,7 +77,15 @@ def test_a_damaged_slot_of_the_anchor(cli: Cli, tmp_path: Path) -> None:
     ledger = asyncio.run(make_ledger(tmp_path / "store"))
     anchor = Path(ledger.url) / "anchor"
     data = bytearray(anchor.read_bytes())
-    data[60] ^= 1
+    slots = {at: decode_slot(bytes(data[at : at + SLOT_BYTES])) for at in (0, 4096)}
+    found = sorted((slot[0], at) for at, slot in slots.items() if slot is not None)
+    older, newer = found[0][1], found[1][1]
+    data[newer + 60] ^= 1
+    anchor.write_bytes(data)
+    # The log has a commit after the other slot's: that is what this one named.
+    assert statuses(cli.ok("doctor", ledger.url, "--json").json)["anchor"] == "ok"
+    data[newer + 60] ^= 1
+    data[older + 60] ^= 1
     anchor.write_bytes(data)
     answer = cli("doctor", ledger.url, "--json")
     assert (answer.code, statuses(answer.json)["anchor"]) == (0, "warn")

@@ -113,6 +113,7 @@ async def told(*argv: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.proof
 async def test_an_exporter_prints_where_it_serves(tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     found = await told("exporter", url, "--port", "0")

@@ -237,7 +237,7 @@ def test_worker(cli: Cli, url: str, tmp_path: Path) -> None:
         assert program.stderr is not None
         assert program.stdout.readline() == "sent one\n"
         program.send_signal(signal.SIGTERM)
-        assert (program.wait(20), program.stderr.read()) == (0, "")
+        assert (program.wait(60), program.stderr.read()) == (0, "")
     assert cli.ok("stats", url, "--json").json["queues"][0]["now"]["done"] == 1
     assert cli.ok("log", url, "--json").lines[-1]["event"] == "writer-closed"
 

@@ -104,6 +104,7 @@ def test_rebuild_only_one(cli: Cli, ledger: Ledger) -> None:
         assert "there is no projection" in cli.fails(2, "rebuild-projections", ledger.url, "--only", "x", *more)
 
 
+@pytest.mark.proof
 def test_one_is_not_rebuilt_where_all_must_be(cli: Cli, ledger: Ledger) -> None:
     damage(ledger.url)
     asyncio.run(change_rows(ledger.url, {keys.REBUILD_KEY: b"\x91\xc0"}))
@@ -140,6 +141,7 @@ def test_a_changed_log_is_refused_unless_it_is_cut(cli: Cli, ledger: Ledger) -> 
     assert cli.ok("jobs", ledger.url, "mail", "--json").out.count("\n") == 2
 
 
+@pytest.mark.proof
 def test_a_log_in_which_nothing_is_wrong_is_not_cut(cli: Cli, ledger: Ledger, tmp_path: Path) -> None:
     events = cli.ok("audit", ledger.url, "--json").json["events"]
     line = cli.fails(2, "rebuild-projections", ledger.url, "--until", 7)
@@ -158,11 +160,12 @@ def test_a_shorter_copy_ends_with_a_whole_commit_and_is_reported_as_copied(cli: 
 
     asyncio.run(enqueue())
     copied = cli.ok("rebuild-projections", tmp_path / "old", "--into", tmp_path / "new", "--until", 3)
-    assert "the last one before offset 3 ends at 1" in copied.message
+    assert "the last commit that ends by offset 3 ends at 1" in copied.message
     assert "log     1 events in 1 commits" in copied.out
     assert copied.out.endswith("result  jobs, stats: the log was copied; no row follows from it\n")
 
 
+@pytest.mark.proof
 def test_a_rolled_back_log_that_is_accepted_is_written_to_though_no_row_differs(
     cli: Cli, ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -300,6 +303,7 @@ def test_somebody_elses_database_is_refused(cli: Cli, tmp_path: Path) -> None:
         assert "format 99" in cli.fails(3, command, tmp_path / "other")
 
 
+@pytest.mark.proof
 def test_differences_beyond_the_bound_are_counted(cli: Cli, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledgerq.projections.audit._MAX_DIFFERENCES", 1)
     damage(ledger.url)
@@ -309,6 +313,7 @@ def test_differences_beyond_the_bound_are_counted(cli: Cli, ledger: Ledger, monk
     assert cli("rebuild-projections", ledger.url, "--check", "--only", "stats").code == 1
 
 
+@pytest.mark.proof
 def test_a_rollback_that_was_accepted_is_not_called_nothing(cli: Cli, ledger: Ledger, tmp_path: Path) -> None:
     old = tmp_path / "old"
     shutil.copytree(ledger.url, old)

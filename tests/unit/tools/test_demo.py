@@ -106,13 +106,14 @@ def test_one_file_in_a_bare_environment_and_a_store_that_is_kept(tmp_path: Path)
     assert json.loads(dead.stdout)["error"] == "the file can't be read: No such file or directory"
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         ("unreadable", "none of the 1 files in"),
-        pytest.param("empty", "there are no files in", marks=pytest.mark.proof),
-        pytest.param("missing", "is not a folder", marks=pytest.mark.proof),
-        pytest.param("a file", "is not a folder", marks=pytest.mark.proof),
+        ("empty", "there are no files in"),
+        ("missing", "is not a folder"),
+        ("a file", "is not a folder"),
     ],
 )
 def test_a_folder_without_work(kind: str, message: str, tmp_path: Path) -> None:
@@ -162,6 +163,7 @@ async def test_stopped_half_way_it_leaves_nothing_behind(
     assert not list(tmp_path.glob("ledgerq-demo-*"))
 
 
+@pytest.mark.proof
 def test_a_temporary_folder_that_no_store_can_live_in(folder: Path, tmp_path: Path) -> None:
     ran = run(tmp_path / "odd~name", "ledgerq.tools.cli", "demo", folder)
     assert ran.returncode == 2

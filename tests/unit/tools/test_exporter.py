@@ -99,8 +99,8 @@ async def test_its_numbers_are_the_writers(tmp_path: Path, url: str) -> None:
         assert (await exporter.ask("/healthz")).status == 200
         for _ in range(2):  # a writer that restarts changes nothing
             async with Queue.open(url) as queue:
-                for _ in range(3):
-                    await work(queue, 10)
+                for _ in range(2):
+                    await work(queue, 4)
                     await converged(exporter, queue, "mail", "later")
                 await queue.pause("mail", actor="ada", reason="a test")
                 await converged(exporter, queue, "mail")
@@ -211,6 +211,7 @@ async def test_another_store_in_its_place_is_followed(tmp_path: Path, url: str) 
             assert series("ledgerq_jobs", queue="gone", state="pending") not in found
 
 
+@pytest.mark.proof
 async def test_files_that_the_writer_removes_are_no_trouble(tmp_path: Path, url: str) -> None:
     options = StoreOptions(
         fsync=False, gc_interval_s=0.1, gc_age_s=0.1, l0_sst_bytes=1024 * 1024, max_wal_flushes_before_l0_flush=5
@@ -288,6 +289,7 @@ def test_wrong_usage_is_one_line(cli: Cli, url: str) -> None:
         assert f"port {port}: Address already in use" in cli.fails(2, "exporter", url, "--port", port)
 
 
+@pytest.mark.proof
 async def test_what_waiting_can_not_mend_ends_it_at_once(tmp_path: Path, url: str) -> None:
     async with Queue.open(url) as queue:
         await queue.enqueue("mail", b"a")

@@ -24,6 +24,7 @@ from tests.support.cli_rig import Cli
 from tests.support.operators import Who
 from tests.support.rig import Rig
 from tests.support.web import OPENMETRICS, ask_app, samples, series
+from tests.tiers import sampled
 
 # A new line that looks like one of the log, the escape and the one-byte CSI of terminals, a bell, DEL, right-to-left.
 EVIL = "q\n2026-01-01 ERROR all is lost\r\x1b[2J\x9b31m\x07\x7f\u202egnp\u2066\u2028\U000e0001end"
@@ -179,7 +180,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
     return url, asyncio.run(make())
 
 
-@pytest.mark.parametrize("style", ["plain", "terminal", "json"])
+@pytest.mark.parametrize("style", sampled(["terminal", "plain", "json"]))
 def test_every_command_shows_it_on_lines_of_its_own(
     hostile: tuple[str, list[str]],
     style: str,

@@ -348,9 +348,9 @@ async def test_several_queues_are_told_apart_by_their_store() -> None:
 
 async def test_queues_that_can_not_be_told_apart_are_refused() -> None:
     async with Rig() as rig, Queue.open() as other:
-        with pytest.raises(InvalidArgument, match="tell 2 queues apart"):
+        with pytest.raises(InvalidArgument, match="2 queues need as many different names"):
             Metrics(rig.queue, other)
-        with pytest.raises(InvalidArgument, match="tell 2 queues apart"):
+        with pytest.raises(InvalidArgument, match="2 queues need as many different names"):
             Metrics(rig.queue, other, names=["a"])
         with pytest.raises(InvalidArgument, match="at least one"):
             Metrics()

@@ -33,7 +33,7 @@ def ledger(pristine: Ledger) -> Ledger:
 async def use(queue: Queue, clock: ManualClock) -> None:
     """A little of everything."""
     for name in ("mail", "other", "quick", "bulk"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while claims := await queue.claim(name, limit=9):
                 await queue.ack_many(claims)
         await queue.jobs(name)

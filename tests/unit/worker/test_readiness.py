@@ -105,12 +105,15 @@ async def test_a_store_that_hangs_is_waited_for_by_one_look_alone() -> None:
     assert await asyncio.gather(*(probe.reason() for _ in range(5))) == [late] * 5
     assert await probe.reason() == late
     assert looks.count == 1
+    # One that answers is given time, also on a busy machine.
+    vars(probe)["_limit_s"] = 60.0
     looks.answers.set()
     await until(lambda: looks.at_once == 0)
     await settle()
     assert await probe.reason() is None
     assert (looks.count, looks.most_at_once) == (2, 1)
     looks.answers.clear()
+    vars(probe)["_limit_s"] = 0.02
     assert await probe.reason() == late
     probe.close()
     await settle()
@@ -139,7 +142,7 @@ async def test_a_bucket_that_can_not_be_reached_is_noticed(bucket: str, proxy: P
         assert reason is not None
         assert reason.startswith(f"s3://{bucket}/store")
         proxy.resume()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await probe.reason() is not None:
                 await asyncio.sleep(0.05)
         probe.close()
