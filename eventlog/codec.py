@@ -1,12 +1,12 @@
-"""The codec of events, payloads and the head: the only module in which the format of a value is written down.
+"""The codec of events and the head; side_records.py has that of what stands beside the log.
 
 A record batch is one msgpack array `[version, epoch, previous digest, commit time ms, kinds, events, distances]`:
-`kinds` is one byte for each event, its type, and an event is the array of its fields. `distances` has for each event how
-many offsets before it the event before of the same job is, 0 where there is none; version 1 ends before it. A changed
-event gets a new kind, unless it only gets further fields or a field more types: then older bytes are decoded as they
-are. `UPCASTS` turns the fields of an old kind into those of a current one, and is the one place for it. The types of the
-fields are exact (`True` is no number) and are checked by decoding. The meaning of a number or a text is not: that is for
-the fold.
+`kinds` is one byte for each event, its type, and an event is the array of its fields. `distances` has for each event
+how many offsets before it the event before of the same job is, 0 where there is none; version 1 ends before it. A
+changed event gets a new kind, unless it only gets further fields or a field more types: then older bytes are decoded as
+they are. `UPCASTS` turns the fields of an old kind into those of a current one, and is the one place for it. The types
+of the fields are exact (`True` is no number) and are checked by decoding. The meaning of a number or a text is not:
+that is for the fold.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import msgpack
 from msgspec import Meta, Raw, Struct
 from msgspec.msgpack import Decoder, Encoder
 
-from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument, LedgerError, LogCorrupt, UnknownEventType
+from ledgerq.eventlog.errors import FormatTooNew, LedgerError, LogCorrupt, UnknownEventType
 from ledgerq.eventlog.events import (
     Acked,
     Cancelled,
@@ -46,24 +46,18 @@ __all__ = [
     "KIND_OF",
     "NO_DIGEST",
     "Head",
-    "PayloadRecord",
     "RecordBatch",
     "decode_batch",
     "decode_head",
-    "decode_payload",
-    "decode_text",
     "digest_of",
     "encode_batch",
     "encode_batch_pieces",
     "encode_head",
-    "encode_payload",
-    "encode_text",
 ]
 
 BATCH_VERSION: Final = 2
 _VERSIONS: Final = (1, BATCH_VERSION)
 DIGEST_BYTES: Final = 32
-SALT_BYTES: Final = 16
 NO_DIGEST: Final = bytes(DIGEST_BYTES)
 
 # The number of a kind is part of the format: never reuse one.
@@ -173,18 +167,6 @@ class Head(NamedTuple):
 
 
 EMPTY_HEAD: Final = Head(0, NO_DIGEST, 0, 0, 0)
-
-
-class PayloadRecord(NamedTuple):
-    """A job's payload: random salt (so that a guessable payload can't be found from its digest), headers, bytes.
-
-    `unique_key` is the job's, whose digest stands in the log; None where there is none, and up to format 2.
-    """
-
-    salt: bytes
-    headers: dict[str, str] | None
-    payload: bytes
-    unique_key: bytes | None = None
 
 
 def encode_batch(
@@ -333,40 +315,3 @@ def decode_head(value: bytes) -> Head:
     ):
         raise LogCorrupt(0, "the log's head has the wrong shape")
     return head
-
-
-def encode_payload(
-    salt: bytes, headers: dict[str, str] | None, payload: bytes, unique_key: bytes | None = None
-) -> bytes:
-    """A payload record; headers that UTF-8 can't hold raise `InvalidArgument`."""
-    try:
-        return _packer.pack((salt, headers, payload) if unique_key is None else (salt, headers, payload, unique_key))
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidArgument(f"the payload's headers can't be stored: {error}") from error
-
-
-def decode_payload(value: bytes) -> PayloadRecord:
-    """The payload record in `value`; raises `ValueError` when it is malformed."""
-    try:
-        record = PayloadRecord(*unpack(value))
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-    headers = record.headers
-    texts = () if headers is None else (*headers, *headers.values()) if type(headers) is dict else (None,)
-    others = (record.salt, record.payload, b"" if record.unique_key is None else record.unique_key)
-    if not all(type(other) is bytes for other in others) or not all(type(text) is str for text in texts):
-        raise ValueError("a payload record has the wrong shape")
-    return record
-
-
-def encode_text(salt: bytes, text: str) -> bytes:
-    """The row of a text: random salt (so that a guessable text can't be found from its digest), and the text."""
-    return pack((salt, text))
-
-
-def decode_text(value: bytes) -> str:
-    """The text in its row; raises `ValueError` when that is malformed."""
-    fields = unpack(value)
-    if type(fields) is not tuple or [type(field) for field in fields] != [bytes, str]:
-        raise ValueError("a text's row has the wrong shape")
-    return str(fields[1])

@@ -64,9 +64,9 @@ Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 class Sealed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """The place of a text that stands beside the log, where it can be deleted: `t/ AT`, and what its row is.
+    """The place of a text or a result, which stands beside the log, where it can be deleted: `t/ AT`, and its row.
 
-    `digest` is the BLAKE2b-256 of the row, which holds a random salt too, so nothing about the text can be guessed;
+    `digest` is the BLAKE2b-256 of the row, which holds a random salt too, so nothing about the value can be guessed;
     `size_bytes` is the row's size. `at` is the offset of the event with which it came.
     """
 
@@ -87,8 +87,8 @@ class Enqueued(Fact, frozen=True):
     """A job was accepted; `due_ms` 0 means pending at once.
 
     `payload_bytes` is the size of the payload record, which holds salt and headers beside the bytes given, and
-    `payload_digest` is its BLAKE2b-256. `unique_key`: a BLAKE2b-256 of the key that is keyed with the store's secret (up
-    to format 2 the key itself). `terms`: packed further terms of a task, None for a job without any.
+    `payload_digest` is its BLAKE2b-256. `unique_key`: a BLAKE2b-256 of the key that is keyed with the store's secret
+    (up to format 2 the key itself). `terms`: packed further terms of a task, None for a job without any.
     """
 
     id: Id
@@ -143,12 +143,16 @@ class Nacked(Fact, frozen=True):
 
 
 class LeaseExpired(Fact, frozen=True):
-    """The claim ended without a settlement. `to` is pending or dead; `sweep_at_ms` counts for dead, else 0."""
+    """The claim ended without a settlement. `to` is pending or dead; `sweep_at_ms` counts for dead, else 0.
+
+    `crashed`: it counts as a try that ended its process, of which a job may have a few in a row.
+    """
 
     id: Id
     to: State
     sweep_at_ms: int
     reason: str
+    crashed: bool = False
 
 
 class CancelRequested(Fact, frozen=True):
@@ -228,7 +232,7 @@ class Rebuilt(Fact, frozen=True):
     """Projections were made anew from the log. `names`: which; `changes`: rows put and rows deleted to get there."""
 
     actor: str
-    reason: Text
+    reason: str
     names: tuple[str, ...]
     rows_put: int
     rows_deleted: int
@@ -264,7 +268,7 @@ Event = JobEvent | QueueEvent | LogEvent
 
 TEXT_FIELDS: Final[dict[type[Any], str]] = {
     Nacked: "error",
-    **dict.fromkeys((CancelRequested, Cancelled, Requeued, QueuePaused, QueueResumed, Rebuilt), "reason"),
+    **dict.fromkeys((CancelRequested, Cancelled, Requeued, QueuePaused, QueueResumed), "reason"),
 }
 """The field of an event in which somebody's own words stand."""
 

@@ -12,38 +12,28 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
-from msgspec.structs import replace
-
-from ledgerq.eventlog import keys
+from ledgerq.eventlog.appender import Appender
 from ledgerq.eventlog.clock import Clock, Timer
-from ledgerq.eventlog.codec import KIND_OF, SALT_BYTES, Head, RecordBatch, digest_of, encode_text
+from ledgerq.eventlog.codec import Head, RecordBatch
 from ledgerq.eventlog.commit import Answers, Commit, CommitHook
-from ledgerq.eventlog.entropy import Entropy, SystemEntropy
+from ledgerq.eventlog.entropy import Entropy
 from ledgerq.eventlog.errors import LedgerError, QueueClosed
-from ledgerq.eventlog.events import TEXT_FIELDS, Event, Sealed
 from ledgerq.eventlog.flights import Flight, Flights
-from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.pace import MAX_IN_FLIGHT, CommitPace
-from ledgerq.eventlog.runtime.event_loop import check_owner, loop_or_none
 from ledgerq.eventlog.runtime.meters import CommitMeters, CommitTimes
-from ledgerq.eventlog.runtime.process import own_pid
 from ledgerq.eventlog.store import Store
 
 __all__ = ["MAX_COMMIT_BYTES", "Commit", "EventLog", "CommitHook"]
 
 MAX_COMMIT_BYTES: Final = 64 * 1024 * 1024
-# A commit takes no more callers once it is this full, so that one flush stays short; a bulk call may fill it further.
-_FULL_EVENTS: Final = 10_000
-_FULL_BYTES: Final = 8 * 1024 * 1024
 _STORE_CHECK_INTERVAL_MS: Final = 1000
-EventT = TypeVar("EventT", bound=Event)
 # A commit of so many events is encoded and filled in one turn of the event loop.
 _AT_ONCE_EVENTS: Final = 150
 
 
-class EventLog(LogReader):
+class EventLog(Appender):
     """The log of a store opened for writing. One event loop owns it; `start` it before the first append."""
 
     def __init__(
@@ -55,21 +45,12 @@ class EventLog(LogReader):
         pace: CommitPace | None = None,
         entropy: Entropy | None = None,
     ) -> None:
-        super().__init__(store, clock=clock)
-        self.store: Store = store
+        super().__init__(store, clock=clock, entropy=entropy)
         self.epoch = 0
-        self.next_offset = 0
-        self.failure: LedgerError | None = None
         self.meters = CommitMeters()
         self._commit_hook = commit_hook
         self._pace = pace or CommitPace()
-        self._entropy = entropy or SystemEntropy()
-        self.secret = b""
-        self._has_secret = True
         self._durable: Head = Head(0, b"", 0, 0, 0)
-        self.time_ms = 0  # of the newest commit: of the open one, when there is one
-        self._open: Commit | None = None
-        self._wake = asyncio.Event()
         self._flights = Flights(
             store, commit_hook, meters=self.meters, landed=self._landed, failed=self._fail, refused=self._wake.set
         )
@@ -79,11 +60,8 @@ class EventLog(LogReader):
         self._gathering = asyncio.Lock()
         self._is_gathering = False
         self._news_waiters: list[asyncio.Future[None]] = []
-        self._closing = False
         self._timer: Timer | None = None
         self._task: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
-        self._pid = own_pid()
 
     async def start(self, *, accept_rollback: bool = False) -> int | None:
         """Read and check the head, take the next epoch, and begin to commit.
@@ -106,16 +84,10 @@ class EventLog(LogReader):
         self.epoch = self._flights.epoch = max(head.epoch, anchor.epoch if anchor is not None else 0) + 1
         self.next_offset = head.next_offset
         self.time_ms = head.time_ms
-        await self._find_secret()
+        await self.find_secret()
         self._task = asyncio.create_task(self._run(), name="ledgerq-commit")
         self._watch_store()
         return rolled_back_from
-
-    async def _find_secret(self) -> None:
-        """Read the store's secret; one that has none gets it with its first commit."""
-        secret = await self.store.get(keys.SECRET_KEY)
-        self._has_secret = secret is not None and len(secret) == keys.SECRET_BYTES
-        self.secret = secret if secret is not None and self._has_secret else self._entropy.take(keys.SECRET_BYTES)
 
     def _watch_store(self, *, seen: bool = False) -> None:
         """Poll the store for failures: an idle writer must learn that it was fenced, too."""
@@ -139,63 +111,10 @@ class EventLog(LogReader):
         commit = self._flights.under_way[0].commit if self._flights.under_way else self._open
         return None if commit is None else commit.time_ms
 
-    def due_by_ms(self) -> int:
-        """The time by which something must be due to be staged now: that of its commit, which may be old."""
-        now_ms = self.clock.now_ms()
-        return now_ms if self._open is None else min(now_ms, self._open.time_ms)
-
-    @property
-    def full(self) -> bool:
-        """Whether callers should wait for `until_not_full` before they append."""
-        commit = self._open
-        return commit is not None and (len(commit.events) >= _FULL_EVENTS or commit.payload_bytes >= _FULL_BYTES)
-
     async def until_not_full(self) -> None:
         """Wait until the open commit takes more."""
         while self.full:
             await self.committed()
-
-    def check(self) -> None:
-        """Raise the error that forbids an append: the log's failure, `QueueClosed`, `WrongProcess`, or `WrongLoop`."""
-        if own_pid() != self._pid:
-            self.check_owner()
-        if self.failure is not None:
-            # One error is raised for every call: it must not gather the frames, and what is in them, of all of them.
-            raise self.failure.with_traceback(None)
-        if self._closing:
-            raise QueueClosed(f"the queue on {self.store.location} is closed; open it again")
-        if loop_or_none() is not self._loop:
-            self.check_owner()
-
-    def check_owner(self) -> None:
-        """Raise `WrongProcess` in a forked child, `WrongLoop` on another loop than the one that opened it or none."""
-        check_owner(f"the queue on {self.store.location}", self._pid, self._loop)
-
-    def commit(self) -> Commit:
-        """The open commit; a new one opens when there is none."""
-        if (commit := self._open) is None:
-            if self.failure is not None:
-                raise self.failure.with_traceback(None)
-            self.time_ms = max(self.time_ms, self.clock.now_ms())
-            commit = self._open = Commit(self.next_offset, self.time_ms)
-            if not self._has_secret:
-                self._has_secret = True
-                commit.payloads[keys.SECRET_KEY] = self.secret
-            self._wake.set()
-        return commit
-
-    def append(self, event: Event, last: int | None = None) -> int:
-        """Stage one event in the open commit and return its offset. Durable when `committed` returns.
-
-        `last` is the offset of the event before of the same job, None for a first one and for events of no job.
-        """
-        commit = self._open or self.commit()
-        commit.kinds.append(KIND_OF[type(event)])
-        commit.events.append(event)
-        offset = self.next_offset
-        commit.distances.append(0 if last is None else offset - last)
-        self.next_offset = offset + 1
-        return offset
 
     @asynccontextmanager
     async def gathering(self) -> AsyncIterator[None]:
@@ -213,24 +132,6 @@ class EventLog(LogReader):
                 self._is_gathering = False
                 if self._open is not None or self._closing:
                     self._wake.set()
-
-    def seal(self, event: EventT) -> EventT:
-        """The event with its text put beside the log, in the commit to which it must be appended next."""
-        name = TEXT_FIELDS.get(type(event))
-        text = None if name is None else getattr(event, name)
-        if name is None or type(text) is not str or not text:
-            return event  # a text that came with an event before stays where it is
-        commit, offset = self.commit(), self.next_offset
-        row = encode_text(self._entropy.take(SALT_BYTES), text)
-        commit.payloads[keys.text_key(offset)] = row
-        commit.payload_bytes += len(row)
-        return replace(event, **{name: Sealed(offset, len(row), digest_of(row))})
-
-    def append_payload(self, offset: int, record: bytes) -> None:
-        """Stage the payload record of the enqueued event at `offset`."""
-        commit = self._open or self.commit()
-        commit.payloads[keys.payload_key(offset)] = record
-        commit.payload_bytes += len(record)
 
     def committed(self) -> asyncio.Future[None]:
         """A future of the caller's own: done when everything staged so far is durable, or failed with why not."""

@@ -8,6 +8,7 @@ from ledgerq.eventlog.codec import RecordBatch
 from ledgerq.eventlog.errors import LogCorrupt
 from ledgerq.eventlog.events import (
     TEXT_FIELDS,
+    Acked,
     DeadLettered,
     Enqueued,
     Event,
@@ -67,8 +68,8 @@ class Fold:
     def apply(self, offset: int, time_ms: int, event: Event, distance: int | None = None) -> Transition:
         """Apply one event; raises `LogCorrupt` for one that the state machine doesn't allow in this state.
 
-        And for one that no writer made, since the job's index rows could not hold it, or whose `distance` (see codec.py)
-        does not lead to the job's event before: one was left out or put in between.
+        And for one that no writer made, since the job's index rows could not hold it, or whose `distance` (see
+        codec.py) does not lead to the job's event before: one was left out or put in between.
         """
         before, after = self._apply(offset, time_ms, event, distance)
         self.jobs.pack_some()
@@ -85,8 +86,11 @@ class Fold:
         self.next_offset = offset + 1
         self.time_ms = time_ms
         states = _TRANSITIONS.get(type(event))
-        if type(event) in TEXT_FIELDS:
-            self._add_text(offset, event)
+        if type(event) is Acked:
+            if event.result is not None:
+                self._add_text(offset, event.result)
+        elif (name := TEXT_FIELDS.get(type(event))) is not None:
+            self._add_text(offset, getattr(event, name))
         if states is None:
             if distance:
                 raise LogCorrupt(offset, f"the event {type(event).__name__} names one before it, and is of no job")
@@ -134,10 +138,9 @@ class Fold:
                 self.without_payload.add(id)
         return before, after
 
-    def _add_text(self, offset: int, event: Event) -> None:
-        text = getattr(event, TEXT_FIELDS[type(event)])
+    def _add_text(self, offset: int, text: object) -> None:
         if type(text) is Sealed:
             if text.at > offset:
-                raise LogCorrupt(offset, f"the event {type(event).__name__} names a text of a later one")
+                raise LogCorrupt(offset, "the event names a text or a result of a later one")
             if text.at == offset:
                 self.texts[offset] = text

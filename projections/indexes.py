@@ -2,7 +2,7 @@
 
 Integers are big-endian; a ULID is its 16 bytes; a queue's name holds no NUL.
 
-    i/job/ ULID                             the job's whole state, a msgpack array (`Job`; older formats: without its last fields)
+    i/job/ ULID                             the job's whole state, a msgpack array (`Job`; in older formats shorter)
     i/pending/ QUEUE NUL PRIORITY OFFSET    ULID; priority u32, offset (u64) of the enqueued event
     i/scheduled/ DUE OFFSET                 ULID; due ms u64, offset (u64) of the enqueued event
     i/claimed/ ULID                         empty
@@ -147,9 +147,10 @@ def index_entries(job: Job, format_version: int = FORMAT_VERSION) -> dict[bytes,
 
 
 def _older_row(job: Job, format_version: int) -> bytes:
-    """A job's row of format 2, which had no `terms` and no `texts`, or of format 1, which had no `since_ms` either."""
+    """A job's row of format 2, which ended after `since_ms` and had no terms, or of format 1, which ended before it."""
     spec, *fields = astuple(job)
-    return pack((astuple(spec)[:-1], *fields[: -1 if format_version == 2 else -2]))
+    ends = _FORMAT_1_FIELDS if format_version == 1 else _FORMAT_1_FIELDS + 1
+    return pack((astuple(spec)[:-1], *fields[: ends - 1]))
 
 
 def index_rows(job: Job) -> dict[bytes, bytes]:

@@ -61,8 +61,10 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     which a job that has very many keeps the last `MAX_OFFSETS`. `cancel_request` is (actor, reason) of a cancellation
     that the worker has yet to follow. `since_ms` is when the present state, as users see it, began: for a scheduled or
     pending job when it can (or could) be claimed, its due time or the event that made it pending; for a claimed one the
-    claim; else when it was finished. `texts` are the offsets of its events whose texts stand beside the log, the last
-    `MAX_OFFSETS` of them: those of older ones are deleted.
+    claim; else when it was finished. `texts` are the offsets of its events whose texts or results stand beside the
+    log, the last `MAX_OFFSETS` of them: those of older ones are deleted. `error_type` is the exception's class of
+    `last_error`, `result` the place of what the handler returned, `crashes` how many tries in a row ended their
+    process.
     """
 
     spec: Enqueued
@@ -82,6 +84,9 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     offsets: tuple[int, ...]
     since_ms: int
     texts: tuple[int, ...] = ()
+    error_type: str = ""
+    result: Sealed | None = None
+    crashes: int = 0
 
     @property
     def error(self) -> str:
@@ -140,7 +145,8 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     error, since_ms = job.last_error, time_ms
     cancel_request: tuple[str, Text] | None = None
     state: State
-    text: Text = ""
+    text: Text | None = None
+    error_type, result, crashes = job.error_type, job.result, job.crashes
     match event:
         case Claimed():
             state, attempt = "claimed", event.attempt
@@ -148,14 +154,17 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             held = held and job.spec.unique_until != "claimed"
         case Acked():
             state, sweep_at_ms, held = "done", event.sweep_at_ms, False
+            text = result = event.result
         case Nacked():
             state, due_ms, sweep_at_ms, error = event.to, event.due_ms, event.sweep_at_ms, event.error
-            text = error
+            text, error_type = error, event.error_type
             attempt -= event.released
+            crashes = crashes if event.released else 0
             since_ms = due_ms or time_ms
             held = held and state != "dead"
         case LeaseExpired():
-            state, sweep_at_ms, error = event.to, event.sweep_at_ms, event.reason
+            state, sweep_at_ms, error, error_type = event.to, event.sweep_at_ms, event.reason, ""
+            crashes += event.crashed
             held = held and state != "dead"
         case Promoted():
             state, since_ms = "pending", job.since_ms
@@ -166,9 +175,9 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         case Cancelled():
             state, sweep_at_ms, held, text = "cancelled", event.sweep_at_ms, False, event.reason
         case DeadLettered():
-            state, sweep_at_ms, error, held = "dead", event.sweep_at_ms, event.reason, False
+            state, sweep_at_ms, error, held, error_type = "dead", event.sweep_at_ms, event.reason, False, ""
         case Requeued():
-            state, attempt, text = "pending", 0, event.reason
+            state, attempt, crashes, text = "pending", 0, 0, event.reason
             held = job.spec.unique_key is not None and job.spec.unique_until == "finished"
         case Swept():
             return None
@@ -194,4 +203,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         (*job.offsets, offset) if len(job.offsets) < MAX_OFFSETS else (*job.offsets[1:], offset),
         since_ms,
         (*job.texts[-MAX_OFFSETS + 1 :], offset) if type(text) is Sealed and text.at == offset else job.texts,
+        error_type,
+        result,
+        crashes,
     )

@@ -2,10 +2,11 @@
 
 from typing import Final, NamedTuple
 
-from ledgerq.eventlog.codec import decode_payload, digest_of
+from ledgerq.eventlog.codec import digest_of
 from ledgerq.eventlog.errors import RowUnreadable
 from ledgerq.eventlog.events import DeadLettered
 from ledgerq.eventlog.keys import payload_key
+from ledgerq.eventlog.side_records import decode_payload
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.job import Job, may
 

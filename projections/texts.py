@@ -5,10 +5,11 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from ledgerq.eventlog.codec import decode_text, digest_of
+from ledgerq.eventlog.codec import digest_of
 from ledgerq.eventlog.errors import LogPoisoned, RowUnreadable
 from ledgerq.eventlog.events import TEXT_FIELDS, Record, Sealed, Text
 from ledgerq.eventlog.keys import TEXT_PREFIX, after_prefix, offset_of, text_key
+from ledgerq.eventlog.side_records import decode_text
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.job import Job
 

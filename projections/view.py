@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import PayloadRecord, decode_payload
 from ledgerq.eventlog.entropy import job_id_ms, job_id_text
 from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing, ProjectionDrift
 from ledgerq.eventlog.events import STATES, Enqueued, Record, State, Swept
 from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.side_records import PayloadRecord, decode_payload
 from ledgerq.projections.indexes import (
     CLAIMED,
     FINISHED_PREFIX,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.side_records import PayloadRecord
 
 __all__ = ["Claim", "EnqueueResult", "Waiter", "ClaimWaiters"]
 

@@ -10,11 +10,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.events import Record, State, UniqueUntil
 from ledgerq.eventlog.keys import queue_names
+from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.writer import EventLog

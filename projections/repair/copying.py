@@ -78,7 +78,7 @@ class NewStore:
                 if number % _COMMIT_EVENTS == 0:
                     await log.committed()
             await log.committed()
-            log.append(log.seal(Rebuilt(actor, reason, BUILT_IN, writer.rows_put, writer.rows_deleted)))
+            log.append(Rebuilt(actor, reason, BUILT_IN, writer.rows_put, writer.rows_deleted))
             await log.committed()
         finally:
             await log.stop()

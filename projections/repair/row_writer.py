@@ -94,7 +94,7 @@ class Finish:
 async def finish(log: EventLog, last: Rebuilt, *, accept_rollback: bool) -> None:
     """Write the event that ends a rebuild, through a log whose hook removes the marker with it."""
     await log.start(accept_rollback=accept_rollback)
-    log.append(log.seal(last))
+    log.append(last)
     try:
         await log.committed()
     finally:

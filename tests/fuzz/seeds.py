@@ -1,17 +1,9 @@
 """Valid inputs of each fuzz target, to begin with."""
 
 from ledgerq.eventlog.anchor import encode_slot
-from ledgerq.eventlog.codec import (
-    EVENT_TYPES,
-    KIND_OF,
-    NO_DIGEST,
-    Head,
-    encode_batch,
-    encode_head,
-    encode_payload,
-    pack,
-)
+from ledgerq.eventlog.codec import EVENT_TYPES, KIND_OF, NO_DIGEST, Head, encode_batch, encode_head, pack
 from ledgerq.eventlog.events import Event
+from ledgerq.eventlog.side_records import encode_payload
 from ledgerq.eventlog.store import Anchor
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import index_entries

@@ -23,20 +23,11 @@ import msgpack
 
 from ledgerq.eventlog import codec
 from ledgerq.eventlog.anchor import SLOT_BYTES, decode_slot, encode_slot
-from ledgerq.eventlog.codec import (
-    KIND_OF,
-    NO_DIGEST,
-    decode_batch,
-    decode_head,
-    decode_payload,
-    encode_batch,
-    encode_head,
-    encode_payload,
-    pack,
-)
+from ledgerq.eventlog.codec import KIND_OF, NO_DIGEST, decode_batch, decode_head, encode_batch, encode_head, pack
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, ProjectionDrift
 from ledgerq.eventlog.locations import parse_location
+from ledgerq.eventlog.side_records import decode_payload, encode_payload
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import decode_job, index_entries, parse_key
 from ledgerq.projections.stats import QueueCounters

@@ -15,24 +15,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from ledgerq.eventlog.clock import ManualClock
-from ledgerq.eventlog.codec import (
-    EVENT_TYPES,
-    KIND_OF,
-    NO_DIGEST,
-    Head,
-    decode_batch,
-    decode_head,
-    decode_payload,
-    encode_batch,
-    encode_payload,
-    pack,
-)
+from ledgerq.eventlog.codec import EVENT_TYPES, KIND_OF, NO_DIGEST, Head, decode_batch, decode_head, encode_batch, pack
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, ProjectionDrift
 from ledgerq.eventlog.events import Acked, Enqueued, Nacked, Promoted, QueuePaused, Rebuilt
 from ledgerq.eventlog.keys import FORMAT_KEY
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
+from ledgerq.eventlog.side_records import decode_payload, encode_payload
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.job import born

@@ -40,9 +40,10 @@ from ledgerq import (
     WorkerQueue,
     claims,
 )
-from ledgerq.eventlog.codec import Head, PayloadRecord
+from ledgerq.eventlog.codec import Head
 from ledgerq.eventlog.events import State
 from ledgerq.eventlog.log import LogReader, Verified
+from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.store import ReadStore, Store
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.events import Acked, Claimed, Event, Record

@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Callable, Mapping
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import PayloadRecord, decode_batch, decode_head, decode_payload, unpack
+from ledgerq.eventlog.codec import decode_batch, decode_head, unpack
 from ledgerq.eventlog.events import STATES, Enqueued, FilesSetAside, Record, WriterOpened
 from ledgerq.eventlog.memory import MemoryDisk
+from ledgerq.eventlog.side_records import PayloadRecord, decode_payload
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, stats_key
 from ledgerq.projections.stats import QueueCounters

@@ -7,8 +7,8 @@ what the ledger does not hold when the call returns was promised too early.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.events import Enqueued
+from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.worker.claims import Claim, EnqueueResult
 from tests.model.job import UNFINISHED, Model, Violation
 

@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
-from ledgerq.eventlog.codec import decode_payload, decode_text, digest_of
+from ledgerq.eventlog.codec import digest_of
 from ledgerq.eventlog.events import STATES, Sealed, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
+from ledgerq.eventlog.side_records import decode_payload, decode_text
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import (
@@ -139,7 +140,7 @@ def check_texts(
     texts: Mapping[int, tuple[bytes | None, Sealed]],
     without: Collection[bytes],
 ) -> None:
-    """Check that every text of the log has its row, by its digest, unless its job is swept, and that there are no others.
+    """Check that every text of the log has its row, by its digest, unless its job is swept, and no other row is there.
 
     Of a job that has very many the last ones are kept.
     """

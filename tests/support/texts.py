@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
-from ledgerq.eventlog.codec import decode_text
 from ledgerq.eventlog.events import TEXT_FIELDS, Event, Sealed
 from ledgerq.eventlog.keys import text_key
+from ledgerq.eventlog.side_records import decode_text
 
 __all__ = ["with_texts"]
 

@@ -107,8 +107,8 @@ def _check_job(queue_name: str, payload: bytes, job: dict[str, Any]) -> None:
     from ledgerq.worker.engine.new_job import prepare
 
     queue_name_bytes(queue_name)
-    given = {"options": DEFAULT_OPTIONS, "now_ms": SystemClock().now_ms(), "entropy": SystemEntropy(), "secret": b""}
-    prepare(queue_name, payload, **given, **job)
+    now_ms, entropy = SystemClock().now_ms(), SystemEntropy()
+    prepare(queue_name, payload, options=DEFAULT_OPTIONS, now_ms=now_ms, entropy=entropy, secret=b"", **job)
 
 
 def _payload(text: str) -> bytes:

@@ -10,8 +10,8 @@ from ledgerq.tools.console.opening import execute, reading, require_queue
 from ledgerq.tools.console.output import Output, local_time, progress
 
 if TYPE_CHECKING:
-    from ledgerq.eventlog.codec import PayloadRecord
     from ledgerq.eventlog.log import LogReader
+    from ledgerq.eventlog.side_records import PayloadRecord
     from ledgerq.projections.fold import Fold
     from ledgerq.projections.job import Job
 

@@ -6,7 +6,6 @@ from typing import Any, Final, assert_never
 
 from msgspec.structs import asdict
 
-from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.events import (
     STATES,
@@ -31,6 +30,7 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
+from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.job import Job
 from ledgerq.projections.stats import QueueStats
 from ledgerq.tools.console.output import json_bytes, local_time, shorten, utc_time

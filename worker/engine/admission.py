@@ -117,7 +117,7 @@ class Admission:
             self.hold(unique_key(job.spec.queue, job.spec.unique_key), job.id)
 
     async def holders(self, wanted: Sequence[bytes]) -> dict[bytes, bytes | None]:
-        """The unfinished job that holds each unique index key, as of the moment this returns: two reads of the store."""
+        """The unfinished job that holds each unique index key, as of when this returns: two reads of the store."""
         found = {key: id for key in wanted if (id := self._held.get(key)) is not None}
         unknown = [key for key in dict.fromkeys(wanted) if key not in found]
         values = await self._writer_state.log.store.get_many(unknown) if unknown else []

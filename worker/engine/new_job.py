@@ -7,11 +7,12 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from ledgerq.eventlog.codec import DIGEST_BYTES, SALT_BYTES, PayloadRecord, digest_of, encode_payload
+from ledgerq.eventlog.codec import DIGEST_BYTES, digest_of
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes, new_job_id
 from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
 from ledgerq.eventlog.events import Enqueued, UniqueUntil
 from ledgerq.eventlog.keys import MAX_PRIORITY
+from ledgerq.eventlog.side_records import SALT_BYTES, PayloadRecord, encode_payload
 from ledgerq.eventlog.writer import MAX_COMMIT_BYTES
 from ledgerq.worker.options import MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, to_ms
 

@@ -8,7 +8,7 @@ is bounded by `limit_rows` entries (twice that for a moment) and by the shared b
 import heapq
 from typing import Final, NamedTuple
 
-from ledgerq.eventlog.codec import PayloadRecord
+from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.job import Job
 
 __all__ = ["Position", "PayloadBudget", "ReadyJob", "ReadyWindow"]

@@ -10,9 +10,9 @@ from itertools import accumulate
 from typing import Final
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import PayloadRecord, decode_payload
 from ledgerq.eventlog.errors import LedgerError, LogPoisoned
 from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
+from ledgerq.eventlog.side_records import PayloadRecord, decode_payload
 from ledgerq.projections.indexes import decode_job, job_key, pending_key, pending_position, pending_prefix
 from ledgerq.projections.job import Job
 from ledgerq.projections.payloads import payload_fault, read_payload

@@ -31,10 +31,11 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import PayloadRecord, pack
+from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.commit import pieces
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
 from ledgerq.eventlog.events import TEXT_FIELDS, Enqueued, JobEvent, LogEvent, QueueEvent, QueuePaused
+from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.store import Batch
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Transition

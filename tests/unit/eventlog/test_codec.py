@@ -18,14 +18,11 @@ from ledgerq.eventlog.codec import (
     KIND_OF,
     NO_DIGEST,
     Head,
-    PayloadRecord,
     decode_batch,
     decode_head,
-    decode_payload,
     digest_of,
     encode_batch,
     encode_head,
-    encode_payload,
     pack,
 )
 from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument, LedgerError, LogCorrupt, UnknownEventType
@@ -49,6 +46,7 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
+from ledgerq.eventlog.side_records import PayloadRecord, decode_payload, encode_payload
 from tests.support.histories import any_events, quick, thorough
 
 JOB = bytes(range(16))

@@ -10,8 +10,8 @@ import pytest
 from aiostream import Stream, pipe
 
 from ledgerq.eventlog.clock import Clock, ManualClock
-from ledgerq.eventlog.codec import PayloadRecord
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
+from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.worker.claim_stream import claims
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.engine.dispatcher import WatchCallback

@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import encode_payload
 from ledgerq.eventlog.errors import JobNotFound, PayloadMissing, StoreUnavailable
 from ledgerq.eventlog.events import LeaseExpired, Promoted, Swept
+from ledgerq.eventlog.side_records import encode_payload
 from ledgerq.projections.payloads import MISSING, UNREADABLE
 from ledgerq.worker.options import QueueOptions
 from tests.support.loops import settle

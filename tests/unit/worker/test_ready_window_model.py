@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from ledgerq.eventlog.codec import PayloadRecord
+from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.job import Job, born
 from ledgerq.worker.engine.ready_window import FIRST_POSITION, PayloadBudget, Position, ReadyJob, ReadyWindow
 from tests.support.histories import START_MS, enqueued, job_id, some
