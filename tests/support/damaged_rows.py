@@ -28,11 +28,12 @@ from ledgerq.projections.indexes import (
 )
 from ledgerq.projections.runner import Rows
 from ledgerq.projections.stats import QueueCounters
+from ledgerq.worker.engine.new_job import key_digest
 from ledgerq.worker.options import QueueOptions
 from tests.support.operators import WHO
 from tests.support.rig import Rig
 
-__all__ = ["DAMAGES", "Kinds", "Ledger", "copy_of", "make_ledger", "rows_in", "with_projections"]
+__all__ = ["DAMAGES", "Kinds", "Ledger", "copy_of", "make_ledger", "rows_in", "unique_row", "with_projections"]
 
 NOBODY = bytes(15) + b"\x07"
 
@@ -133,6 +134,11 @@ def copy_of(disk: MemoryDisk) -> MemoryDisk:
     return copy
 
 
+def unique_row(disk: MemoryDisk, queue: str, key: str) -> bytes:
+    """The index key of a unique key, which is a digest with the store's secret."""
+    return unique_key(queue, key_digest(key.encode(), disk.rows[keys.SECRET_KEY]))
+
+
 def rows_in(disk: MemoryDisk, prefix: bytes = INDEX_PREFIX) -> dict[bytes, bytes]:
     """The rows of a range."""
     return {key: value for key, value in disk.rows.items() if key.startswith(prefix)}
@@ -193,7 +199,7 @@ def _swap_pending(ledger: Ledger) -> None:
 
 
 def _steal_unique(ledger: Ledger) -> None:
-    ledger.disk.rows[unique_key("mail", b"k")] = ledger.jobs["other unique"]
+    ledger.disk.rows[unique_row(ledger.disk, "mail", "k")] = ledger.jobs["other unique"]
 
 
 def _second_place(ledger: Ledger) -> None:

@@ -28,6 +28,7 @@ from ledgerq.eventlog.events import (
     QueueResumed,
     Rebuilt,
     Requeued,
+    Sealed,
     Swept,
     WriterClosed,
     WriterOpened,
@@ -154,23 +155,26 @@ _ids = st.binary(min_size=16, max_size=16)
 _u64 = st.integers(0, 2**64 - 1)
 _u32 = st.integers(0, 2**32 - 1)
 _states = st.sampled_from(STATES)
+_sealed = st.builds(Sealed, _u64, _u32, st.binary(min_size=32, max_size=32))
+_words = _text | _sealed
 _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     Enqueued: (
         *(_ids, _text, _u32, _u32, _u64, st.none() | st.binary(max_size=20)),
         *(st.sampled_from(["finished", "claimed"]), _u32, st.binary(min_size=32, max_size=32)),
+        st.none() | st.binary(max_size=20),
     ),
     Promoted: (_ids,),
     Claimed: (_ids, _u32, _u64, st.none() | _text),
-    Acked: (_ids, _u64),
-    Nacked: (_ids, _states, _u64, _u64, st.booleans(), _text),
-    LeaseExpired: (_ids, _states, _u64, _text),
-    CancelRequested: (_ids, _text, _text),
-    Cancelled: (_ids, _u64, _text, _text),
-    Requeued: (_ids, _text, _text),
+    Acked: (_ids, _u64, st.none() | _sealed),
+    Nacked: (_ids, _states, _u64, _u64, st.booleans(), _words, _text),
+    LeaseExpired: (_ids, _states, _u64, _text, st.booleans()),
+    CancelRequested: (_ids, _text, _words),
+    Cancelled: (_ids, _u64, _text, _words),
+    Requeued: (_ids, _text, _words),
     Swept: (_ids,),
     DeadLettered: (_ids, _u64, _text, _text),
-    QueuePaused: (_text, _text, _text),
-    QueueResumed: (_text, _text, _text),
+    QueuePaused: (_text, _text, _words),
+    QueueResumed: (_text, _text, _words),
     WriterOpened: (_text, _text, st.none() | _u64),
     WriterClosed: (_text,),
     Rebuilt: (_text, _text, st.lists(_text, max_size=3).map(tuple), _u64, _u64),

@@ -42,6 +42,7 @@ from ledgerq.eventlog.events import (
     QueueResumed,
     Rebuilt,
     Requeued,
+    Sealed,
     Swept,
     WriterClosed,
     WriterOpened,
@@ -53,11 +54,11 @@ JOB = bytes(range(16))
 PREVIOUS = bytes(range(32))
 TIME_MS = 1_700_000_000_123
 
-# The array of six, version 1, epoch 7, the previous digest, the commit time: the same for every batch below.
-OUTER_HEX = "960107c420000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1fcf0000018bcfe5687b"
+# Epoch 7, the previous digest, the commit time: the same for every batch below, after its size and version.
+OUTER_HEX = "07c420000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1fcf0000018bcfe5687b"
 JOB_HEX = "c410000102030405060708090a0b0c0d0e0f"
 # What follows: the kind (bin of one byte), an array of one event, and that event as an array of its fields.
-GOLDEN: list[tuple[Event, str]] = [
+GOLDEN_1: list[tuple[Event, str]] = [
     (
         Enqueued(JOB, "mail", 1000, 3, 1_700_000_000_456, b"k\0", "claimed", 21, bytes(32)),
         f"c401019199{JOB_HEX}a46d61696ccd03e803cf0000018bcfe569c8c4026b00a7636c61696d656415c420" + "00" * 32,
@@ -96,27 +97,72 @@ GOLDEN: list[tuple[Event, str]] = [
 ]
 
 
-def encoded(events: list[Event]) -> bytes:
+SEALED = Sealed(41, 26, bytes(range(32)))
+SEALED_HEX = "93291ac420000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+# In version 2 these have more fields, or other types of field; all others are as in version 1.
+GOLDEN_2: list[tuple[Event, str]] = [
+    (
+        Enqueued(JOB, "mail", 1000, 3, 1_700_000_000_456, b"k\0", "claimed", 21, bytes(32), b"\x91\xa1t"),
+        f"c40101919a{JOB_HEX}a46d61696ccd03e803cf0000018bcfe569c8c4026b00a7636c61696d656415c420"
+        + "00" * 32
+        + "c40391a174",
+    ),
+    (Acked(JOB, 1_700_086_400_000), f"c401049193{JOB_HEX}cf0000018bd50bc400c0"),
+    (Acked(JOB, 1_700_086_400_000, SEALED), f"c401049193{JOB_HEX}cf0000018bd50bc400{SEALED_HEX}"),
+    (
+        Nacked(JOB, "scheduled", 1_700_000_001_000, 0, False, SEALED, "OSError"),
+        f"c401059197{JOB_HEX}a97363686564756c6564cf0000018bcfe56be800c2{SEALED_HEX}a74f534572726f72",
+    ),
+    (
+        LeaseExpired(JOB, "dead", 1_700_604_800_000, "interrupted", True),
+        f"c401069195{JOB_HEX}a464656164cf0000018bf3f1ec00ab696e746572727570746564c3",
+    ),
+    (CancelRequested(JOB, "ann", SEALED), f"c401079193{JOB_HEX}a3616e6e{SEALED_HEX}"),
+    (Cancelled(JOB, 1_700_086_400_000, "ann", SEALED), f"c401089194{JOB_HEX}cf0000018bd50bc400a3616e6e{SEALED_HEX}"),
+    (Requeued(JOB, "ann", SEALED), f"c401099193{JOB_HEX}a3616e6e{SEALED_HEX}"),
+    (QueuePaused("mail", "ann", SEALED), f"c401209193a46d61696ca3616e6e{SEALED_HEX}"),
+    (QueueResumed("mail", "ann", SEALED), f"c401219193a46d61696ca3616e6e{SEALED_HEX}"),
+]
+_CHANGED = {type(event) for event, _ in GOLDEN_2}
+GOLDEN = [*GOLDEN_2, *(golden for golden in GOLDEN_1 if type(golden[0]) not in _CHANGED)]
+
+
+def encoded(events: list[Event], distance: int = 0) -> bytes:
     """A batch of these events, after `PREVIOUS`."""
     return encode_batch(
-        7, PREVIOUS, TIME_MS, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events)
+        7, PREVIOUS, TIME_MS, bytes(KIND_OF[type(event)] for event in events), events, [distance] * len(events)
     )
 
 
 def batch_with(**changed: Any) -> bytes:
     """A batch whose outer fields are valid except those given."""
-    fields = {"version": 1, "epoch": 7, "previous": PREVIOUS, "time_ms": 5, "kinds": b"\x02", "events": [(JOB,)]}
-    return pack(list((fields | changed).values()))
+    fields: dict[str, Any] = {"version": 2, "epoch": 7, "previous": PREVIOUS, "time_ms": 5, "kinds": b"\x02"}
+    fields |= {"events": [(JOB,)]} | changed
+    return pack([*fields.values()] if "distances" in fields else [*fields.values(), [0] * len(fields["kinds"])])
 
 
 @pytest.mark.parametrize(("event", "tail_hex"), GOLDEN, ids=lambda value: type(value).__name__)
 def test_the_bytes_of_each_event_type_never_change(event: Event, tail_hex: str) -> None:
-    value = bytes.fromhex(OUTER_HEX + tail_hex)
-    assert encoded([event]).hex() == value.hex()
+    # An array of seven, version 2; in the end an array of one distance.
+    value = bytes.fromhex("9702" + OUTER_HEX + tail_hex + "9105")
+    assert encoded([event], 5).hex() == value.hex()
+    check_decoded(value, event, [5])
+
+
+@pytest.mark.parametrize(("event", "tail_hex"), GOLDEN_1, ids=lambda value: type(value).__name__)
+def test_the_bytes_of_version_1_are_read_for_ever(event: Event, tail_hex: str) -> None:
+    # An array of six, version 1.
+    check_decoded(bytes.fromhex("9601" + OUTER_HEX + tail_hex), event, None)
+
+
+def check_decoded(value: bytes, event: Event, distances: list[int] | None) -> None:
+    """Check that the batch holds this one event."""
     batch = decode_batch(40, value)
     assert (batch.base_offset, batch.epoch, batch.previous, batch.time_ms) == (40, 7, PREVIOUS, TIME_MS)
     assert batch.events == [event]
     assert type(batch.events[0]) is type(event)
+    assert batch.distances == distances
+    assert [*batch.steps()] == [(40, event, None if distances is None else distances[0])]
     assert batch.digest == digest_of(value)
 
 
@@ -152,20 +198,21 @@ def test_the_bytes_of_a_payload_record_never_change(record: PayloadRecord, value
 @given(st.lists(any_events(), min_size=1, max_size=8), st.integers(0, 2**64 - 1), st.integers(0, 2**63))
 def test_any_batch_is_read_back_as_it_was(events: list[Event], epoch: int, time_ms: int) -> None:
     value = encode_batch(
-        epoch, NO_DIGEST, time_ms, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events)
+        epoch, NO_DIGEST, time_ms, bytes(KIND_OF[type(event)] for event in events), events, [*range(len(events))]
     )
     batch = decode_batch(3, value)
     assert (batch.epoch, batch.time_ms, batch.events) == (epoch, time_ms, events)
     assert [type(event) for event in batch.events] == [type(event) for event in events]
     assert batch.next_offset == 3 + len(events)
     assert [record.offset for record in batch.records()] == list(range(3, 3 + len(events)))
+    assert batch.distances == list(range(len(events)))
     assert {(record.time_ms, record.epoch) for record in batch.records()} == {(time_ms, epoch)}
 
 
 @quick
 @given(any_events())
 def test_the_bytes_are_those_of_any_msgpack(event: Event) -> None:
-    assert pack(event) == msgpack.packb(astuple(event))
+    assert pack(event) == msgpack.packb(astuple(event), default=astuple)
     assert decode_batch(0, encoded([event])).events == [event]
 
 
@@ -202,14 +249,14 @@ def test_an_event_is_immutable_and_known_by_type_and_fields() -> None:
     with pytest.raises(AttributeError, match="immutable"):
         event.sweep_at_ms = 6  # type: ignore[misc,union-attr]
     match event:
-        case Acked(id, sweep_at_ms=5):
+        case Acked(id, sweep_at_ms=5, result=None):
             assert id == JOB
         case _:
             raise AssertionError(event)
     assert (event, hash(event)) == (Acked(JOB, 5), hash(Acked(JOB, 5)))
     alike: list[Event] = [Promoted(JOB), Swept(JOB)]
     assert alike[0] != alike[1]
-    assert repr(event) == f"Acked(id={JOB!r}, sweep_at_ms=5)"
+    assert repr(event) == f"Acked(id={JOB!r}, sweep_at_ms=5, result=None)"
     assert pickle.loads(pickle.dumps(event)) == event
 
 
@@ -219,13 +266,13 @@ def test_an_unknown_event_type_is_named_with_its_offset() -> None:
         decode_batch(40, value)
 
 
-@pytest.mark.parametrize("version", [2, 1000])
+@pytest.mark.parametrize("version", [3, 1000])
 def test_a_newer_batch_asks_for_an_upgrade(version: int) -> None:
     with pytest.raises(FormatTooNew, match=f"version {version}"):
         decode_batch(0, batch_with(version=version))
 
 
-@pytest.mark.parametrize("value", [[2], [2, "anything"], [2, 1, PREVIOUS, 5, b"\x02", [(JOB,)], "more", "fields"]])
+@pytest.mark.parametrize("value", [[3], [3, "anything"], [3, 1, PREVIOUS, 5, b"\x02", [(JOB,)], [0], "more", "fields"]])
 def test_a_newer_batch_may_have_another_shape(value: list[Any]) -> None:
     with pytest.raises(FormatTooNew):
         decode_batch(0, pack(value))
@@ -250,6 +297,12 @@ def test_a_newer_batch_may_have_another_shape(value: list[Any]) -> None:
         {"events": [5]},
         {"events": [(JOB, "one field too many")]},
         {"events": [()]},
+        {"distances": []},
+        {"distances": [0, 0]},
+        {"distances": [-1]},
+        {"distances": [True]},
+        {"distances": None},
+        {"version": 1},
     ],
 )
 def test_a_batch_of_the_wrong_shape_is_corrupt_at_its_base_offset(changed: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ async def test_somebody_elses_data_is_refused() -> None:
         await start_log(disk)
 
 
-@pytest.mark.parametrize(("value", "error"), [(b"3", FormatTooNew), (b"1000", FormatTooNew), (b"one", LogCorrupt)])
+@pytest.mark.parametrize(("value", "error"), [(b"4", FormatTooNew), (b"1000", FormatTooNew), (b"one", LogCorrupt)])
 async def test_another_format_is_refused(value: bytes, error: type[Exception]) -> None:
     disk = await written()
     disk.rows[keys.FORMAT_KEY] = value

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ledgerq.eventlog import writer
+from ledgerq.eventlog import appender
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import (
     ClockWentBack,
@@ -201,7 +201,7 @@ async def test_commit_times_never_decrease_whatever_the_clock_does() -> None:
 
 
 async def test_a_full_commit_keeps_callers_waiting_until_it_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_FULL_EVENTS", 3)
+    monkeypatch.setattr(appender, "_FULL_EVENTS", 3)
     faults = Faults()
     log = await start_log(MemoryDisk(), fault=faults)
     faults.hold("write:before")
@@ -223,7 +223,7 @@ async def test_a_full_commit_keeps_callers_waiting_until_it_is_durable(monkeypat
 
 
 async def test_large_payloads_fill_a_commit_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_FULL_BYTES", 100)
+    monkeypatch.setattr(appender, "_FULL_BYTES", 100)
     disk = MemoryDisk()
     log = await start_log(disk)
     log.append_payload(log.append(event(0)), b"x" * 99)
@@ -236,7 +236,7 @@ async def test_large_payloads_fill_a_commit_too(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_nobody_waits_for_room_in_a_log_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_FULL_EVENTS", 1)
+    monkeypatch.setattr(appender, "_FULL_EVENTS", 1)
     faults = Faults()
     log = await start_log(MemoryDisk(), fault=faults)
     faults.spoil("sync:before", StoreUnavailable("gone"))

@@ -11,9 +11,18 @@ from ledgerq.eventlog.errors import FormatTooNew, LogCorrupt, StoreNotFound
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.projections import audit as audit_module
 from ledgerq.projections.audit import AuditReport, Difference, audit
-from ledgerq.projections.indexes import RANGES, pending_key, pending_prefix, stats_key, unique_key
+from ledgerq.projections.indexes import RANGES, parse_key, pending_key, pending_prefix, stats_key
 from ledgerq.projections.repair import comparison as compare_module
-from tests.support.damaged_rows import DAMAGES, Damage, Ledger, copy_of, make_ledger, rows_in, with_projections
+from tests.support.damaged_rows import (
+    DAMAGES,
+    Damage,
+    Ledger,
+    copy_of,
+    make_ledger,
+    rows_in,
+    unique_row,
+    with_projections,
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +94,10 @@ async def test_a_difference_is_told_in_words(ledger: Ledger) -> None:
 
 
 async def test_a_unique_key_in_other_hands_shows_both_jobs(ledger: Ledger) -> None:
-    ledger.disk.rows[unique_key("mail", b"k")] = ledger.jobs["other unique"]
+    row = unique_row(ledger.disk, "mail", "k")
+    ledger.disk.rows[row] = ledger.jobs["other unique"]
     difference = one(await audited(ledger.disk))
-    assert (difference.range_name, difference.key) == ("unique", "queue 'mail', unique key b'k'")
+    assert (difference.range_name, difference.key) == ("unique", parse_key(row, b"").text)
     assert difference.expected != difference.found
     assert (difference.expected or "").startswith("job 01")
     assert (difference.found or "").startswith("job 01")

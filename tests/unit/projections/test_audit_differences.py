@@ -25,9 +25,9 @@ def test_of_an_altered_job_only_the_fields_that_differ_are_shown() -> None:
     dead, lie = replace(JOB, state="dead", last_error="boom " * 200), replace(JOB, state="done")
     expected, found = sides(job_key(ID), pack(dead), pack(lie))
     assert expected is not None
-    assert expected.startswith("state='dead', error='boom boom")
+    assert expected.startswith("state='dead', last_error='boom boom")
     assert len(expected) == 400
-    assert found == "state='done', error=''"
+    assert found == "state='done', last_error=''"
     other = replace(JOB, spec=replace(JOB.spec, priority=1, payload_digest=b"\0" * 32))
     assert sides(job_key(ID), pack(JOB), pack(other)) == (
         f"priority=5, payload_digest={'ff' * 32}",
@@ -37,7 +37,7 @@ def test_of_an_altered_job_only_the_fields_that_differ_are_shown() -> None:
 
 def test_a_missing_job_is_shown_with_its_state_first() -> None:
     expected, found = sides(job_key(ID), pack(JOB), None)
-    assert (expected or "").startswith("state='pending', error='', offset=7, ")
+    assert (expected or "").startswith("state='pending', last_error='', offset=7, ")
     assert found is None
 
 

@@ -14,9 +14,9 @@ from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.eventlog.recorded_audit import RecordedAudit, read_recorded_audit
 from ledgerq.projections.audit import AuditReport, audit, record_report
 from ledgerq.projections.incremental_audit import audit_since
-from ledgerq.projections.indexes import decode_job, job_key, pending_key, stats_key, unique_key
+from ledgerq.projections.indexes import decode_job, job_key, pending_key, stats_key
 from ledgerq.worker.options import NewJob
-from tests.support.damaged_rows import copy_of, rows_in
+from tests.support.damaged_rows import copy_of, rows_in, unique_row
 from tests.support.rig import Rig
 
 CLOCK = ManualClock()
@@ -129,7 +129,7 @@ def _back_again(story: Story) -> bytes:
 
 
 def _another_holder(story: Story) -> bytes:
-    key = unique_key("mail", b"k")
+    key = unique_row(story.after, "mail", "k")
     story.after.rows[key] = story.ids["unique"]
     return key
 

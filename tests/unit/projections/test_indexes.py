@@ -192,9 +192,9 @@ ROW = pack(job_after(CLAIM, DEAD))
         pack([1] * 15),
         pack([1] * 16),
         pack({"a": 1}),
-        pack(unpack(ROW)[:-2]),
+        pack(unpack(ROW)[:14]),
         pack([*unpack(ROW), 1]),
-        pack([unpack(ROW)[0][:-1], *unpack(ROW)[1:]]),
+        pack([unpack(ROW)[0][:-2], *unpack(ROW)[1:]]),
         ROW + b"\0",
     ],
 )
@@ -207,8 +207,18 @@ def test_a_row_of_format_1_is_read_with_when_it_was_due_or_changed() -> None:
     for job in (job_after(), job_after(due_ms=START_MS + 9), job_after(CLAIM), job_after(CLAIM, RETRY)):
         rows = index_entries(job, 1)
         assert {key for key, value in rows.items() if value != index_entries(job)[key]} == {job_key(ID)}
-        assert unpack(rows[job_key(ID)]) == unpack(pack(job))[:-1]
+        spec, *fields = unpack(pack(job))
+        assert unpack(rows[job_key(ID)]) == (spec[:-1], *fields[:14])
         assert decode_job(rows[job_key(ID)]) == job
+
+
+def test_a_row_of_format_2_is_read_with_nothing_for_what_came_later() -> None:
+    for job in (job_after(), job_after(CLAIM), job_after(CLAIM, RETRY)):
+        rows = index_entries(job, 2)
+        spec, *fields = unpack(pack(job))
+        assert unpack(rows.pop(job_key(ID))) == (spec[:-1], *fields[:15])
+        assert decode_job(index_entries(job, 2)[job_key(ID)]) == job
+        assert rows.items() <= index_entries(job).items()
 
 
 def test_a_truncated_job_row_is_drift() -> None:

@@ -35,7 +35,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def damaged(pristine: Ledger) -> Ledger:
     """Something is wrong in every range."""
     ledger = pristine._replace(disk=copy_of(pristine.disk))
-    for name in ("pending: the whole range is gone", "job: a row has another value", "unique: a row of nobody"):
+    for name in ("pending: the whole range is gone", "a job in an older state", "unique: a row of nobody"):
         next(damage for damage in DAMAGES if damage.name == name).do(ledger)
     for name in ("wrong counters", "claimed: a row of nobody", "finished: a row is missing"):
         next(damage for damage in DAMAGES if damage.name == name).do(ledger)

@@ -14,7 +14,7 @@ from ledgerq.eventlog.entropy import SeededEntropy, job_id_ms
 from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
 from ledgerq.eventlog.keys import MAX_PRIORITY
 from ledgerq.eventlog.side_records import decode_payload
-from ledgerq.worker.engine.new_job import KeyLocks, Prepared, due_ms_of, prepare
+from ledgerq.worker.engine.new_job import KeyLocks, Prepared, due_ms_of, key_digest, prepare
 from ledgerq.worker.options import MAX_TIME_MS, QueueOptions
 from tests.support.histories import START_MS, quick
 from tests.support.loops import settle
@@ -183,7 +183,8 @@ def test_any_aware_time_is_due_or_refused(naive: datetime, offset_minutes: int) 
     ("given", "key"), [("k", b"k"), ("é", b"\xc3\xa9"), (b"\0\xff", b"\0\xff"), ("x" * 1024, b"x" * 1024)]
 )
 def test_a_unique_key_is_text_or_bytes(given: Any, key: bytes) -> None:
-    assert prepared(unique_key=given).event.unique_key == key
+    assert (made := prepared(unique_key=given)).event.unique_key == key_digest(key, SECRET)
+    assert decode_payload(made.sealed).unique_key == key
     assert prepared(unique_key=bytearray(b"k"), unique_until="claimed").event.unique_until == "claimed"
 
 

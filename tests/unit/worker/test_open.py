@@ -203,7 +203,7 @@ async def test_a_store_that_can_not_be_this_logs_is_refused() -> None:
         await rig.queue.close()
         good = dict(rig.disk.rows)
         harms: list[tuple[dict[bytes, bytes | None], type[Exception]]] = [
-            ({keys.FORMAT_KEY: b"3"}, FormatTooNew),
+            ({keys.FORMAT_KEY: b"4"}, FormatTooNew),
             ({keys.FORMAT_KEY: b"1"}, NotRebuilt),
             ({keys.FORMAT_KEY: b"x"}, LogCorrupt),
             ({keys.FORMAT_KEY: None}, InvalidArgument),
