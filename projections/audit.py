@@ -16,7 +16,7 @@ from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import digest_of, unpack
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import LogCorrupt, LogPoisoned, LogRolledBack, ProjectionDrift
-from ledgerq.eventlog.events import STATES
+from ledgerq.eventlog.events import STATES, Sealed
 from ledgerq.eventlog.log import LogReader, Progress, Verified
 from ledgerq.eventlog.recorded_audit import AuditStart, RecordedAudit, write_recorded_audit
 from ledgerq.eventlog.recovery.log_end import readable_part
@@ -293,7 +293,7 @@ def _fields(range_name: str, value: bytes | None) -> dict[str, str] | None:
 
 
 def _text(value: Any) -> str:
-    return value.hex() if isinstance(value, bytes) else repr(value)
+    return value.hex() if isinstance(value, bytes) else str(value) if isinstance(value, Sealed) else repr(value)
 
 
 def _readable(range_name: str, value: bytes | None) -> str | None:

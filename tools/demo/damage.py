@@ -50,7 +50,7 @@ async def damage(store: Store, queue: str, *, clock: Clock) -> Damage:
         changes[job_key(job.id)] = None
     removed = len(changes)
     liar = dead[0] if dead else done[0]
-    lie = replace(liar, state="done" if dead else "cancelled", error="")
+    lie = replace(liar, state="done" if dead else "cancelled", last_error="")
     changes[job_key(liar.id)] = pack(lie)
     changes[pending_key(queue, done[0].priority, done[0].offset)] = done[0].id
     queue_counters = await view.store.get(stats_key(queue))

@@ -52,7 +52,7 @@ def test_a_good_store(cli: Cli, tmp_path: Path) -> None:
     before = sorted(path for path in tmp_path.rglob("*"))
     answer = cli.ok("doctor", ledger.url, "--json").json
     found = {check["name"]: check["measured"] for check in answer["checks"]}
-    assert found["ledgerq store"].startswith("format 2, 11 events")
+    assert found["ledgerq store"].startswith("format 3, 11 events")
     assert found["last writer"].endswith(", closed")
     assert found["anchor"].startswith("11 events")
     assert sorted(path for path in tmp_path.rglob("*")) == before

@@ -296,5 +296,5 @@ async def test_an_error_is_in_the_history_with_its_try() -> None:
         async with working(worker, until_empty=True) as task:
             while not task.done():
                 await rig.advance(8)
-        errors = [event.error.splitlines()[-1] for event in await rig.events() if isinstance(event, Nacked)]
+        errors = [str(event.error).splitlines()[-1] for event in await rig.events() if isinstance(event, Nacked)]
         assert errors == ["ValueError: try 1", "ValueError: try 2", "ValueError: try 3"]

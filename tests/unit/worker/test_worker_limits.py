@@ -6,6 +6,7 @@ import pytest
 
 from ledgerq.eventlog.events import Claimed
 from ledgerq.worker.execution import JobContext
+from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.worker import Worker
 from tests.support.loops import settle
 from tests.support.operators import WHO
@@ -144,7 +145,7 @@ async def test_a_handler_that_takes_too_long_is_cancelled_and_the_try_has_failed
 
 async def test_the_time_counts_from_the_handlers_start_not_from_the_claim() -> None:
     stage = Stage()
-    async with Rig() as rig:
+    async with Rig(default=QueueOptions(max_attempts=1)) as rig:
         await rig.queue.enqueue_many("q", [b"1", b"2"])
         worker = fetching_ahead(Worker(rig.queue, concurrency=1), 1)
         worker.handler("q", timeout=4)(stage)
