@@ -6,6 +6,7 @@ from typing import Any, Final, assert_never
 
 from msgspec.structs import asdict
 
+from ledgerq.eventlog.codec import DIGEST_BYTES
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.events import (
     STATES,
@@ -88,7 +89,7 @@ def _event_json(event: Event) -> dict[str, Any]:
         elif name == "payload_digest":
             fields[name] = value.hex()
         elif name == "unique_key":
-            fields["unique_key_digest"] = None if value is None else value.hex()
+            fields |= _key_json(value)
         elif name in ("error", "reason"):
             fields[name] = _text_json(value)
         elif isinstance(value, bytes):
@@ -101,6 +102,13 @@ def _event_json(event: Event) -> dict[str, Any]:
 def _text_json(text: Text) -> str | dict[str, Any]:
     """A text as JSON; of one that is not there (any more) what the log has of it."""
     return text if isinstance(text, str) else {"text": None, "digest": text.digest.hex()}
+
+
+def _key_json(key: bytes | None) -> dict[str, Any]:
+    """A unique key as the log has it: its digest, or, up to format 2, the key itself."""
+    is_digest = key is not None and len(key) == DIGEST_BYTES
+    plain = None if key is None or is_digest else json_bytes(key)
+    return {"unique_key": plain, "unique_key_digest": key.hex() if key is not None and is_digest else None}
 
 
 def record_line(record: Record, *, with_job: bool = True) -> str:
@@ -182,7 +190,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "lease_ms": job.lease_ms or None,
         "error": _text_json(job.last_error) or None,
         "cancel_request": None if request is None else {"actor": request[0], "reason": _text_json(request[1])},
-        "unique_key_digest": None if spec.unique_key is None else spec.unique_key.hex(),
+        **_key_json(spec.unique_key),
         "unique_until": None if spec.unique_key is None else spec.unique_until,
         "unique_held": job.unique_held,
         "payload_record_bytes": spec.payload_bytes,
@@ -194,10 +202,10 @@ def job_json(job: Job) -> dict[str, Any]:
 def payload_json(record: PayloadRecord | None) -> dict[str, Any]:
     """What a job carries; nulls when that is gone."""
     if record is None:
-        return {"headers": None, "payload": None, "payload_bytes": None, "unique_key": None}
-    size, key = len(record.payload), None if record.unique_key is None else json_bytes(record.unique_key)
+        return {"headers": None, "payload": None, "payload_bytes": None}
+    key = {} if record.unique_key is None else {"unique_key": json_bytes(record.unique_key)}
     payload = json_bytes(record.payload)
-    return {"headers": record.headers or {}, "payload": payload, "payload_bytes": size, "unique_key": key}
+    return {"headers": record.headers or {}, "payload": payload, "payload_bytes": len(record.payload), **key}
 
 
 def job_row(job: Job) -> list[str]:
