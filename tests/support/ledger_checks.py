@@ -12,7 +12,7 @@ from ledgerq.eventlog.codec import digest_of
 from ledgerq.eventlog.events import STATES, Sealed, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
-from ledgerq.eventlog.side_records import decode_payload, decode_text
+from ledgerq.eventlog.side_records import decode_payload, decode_text, key_digest
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import (
@@ -120,7 +120,7 @@ def check_hints(rows: Mapping[bytes, bytes]) -> None:
 
 
 def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Collection[bytes] = ()) -> None:
-    """Check that every job that is not swept has its payload, by its digest, and that there are no others."""
+    """Check that every job that is not swept has its payload, with its unique key, and that there are no others."""
     owners = {keys.payload_key(job.offset): job for job in fold.jobs.values()}
     for key, job in owners.items():
         if job.id in without_payload:
@@ -129,7 +129,9 @@ def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Col
         assert value is not None, f"the payload of {job.job_id} ({job.state}) is missing"
         assert digest_of(value) == job.spec.payload_digest, f"the payload of {job.job_id} was altered"
         assert len(value) == job.spec.payload_bytes
-        decode_payload(value)
+        key = decode_payload(value).unique_key
+        if key is not None and job.offset >= fold.secret_since:
+            assert job.spec.unique_key == key_digest(key, rows[keys.SECRET_KEY]), f"{job.job_id} has another key"
     orphans = [key for key in rows if key.startswith(keys.PAYLOAD_PREFIX) and key not in owners]
     assert not orphans, f"payloads of no job: {orphans[:5]}"
 
