@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import decode_batch, decode_head, unpack
-from ledgerq.eventlog.events import STATES, Enqueued, Event, FilesSetAside, Record, WriterOpened
+from ledgerq.eventlog.events import STATES, Enqueued, Event, FilesSetAside, Rebuilt, Record, WriterOpened
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.fold import Fold
@@ -82,7 +82,7 @@ class SimLedger:
             raise Violation("chain", f"the batch at {offset} has a wrong digest of the one before it")
         if batch.epoch < self._epoch:
             raise Violation("epoch", f"the batch at {offset} has epoch {batch.epoch}, after {self._epoch}")
-        if isinstance(batch.events[0], WriterOpened) != (batch.epoch > self._epoch):
+        if isinstance(batch.events[0], WriterOpened | Rebuilt) != (batch.epoch > self._epoch):
             raise Violation("epoch", f"the batch at {offset} has epoch {batch.epoch}, and each writer has its own")
         told = {event.folder: list(event.names) for event in batch.events if isinstance(event, FilesSetAside)}
         if told != (self.disk.set_aside if batch.epoch > self._epoch else {}):

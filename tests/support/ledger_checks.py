@@ -129,9 +129,9 @@ def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Col
         assert value is not None, f"the payload of {job.job_id} ({job.state}) is missing"
         assert digest_of(value) == job.spec.payload_digest, f"the payload of {job.job_id} was altered"
         assert len(value) == job.spec.payload_bytes
-        key = decode_payload(value).unique_key
-        if key is not None and job.offset >= fold.secret_since:
-            assert job.spec.unique_key == key_digest(key, rows[keys.SECRET_KEY]), f"{job.job_id} has another key"
+        unique = decode_payload(value).unique_key
+        if unique is not None and job.offset >= fold.secret_since:
+            assert job.spec.unique_key == key_digest(unique, rows[keys.SECRET_KEY]), f"{job.job_id} has another key"
     orphans = [key for key in rows if key.startswith(keys.PAYLOAD_PREFIX) and key not in owners]
     assert not orphans, f"payloads of no job: {orphans[:5]}"
 
