@@ -40,11 +40,16 @@ async def all_rows(store: ReadStore, start: bytes = b"\0", stop: bytes = b"\xff"
 
 
 async def check_ledger(
-    store_or_disk: ReadStore | MemoryDisk, *, without_payload: Collection[bytes] = (), anchored: bool = True
+    store_or_disk: ReadStore | MemoryDisk,
+    *,
+    without_payload: Collection[bytes] = (),
+    without_text: Collection[int] = (),
+    anchored: bool = True,
 ) -> Fold:
     """Prove every invariant on what is durable now.
 
-    The jobs `without_payload` may have none (a test took it away). The anchor of a store that is being written is newer
+    The jobs `without_payload` and the events `without_text` may have none (a test took it away). The anchor of a store
+    that is being written is newer
     than a pinned view of it: then it is not `anchored`.
     """
     store = MemoryReader(store_or_disk) if isinstance(store_or_disk, MemoryDisk) else store_or_disk
@@ -72,7 +77,7 @@ async def check_ledger(
     check_counts(fold)
     check_hints(rows)
     check_payloads(fold, rows, without_payload)
-    check_texts(fold, rows, texts, without_payload)
+    check_texts(fold, rows, texts, {*without_payload, *without_text})
     return fold
 
 
@@ -140,7 +145,7 @@ def check_texts(
     fold: Fold,
     rows: Mapping[bytes, bytes],
     texts: Mapping[int, tuple[bytes | None, Sealed]],
-    without: Collection[bytes],
+    without: Collection[bytes | int],
 ) -> None:
     """Check that every text of the log has its row, by its digest, unless its job is swept, and no other row is there.
 
@@ -150,7 +155,7 @@ def check_texts(
     wanted = {at: sealed for at, (id, sealed) in texts.items() if id not in kept or at in kept[id]}
     assert wanted == fold.texts, "the fold knows other texts"
     for at, sealed in wanted.items():
-        if texts[at][0] in without:
+        if texts[at][0] in without or at in without:
             continue
         value = rows.get(keys.text_key(at))
         assert value is not None, f"the text of the event at {at} is missing"
