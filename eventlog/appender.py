@@ -18,7 +18,7 @@ from ledgerq.eventlog.events import TEXT_FIELDS, Event, Sealed
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.runtime.event_loop import check_owner, loop_or_none
 from ledgerq.eventlog.runtime.process import own_pid
-from ledgerq.eventlog.side_records import SALT_BYTES, encode_sealed
+from ledgerq.eventlog.side_records import SALT_BYTES, encode_sealed, read_secret
 from ledgerq.eventlog.store import Store
 
 __all__ = ["Appender"]
@@ -49,9 +49,9 @@ class Appender(LogReader):
 
     async def find_secret(self) -> None:
         """Read the store's secret; one that has none gets a new one with its next commit."""
-        secret = await self.store.get(keys.SECRET_KEY)
-        self.has_secret = secret is not None and len(secret) == keys.SECRET_BYTES
-        self.secret = secret if secret is not None and self.has_secret else self._entropy.take(keys.SECRET_BYTES)
+        found = await read_secret(self.store)
+        self.has_secret = found is not None
+        self.secret = found or self._entropy.take(keys.SECRET_BYTES)
 
     def check(self) -> None:
         """Raise the error that forbids an append: the log's failure, `QueueClosed`, `WrongProcess`, or `WrongLoop`."""

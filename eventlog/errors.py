@@ -261,7 +261,10 @@ class ProjectionFailed(LedgerError):
 
 
 class NotRebuilt(LedgerError):
-    """The indexes are incomplete (a rebuild was interrupted), or of an older format; run `rebuild-projections`."""
+    """The indexes are incomplete (a rebuild was interrupted) or of an older format, or the store's secret is missing.
+
+    Run `rebuild-projections`.
+    """
 
 
 class PayloadMissing(LedgerError):

@@ -30,6 +30,7 @@ __all__ = [
     "Rebuilt",
     "Record",
     "Requeued",
+    "SECRET",
     "STATES",
     "Sealed",
     "State",
@@ -229,7 +230,11 @@ class WriterClosed(Fact, frozen=True):
 
 
 class Rebuilt(Fact, frozen=True):
-    """Projections were made anew from the log. `names`: which; `changes`: rows put and rows deleted to get there."""
+    """Projections were made anew from the log: `rows_put` and `rows_deleted` say how many rows that took.
+
+    `names`: which; `SECRET` among them when the store's secret was missing, and a new one was made: a unique key has
+    another digest from here on.
+    """
 
     actor: str
     reason: str
@@ -265,6 +270,9 @@ JobEvent = (
 QueueEvent = QueuePaused | QueueResumed
 LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside
 Event = JobEvent | QueueEvent | LogEvent
+
+SECRET: Final = "the secret"  # noqa: S105 - a name
+"""The name in `Rebuilt` for the store's secret; no projection can have it."""
 
 TEXT_FIELDS: Final[dict[type[Any], str]] = {
     Nacked: "error",

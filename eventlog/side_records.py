@@ -1,14 +1,18 @@
 """The side records: payloads, texts and results, which stand beside the log, where they can be deleted.
 
-Each holds a random salt, and the log has its digest: so nothing about it can be guessed, and each change is found.
+Each holds a random salt, and the log has its digest: so nothing about it can be guessed, and each change is found. Of a
+unique key the log has a digest that is keyed with the store's secret, so that equal keys are equal there.
 """
 
+from hashlib import blake2b
 from typing import Final, NamedTuple
 
 import msgpack
 
-from ledgerq.eventlog.codec import pack, unpack
+from ledgerq.eventlog import keys
+from ledgerq.eventlog.codec import DIGEST_BYTES, pack, unpack
 from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.store import ReadStore
 
 __all__ = [
     "PayloadRecord",
@@ -18,6 +22,8 @@ __all__ = [
     "decode_text",
     "encode_payload",
     "encode_sealed",
+    "key_digest",
+    "read_secret",
 ]
 
 SALT_BYTES: Final = 16
@@ -79,6 +85,17 @@ def decode_result(value: bytes) -> bytes:
     if type(result) is not bytes:
         raise ValueError("a result's row holds no bytes")
     return result
+
+
+def key_digest(key: bytes, secret: bytes) -> bytes:
+    """What stands for a unique key in the log and in the index: equal for equal keys, and no help in guessing them."""
+    return blake2b(key, key=secret, digest_size=DIGEST_BYTES).digest()
+
+
+async def read_secret(store: ReadStore) -> bytes | None:
+    """The store's secret; None where there is none, or one of a wrong length."""
+    secret = await store.get(keys.SECRET_KEY)
+    return secret if secret is not None and len(secret) == keys.SECRET_BYTES else None
 
 
 def _sealed(value: bytes) -> object:

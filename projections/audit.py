@@ -1,11 +1,10 @@
 """The audit: whether the log is unchanged, and every other row of the store is what follows from it.
 
-It verifies the hash chain, folds the log, and compares every index row, every counter, and on request every payload.
+It verifies the hash chain, folds the log, and compares every index row, every counter, and on request
+every payload and text (deep_audit.py).
 It only reads, from a store opened at one commit, so a running queue can be audited.
 """
 
-from array import array
-from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final, NamedTuple
 
@@ -13,7 +12,7 @@ from msgspec.structs import asdict
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.codec import digest_of, unpack
+from ledgerq.eventlog.codec import unpack
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import LogCorrupt, LogPoisoned, LogRolledBack, ProjectionDrift
 from ledgerq.eventlog.events import STATES, Sealed
@@ -22,10 +21,9 @@ from ledgerq.eventlog.recorded_audit import AuditStart, RecordedAudit, write_rec
 from ledgerq.eventlog.recovery.log_end import readable_part
 from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.store import Anchor, ReadStore
+from ledgerq.projections.deep_audit import Difference, missing_secret, payload_differences, text_differences
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, ULID_BYTES, decode_job, parse_key
-from ledgerq.projections.job import Job
-from ledgerq.projections.payloads import MISSING, read_payload
 from ledgerq.projections.repair.comparison import (
     FirstPlaces,
     Mismatch,
@@ -37,8 +35,6 @@ from ledgerq.projections.repair.comparison import (
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import Projection, ProjectionHost
 from ledgerq.projections.stats import QueueCounters
-from ledgerq.projections.texts import MISSING as MISSING_TEXT
-from ledgerq.projections.texts import stored_texts
 
 __all__ = ["AuditReport", "Difference", "audit", "describe", "gathered", "record_failure", "record_report"]
 
@@ -48,18 +44,6 @@ OTHER_ANCHOR: Final = (
     "If the anchor given is one of this very store, restore the store from a copy that holds the commit; this one is "
     "evidence, so keep it as it is"
 )
-_PAYLOAD_ROWS: Final = 256
-_PAYLOAD_KEY_BYTES: Final = len(keys.payload_key(0))
-
-
-class Difference(NamedTuple):
-    """One row that differs from the log's fold. `expected` and `found` are readable; None means: no such row."""
-
-    range_name: str
-    key: str
-    raw_key: bytes
-    expected: str | None
-    found: str | None
 
 
 class AuditReport(NamedTuple):
@@ -173,6 +157,8 @@ async def _differences(
 ) -> AsyncIterator[Difference]:
     if await store.get(keys.REBUILD_KEY) is not None:
         yield INTERRUPTED_REBUILD
+    if (secret := await missing_secret(store, format_version)) is not None:
+        yield secret
     first: FirstPlaces = {}
     jobs, stats = compare_jobs(store, fold, first, format_version), compare_stats(store, fold, format_version)
     for mismatches in (jobs, stats, compare_hints(store, first)):
@@ -184,57 +170,9 @@ async def _differences(
             for mismatch in some:
                 yield describe(mismatch)
     if deep:
-        for differences in (_payload_differences(store, fold), _text_differences(store, fold)):
+        for differences in (payload_differences(store, fold), text_differences(store, fold)):
             async for difference in differences:
                 yield difference
-
-
-async def _payload_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Difference]:
-    # Jobs in the order of their payloads, by little more than their ids: a million of them take memory.
-    in_order = sorted((job.offset, id) for id, job in fold.jobs.items())
-    offsets, ids = array("Q", (offset for offset, _ in in_order)), [id for _, id in in_order]
-    del in_order
-    at, left = 0, list[bytes]()
-    pages = store.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=_PAYLOAD_ROWS)
-    try:
-        async for page in pages:
-            for key, value in page:
-                offset, job = keys.offset_of(key), None
-                if len(key) == _PAYLOAD_KEY_BYTES:
-                    found = bisect_left(offsets, offset, at)
-                    left += ids[at:found]
-                    at = found
-                    if found < len(ids) and offsets[found] == offset:
-                        job = fold.jobs[ids[found]]
-                        at += 1
-                if job is None:
-                    yield Difference("payload", f"offset {offset}", key, None, f"{len(value)} bytes of no live job")
-                elif digest_of(value) != job.spec.payload_digest:
-                    text = f"{len(value)} bytes with digest {digest_of(value).hex()}"
-                    yield _payload_difference(job, text)
-    except LogPoisoned:
-        pass  # a scan ends at the first block that can't be read: the rest is read one by one
-    for id in (*left, *ids[at:]):
-        job = fold.jobs[id]
-        record, fault = await read_payload(store, job)
-        if record is None and id not in fold.without_payload:
-            yield _payload_difference(job, None if fault == MISSING else fault)
-
-
-def _payload_difference(job: Job, found: str | None) -> Difference:
-    want = f"{job.spec.payload_bytes} bytes with digest {job.spec.payload_digest.hex()}"
-    return Difference("payload", f"job {job.job_id}, offset {job.offset}", keys.payload_key(job.offset), want, found)
-
-
-async def _text_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Difference]:
-    async for text in stored_texts(store, fold.texts):
-        size = None if text.value is None else f"{len(text.value)} bytes"
-        where = f"offset {keys.offset_of(text.key)}"
-        if text.sealed is None:
-            yield Difference("text", where, text.key, None, f"{size} that no event has")
-        elif text.fault:
-            want = f"{text.sealed.size_bytes} bytes with digest {text.sealed.digest.hex()}"
-            yield Difference("text", where, text.key, want, None if text.fault == MISSING_TEXT else text.fault)
 
 
 def describe(mismatch: Mismatch) -> Difference:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ledgerq.eventlog.codec import RecordBatch
 from ledgerq.eventlog.errors import LogCorrupt
 from ledgerq.eventlog.events import (
+    SECRET,
     TEXT_FIELDS,
     Acked,
     DeadLettered,
@@ -15,6 +16,7 @@ from ledgerq.eventlog.events import (
     JobEvent,
     QueuePaused,
     QueueResumed,
+    Rebuilt,
     Sealed,
 )
 from ledgerq.eventlog.keys import MAX_PRIORITY, MAX_QUEUE_NAME_BYTES
@@ -55,6 +57,8 @@ class Fold:
         self.without_payload: set[bytes] = set()
         # By offset, the texts that stand beside the log: of the jobs that are there, and of events of no job.
         self.texts: dict[int, Sealed] = {}
+        # Unique keys in events before it were digested with a secret that is lost.
+        self.secret_since = 0
         self.next_offset = 0
         self.time_ms = 0
 
@@ -98,6 +102,8 @@ class Fold:
                 if not _is_name(event.queue):
                     raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
                 self.counters_of(event.queue).paused = type(event) is QueuePaused
+            elif type(event) is Rebuilt and SECRET in event.names:
+                self.secret_since = offset
             return None, None
         if TYPE_CHECKING:
             assert isinstance(event, JobEvent)

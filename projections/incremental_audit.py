@@ -16,7 +16,8 @@ from ledgerq.eventlog.events import Enqueued, Event
 from ledgerq.eventlog.log import Chain, LogReader, Progress, Verified
 from ledgerq.eventlog.recorded_audit import AuditStart, RecordedAudit
 from ledgerq.eventlog.store import Anchor, ReadStore
-from ledgerq.projections.audit import INTERRUPTED_REBUILD, OTHER_ANCHOR, AuditReport, Difference, describe, gathered
+from ledgerq.projections.audit import INTERRUPTED_REBUILD, OTHER_ANCHOR, AuditReport, describe, gathered
+from ledgerq.projections.deep_audit import Difference, missing_secret
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import decode_job, index_entries, index_rows, job_key, unique_key
 from ledgerq.projections.job import Job
@@ -186,6 +187,8 @@ def _pieces(items: list[bytes]) -> Iterable[list[bytes]]:
 async def _differences(store: ReadStore, touched: _Touched) -> AsyncIterator[Difference]:
     if await store.get(keys.REBUILD_KEY) is not None:
         yield INTERRUPTED_REBUILD
+    if (secret := await missing_secret(store, keys.FORMAT_VERSION)) is not None:
+        yield secret
     # What one job gave up another may hold by now: a unique key.
     held = {unique_key(job.queue, job.spec.unique_key or b"") for job in touched.state.jobs.values() if job.unique_held}
     for ids in _pieces(sorted(touched.keys)):

@@ -13,8 +13,9 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import encode_head, pack, unpack
 from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt, LogRolledBack, NotRebuilt
-from ledgerq.eventlog.events import Rebuilt
+from ledgerq.eventlog.events import SECRET, Rebuilt
 from ledgerq.eventlog.log import LogReader, Progress, Verified
+from ledgerq.eventlog.side_records import read_secret
 from ledgerq.eventlog.store import Anchor, ReadStore, Store
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.fold import Fold
@@ -37,7 +38,8 @@ __all__ = ["RebuildReport", "rebuild"]
 class RebuildReport(NamedTuple):
     """The report of a rebuild: which projections, from which log, and how many rows it set and removed.
 
-    `lost`: jobs whose payload could not be copied into a new store. `is_recorded`: the log has the event of it.
+    `lost`: jobs whose payload could not be copied into a new store, and the offsets of texts that could not.
+    `is_recorded`: the log has the event of it. `is_secret_new`: the store's secret was missing, and a new one was made.
     """
 
     names: tuple[str, ...]
@@ -46,7 +48,9 @@ class RebuildReport(NamedTuple):
     rows_put: int
     rows_deleted: int
     lost: tuple[LostPayload, ...] = ()
+    lost_texts: tuple[int, ...] = ()
     is_recorded: bool = False
+    is_secret_new: bool = False
 
     @property
     def changed(self) -> bool:
@@ -69,12 +73,13 @@ async def rebuild(
 
     `until`: keep only the log before this offset (rounded down to a commit), for a log that doesn't verify beyond it. A
     cut concerns all projections, and so does finishing a rebuild that was interrupted, or bringing a store of an older
-    format to the present one, which this does on the way: `only` is refused then.
+    format to the present one, which this does on the way: `only` is refused then. A secret that is missing is replaced.
 
     Raises `LogCorrupt`, `LogRolledBack` (unless `until` is given), `InvalidArgument` for an unknown name.
     """
     log = LogReader(store, clock=clock)
     outdated = await log.require_format() < keys.FORMAT_VERSION
+    is_secret_new = not outdated and await read_secret(store) is None
     host = ProjectionHost(projections)
     names = _names(only, host)
     marker = await store.get(keys.REBUILD_KEY)
@@ -102,10 +107,12 @@ async def rebuild(
         await writer.set_many({mismatch.key: mismatch.expected for mismatch in some})
     await writer.flush()
     report = RebuildReport(names, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
-    if report.changed or marker is not None or rolled_back or outdated:
+    report = report._replace(is_secret_new=is_secret_new)
+    if report.changed or marker is not None or rolled_back or outdated or is_secret_new:
         follow = await _up_to_date(store, host, end)
         log = EventLog(store, clock=clock, commit_hook=Finish(follow))
-        last = Rebuilt(actor, reason, report.names, report.rows_put, report.rows_deleted)
+        made = (*names, SECRET) if is_secret_new else names
+        last = Rebuilt(actor, reason, made, report.rows_put, report.rows_deleted)
         await finish(log, last, accept_rollback=until is not None)
         report = report._replace(is_recorded=True)
     return report

@@ -1,17 +1,18 @@
-"""Copying a proven log into a new store: its record batches, its live payloads, fresh projections.
+"""Copying a proven log into a new store: its record batches, its live payloads and texts, fresh projections.
 
 `copy_into` makes it from a store that can be read, salvage.py from what is left of one that can't. A job whose payload
 is gone is a dead letter there, with that error, instead of one that can't be run.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import EMPTY_HEAD, encode_head
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned
-from ledgerq.eventlog.events import DeadLettered, Rebuilt
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned, RowUnreadable
+from ledgerq.eventlog.events import SECRET, DeadLettered, Rebuilt
 from ledgerq.eventlog.log import LogReader, Progress, Verified
+from ledgerq.eventlog.side_records import read_secret
 from ledgerq.eventlog.store import Anchor, Batch, ReadStore, Store
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Fold
@@ -23,12 +24,20 @@ from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import BUILT_IN
 from ledgerq.projections.texts import stored_texts
 
-__all__ = ["KEEP_DEAD_MS", "NewStore", "copy_into"]
+__all__ = ["KEEP_DEAD_MS", "Lost", "NewStore", "copy_into"]
 
 # As long as a queue keeps dead jobs by default: the options of the queue that they were in are not known here.
 KEEP_DEAD_MS: Final = 7 * 24 * 3_600_000
 _COMMIT_EVENTS: Final = 2000
 _PAYLOAD_ROWS: Final = 100
+
+
+class Lost(NamedTuple):
+    """What could not be copied: payloads with their jobs, the offsets of texts, and whether the secret is lost."""
+
+    payloads: list[LostPayload]
+    texts: list[int]
+    secret: bool
 
 
 class NewStore:
@@ -57,11 +66,10 @@ class NewStore:
         """Add a row of the log, a payload, a text, or the secret."""
         await self._writer.set(key, value, count=False)
 
-    async def finish(
-        self, verified: Verified, fold: Fold, lost: list[LostPayload], *, actor: str, reason: str
-    ) -> RebuildReport:
+    async def finish(self, verified: Verified, fold: Fold, lost: Lost, *, actor: str, reason: str) -> RebuildReport:
         """Write projections and head, the events of the payloads that are `lost`, and that all this was done."""
         writer, jobs = self._writer, len(fold.jobs)
+        names = (*BUILT_IN, SECRET) if lost.secret else BUILT_IN
         for job in fold.jobs.values():
             await writer.set_many(index_entries(job))
         for queue, counters in fold.counters.items():
@@ -71,18 +79,19 @@ class NewStore:
         log = EventLog(self._target, clock=self._clock, commit_hook=_Folding(fold))
         await log.start(accept_rollback=True)
         try:
-            letters = [letter for letter in lost if letter.is_dead_letter]
+            letters = [letter for letter in lost.payloads if letter.is_dead_letter]
             for number, (job, why) in enumerate(letters, 1):
                 sweep_at_ms = max(self._clock.now_ms(), verified.head.time_ms) + KEEP_DEAD_MS
                 log.append(DeadLettered(job.id, sweep_at_ms, actor, why), job.last_offset)
                 if number % _COMMIT_EVENTS == 0:
                     await log.committed()
             await log.committed()
-            log.append(Rebuilt(actor, reason, BUILT_IN, writer.rows_put, writer.rows_deleted))
+            log.append(Rebuilt(actor, reason, names, writer.rows_put, writer.rows_deleted))
             await log.committed()
         finally:
             await log.stop()
-        return RebuildReport(BUILT_IN, verified, jobs, writer.rows_put, writer.rows_deleted, tuple(lost))
+        report = RebuildReport(BUILT_IN, verified, jobs, writer.rows_put, writer.rows_deleted)
+        return report._replace(lost=tuple(lost.payloads), lost_texts=tuple(lost.texts), is_secret_new=lost.secret)
 
 
 class _Folding:
@@ -139,7 +148,7 @@ async def copy_into(
     Raises like `rebuild`.
     """
     log = LogReader(source, clock=clock)
-    await log.require_format()
+    format_version = await log.require_format()
     if until is None:
         await log.check_anchor(await source.read_anchor())
     verified, fold = await fold_verified(log, until=until, progress=progress)
@@ -148,19 +157,27 @@ async def copy_into(
     async for page in source.scan(keys.LOG_PREFIX, keys.log_key(verified.head.next_offset)):
         for key, value in page:
             await new.put(key, value)
-    lost = await _copy_payloads(source, new, fold)
-    await _copy_texts(source, new, fold)
-    secret = await source.get(keys.SECRET_KEY)
+    payloads = await _copy_payloads(source, new, fold)
+    texts = await _copy_texts(source, new, fold)
+    try:
+        secret = await read_secret(source)
+    except RowUnreadable:
+        secret = None
     if secret is not None:
         await new.put(keys.SECRET_KEY, secret)
-    return await new.finish(verified, fold, lost, actor=actor, reason=reason)
+    is_secret_lost = secret is None and format_version == keys.FORMAT_VERSION
+    return await new.finish(verified, fold, Lost(payloads, texts, is_secret_lost), actor=actor, reason=reason)
 
 
-async def _copy_texts(source: ReadStore, new: NewStore, fold: Fold) -> None:
-    """Write the texts that are there; one that is lost is the only thing that is."""
+async def _copy_texts(source: ReadStore, new: NewStore, fold: Fold) -> list[int]:
+    """Write the texts that are there; returns the offsets of those that are lost, which costs nothing else."""
+    lost: list[int] = []
     async for text in stored_texts(source, fold.texts):
         if text.sealed is not None and text.value is not None and not text.fault:
             await new.put(text.key, text.value)
+        elif text.sealed is not None:
+            lost.append(text.sealed.at)
+    return lost
 
 
 async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[LostPayload]:

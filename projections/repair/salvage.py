@@ -29,7 +29,7 @@ from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import JOB, decode_job
 from ledgerq.projections.payloads import MISSING, LostPayload, payload_fault
 from ledgerq.projections.rebuild import RebuildReport
-from ledgerq.projections.repair.copying import NewStore
+from ledgerq.projections.repair.copying import Lost, NewStore
 from ledgerq.projections.texts import text_fault
 
 __all__ = ["LostJob", "SalvageReport", "salvage"]
@@ -87,8 +87,9 @@ class SalvageReport(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything promised was recovered: the log up to the last commit, and each job's payload."""
-        return self.is_reached and not self.rebuilt.lost
+        """Whether everything promised was recovered: the log up to the last commit, payloads, texts, the secret."""
+        rebuilt = self.rebuilt
+        return self.is_reached and not (rebuilt.lost or rebuilt.lost_texts or rebuilt.is_secret_new)
 
 
 async def salvage(
@@ -124,7 +125,7 @@ class _Salvage:
         self._progress = progress
         self._faults = {fault.path: fault for fault in damaged.faults}
         self._format: tuple[int, bytes] | None = None
-        self._secret: bytes | None = None
+        self._secret: tuple[int, bytes] | None = None
         self._files: set[Path] = set()
         self._head_log = 0  # the number of the last log file with a head that can be read
 
@@ -143,9 +144,10 @@ class _Salvage:
             for base_offset, value in page:
                 await new.put(keys.log_key(base_offset), value)
         if self._secret is not None:
-            await new.put(keys.SECRET_KEY, self._secret)
+            await new.put(keys.SECRET_KEY, self._secret[1])
         kept = dict(sorted(Counter(job.queue for job in fold.jobs.values()).items()))
-        lost = await self._copy_payloads(new, fold)
+        payloads, texts = await self._copy_side_records(new, fold)
+        lost = Lost(payloads, texts, self._secret is None and self._format_version() == keys.FORMAT_VERSION)
         rebuilt = await new.finish(verified, fold, lost, actor=actor, reason=reason)
         end = verified.head.next_offset
         if anchor is not None and self._damaged.is_anchor_in_doubt and end <= anchor.next_offset:
@@ -223,13 +225,18 @@ class _Salvage:
             self._pool.add_head(value)
         elif key == keys.FORMAT_KEY and value is not None:
             self._format = max(self._format or (0, b""), (seq, value))
-        elif key == keys.SECRET_KEY and value is not None:
-            self._secret = value
+        elif key == keys.SECRET_KEY and value is not None and len(value) == keys.SECRET_BYTES:
+            self._secret = max(self._secret or (0, b""), (seq, value))
+
+    def _format_version(self) -> int:
+        """The format of the store; the present one where that can't be read."""
+        found = b"" if self._format is None else self._format[1]
+        return int(found) if found.isdigit() else keys.FORMAT_VERSION
 
     def _check_format(self, verified: Verified) -> None:
-        if self._format is not None and self._format[1].isdigit() and int(self._format[1]) > keys.FORMAT_VERSION:
+        if (found := self._format_version()) > keys.FORMAT_VERSION:
             raise FormatTooNew(
-                f"{self._location} has format {int(self._format[1])}, newer than {keys.FORMAT_VERSION}: upgrade ledgerq"
+                f"{self._location} has format {found}, newer than {keys.FORMAT_VERSION}: upgrade ledgerq"
             )
         if not verified.events:
             what = f"{len(self._files)} files of {self._location} were read, and none holds the log's first event"
@@ -256,8 +263,8 @@ class _Salvage:
                 continue
             return verified, fold, why
 
-    async def _copy_payloads(self, new: NewStore, fold: Fold) -> list[LostPayload]:
-        """Write the payloads and texts that are found anywhere; returns the jobs whose payload is not."""
+    async def _copy_side_records(self, new: NewStore, fold: Fold) -> tuple[list[LostPayload], list[int]]:
+        """Write the payloads and texts found anywhere; returns the jobs and the offsets of which they are not."""
         live = {job.offset: job for job in fold.jobs.values()}
         texts = dict(fold.texts)
         found: list[tuple[bytes, bytes]] = []
@@ -293,7 +300,7 @@ class _Salvage:
             if self._progress is not None:
                 self._progress(number + 1, len(files))
         lost = [job for _, job in sorted(live.items()) if job.id not in fold.without_payload]
-        return [LostPayload(job, changed.get(job.offset, _NOT_FOUND)) for job in lost]
+        return [LostPayload(job, changed.get(job.offset, _NOT_FOUND)) for job in lost], sorted(texts)
 
     async def _lost_jobs(self, end: int) -> list[LostJob]:
         """Jobs enqueued at `end` or later, by batches that don't connect, and by index rows that outlived the log."""

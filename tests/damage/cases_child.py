@@ -41,6 +41,7 @@ STEP_LIMIT_S = 50.0
 ADDRESS_LIMIT_BYTES = 4 * 1024**3
 WHO: Who = {"actor": "ann", "reason": "damage"}
 Rows = dict[bytes, bytes]
+BESIDE = ("payload", "text")
 
 
 class Wrong(Exception):
@@ -320,12 +321,12 @@ class Trial:
             raise audited.report
         if audited.report.damaged_files:
             # A rebuild makes rows right, not files: what they held is saved by a salvage.
-            if any(row.range_name != "payload" for row in audited.report.differences):
+            if any(row.range_name not in BESIDE for row in audited.report.differences):
                 raise Wrong(f"rebuilt, and not clean: {str(audited.report)[:1000]}")
             return "rebuilt, with files that are damaged as before"
         if not isinstance(audited.rows, dict):
             raise Wrong(f"rebuilt, and can't be read: {audited.rows}")
-        if not audited.clean and not (until is not None and only_payloads_gone(audited.report)):
+        if not audited.clean and not (until is not None and only_gone_beside(audited.report)):
             raise Wrong(f"rebuilt, and not clean: {str(audited.report)[:1000]}")
         self._mended = True
         if audited.rows == wanted.rows:
@@ -335,7 +336,7 @@ class Trial:
         log = {k: v for k, v in audited.rows.items() if k.startswith(keys.LOG_PREFIX) and keys.offset_of(k) < end}
         if log != {k: v for k, v in wanted.rows.items() if k.startswith(keys.LOG_PREFIX) and keys.offset_of(k) < end}:
             raise Wrong("rebuilt on another log")
-        # Of jobs that were swept after the cut the payloads are gone for good.
+        # Of jobs that were swept after the cut payloads and texts are gone for good.
         jobs = await check_jobs(audited.rows)
         try:
             await prove(audited.rows, jobs - wanted.live if until is not None else frozenset())
@@ -344,9 +345,9 @@ class Trial:
         return f"rebuilt, {end} of {wanted.end} events"
 
 
-def only_payloads_gone(report: AuditReport) -> bool:
-    """After a cut a job that was swept later is there again; its payload is gone for good."""
-    return all(row.range_name == "payload" and row.found is None for row in report.differences)
+def only_gone_beside(report: AuditReport) -> bool:
+    """After a cut a job that was swept later is there again; its payload and texts are gone for good."""
+    return all(row.range_name in BESIDE and row.found is None for row in report.differences)
 
 
 async def check_jobs(rows: Rows) -> frozenset[bytes]:

@@ -48,14 +48,15 @@ async def check_salvage(folder: Path, case: Any, root: Path, wanted: Rows) -> tu
     assert end <= whole_end
     assert _log(found, end) == _log(wanted, end), "another log"
     lost = {letter.job.id for letter in report.rebuilt.lost}
-    fold = await check_ledger(disk, without_payload=lost)
+    fold = await check_ledger(disk, without_payload=lost, without_text=report.rebuilt.lost_texts)
     for job in fold.jobs.values():
         key = keys.payload_key(job.offset)
         if key in wanted and key in found:
             assert found[key] == wanted[key], "another payload"
     audited = await audit(MemoryReader(disk), clock=ManualClock(now_ms), deep=True)
     gone = [letter for letter in report.rebuilt.lost if not letter.is_dead_letter]
-    assert audited.difference_count == len(gone), audited.differences[:3]
+    assert audited.difference_count == len(gone) + len(report.rebuilt.lost_texts), audited.differences[:3]
+    assert report.rebuilt.is_secret_new == (found[keys.SECRET_KEY] != wanted[keys.SECRET_KEY])
     assert report.is_reached == (end == whole_end) or report.promised is None, "a wrong promise"
     if case is not None:
         _check_had_all(folder, case, root, wanted, report)
@@ -95,6 +96,10 @@ def _check_had_all(folder: Path, case: Any, root: Path, wanted: Rows, report: Sa
     for letter in report.rebuilt.lost:
         key = keys.payload_key(letter.job.offset)
         assert (key, wanted.get(key)) not in left, f"the payload of {letter.job.job_id} was there"
+    for at in report.rebuilt.lost_texts:
+        assert (keys.text_key(at), wanted.get(keys.text_key(at))) not in left, f"the text at {at} was there"
+    if report.rebuilt.is_secret_new:
+        assert (keys.SECRET_KEY, wanted[keys.SECRET_KEY]) not in left, "the secret was there"
 
 
 async def main(arguments: argparse.Namespace) -> int:

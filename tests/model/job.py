@@ -242,9 +242,9 @@ class Model:
             return
         if event.to == "dead":
             self._keep(offset, event.sweep_at_ms)
-            if job.stop_asked or (job.attempt < job.max_attempts and "hopeless" not in event.error):
+            if job.stop_asked or (job.attempt < job.max_attempts and "hopeless" not in str(event.error)):
                 raise Violation("dead", f"{job.id.hex()} is dead at {offset}, with attempts left, or asked to stop")
-        elif event.error == "it failed" and not job.stop_asked:
+        elif str(event.error).startswith("it failed") and not job.stop_asked:
             most_ms = min(self._backoff_ms * 2 ** (job.attempt - 1), 300_000)
             if (event.to == "scheduled") != (most_ms > 0):
                 raise Violation("backoff", f"nacked at {offset}: {event.to}, the backoff is at most {most_ms} ms")

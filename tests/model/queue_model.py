@@ -68,6 +68,13 @@ class Model:
         found = self._reference.keys.get((queue, key.encode()))
         return None if found is None else job_id_text(found)
 
+    def error(self, job_id: str) -> str:
+        """Why the job's last try ended without success; empty when none did."""
+        events = [moment.event for moment in self.jobs[job_id].life]
+        ends = [event for event in events if isinstance(event, Nacked | LeaseExpired)]
+        errors = [str(end.error if isinstance(end, Nacked) else end.reason) for end in ends]
+        return errors[-1] if errors else ""
+
     def pending(self, queue: str) -> list[str]:
         """The jobs of a queue that can be claimed, in order."""
         waiting = self._reference.pending.get(queue, {})
@@ -101,7 +108,8 @@ class Model:
         to, sweep_at_ms = self._claim_ended(job_id, dead=dead, released=released)
         due_ms = self.now_ms + delay_ms if to == "pending" and delay_ms else 0
         job = job_id_bytes(job_id)
-        self._happened(Nacked(job, "scheduled" if due_ms else to, due_ms, sweep_at_ms, released, "e"))
+        error = "released" if released else "e"
+        self._happened(Nacked(job, "scheduled" if due_ms else to, due_ms, sweep_at_ms, released, error))
 
     def _claim_ended(self, job_id: str, *, dead: bool = False, released: bool = False) -> tuple[State, int]:
         """What becomes of a job whose claim ended without success, and when it is swept."""

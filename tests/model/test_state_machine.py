@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from msgspec.structs import replace
 
 from ledgerq.eventlog.errors import ClaimLost, InvalidState, JobNotFound, QueueClosed
 from ledgerq.worker.claims import Claim
@@ -321,7 +322,11 @@ class QueueMachine(RuleBasedStateMachine):
             assert job.sweep_at_ms == (model.sweep_at_ms if model.state in ("done", "dead", "cancelled") else 0)
             assert (job.cancel_request is not None) == (model.state == "claimed" and model.stop_asked)
         for job_id in [*self.model.jobs][-2:]:
-            assert await self.rig.queue.get(job_id) == next(j for j in fold.jobs.values() if j.job_id == job_id)
+            found, folded = await self.rig.queue.get(job_id), next(j for j in fold.jobs.values() if j.job_id == job_id)
+            # What the fold has as a place beside the log is read as it was given.
+            assert replace(found, last_error=folded.last_error, cancel_request=folded.cancel_request) == folded
+            assert found.last_error == self.model.error(job_id)
+            assert found.cancel_request in (None, tuple(WHO.values()))
         for job_id in self.model.swept[-1:]:
             try:
                 await self.rig.queue.get(job_id)

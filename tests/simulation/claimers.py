@@ -49,6 +49,11 @@ class Calls:
             raise Violation("error", f"p{process.number} {what} failed, for no reason: {error!r}") from error
         return answer
 
+    def give(self, subject: bytes | str, text: str) -> str:
+        """Note that this text is given for a job, by its id, or a queue."""
+        self._world.ledger.side.given.add((subject, text))
+        return text
+
     @staticmethod
     def _queue(process: Process) -> Queue:
         assert process.queue is not None
@@ -128,11 +133,14 @@ class Claimers(Calls):
         if fate in ("ack", "late", "twice", "extend"):
             await self._end(process, claim, "acked", lambda: queue.ack(claim))
         if fate in ("nack", "twice"):
-            await self._end(process, claim, "nacked", lambda: queue.nack(claim, "it failed"))
+            error = self.give(claim.id, f"it failed at {claim.offset}")
+            await self._end(process, claim, "nacked", lambda: queue.nack(claim, error))
         elif fate == "dead":
-            await self._end(process, claim, "nacked", lambda: queue.nack(claim, "hopeless", dead=True))
+            error = self.give(claim.id, f"hopeless at {claim.offset}")
+            await self._end(process, claim, "nacked", lambda: queue.nack(claim, error, dead=True))
         elif fate == "release":
-            await self._end(process, claim, "released", lambda: queue.release(claim))
+            reason = self.give(claim.id, f"given back at {claim.offset}")
+            await self._end(process, claim, "released", lambda: queue.release(claim, reason))
 
     async def _end(self, process: Process, claim: Claim, how: str, call: Callable[[], Awaitable[None]]) -> None:
         what = f"{how} {claim.offset}"

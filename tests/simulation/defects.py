@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from ledgerq.eventlog import flights, log, memory, writer
-from ledgerq.eventlog.codec import encode_batch
+from ledgerq.eventlog import appender, flights, keys, log, memory, writer
+from ledgerq.eventlog.codec import digest_of, encode_batch
 from ledgerq.eventlog.errors import OutcomeUnknown
-from ledgerq.eventlog.events import Claimed, Nacked
+from ledgerq.eventlog.events import Claimed, Nacked, Sealed
+from ledgerq.eventlog.side_records import encode_sealed
+from ledgerq.projections import job as jobs
 from ledgerq.projections import runner, stats
 from ledgerq.projections.indexes import CLAIMED, SCHEDULED, leading_ms
 from ledgerq.worker import execution
@@ -134,14 +136,9 @@ def payload_deleted_with_the_ack(patch: Patch) -> None:
 
     def index_changes(touched: Any) -> Any:
         done = [after for _, after in touched.values() if after is not None and after.state == "done"]
-        return real(touched) | {codec_key(after.offset): None for after in done}
+        return real(touched) | {keys.payload_key(after.offset): None for after in done}
 
     patch.setattr(writer_state, "index_changes", index_changes)
-
-
-def codec_key(offset: int) -> bytes:
-    """The key of a payload."""
-    return b"p/" + offset.to_bytes(8)
 
 
 def wake_up_lost(patch: Patch) -> None:
@@ -479,6 +476,70 @@ def only_the_oldest_commit_is_newer_than_the_store(patch: Patch) -> None:
     patch.setattr(writer_state.Newer, "__init__", lambda self, undurable: real(self, undurable[:1]))
 
 
+def text_deleted_with_the_ack(patch: Patch) -> None:
+    """A done job's texts go at once, not when it is swept."""
+    real = writer_state.index_changes
+
+    def index_changes(touched: Any) -> Any:
+        done = [after for _, after in touched.values() if after is not None and after.state == "done"]
+        return real(touched) | {keys.text_key(at): None for after in done for at in after.texts}
+
+    patch.setattr(writer_state, "index_changes", index_changes)
+
+
+def distances_count_from_the_first_event(patch: Patch) -> None:
+    """The distance of an event leads to the job's first event, not to the one before."""
+    patch.setattr(jobs.Job, "last_offset", property(lambda self: self.offset))
+
+
+def text_sealed_under_another_offset(patch: Patch) -> None:
+    """A text gets the row of the offset before that of its event."""
+
+    def put_beside(self: Any, value: Any) -> Any:
+        commit, offset = self.commit(), self.next_offset - 1
+        row = encode_sealed(self._entropy.take(16), value)
+        commit.payloads[keys.text_key(offset)] = row
+        return Sealed(offset, len(row), digest_of(row))
+
+    patch.setattr(appender.Appender, "put_beside", put_beside)
+
+
+def text_digested_before_it_is_salted(patch: Patch) -> None:
+    """The digest in an event is that of the text alone, which can be guessed."""
+    real = appender.Appender.put_beside
+
+    def put_beside(self: Any, value: Any) -> Any:
+        return replace(real(self, value), digest=digest_of(value.encode()))
+
+    patch.setattr(appender.Appender, "put_beside", put_beside)
+
+
+def keys_of_format_2_not_looked_up(patch: Patch) -> None:
+    """A unique key is looked up by its digest alone, which no job of an upgraded store has."""
+    real = admission._unique
+    patch.setattr(admission, "_unique", lambda prepared: real(prepared)[:1])
+
+
+def secret_made_anew_at_each_opening(patch: Patch) -> None:
+    """A writer takes a new secret, whatever the store has."""
+
+    async def find_secret(self: Any) -> None:
+        self.has_secret, self.secret = False, self._entropy.take(32)
+
+    patch.setattr(appender.Appender, "find_secret", find_secret)
+
+
+def secret_taken_and_not_written(patch: Patch) -> None:
+    """A writer digests unique keys with a secret of its own."""
+    real = appender.Appender.find_secret
+
+    async def find_secret(self: Any) -> None:
+        await real(self)
+        self.secret = bytes(32)
+
+    patch.setattr(appender.Appender, "find_secret", find_secret)
+
+
 DEFECTS: dict[str, Callable[[Patch], None]] = {
     one.__name__: one
     for one in (
@@ -526,5 +587,16 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         anchor_ahead_of_the_log,
         older_of_two_states_taken,
         only_the_oldest_commit_is_newer_than_the_store,
+        text_deleted_with_the_ack,
+        distances_count_from_the_first_event,
+        text_sealed_under_another_offset,
+        text_digested_before_it_is_salted,
+        keys_of_format_2_not_looked_up,
+        secret_made_anew_at_each_opening,
+        secret_taken_and_not_written,
     )
-} | {"scheduled_rows_left": _rows_left(SCHEDULED), "claimed_rows_left": _rows_left(CLAIMED)}
+} | {
+    "scheduled_rows_left": _rows_left(SCHEDULED),
+    "claimed_rows_left": _rows_left(CLAIMED),
+    "texts_left_at_the_sweep": _rows_left(keys.TEXT_PREFIX),
+}

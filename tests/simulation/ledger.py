@@ -1,8 +1,9 @@
-"""The durable ledger under a simulation, checked at each commit: chain, order, epochs, indexes, counters, payloads.
+"""The durable ledger under a simulation, checked at each commit: chain, order, epochs, indexes, counters.
 
 `SimStore.flush` hands over each change of the disk. The state machine is judged by the model (tests/model/job.py); the
 index rows are compared with what the fold of the log asks for. Only rows that changed, or should have, are compared,
-which by induction is as good as all of them; `check_everything` compares all of them.
+which by induction is as good as all of them; `check_everything` compares all of them. side_rows.py checks what
+stands beside the log.
 """
 
 import hashlib
@@ -10,14 +11,15 @@ from collections.abc import Callable, Mapping
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import decode_batch, decode_head, unpack
-from ledgerq.eventlog.events import STATES, Enqueued, FilesSetAside, Record, WriterOpened
+from ledgerq.eventlog.events import STATES, Enqueued, Event, FilesSetAside, Rebuilt, Record, WriterOpened
 from ledgerq.eventlog.memory import MemoryDisk
-from ledgerq.eventlog.side_records import PayloadRecord, decode_payload
+from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, stats_key
 from ledgerq.projections.stats import QueueCounters
 from tests.model.job import Model, Violation
 from tests.simulation.projection import NAME, Counts
+from tests.simulation.side_rows import SideRows
 
 __all__ = ["SimLedger"]
 
@@ -32,6 +34,7 @@ class SimLedger:
         self.model = model
         self.commits = 0
         self.records: list[Record] = []
+        self.side = SideRows(disk)
         self._counts = Counts()
         self._on_enqueued = on_enqueued
         self._fold = Fold()
@@ -46,6 +49,7 @@ class SimLedger:
         """Check changes that the disk holds now; raises `Violation`."""
         touched = {key for key in changes if key.startswith(INDEX_PREFIX)}
         batches = sorted(key for key in changes if key.startswith(keys.LOG_PREFIX))
+        self.side.begin(changes)
         for key in batches:
             self.commits += 1
             value = changes[key]
@@ -61,6 +65,7 @@ class SimLedger:
         for key in changes:
             if key.startswith(keys.PAYLOAD_PREFIX) and key not in self.disk.rows:
                 self._check_gone(key)
+        self.side.end(changes)
         for queue in {key[len(_STATS) :].decode() for key in touched if key.startswith(_STATS)}:
             self._check_counts(queue)
         for key, value in changes.items():
@@ -77,7 +82,7 @@ class SimLedger:
             raise Violation("chain", f"the batch at {offset} has a wrong digest of the one before it")
         if batch.epoch < self._epoch:
             raise Violation("epoch", f"the batch at {offset} has epoch {batch.epoch}, after {self._epoch}")
-        if isinstance(batch.events[0], WriterOpened) != (batch.epoch > self._epoch):
+        if isinstance(batch.events[0], WriterOpened | Rebuilt) != (batch.epoch > self._epoch):
             raise Violation("epoch", f"the batch at {offset} has epoch {batch.epoch}, and each writer has its own")
         told = {event.folder: list(event.names) for event in batch.events if isinstance(event, FilesSetAside)}
         if told != (self.disk.set_aside if batch.epoch > self._epoch else {}):
@@ -88,13 +93,16 @@ class SimLedger:
         self._epoch, self._time_ms = batch.epoch, batch.time_ms
         self._next_offset = offset + len(batch.events)
         touched: set[bytes] = set()
-        for at, event in enumerate(batch.events, offset):
+        for at, event, distance in batch.steps():
             self.records.append(Record(at, batch.time_ms, batch.epoch, event))
-            self.model.apply(at, batch.time_ms, event)
+            if distance is not None:
+                self._check_distance(at, event, distance)
+            opened, payload = self.side.opened(at, event, changes, is_old=distance is None)
+            self.model.apply(at, batch.time_ms, opened)
             self._counts.take(event)
-            if isinstance(event, Enqueued):
-                self._owners[keys.payload_key(at)] = event.id
-                self._on_enqueued(event, self._payload(at, event, changes))
+            if isinstance(opened, Enqueued) and payload is not None:
+                self._owners[keys.payload_key(at)] = opened.id
+                self._on_enqueued(opened, payload)
             before, after = self._fold.apply(at, batch.time_ms, event)[3:]
             for job in (before, after):
                 touched |= set() if job is None else {*index_entries(job), stats_key(job.queue)}
@@ -103,13 +111,12 @@ class SimLedger:
             self._wanted.update({} if after is None else index_entries(after))
         return touched
 
-    def _payload(self, offset: int, event: Enqueued, changes: Mapping[bytes, bytes | None]) -> PayloadRecord:
-        value = changes.get(keys.payload_key(offset))
-        if value is None:
-            raise Violation("payload", f"the job enqueued at {offset} came without its payload")
-        if hashlib.blake2b(value, digest_size=32).digest() != event.payload_digest or len(value) != event.payload_bytes:
-            raise Violation("payload", f"the payload of the job enqueued at {offset} is not that of its event")
-        return decode_payload(value)
+    def _check_distance(self, offset: int, event: Event, distance: int) -> None:
+        """Check that an event's distance leads to the event before it of the same job, by the model."""
+        job = self.model.jobs.get(getattr(event, "id", b""))
+        wanted = 0 if job is None or job.state == "gone" else offset - job.life[-1].offset
+        if distance != wanted:
+            raise Violation("distance", f"the event at {offset} is {distance} after the one before it, not {wanted}")
 
     def _check_gone(self, key: bytes) -> None:
         owner = self._owners.get(key)
@@ -189,6 +196,7 @@ class SimLedger:
         for key, job in owners.items():
             if hashlib.blake2b(rows[key], digest_size=32).digest() != job.spec.payload_digest:
                 raise Violation("payload", f"the payload of {job.job_id} was altered")
+        self.side.check_everything()
         digest, offset = bytes(32), 0
         for key in [key for key in rows if key.startswith(keys.LOG_PREFIX)]:
             batch = decode_batch(offset, rows[key])

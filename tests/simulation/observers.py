@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import JobNotFound, LedgerError, PayloadMissing
-from ledgerq.eventlog.events import STATES, Record, State
+from ledgerq.eventlog.events import STATES, LeaseExpired, Nacked, Record, State
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryReader
 from ledgerq.projections.audit import audit
@@ -44,6 +44,13 @@ class Observers(Calls):
             told = (*offsets, job.state, job.attempt, job.changed_ms)
             places = tuple(one.offset for one in life[: len(offsets)])
             if moment is not None and told == (*places, moment.state, moment.attempt, moment.time_ms):
+                errors = [
+                    getattr(one.event, "error", getattr(one.event, "reason", ""))
+                    for one in life[: len(offsets)]
+                    if isinstance(one.event, Nacked | LeaseExpired)
+                ]
+                if not self._world.ledger.side.is_said(job.last_error, errors[-1] if errors else ""):
+                    raise Violation("text", f"{job.job_id} is shown with the error {job.last_error}, not {errors[-1:]}")
                 if len(offsets) >= least:
                     return
                 raise Violation("stale", f"{job.job_id} is shown as of {offsets[-1]}, which was over")
@@ -135,16 +142,13 @@ class Observers(Calls):
             records = await self.call(process, "history", self._queue(process).history(job_id_text(id)))
         except JobNotFound as error:
             raise Violation("lost", f"job {id.hex()} has no history") from error
-        told = [(record.offset, record.time_ms, record.event) for record in records]
-        life = [moment[:3] for moment in before.life]
-        first = told[0][0] if told else -1
-        if first == before.offset and life[: len(told)] == told and len(told) >= length:
-            return
-        # An id that was used again has several lives; another one was read.
-        others = [record for record in self._world.ledger.records if getattr(record.event, "id", None) == id]
-        tail = [(record.offset, record.time_ms, record.event) for record in others if record.offset >= first]
-        if first == before.offset or not told or tail[: len(told)] != told:
-            raise Violation("history", f"the history of {id.hex()} is read as {told}, not {life}")
+        ledger = self._world.ledger
+        first = records[0].offset if records else -1
+        # An id that was used again has several lives; another one may have been read.
+        life = [record for record in ledger.records[max(first, 0) :] if getattr(record.event, "id", None) == id]
+        is_told = len(records) <= len(life) and all(map(ledger.side.is_told, records, life))
+        if not records or not is_told or (first == before.offset and len(records) < length):
+            raise Violation("history", f"the history of {id.hex()} is read as {records}, not {life}")
 
     async def _follow(self, process: Process, start: int, for_ms: int, apart: bool) -> None:
         """Follow the log from some offset on, for a while; `apart`: as a reader of the disk."""

@@ -61,6 +61,8 @@ def make_plan(seed: int) -> Plan:
     }
     # By a generator of its own, so that the other draws of a seed stay what they were.
     settings["overlap"] = random.Random(f"overlap {seed}").random() < 0.5
+    old = random.Random(f"format 2 {seed}")
+    settings["format 2"] = old.choices(queues, k=old.randrange(1, 5)) if old.random() < 0.2 else []
     length_ms = rng.choice((2, 10, 30, 120)) * _S
     draw = _Draw(rng, queues, length_ms, settings)
     makers: list[Callable[[], tuple[str, dict[str, Any]]]] = []

@@ -59,6 +59,7 @@ async def _drain(world: Machine, process: Process) -> None:
     names = [name for name, counts in model.queues.items() if counts.first_offset >= 0]
     for name in names:
         if model.queues[name].paused:
+            world.ledger.side.given.add((name, "the end"))
             await queue.resume(name, actor="the end", reason="the end")
     while any(job.state in UNFINISHED for job in model.jobs.values()):
         claims = await queue.claim(names, limit=5, wait=3600.0)

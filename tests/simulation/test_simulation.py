@@ -50,10 +50,11 @@ FIRST_SEED = {
     "failed_commit_taken_for_durable": 10,
     "failed_queue_rings_for_ever": 610,
     "followers_skip": 15,
-    "older_of_two_states_taken": 268,
+    "older_of_two_states_taken": 860,
     "projections_begin_again": 30,
     "refusals_told_before_the_flush": 60,
-    "sent_behind_a_refused_commit": 25,
+    "sent_behind_a_refused_commit": 1040,
+    "stop_forgotten_at_the_end_of_a_lease": 70,
 }
 
 

@@ -137,6 +137,7 @@ class _Between(QueueRelay):
             self.broke("settled", f"it nacks {claim.offset} ({error}, {delay}, {dead}), which ended with {how!r}")
         if _TIMED_OUT in error and in_time:
             self.broke("timeout", f"of {claim.offset} it reports that {error}, after {now_ms - since_ms} ms")
+        self._world.ledger.side.given.add((claim.id, error))
         await self._settle(claim, "nacked", lambda: self.queue.nack(claim, error, delay, dead))
         asked = any(type(one.event) is CancelRequested and one.offset > claim.offset for one in job.life)
         if _CANCELLED in error and not asked:
@@ -151,6 +152,7 @@ class _Between(QueueRelay):
         waited = how == "" and _IN_TIME in reason
         if is_late or not (is_cancelled or waited or self.stopped_ms is not None or not self._process.healthy):
             self.broke("settled", f"it gives back the claim at {claim.offset}, which ended with {how!r}")
+        self._world.ledger.side.given.add((claim.id, reason))
         await self._settle(claim, "released", lambda: self.queue.release(claim, reason))
 
     async def _settle(self, claim: Claim, how: str, call: Callable[[], Any]) -> None:

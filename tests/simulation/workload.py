@@ -124,20 +124,23 @@ class Workload(Claimers, Workers, Observers):
 
     async def _cancel(self, process: Process, which: int) -> None:
         queue = self._queue(process)
-        await self._on_job(process, "cancel", which, lambda job: queue.cancel(job, actor="someone", reason="a whim"))
+        await self._on_job(process, "cancel", which, lambda job, why: queue.cancel(job, actor="someone", reason=why))
 
     async def _requeue(self, process: Process, which: int) -> None:
         queue = self._queue(process)
-        await self._on_job(process, "requeue", which, lambda job: queue.requeue(job, actor="someone", reason="a whim"))
+        await self._on_job(process, "requeue", which, lambda job, why: queue.requeue(job, actor="someone", reason=why))
 
-    async def _on_job(self, process: Process, what: str, which: int, call: Callable[[str], Awaitable[Any]]) -> None:
+    async def _on_job(
+        self, process: Process, what: str, which: int, call: Callable[[str, str], Awaitable[Any]]
+    ) -> None:
         id = self._some_job(which)
         if id is None:
             return
         model = self._oracle.model.jobs[id]
         before = (model.ends, model.requeues, model.stop_asked)
         try:
-            job = await self.call(process, what, call(job_id_text(id)))
+            why = self.give(id, f"a whim at {len(self._world.ledger.records)}")
+            job = await self.call(process, what, call(job_id_text(id), why))
         except JobNotFound:
             if model.state != "gone":
                 raise Violation("lost", f"{what}: job {id.hex()} is {model.state} and was not found") from None
@@ -158,12 +161,14 @@ class Workload(Claimers, Workers, Observers):
 
     async def _pause(self, process: Process, queue: str, for_ms: int) -> None:
         asked = len(self._world.ledger.records)
-        await self.call(process, "pause", self._queue(process).pause(queue, actor="someone", reason="a whim"))
+        why = self.give(queue, f"a whim at {asked}")
+        await self.call(process, "pause", self._queue(process).pause(queue, actor="someone", reason=why))
         self._is_paused(queue, True, asked)
         self._world.say(f"p{process.number} pause {queue}")
         await asyncio.sleep(for_ms / 1000)
         asked = len(self._world.ledger.records)
-        await self.call(process, "resume", self._queue(process).resume(queue, actor="someone", reason="enough"))
+        why = self.give(queue, f"enough at {asked}")
+        await self.call(process, "resume", self._queue(process).resume(queue, actor="someone", reason=why))
         self._is_paused(queue, False, asked)
 
     def _is_paused(self, queue: str, wanted: bool, asked: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from tests.model.job import Violation
 from tests.simulation.loop import Stuck
 from tests.simulation.machine import KILL_TURNS, Machine
+from tests.simulation.old_store import begin_with_format_2
 from tests.simulation.plan import Plan
 from tests.simulation.quiesce import quiesce
 from tests.simulation.watchdog import watch
@@ -47,6 +48,8 @@ class World(Machine):
         await asyncio.wait({story, self.failed}, return_when=asyncio.FIRST_COMPLETED)
 
     async def _play(self) -> None:
+        if old := self.plan.settings["format 2"]:
+            await begin_with_format_2(self, old)
         self.start_process()
         supervisor = self.spawn(None, self.supervise)
         watcher = self.spawn(None, watch, self)

@@ -12,7 +12,7 @@ from ledgerq.eventlog.codec import digest_of
 from ledgerq.eventlog.events import STATES, Sealed, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
-from ledgerq.eventlog.side_records import decode_payload, decode_text
+from ledgerq.eventlog.side_records import decode_payload, decode_text, key_digest
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import (
@@ -40,11 +40,16 @@ async def all_rows(store: ReadStore, start: bytes = b"\0", stop: bytes = b"\xff"
 
 
 async def check_ledger(
-    store_or_disk: ReadStore | MemoryDisk, *, without_payload: Collection[bytes] = (), anchored: bool = True
+    store_or_disk: ReadStore | MemoryDisk,
+    *,
+    without_payload: Collection[bytes] = (),
+    without_text: Collection[int] = (),
+    anchored: bool = True,
 ) -> Fold:
     """Prove every invariant on what is durable now.
 
-    The jobs `without_payload` may have none (a test took it away). The anchor of a store that is being written is newer
+    The jobs `without_payload` and the events `without_text` may have none (a test took it away). The anchor of a store
+    that is being written is newer
     than a pinned view of it: then it is not `anchored`.
     """
     store = MemoryReader(store_or_disk) if isinstance(store_or_disk, MemoryDisk) else store_or_disk
@@ -72,7 +77,7 @@ async def check_ledger(
     check_counts(fold)
     check_hints(rows)
     check_payloads(fold, rows, without_payload)
-    check_texts(fold, rows, texts, without_payload)
+    check_texts(fold, rows, texts, {*without_payload, *without_text})
     return fold
 
 
@@ -120,7 +125,7 @@ def check_hints(rows: Mapping[bytes, bytes]) -> None:
 
 
 def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Collection[bytes] = ()) -> None:
-    """Check that every job that is not swept has its payload, by its digest, and that there are no others."""
+    """Check that every job that is not swept has its payload, with its unique key, and that there are no others."""
     owners = {keys.payload_key(job.offset): job for job in fold.jobs.values()}
     for key, job in owners.items():
         if job.id in without_payload:
@@ -129,7 +134,9 @@ def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Col
         assert value is not None, f"the payload of {job.job_id} ({job.state}) is missing"
         assert digest_of(value) == job.spec.payload_digest, f"the payload of {job.job_id} was altered"
         assert len(value) == job.spec.payload_bytes
-        decode_payload(value)
+        unique = decode_payload(value).unique_key
+        if unique is not None and job.offset >= fold.secret_since:
+            assert job.spec.unique_key == key_digest(unique, rows[keys.SECRET_KEY]), f"{job.job_id} has another key"
     orphans = [key for key in rows if key.startswith(keys.PAYLOAD_PREFIX) and key not in owners]
     assert not orphans, f"payloads of no job: {orphans[:5]}"
 
@@ -138,7 +145,7 @@ def check_texts(
     fold: Fold,
     rows: Mapping[bytes, bytes],
     texts: Mapping[int, tuple[bytes | None, Sealed]],
-    without: Collection[bytes],
+    without: Collection[bytes | int],
 ) -> None:
     """Check that every text of the log has its row, by its digest, unless its job is swept, and no other row is there.
 
@@ -148,7 +155,7 @@ def check_texts(
     wanted = {at: sealed for at, (id, sealed) in texts.items() if id not in kept or at in kept[id]}
     assert wanted == fold.texts, "the fold knows other texts"
     for at, sealed in wanted.items():
-        if texts[at][0] in without:
+        if texts[at][0] in without or at in without:
             continue
         value = rows.get(keys.text_key(at))
         assert value is not None, f"the text of the event at {at} is missing"

@@ -1,5 +1,6 @@
 """The report of `ledgerq audit`, as text and as JSON."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from ledgerq.eventlog.runtime.commands import rebuild_command, salvage_command
@@ -125,18 +126,34 @@ def _result(found: "AuditReport", differences: "list[Difference]", count: int) -
         return f"the log can't be read to its end: save what is there with {salvage}"
     if found.damaged_files:
         return f"{files}, {what}: save all that is there with {salvage}"
-    payloads = sum(row.range_name == "payload" for row in differences)
-    lost = "gone or damaged: a worker makes a dead letter of such a job, and a finished one is swept with its record"
-    if count and count == payloads:
-        return f"{what}: these payloads are {lost}"
-    if payloads:
-        but = f"except for {plural(payloads, 'payload')}, {lost}"
-        return f"{what}: mend with {mend}, {but}"
+    lost = _past_mending(differences)
+    if count and count == sum(number for number, _ in lost):
+        return f"{what}: {'; '.join(text for _, text in lost)}"
+    if count and lost:
+        return f"{what}: mend with {mend}, except for {'; '.join(text for _, text in lost)}"
     if count:
         return f"{what}: mend with {mend}"
     if found.since is not None:
         return "clean since then: what was looked at is what follows from the log"
     return "clean: the indexes are what follows from the log"
+
+
+def _past_mending(differences: "list[Difference]") -> list[tuple[int, str]]:
+    """How many of these no rebuild can mend, by their kind, and what they mean."""
+    ranges = Counter(row.range_name for row in differences)
+    said = {
+        "payload": "gone or damaged: a worker makes a dead letter of such a job, and a finished one is swept with its "
+        "record",
+        "text": "gone, damaged or of no event, which costs nothing else",
+        "secret": "digested with another secret than the store's, so they are not recognised: put the secret back "
+        "from a copy of the store",
+    }
+    names = {"secret": "unique key"}
+    return [
+        (ranges[name], f"{plural(ranges[name], names.get(name, name))} {text}")
+        for name, text in said.items()
+        if ranges[name]
+    ]
 
 
 def _value(text: str | None) -> str:

@@ -9,7 +9,7 @@ from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt
 from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.eventlog.runtime.heap import give_back_large_blocks
 from ledgerq.tools.cli.audit_report import audit_json, audit_text
-from ledgerq.tools.cli.salvage import lost_payload_json, lost_payload_lines, salvage_into
+from ledgerq.tools.cli.salvage import lost_beside, lost_payload_json, lost_payload_lines, salvage_into
 from ledgerq.tools.console.arguments import Actor, AsJson, TakeOver, Url, Wait, import_object
 from ledgerq.tools.console.opening import NOT_IN_USE, Access, execute, opened_store, reading, refuse_memory
 from ledgerq.tools.console.output import Output, plural, progress
@@ -318,6 +318,8 @@ def _rebuild_result(location: str, report: "RebuildReport", output: Output, unch
                 "rows_deleted": report.rows_deleted,
                 "jobs": report.jobs,
                 "lost_payloads": [lost_payload_json(lost) for lost in report.lost],
+                "lost_texts": report.lost_texts,
+                "secret_is_new": report.is_secret_new,
                 "events": report.verified.events,
                 "head": {"offset": head.next_offset, "digest": head.digest.hex()},
             }
@@ -327,6 +329,8 @@ def _rebuild_result(location: str, report: "RebuildReport", output: Output, unch
     output.line(f"jobs    {report.jobs}")
     for line in lost_payload_lines(report.lost):
         output.line(f"lost    {line}")
+    for what, line in lost_beside(report):
+        output.line(f"{what:<8}{line}")
     if report.rows_put + report.rows_deleted:
         result = f"{report.rows_put} rows set, {report.rows_deleted} removed"
     else:

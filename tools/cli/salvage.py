@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.tools.console.opening import NOT_IN_USE, opened_store, refuse_memory, without_stderr
-from ledgerq.tools.console.output import Output, local_time, progress
+from ledgerq.tools.console.output import Output, local_time, plural, progress
 
 if TYPE_CHECKING:
     from ledgerq.eventlog.locations import Location
     from ledgerq.projections.payloads import LostPayload
+    from ledgerq.projections.rebuild import RebuildReport
     from ledgerq.projections.repair.salvage import SalvageReport
 
-__all__ = ["LOST", "lost_payload_json", "lost_payload_lines", "salvage_into"]
+__all__ = ["LOST", "lost_beside", "lost_payload_json", "lost_payload_lines", "salvage_into"]
 
 LOST: Final = 4
 _MAX_LINES: Final = 20
@@ -89,6 +90,7 @@ def _facts(report: "SalvageReport", into: str) -> Iterator[tuple[str, str]]:
         )
     if report.rebuilt.lost:
         yield "payloads", _lines([*lost_payload_lines(report.rebuilt.lost, len(report.rebuilt.lost))])
+    yield from lost_beside(report.rebuilt)
     yield "result", f"{into} {_result(report)}"
 
 
@@ -116,6 +118,10 @@ def _result(report: "SalvageReport") -> str:
         lost.append(f"offsets {report.end} to {stop - 1}" if stop > report.end else "perhaps the log's end")
     if report.rebuilt.lost:
         lost.append(f"the payloads of {len(report.rebuilt.lost)} jobs")
+    if report.rebuilt.lost_texts:
+        lost.append(plural(len(report.rebuilt.lost_texts), "text"))
+    if report.rebuilt.is_secret_new:
+        lost.append("the secret")
     return f"holds all that can be proven; lost: {', '.join(lost)}"
 
 
@@ -131,6 +137,18 @@ def lost_payload_lines(lost: "Sequence[LostPayload]", limit: int = _MAX_LINES) -
         yield f"job {job.job_id} of queue {job.queue}, offset {job.offset}, {what}: {why}"
     if len(lost) > limit:
         yield f"... and {len(lost) - limit} more, which --json names"
+
+
+def lost_beside(report: "RebuildReport") -> Iterator[tuple[str, str]]:
+    """Lines about the texts that are lost, and about a new secret."""
+    if report.lost_texts:
+        yield (
+            "texts",
+            f"lost those of the events at {', '.join(map(str, report.lost_texts[:_MAX_LINES]))}"
+            + (f" and {len(report.lost_texts) - _MAX_LINES} more" if len(report.lost_texts) > _MAX_LINES else ""),
+        )
+    if report.is_secret_new:
+        yield "secret", "it was missing, and is a new one: unique keys of unfinished jobs are not recognised"
 
 
 def lost_payload_json(lost: "LostPayload") -> dict[str, Any]:
@@ -170,4 +188,6 @@ def _json(report: "SalvageReport", into: str) -> dict[str, Any]:
         "jobs_by_queue": report.kept,
         "lost_jobs": [job._asdict() for job in report.lost_jobs],
         "lost_payloads": [lost_payload_json(lost) for lost in report.rebuilt.lost],
+        "lost_texts": report.rebuilt.lost_texts,
+        "secret_is_new": report.rebuilt.is_secret_new,
     }

@@ -9,10 +9,12 @@ from typing import Final
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import DuplicateJobId
 from ledgerq.eventlog.runtime.waits import to_the_end
+from ledgerq.eventlog.side_records import decode_payload, key_digest
 from ledgerq.projections.indexes import job_key, unique_key
 from ledgerq.projections.job import Job
+from ledgerq.projections.payloads import read_payload
 from ledgerq.worker.claims import EnqueueResult
-from ledgerq.worker.engine.new_job import KeyLocks, Prepared, key_digest
+from ledgerq.worker.engine.new_job import KeyLocks, Prepared
 from ledgerq.worker.engine.writer_state import WriterState
 
 __all__ = ["Admission"]
@@ -105,11 +107,17 @@ class Admission:
         if key is None or job.spec.unique_until == "claimed":
             yield None
             return
-        # Up to format 2 a job had its key itself, of which a later one has the digest.
-        wanted = [unique_key(job.spec.queue, one) for one in (key, key_digest(key, self._writer_state.log.secret))]
+        plain = await self._plain_key(job) or key
+        # Up to format 2 a job had its key itself; and the store's secret may be another than when this one was made.
+        kinds = dict.fromkeys((key, plain, key_digest(plain, self._writer_state.log.secret)))
+        wanted = [unique_key(job.spec.queue, one) for one in kinds]
         async with self._locks.hold(wanted):
             holders = await self.holders(wanted)
             yield next((holder for one in wanted if (holder := holders[one]) is not None), None)
+
+    async def _plain_key(self, job: Job) -> bytes | None:
+        value, _ = await read_payload(self._writer_state.log.store, job)
+        return None if value is None else decode_payload(value).unique_key
 
     def requeued(self, job: Job) -> None:
         """Remember that a requeued job holds its unique key again."""

@@ -4,19 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from ledgerq.eventlog.codec import DIGEST_BYTES, digest_of
+from ledgerq.eventlog.codec import digest_of
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes, new_job_id
 from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
 from ledgerq.eventlog.events import Enqueued, UniqueUntil
 from ledgerq.eventlog.keys import MAX_PRIORITY
-from ledgerq.eventlog.side_records import SALT_BYTES, PayloadRecord, encode_payload
+from ledgerq.eventlog.side_records import SALT_BYTES, PayloadRecord, encode_payload, key_digest
 from ledgerq.eventlog.writer import MAX_COMMIT_BYTES
 from ledgerq.worker.options import MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, to_ms
 
-__all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "key_digest", "prepare", "prepare_many"]
+__all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "prepare", "prepare_many"]
 
 MAX_BULK_JOBS: Final = 10_000
 _AT_ONCE: Final = 50
@@ -171,11 +170,6 @@ def _unique_key(key: str | bytes) -> bytes:
     if not 1 <= len(encoded) <= MAX_UNIQUE_KEY_BYTES:
         raise InvalidArgument(f"unique_key has {len(encoded)} bytes: 1 to {MAX_UNIQUE_KEY_BYTES} are allowed")
     return encoded
-
-
-def key_digest(key: bytes, secret: bytes) -> bytes:
-    """What stands for a unique key in the log and in the index: equal for equal keys, and no help in guessing them."""
-    return blake2b(key, key=secret, digest_size=DIGEST_BYTES).digest()
 
 
 class KeyLocks:

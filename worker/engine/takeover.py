@@ -10,6 +10,7 @@ from ledgerq.eventlog.errors import NotRebuilt
 from ledgerq.eventlog.events import FilesSetAside, WriterOpened
 from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.eventlog.runtime.event_loop import running_loop
+from ledgerq.eventlog.side_records import read_secret
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.indexes import CLAIMED
@@ -50,6 +51,11 @@ async def take_over(
         raise NotRebuilt(
             f"{store.location} has format {found}, and its indexes are to be brought to format {keys.FORMAT_VERSION}: "
             f"run `{rebuild_command(store.location)}` once (the log stays as it is)"
+        )
+    if found and await read_secret(store) is None:
+        raise NotRebuilt(
+            f"the secret of {store.location} is missing: run {rebuild_command(store.location)}, which makes a new one; "
+            "unique keys of unfinished jobs are not recognised then"
         )
     rolled_back_from = await log.start(accept_rollback=accept_rollback)
     view = LedgerView(log)

@@ -273,11 +273,11 @@ def test_a_payload_that_is_gone_or_changed_is_not_said_to_be_mended_by_a_rebuild
     rows: dict[bytes, bytes | None] = {keys.payload_key(1): value}
     asyncio.run(change_rows(ledger.url, rows))
     found = cli("audit", ledger.url, "--deep").out
-    what = "1 difference: these payloads are gone or damaged: a worker makes a dead letter of such a job, and a"
+    what = "1 difference: 1 payload gone or damaged: a worker makes a dead letter of such a job, and a"
     assert what in " ".join(found.split())
     asyncio.run(change_rows(ledger.url, {stats_key("mail"): None}))
     found = " ".join(cli("audit", ledger.url, "--deep").out.split())
-    assert f"2 differences: mend with rebuild-projections {ledger.url}, except for 1 payload, gone" in found
+    assert f"2 differences: mend with rebuild-projections {ledger.url}, except for 1 payload gone" in found
 
 
 def test_a_missing_payload_is_found_and_shown(cli: Cli, ledger: Ledger) -> None:

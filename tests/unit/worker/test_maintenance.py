@@ -7,7 +7,7 @@ import pytest
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.errors import JobNotFound, PayloadMissing, StoreUnavailable
-from ledgerq.eventlog.events import LeaseExpired, Promoted, Swept
+from ledgerq.eventlog.events import LeaseExpired, Nacked, Promoted, Swept
 from ledgerq.eventlog.side_records import encode_payload
 from ledgerq.projections.payloads import MISSING, UNREADABLE
 from ledgerq.worker.options import QueueOptions
@@ -16,6 +16,20 @@ from tests.support.operators import WHO
 from tests.support.rig import Rig, claim_all, payloads
 
 DAY_S = 24 * 3600
+
+
+async def test_a_text_that_comes_and_goes_in_one_commit_leaves_no_row() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue("q", b"")
+        (claim,) = await rig.queue.claim("q")
+        state = rig.queue._writer_state
+        job = state.claimed[claim.id]
+        dead = state.apply(job, Nacked(claim.id, "dead", 0, 1, False, "boom"))
+        assert dead is not None
+        assert state.apply(dead, Swept(claim.id)) is None
+        await rig.queue.log.committed()
+        assert not [key for key in rig.disk.rows if key.startswith(keys.TEXT_PREFIX)]
+        await rig.check()
 
 
 @pytest.mark.parametrize(("end", "kept_days"), [("done", 1), ("cancelled", 1), ("dead", 7)])

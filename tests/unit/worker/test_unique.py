@@ -4,7 +4,11 @@ import asyncio
 
 import pytest
 
+from ledgerq.eventlog.codec import digest_of
+from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import DuplicateJobId, InvalidState
+from ledgerq.eventlog.events import Enqueued
+from ledgerq.eventlog.side_records import encode_payload
 from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.options import NewJob
 from tests.support.loops import settle
@@ -280,3 +284,42 @@ async def test_a_job_id_used_again_in_the_commit_that_sweeps_its_old_job_leaves_
         await asyncio.gather(blocker, added)
         await rig.check()
         assert payloads(await rig.queue.claim("q", limit=2)) == [b"blocker", b"new"]
+
+
+async def enqueue_as_of_format_2(rig: Rig, key: bytes) -> str:
+    """A job whose event and index row hold the key itself, as up to format 2."""
+    log, id = rig.queue.log, rig.entropy.take(16)
+    sealed = encode_payload(bytes(16), None, b"old")
+    event = Enqueued(id, "q", 1000, 1, 0, key, "finished", len(sealed), digest_of(sealed))
+    log.append_payload(log.next_offset, sealed)
+    rig.queue._writer_state.apply(None, event)
+    await log.committed()
+    return job_id_text(id)
+
+
+async def test_a_unique_key_of_format_2_is_recognised() -> None:
+    async with Rig() as rig:
+        old = await enqueue_as_of_format_2(rig, b"k")
+        for _ in range(2):
+            assert (await rig.queue.enqueue("q", b"", unique_key="k")).job_id == old
+            (many,) = await rig.queue.enqueue_many("q", [NewJob(b"", unique_key="k")])
+            assert many.job_id == old
+            await rig.reopen()
+        assert (await rig.queue.enqueue("q", b"", unique_key="l")).created
+
+
+@pytest.mark.parametrize("is_older_first", [False, True])
+async def test_jobs_with_a_key_of_format_2_and_with_a_digest_are_not_requeued_beside_each_other(
+    is_older_first: bool,
+) -> None:
+    async with Rig() as rig:
+        jobs = [await enqueue_as_of_format_2(rig, b"k")]
+        (claim,) = await rig.queue.claim("q")
+        await rig.queue.nack(claim, "boom", dead=True)
+        jobs.append((await rig.queue.enqueue("q", b"new", unique_key="k")).job_id)
+        (claim,) = await rig.queue.claim("q")
+        await rig.queue.nack(claim, "boom", dead=True)
+        first, second = jobs if is_older_first else reversed(jobs)
+        await rig.queue.requeue(first, actor="a", reason="r")
+        with pytest.raises(InvalidState, match=first):
+            await rig.queue.requeue(second, actor="a", reason="r")
