@@ -27,7 +27,7 @@ from ledgerq.eventlog.codec import KIND_OF, NO_DIGEST, decode_batch, decode_head
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, ProjectionDrift
 from ledgerq.eventlog.locations import parse_location
-from ledgerq.eventlog.side_records import decode_payload, encode_payload
+from ledgerq.eventlog.side_records import decode_payload, decode_result, decode_text, encode_payload, encode_sealed
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import decode_job, index_entries, parse_key
 from ledgerq.projections.stats import QueueCounters
@@ -56,10 +56,10 @@ def events(data: bytes) -> None:
         for row in unpacker:
             rows.append(row)
     chosen = bytes(_KINDS[kind % len(_KINDS)] for kind in kinds[: len(rows)])
+    outer = (7, NO_DIGEST, 1_700_000_000_000, chosen, rows[: len(chosen)])
     with contextlib.suppress(ValueError, OverflowError):
-        _batch(
-            msgpack.packb((1, 7, NO_DIGEST, 1_700_000_000_000, chosen, rows[: len(chosen)]), unicode_errors="replace")
-        )
+        _batch(msgpack.packb((1, *outer), unicode_errors="replace"))
+        _batch(msgpack.packb((2, *outer, [0] * len(chosen)), unicode_errors="replace"))
 
 
 @contextlib.contextmanager
@@ -137,6 +137,16 @@ def payload(data: bytes) -> None:
         return
     assert decode_payload(encode_payload(*record)) == record
     json.dumps(descriptions.payload_json(record))
+
+
+def text(data: bytes) -> None:
+    """The row of a text or a result."""
+    for decode in (decode_text, decode_result):
+        try:
+            found = decode(data)
+        except ValueError:
+            continue
+        assert decode(encode_sealed(bytes(16), found)) == found
 
 
 def job(data: bytes) -> None:
@@ -316,6 +326,5 @@ def _folder() -> Path:
     return Path(folder.name)
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (batch, events, head, anchor, payload, job, stats, key, location, arguments)
-}
+_ALL = (batch, events, head, anchor, payload, text, job, stats, key, location, arguments)
+TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in _ALL}

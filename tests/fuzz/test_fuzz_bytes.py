@@ -16,13 +16,13 @@ from msgspec.structs import replace
 
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.codec import EVENT_TYPES, KIND_OF, NO_DIGEST, Head, decode_batch, decode_head, encode_batch, pack
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, ProjectionDrift
+from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument, LedgerError, LogCorrupt, ProjectionDrift
 from ledgerq.eventlog.events import Acked, Enqueued, Nacked, Promoted, QueuePaused, Rebuilt
 from ledgerq.eventlog.keys import FORMAT_KEY
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
-from ledgerq.eventlog.side_records import decode_payload, encode_payload
+from ledgerq.eventlog.side_records import PayloadRecord, decode_payload, decode_result, decode_text, encode_payload
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.job import born
@@ -96,8 +96,21 @@ def test_a_slot_of_an_anchor(value: bytes) -> None:
 @given(inputs("payload"))
 @example(pack((bytes(16), {"a": 5}, b"")))
 @example(pack((bytes(16), 5, b"")))
+@example(pack((bytes(16), None, b"", "key")))
+@example(pack((bytes(16), None, b"", None)))
+@example(pack((bytes(16), None, b"", b"key", b"more")))
 def test_a_payload_record(value: bytes) -> None:
     targets.payload(value)
+
+
+@fuzz
+@given(inputs("text"))
+@example(pack((bytes(16), 5)))
+@example(pack((bytes(16), "a", "b")))
+@example(pack(("salt", "a")))
+@example(pack("text"))
+def test_a_text(value: bytes) -> None:
+    targets.text(value)
 
 
 @fuzz
@@ -206,11 +219,28 @@ def test_every_field_of_every_event_is_checked() -> None:
                 decode_batch(0, pack((1, 7, NO_DIGEST, 5, bytes([KIND_OF[event_type]]), (row,))))
 
 
+@pytest.mark.parametrize(
+    "distances", [(), (0, 0), (-1,), (True,), (0.0,), ("0",), (2.5,), None, 0, b"\0"], ids=lambda given: repr(given)
+)
+def test_distances_that_are_not_one_number_for_each_event_are_corrupt(distances: Any) -> None:
+    row = (7, NO_DIGEST, 5, bytes([KIND_OF[Promoted]]), (Promoted(job_id(1)),))
+    assert decode_batch(0, pack((2, *row, (2**64 - 1,)))).distances == [2**64 - 1]
+    with pytest.raises(LogCorrupt):
+        decode_batch(0, pack((2, *row, distances)))
+
+
+@pytest.mark.parametrize(("version", "more"), [(1, ((0,),)), (2, ()), (3, ((0,),)), (2, ((0,), 0))])
+def test_a_version_and_the_fields_that_it_has_go_together(version: int, more: tuple[Any, ...]) -> None:
+    row = (7, NO_DIGEST, 5, bytes([KIND_OF[Promoted]]), (Promoted(job_id(1)),))
+    with pytest.raises((LogCorrupt, FormatTooNew)):
+        decode_batch(0, pack((version, *row, *more)))
+
+
 def test_an_encoding_that_is_not_the_shortest_means_the_same() -> None:
     """It is harmless: the chain digests the bytes as they are, and nothing is taken from another encoding of them."""
     short = one_event(Promoted(job_id(1)))
-    assert short[:3] == b"\x96\x01\x07"
-    long = b"\xdd\0\0\0\x06" + b"\xd3" + (1).to_bytes(8) + b"\xcd\0\x07" + short[3:]
+    assert short[:3] == b"\x97\x02\x07"
+    long = b"\xdd\0\0\0\x07" + b"\xd3" + (2).to_bytes(8) + b"\xcd\0\x07" + short[3:]
     found = decode_batch(0, long)
     assert found._replace(digest=b"") == decode_batch(0, short)._replace(digest=b"")
     assert found.digest != decode_batch(0, short).digest
@@ -222,6 +252,8 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "batch": lambda value: decode_batch(0, value),
     "head": decode_head,
     "payload": decode_payload,
+    "text": decode_text,
+    "result": decode_result,
     "job": decode_job,
     "stats": QueueCounters.decode,
 }
@@ -269,7 +301,7 @@ def test_a_large_value_is_read_all_the_same() -> None:
     events = [Enqueued(job_id(i), "mail", 1, 3, 0, None, "finished", 5, bytes(32)) for i in range(20_000)]
     value = encode_batch(7, NO_DIGEST, 5, bytes(KIND_OF[Enqueued] for _ in events), events, [0] * len(events))
     assert decode_batch(0, value).events == events
-    record = (bytes(16), {"name": "value"}, bytes(16 * MIB))
+    record = PayloadRecord(bytes(16), {"name": "value"}, bytes(16 * MIB), b"key")
     assert decode_payload(encode_payload(*record)) == record
 
 

@@ -82,9 +82,9 @@ class Load:
             await self.queue.ack(claim)
             self.report(f"acked {claim.job_id} {claim.offset}")
         elif chance < 0.8:
-            await self.queue.nack(claim, "boom")
+            await self.queue.nack(claim, f"boom at {claim.offset}")
         elif chance < 0.85:
-            await self.queue.nack(claim, "hopeless", dead=True)
+            await self.queue.nack(claim, f"hopeless at {claim.offset}", dead=True)
             self.report(f"dead {claim.job_id} -")
             self._dead = [*self._dead[-20:], claim.job_id]
         elif chance < 0.95:

@@ -12,8 +12,11 @@ from pathlib import Path
 from ledgerq.eventlog.clock import ManualClock, SystemClock
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.errors import JobNotFound, StoreNotFound
-from ledgerq.eventlog.events import Enqueued, LeaseExpired, Rebuilt, Record, WriterOpened
+from ledgerq.eventlog.events import Claimed, Enqueued, LeaseExpired, Nacked, Rebuilt, Record, Sealed, WriterOpened
+from ledgerq.eventlog.keys import text_key
 from ledgerq.eventlog.log import LogReader
+from ledgerq.eventlog.side_records import decode_text
+from ledgerq.eventlog.store import ReadStore
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.fold import Fold
 from ledgerq.worker.engine.decisions import LEASE_EXPIRED
@@ -36,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.002
 START_LIMIT_S = 60.0
 LOOKS = 20
+ERRORS = 200
 
 
 class Facts:
@@ -183,7 +187,25 @@ async def check_log(log: LogReader, facts: Facts, fold: Fold) -> Ledger:
     async for record in log.read():
         ledger.add(record)
     check_promises(facts, fold, ledger)
+    await check_errors(log.store, ledger)
     return ledger
+
+
+async def check_errors(store: ReadStore, ledger: Ledger) -> None:
+    """The newest errors that stand beside the log are those that were given for their claims."""
+    given: dict[int, int] = {}
+    for job in ledger.model.jobs.values():
+        claim = 0
+        for moment in job.life:
+            claim = moment.offset if isinstance(moment.event, Claimed) else claim
+            if isinstance(moment.event, Nacked) and not moment.event.released:
+                assert isinstance(moment.event.error, Sealed), f"the error at {moment.offset} stands in the log"
+                given[moment.offset] = claim
+    newest = sorted(given)[-ERRORS:]
+    for at, row in zip(newest, await store.get_many([text_key(at) for at in newest]), strict=True):
+        if row is not None:  # of a job that was swept it is gone
+            text = decode_text(row)
+            assert text in (f"boom at {given[at]}", f"hopeless at {given[at]}"), f"the error at {at} is {text!r}"
 
 
 async def read_and_check(url: str, facts: Facts) -> tuple[Fold, Ledger]:

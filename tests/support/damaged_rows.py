@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.memory import MemoryDisk
+from ledgerq.eventlog.side_records import key_digest
 from ledgerq.projections.fold import Transition
 from ledgerq.projections.indexes import (
     INDEX_PREFIX,
@@ -28,7 +29,6 @@ from ledgerq.projections.indexes import (
 )
 from ledgerq.projections.runner import Rows
 from ledgerq.projections.stats import QueueCounters
-from ledgerq.worker.engine.new_job import key_digest
 from ledgerq.worker.options import QueueOptions
 from tests.support.operators import WHO
 from tests.support.rig import Rig

@@ -49,8 +49,7 @@ async def check_ledger(
     """Prove every invariant on what is durable now.
 
     The jobs `without_payload` and the events `without_text` may have none (a test took it away). The anchor of a store
-    that is being written is newer
-    than a pinned view of it: then it is not `anchored`.
+    that is being written is newer than a pinned view of it: then it is not `anchored`.
     """
     store = MemoryReader(store_or_disk) if isinstance(store_or_disk, MemoryDisk) else store_or_disk
     log = LogReader(store, clock=ManualClock())

@@ -13,8 +13,8 @@ from ledgerq.eventlog.codec import digest_of
 from ledgerq.eventlog.entropy import SeededEntropy, job_id_ms
 from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
 from ledgerq.eventlog.keys import MAX_PRIORITY
-from ledgerq.eventlog.side_records import decode_payload
-from ledgerq.worker.engine.new_job import KeyLocks, Prepared, due_ms_of, key_digest, prepare
+from ledgerq.eventlog.side_records import decode_payload, key_digest
+from ledgerq.worker.engine.new_job import KeyLocks, Prepared, due_ms_of, prepare
 from ledgerq.worker.options import MAX_TIME_MS, QueueOptions
 from tests.support.histories import START_MS, quick
 from tests.support.loops import settle
