@@ -101,9 +101,24 @@ def _or_text(text: Text, texts: dict[Sealed, str]) -> Text:
 
 async def _texts(store: ReadStore, wanted: Iterable[Text | None]) -> dict[Sealed, str]:
     sealed = list({text: None for text in wanted if isinstance(text, Sealed)})
-    values = await store.get_many([text_key(one.at) for one in sealed]) if sealed else []
+    values = await _values(store, [text_key(one.at) for one in sealed]) if sealed else []
     found: dict[Sealed, str] = {}
     for one, value in zip(sealed, values, strict=True):
         if value is not None and not text_fault(one, value):
             found[one] = decode_text(value)
     return found
+
+
+async def _values(store: ReadStore, wanted: Sequence[bytes]) -> list[bytes | None]:
+    """The rows of these texts. One whose block is damaged is as good as gone, and no reason to show nothing else."""
+    try:
+        return await store.get_many(wanted)
+    except LogPoisoned:
+        pass  # perhaps of one row only: they are read one by one
+    values: list[bytes | None] = []
+    for key in wanted:
+        try:
+            values.append(await store.get(key))
+        except RowUnreadable as error:
+            values.append(error.found)
+    return values

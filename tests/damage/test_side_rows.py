@@ -27,6 +27,7 @@ from ledgerq.eventlog.codec import (
 )
 from ledgerq.eventlog.entropy import SeededEntropy
 from ledgerq.eventlog.events import Claimed, Event, Nacked, QueueResumed
+from ledgerq.eventlog.recovery.sorted_files import read_sst
 from ledgerq.eventlog.side_records import encode_sealed
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.stores import open_reader, open_store
@@ -340,3 +341,45 @@ def test_a_forged_life_is_named_by_its_offset_though_the_chain_is_whole(
     for left in (folder, folder.parent / "saved"):
         # Texts and payloads of jobs that lived on are still there, as far as the log goes.
         cli.ok("audit", left)
+
+
+# ---------------------------------------------------------------------- a damaged block of texts
+
+
+def test_a_damaged_block_of_texts_costs_its_texts_and_nothing_else(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+
+    async def fill() -> None:
+        async with Queue.open(str(folder)) as queue:
+            await queue.enqueue_many("mail", [b""] * 300)
+            while claims := await queue.claim("mail", limit=300):
+                await asyncio.gather(*(queue.nack(claim, "boom " * 60, dead=True) for claim in claims))
+
+    asyncio.run(fill())
+    for path in folder.glob("wal/*.sst"):
+        path.unlink()
+    (path,) = folder.glob("compacted/*.sst")
+    blocks = [
+        part
+        for part in read_sst(path.read_bytes())
+        if part.rows and all(row.key.startswith(keys.TEXT_PREFIX) for row in part.rows)
+    ]
+    block = blocks[len(blocks) // 2]
+    data = bytearray(path.read_bytes())
+    data[block.start + 8] ^= 1
+    path.write_bytes(data)
+    offsets = [keys.offset_of(row.key) for row in block.rows]
+    log = [line for line in cli.ok("log", folder, "--json").lines if line["offset"] in offsets]
+    for job_id in {line["job_id"] for line in log}:
+        for command in ("show", "history"):
+            assert "a text beside the log, with digest" in " ".join(cli.ok(command, folder, job_id).out.split())
+    assert len(cli.ok("jobs", folder, "mail", "--limit", 1000, "--json").lines) >= 300
+    found = cli("audit", folder, "--deep", "--json")
+    assert found.code == 1
+    assert [row["key"] for row in found.json["differences"]] == [f"offset {at}" for at in offsets]
+    copied = cli.ok("rebuild-projections", folder, "--into", tmp_path / "copy", "--json").json
+    assert (copied["lost_texts"], copied["lost_payloads"]) == (offsets, [])
+    saved = cli("rebuild-projections", folder, "--into", tmp_path / "saved", "--salvage", "--json")
+    assert (saved.code, saved.json["lost_texts"], saved.json["promised_is_there"]) == (4, offsets, True)
+    told = cli("rebuild-projections", folder, "--into", tmp_path / "told", "--salvage")
+    assert f"lost: {len(offsets)} texts" in " ".join(told.out.split())

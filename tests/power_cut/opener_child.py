@@ -135,10 +135,14 @@ class Trial:
             assert not self._facts.enqueued, "jobs were reported, and there is nothing to salvage"
             return
         assert report.is_reached, f"salvaged in part: {report}"
-        store, lost = MemoryReader(disk), {letter.job for letter in report.rebuilt.lost}
-        fold = await check_ledger(store, without_payload={job.id for job in lost})
-        # A commit that was not reported may be there in part: its events, and not the payloads.
+        rebuilt = report.rebuilt
+        store, lost = MemoryReader(disk), {letter.job for letter in rebuilt.lost}
+        fold = await check_ledger(store, without_payload={job.id for job in lost}, without_text=rebuilt.lost_texts)
+        # A commit that was not reported may be there in part: its events, and not the payloads and texts.
         assert not {job.job_id for job in lost} & self._facts.enqueued.keys(), f"salvaged in part: {report}"
+        last = rebuilt.verified.head.base_offset
+        assert all(at >= last for at in rebuilt.lost_texts), f"salvaged in part: {report}"
+        assert not (rebuilt.is_secret_new and self._facts.enqueued), f"salvaged in part: {report}"
         if not lost:
             await check_log(LogReader(store, clock=clock), self._facts, fold)
 

@@ -152,9 +152,11 @@ async def break_and_rebuild(ask: Mapping[str, Any]) -> None:
 
 
 async def damage_indexes(store: Store, seed: int) -> None:
-    """Take away, alter and add rows of the indexes."""
+    """Take away, alter and add rows of the indexes; now and then the secret is gone too."""
     rng = random.Random(seed)
     batch = store.batch()
+    if rng.randrange(3) == 0:
+        batch.delete(keys.SECRET_KEY)
     async for page in store.scan(INDEX_PREFIX, keys.after_prefix(INDEX_PREFIX)):
         for key, value in page:
             what = rng.randrange(4)
@@ -190,6 +192,8 @@ async def check(ask: Mapping[str, Any]) -> None:
         "expired": ledger.expired,
         "promoted": ledger.promoted,
         "rebuilt": ledger.rebuilt,
+        "secrets": ledger.secrets,
+        "errors": ledger.errors,
         "writers": ledger.writers,
     }
     Path(ask["folder"], "seen").write_text(json.dumps(seen))

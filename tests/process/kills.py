@@ -12,7 +12,17 @@ from pathlib import Path
 from ledgerq.eventlog.clock import ManualClock, SystemClock
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.errors import JobNotFound, StoreNotFound
-from ledgerq.eventlog.events import Claimed, Enqueued, LeaseExpired, Nacked, Rebuilt, Record, Sealed, WriterOpened
+from ledgerq.eventlog.events import (
+    SECRET,
+    Claimed,
+    Enqueued,
+    LeaseExpired,
+    Nacked,
+    Rebuilt,
+    Record,
+    Sealed,
+    WriterOpened,
+)
 from ledgerq.eventlog.keys import text_key
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.side_records import decode_text
@@ -104,7 +114,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.model = Model()
-        self.expired = self.writers = self.rebuilt = 0
+        self.expired = self.writers = self.rebuilt = self.secrets = self.errors = 0
 
     def add(self, record: Record) -> None:
         """Take one record in; an AssertionError names what must not be."""
@@ -114,6 +124,7 @@ class Ledger:
         self.expired += isinstance(event, LeaseExpired) and event.reason == LEASE_EXPIRED
         self.writers += isinstance(event, WriterOpened)
         self.rebuilt += isinstance(event, Rebuilt)
+        self.secrets += isinstance(event, Rebuilt) and SECRET in event.names
         try:
             self.model.apply(record.offset, record.time_ms, event)
         except Violation as violation:
@@ -206,6 +217,7 @@ async def check_errors(store: ReadStore, ledger: Ledger) -> None:
         if row is not None:  # of a job that was swept it is gone
             text = decode_text(row)
             assert text in (f"boom at {given[at]}", f"hopeless at {given[at]}"), f"the error at {at} is {text!r}"
+            ledger.errors += 1
 
 
 async def read_and_check(url: str, facts: Facts) -> tuple[Fold, Ledger]:
