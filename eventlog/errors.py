@@ -261,9 +261,8 @@ class ProjectionFailed(LedgerError):
 
 
 class NotRebuilt(LedgerError):
-    """The indexes are incomplete (a rebuild was interrupted) or of an older format, or the store's secret is missing.
-
-    Run `rebuild-projections`.
+    """The indexes are incomplete (a rebuild was interrupted) or of an older format, or the store's secret is missing:
+    run `rebuild-projections`.
     """
 
 

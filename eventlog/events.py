@@ -232,8 +232,8 @@ class WriterClosed(Fact, frozen=True):
 class Rebuilt(Fact, frozen=True):
     """Projections were made anew from the log: `rows_put` and `rows_deleted` say how many rows that took.
 
-    `names`: which; `SECRET` among them when the store's secret was missing, and a new one was made: a unique key has
-    another digest from here on.
+    `names`: which; "the secret" is among them when the store's secret was missing, and a new one was made: a unique key
+    has another digest from here on.
     """
 
     actor: str

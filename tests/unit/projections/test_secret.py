@@ -111,7 +111,7 @@ async def test_a_job_from_before_a_new_secret_is_not_requeued_beside_one_with_it
 async def test_a_deep_audit_names_each_unfinished_job_whose_key_the_secret_does_not_lead_to() -> None:
     async with Rig() as rig:
         job_id = await keyed(rig)
-        rig.disk.rows[keys.SECRET_KEY] = OTHER
+        secret, rig.disk.rows[keys.SECRET_KEY] = rig.disk.rows[keys.SECRET_KEY], OTHER
         assert (await audited(rig.disk)).clean
         (difference,) = (await audited(rig.disk, deep=True)).differences
         assert difference.range_name == "secret"
@@ -119,6 +119,7 @@ async def test_a_deep_audit_names_each_unfinished_job_whose_key_the_secret_does_
         queue = await rig.open()
         await queue.cancel(job_id, **WHO)
         assert (await audited(rig.disk, deep=True)).clean
+        rig.disk.rows[keys.SECRET_KEY] = secret
 
 
 @pytest.mark.parametrize("found", [None, b"short"])
