@@ -20,6 +20,7 @@ from ledgerq.eventlog.events import (
     Sealed,
 )
 from ledgerq.eventlog.keys import MAX_PRIORITY, MAX_QUEUE_NAME_BYTES
+from ledgerq.eventlog.terms import decode_terms
 from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
 from ledgerq.projections.job_table import JobTable
 from ledgerq.projections.stats import QueueCounters
@@ -32,6 +33,13 @@ _TRANSITIONS: Final[dict[type[Event], Mapping[str, tuple[str, ...]]]] = dict(TRA
 @lru_cache(1000)
 def _is_name(queue: str) -> bool:
     return 1 <= len(queue.encode()) <= MAX_QUEUE_NAME_BYTES and "\0" not in queue
+
+
+def _check_terms(offset: int, terms: bytes) -> None:
+    try:
+        decode_terms(terms)
+    except ValueError as error:
+        raise LogCorrupt(offset, str(error)) from error
 
 
 class Transition(NamedTuple):
@@ -124,6 +132,8 @@ class Fold:
             assert isinstance(event, Enqueued)
             if not (_is_name(event.queue) and 0 <= event.priority <= MAX_PRIORITY):
                 raise LogCorrupt(offset, "the enqueued job's queue name or priority is none that a job can have")
+            if event.terms is not None:
+                _check_terms(offset, event.terms)
             queue, after = event.queue, born(event, offset, time_ms)
         else:
             queue, after = before.spec.queue, evolve(before, event, offset, time_ms)
