@@ -32,6 +32,7 @@ from ledgerq.eventlog.events import (
     WriterOpened,
 )
 from ledgerq.eventlog.side_records import PayloadRecord
+from ledgerq.eventlog.terms import decode_terms
 from ledgerq.projections.job import Job
 from ledgerq.projections.stats import QueueStats
 from ledgerq.tools.console.output import json_bytes, local_time, shorten, utc_time
@@ -47,6 +48,7 @@ __all__ = [
     "payload_json",
     "record_json",
     "record_line",
+    "result_json",
     "stats_json",
     "stats_table",
     "time_json",
@@ -92,6 +94,10 @@ def _event_json(event: Event) -> dict[str, Any]:
             fields |= _key_json(value)
         elif name in ("error", "reason"):
             fields[name] = _text_json(value)
+        elif name == "result":
+            fields["result_digest"] = None if value is None else value.digest.hex()
+        elif name == "terms":
+            fields["task"] = None if value is None else decode_terms(value).task or None
         elif isinstance(value, bytes):
             fields[name] = json_bytes(value)
         else:
@@ -131,7 +137,8 @@ def event_text(event: Event) -> str:
             by = f" by {event.worker}" if event.worker else ""
             return f"attempt {event.attempt}, lease {event.lease_ms / 1000:g} s{by}"
         case Acked():
-            return f"kept until {local_time(event.sweep_at_ms)}"
+            result = "" if event.result is None else f", a result of {event.result.size_bytes} bytes"
+            return f"kept until {local_time(event.sweep_at_ms)}{result}"
         case Nacked():
             due = f" at {local_time(event.due_ms)}" if event.due_ms else ""
             released = ", attempt not counted" if event.released else ""
@@ -158,7 +165,8 @@ def event_text(event: Event) -> str:
 
 
 def _enqueued_text(event: Enqueued) -> str:
-    parts = [f"queue {event.queue}", f"priority {event.priority}", f"up to {event.max_attempts} attempts"]
+    task = [] if event.terms is None else [f"task {decode_terms(event.terms).task}"]
+    parts = [f"queue {event.queue}", *task, f"priority {event.priority}", f"up to {event.max_attempts} attempts"]
     parts.append(f"payload record of {event.payload_bytes} bytes")
     if event.due_ms:
         parts.append(f"due {local_time(event.due_ms)}")
@@ -178,6 +186,7 @@ def job_json(job: Job) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
         "queue": job.queue,
+        "task": job.task,
         "state": job.state,
         "priority": job.priority,
         "attempt": job.attempt,
@@ -189,6 +198,8 @@ def job_json(job: Job) -> dict[str, Any]:
         "worker": job.worker,
         "lease_ms": job.lease_ms or None,
         "error": _text_json(job.last_error) or None,
+        "error_type": job.error_type or None,
+        "result_digest": None if job.result is None else job.result.digest.hex(),
         "cancel_request": None if request is None else {"actor": request[0], "reason": _text_json(request[1])},
         **_key_json(spec.unique_key),
         "unique_until": None if spec.unique_key is None else spec.unique_until,
@@ -208,6 +219,11 @@ def payload_json(record: PayloadRecord | None) -> dict[str, Any]:
     return {"headers": record.headers or {}, "payload": payload, "payload_bytes": len(record.payload), **key}
 
 
+def result_json(result: bytes | None) -> dict[str, Any]:
+    """What a job's handler returned; null when that is nothing, or gone."""
+    return {"result": None if result is None else json_bytes(result)}
+
+
 def job_row(job: Job) -> list[str]:
     """A job as a row under `JOB_COLUMNS`."""
     return [
@@ -222,11 +238,12 @@ def job_row(job: Job) -> list[str]:
     ]
 
 
-def job_facts(job: Job, record: PayloadRecord | None) -> list[tuple[str, str]]:
+def job_facts(job: Job, record: PayloadRecord | None, result: bytes | None = None) -> list[tuple[str, str]]:
     """A job's state as names and values; what does not apply is left out."""
     facts = [
         ("job", job.job_id),
         ("queue", job.queue),
+        *([] if job.task is None else [("task", job.task)]),
         ("state", job.state),
         ("priority", str(job.priority)),
         ("attempts", f"{job.attempt}/{job.max_attempts}"),
@@ -255,6 +272,8 @@ def job_facts(job: Job, record: PayloadRecord | None) -> list[tuple[str, str]]:
         facts += [(f"header {name}", value) for name, value in (record.headers or {}).items()]
         facts.append(("bytes", str(len(record.payload))))
         facts.append(("payload", _payload_text(record.payload)))
+    if result is not None:
+        facts.append(("result", _payload_text(result)))
     return facts
 
 
