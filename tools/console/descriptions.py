@@ -8,6 +8,7 @@ from msgspec.structs import asdict
 
 from ledgerq.eventlog.codec import DIGEST_BYTES
 from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.errors import FormatTooNew
 from ledgerq.eventlog.events import (
     STATES,
     Acked,
@@ -97,7 +98,7 @@ def _event_json(event: Event) -> dict[str, Any]:
         elif name == "result":
             fields["result_digest"] = None if value is None else value.digest.hex()
         elif name == "terms":
-            fields["task"] = None if value is None else decode_terms(value).task or None
+            fields["task"] = _task(value)
         elif isinstance(value, bytes):
             fields[name] = json_bytes(value)
         else:
@@ -165,7 +166,7 @@ def event_text(event: Event) -> str:
 
 
 def _enqueued_text(event: Enqueued) -> str:
-    task = [] if event.terms is None else [f"task {decode_terms(event.terms).task}"]
+    task = [] if event.terms is None else [f"task {_task(event.terms)}"]
     parts = [f"queue {event.queue}", *task, f"priority {event.priority}", f"up to {event.max_attempts} attempts"]
     parts.append(f"payload record of {event.payload_bytes} bytes")
     if event.due_ms:
@@ -173,6 +174,14 @@ def _enqueued_text(event: Enqueued) -> str:
     if event.unique_key is not None:
         parts.append(f"unique key with digest {event.unique_key.hex()[:16]} until {event.unique_until}")
     return ", ".join(parts)
+
+
+def _task(terms: bytes | None) -> str | None:
+    """The task that a job is for; of terms that are damaged, or of a newer version, that they can't be read."""
+    try:
+        return None if terms is None else decode_terms(terms).task or None
+    except (ValueError, FormatTooNew):
+        return "(terms that this version can't read)"
 
 
 def _key_text(key: bytes) -> str:
@@ -186,7 +195,7 @@ def job_json(job: Job) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
         "queue": job.queue,
-        "task": job.task,
+        "task": _task(spec.terms),
         "state": job.state,
         "priority": job.priority,
         "attempt": job.attempt,
@@ -243,7 +252,7 @@ def job_facts(job: Job, record: PayloadRecord | None, result: bytes | None = Non
     facts = [
         ("job", job.job_id),
         ("queue", job.queue),
-        *([] if job.task is None else [("task", job.task)]),
+        *([] if job.spec.terms is None else [("task", str(_task(job.spec.terms)))]),
         ("state", job.state),
         ("priority", str(job.priority)),
         ("attempts", f"{job.attempt}/{job.max_attempts}"),
