@@ -8,7 +8,7 @@
 What else `from ledgerq import ...` gives:
 
     queues      QueueOptions, NewJob, StoreOptions, and what is returned: EnqueueResult, Claim, Job, Page, QueueStats
-    workers     JobContext, Retry, Dead, Metrics; WorkerQueue is what a worker needs of a queue
+    workers     JobContext, Retry, Snooze, Dead, Metrics; WorkerQueue is what a worker needs of a queue
     the log     events, its events; Projection and Transition, for a projection of your own
     tests       ManualClock, MemoryStore, MemoryDisk; Clock, SystemClock
     errors      LedgerError and, below it, InvalidArgument, JobNotFound, ClaimLost, Fenced, StoreInUse and all others
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from ledgerq.worker.options import QueueOptions as QueueOptions
     from ledgerq.worker.outcomes import Dead as Dead
     from ledgerq.worker.outcomes import Retry as Retry
+    from ledgerq.worker.outcomes import Snooze as Snooze
     from ledgerq.worker.queue import Queue as Queue
     from ledgerq.worker.worker import Worker as Worker
     from ledgerq.worker.worker_queue import WorkerQueue as WorkerQueue
@@ -121,6 +122,7 @@ _HOME = {
     "QueueOptions": "ledgerq.worker.options",
     "Dead": "ledgerq.worker.outcomes",
     "Retry": "ledgerq.worker.outcomes",
+    "Snooze": "ledgerq.worker.outcomes",
     "claims": "ledgerq.worker.claim_stream",
     "Queue": "ledgerq.worker.queue",
     "JobContext": "ledgerq.worker.execution",

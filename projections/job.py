@@ -64,7 +64,7 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     claim; else when it was finished. `texts` are the offsets of its events whose texts or results stand beside the
     log, the last `MAX_OFFSETS` of them: those of older ones are deleted. `error_type` is the exception's class of
     `last_error`, `result` the place of what the handler returned, `crashes` how many tries in a row ended their
-    process.
+    process, `snoozes` how often in a row it was given back to be tried later.
     """
 
     spec: Enqueued
@@ -87,6 +87,7 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     error_type: str = ""
     result: Sealed | None = None
     crashes: int = 0
+    snoozes: int = 0
 
     @property
     def error(self) -> str:
@@ -146,7 +147,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     cancel_request: tuple[str, Text] | None = None
     state: State
     text: Text | None = None
-    error_type, result, crashes = job.error_type, job.result, job.crashes
+    error_type, result, crashes, snoozes = job.error_type, job.result, job.crashes, job.snoozes
     match event:
         case Claimed():
             state, attempt = "claimed", event.attempt
@@ -159,12 +160,15 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             state, due_ms, sweep_at_ms, error = event.to, event.due_ms, event.sweep_at_ms, event.error
             text, error_type = error, event.error_type
             attempt -= event.released
-            crashes = crashes if event.released else 0
+            if not event.released:
+                crashes = snoozes = 0
+            elif event.to == "scheduled":
+                crashes, snoozes = 0, snoozes + 1  # the handler itself asked for it
             since_ms = due_ms or time_ms
             held = held and state != "dead"
         case LeaseExpired():
             state, sweep_at_ms, error, error_type = event.to, event.sweep_at_ms, event.reason, ""
-            crashes += event.crashed
+            crashes, snoozes = crashes + event.crashed, 0
             held = held and state != "dead"
         case Promoted():
             state, since_ms = "pending", job.since_ms
@@ -177,7 +181,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         case DeadLettered():
             state, sweep_at_ms, error, held, error_type = "dead", event.sweep_at_ms, event.reason, False, ""
         case Requeued():
-            state, attempt, crashes, text = "pending", 0, 0, event.reason
+            state, attempt, crashes, snoozes, text = "pending", 0, 0, 0, event.reason
             held = job.spec.unique_key is not None and job.spec.unique_until == "finished"
         case Swept():
             return None
@@ -206,4 +210,5 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         error_type,
         result,
         crashes,
+        snoozes,
     )

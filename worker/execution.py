@@ -122,7 +122,7 @@ class Settler(Protocol):
     async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
         """Nack a claim, as `Queue.nack` does."""
 
-    async def release(self, claim: Claim, reason: str = "released") -> None:
+    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
         """Release a claim, as `Queue.release` does."""
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:

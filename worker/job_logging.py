@@ -14,7 +14,7 @@ from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.engine import decisions
-from ledgerq.worker.outcomes import Dead, Retry, plain_text
+from ledgerq.worker.outcomes import Dead, Retry, Snooze, plain_text
 
 __all__ = ["EndedClaims", "Outcome", "say_interrupted", "say_outcome"]
 
@@ -35,6 +35,8 @@ def say_outcome(claim: Claim, outcome: Outcome, error: BaseException | None, tim
     elif outcome in ("cancelled", "released"):
         level, event = logging.INFO, f"job_{outcome}"
         what = "stopped, its cancellation was requested" if outcome == "cancelled" else "given back, the worker ends"
+        if isinstance(error, Snooze):
+            event, what = "job_snoozed", f"put off for {error.delay:g} s: {plain_text(error)}"
     elif outcome == "lost":
         level, event = logging.WARNING, "claim_lost"
         ending = "given up" if isinstance(error, asyncio.CancelledError) else "its result doesn't count"
@@ -115,7 +117,7 @@ def _say_ended(job: Job, why: str, left_out: str) -> None:
         "job %s (%s): %s, it is %s now (attempt %d of %d)%s",
         job.job_id,
         job.queue,
-        why,
+        job.error if dead else why,
         job.state,
         job.attempt,
         job.max_attempts,

@@ -9,7 +9,7 @@ from typing import Final
 from ledgerq.eventlog.runtime import threads
 from ledgerq.worker.options import seconds_ms
 
-__all__ = ["Dead", "Retry", "error_text", "plain_text"]
+__all__ = ["Dead", "Retry", "Snooze", "error_text", "plain_text"]
 
 _ERROR_LINES: Final = 12
 _ERROR_CHARS: Final = 2000
@@ -30,6 +30,15 @@ class Retry(Exception):
         super().__init__(why)
         if delay is not None:
             seconds_ms("delay", delay)
+        self.delay = delay
+
+
+class Snooze(Exception):
+    """Raised by a handler: not now, try again in `delay` seconds; the try is not counted. 1,000 in a row are too many."""
+
+    def __init__(self, delay: float, why: str = "the handler put the job off") -> None:
+        super().__init__(why)
+        seconds_ms("delay", delay)
         self.delay = delay
 
 

@@ -246,10 +246,14 @@ class Queue:
         delay_ms = None if delay is None else seconds_ms("delay", delay)
         await settlement.nack(self._core, claim, error, delay_ms=delay_ms, dead=dead)
 
-    async def release(self, claim: Claim, reason: str = "released") -> None:
-        """Give the claim back unused: the job is pending at once and the attempt is not counted. Raises `ClaimLost`."""
+    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
+        """Give the claim back unused: pending at once or due in `delay` seconds, the try not counted.
+
+        A job that is put off 1,000 times in a row is dead. Raises `ClaimLost`.
+        """
         self._log.check()
-        await settlement.release(self._core, claim, reason)
+        delay_ms = 0 if delay is None else seconds_ms("delay", delay)
+        await settlement.release(self._core, claim, reason, delay_ms=delay_ms)
 
     async def extend(self, claim: Claim, lease: float) -> Claim:
         """Renew the lease to `lease` seconds from now; returns the claim with its new end. Raises `ClaimLost`."""

@@ -17,7 +17,7 @@ from ledgerq.worker.claims import Claim
 from ledgerq.worker.execution import Handler, JobContext, Settler, Trace, Tracer
 from ledgerq.worker.job_logging import Outcome, say_outcome
 from ledgerq.worker.metrics.worker_metrics import WorkerMeters
-from ledgerq.worker.outcomes import Dead, Retry, error_text, plain_text
+from ledgerq.worker.outcomes import Dead, Retry, Snooze, error_text, plain_text
 
 __all__ = ["Runner", "Running", "StopReason"]
 
@@ -209,6 +209,9 @@ class Running:
             return "cancelled"
         if self.stopped == "timeout":
             await queue.nack(claim, f"timed out after {(self._handler.timeout_ms or 0) / 1000:g} s")
+        elif isinstance(error, Snooze):
+            await queue.release(claim, plain_text(error), delay=error.delay)
+            return "released"
         elif isinstance(error, Dead):
             await queue.nack(claim, plain_text(error) or "dead", dead=True)
         elif isinstance(error, Retry):

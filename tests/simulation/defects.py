@@ -234,6 +234,11 @@ def attempts_without_end(patch: Patch) -> None:
     patch.setattr(decisions, "expire", expire)
 
 
+def crashes_not_counted(patch: Patch) -> None:
+    """A claim that ended with its process is no crash."""
+    patch.setattr(decisions, "counts_as_crash", lambda claims, *, orderly=False: False)
+
+
 def counters_drift(patch: Patch) -> None:
     """Claims given back are not counted."""
     real = stats.stats_delta
@@ -562,6 +567,7 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         failed_commit_taken_for_durable,
         unique_keys_not_looked_up,
         attempts_without_end,
+        crashes_not_counted,
         counters_drift,
         newest_first,
         hints_lead,

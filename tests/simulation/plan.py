@@ -60,6 +60,7 @@ def make_plan(seed: int) -> Plan:
         "every other": {"max_attempts": rng.choice((1, 4)), "ready_window": rng.choice((1, 3, 1000))},
     }
     # By a generator of its own, so that the other draws of a seed stay what they were.
+    settings["max_crashes"] = random.Random(f"crashes {seed}").choice((None, 1, 2, 3))
     settings["overlap"] = random.Random(f"overlap {seed}").random() < 0.5
     old = random.Random(f"format 2 {seed}")
     settings["format 2"] = old.choices(queues, k=old.randrange(1, 5)) if old.random() < 0.2 else []

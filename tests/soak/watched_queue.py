@@ -94,9 +94,9 @@ class WatchedQueue(QueueRelay):
         """See `Queue.nack`."""
         await self._settle("N", claim, self.queue.nack(claim, error, delay, dead))
 
-    async def release(self, claim: Claim, reason: str = "released") -> None:
+    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
         """See `Queue.release`."""
-        await self._settle("R", claim, self.queue.release(claim, reason))
+        await self._settle("R", claim, self.queue.release(claim, reason, delay))
 
     async def _settle(self, kind: str, claim: Claim, call: Any) -> None:
         try:

@@ -65,12 +65,12 @@ async def nack(core: Core, claim: Claim, error: str, *, delay_ms: int | None, de
     await _settle(core, claim, job, events)
 
 
-async def release(core: Core, claim: Claim, reason: str) -> None:
+async def release(core: Core, claim: Claim, reason: str, *, delay_ms: int = 0) -> None:
     """Release a claim, as `Queue.release` does."""
     async with core.refusing():
         job = core.writer_state.claimed.get(claim.id)
         options, now_ms = core.options(claim.queue), core.clock.now_ms()
-        events = decisions.release(job, claim.offset, options=options, now_ms=now_ms, error=reason)
+        events = decisions.release(job, claim.offset, options=options, now_ms=now_ms, error=reason, delay_ms=delay_ms)
     await _settle(core, claim, job, events)
 
 

@@ -190,7 +190,7 @@ class Double:
         """Failed."""
         self._settled(claim, "nack", error.splitlines()[-1], delay, dead)
 
-    async def release(self, claim: Claim, reason: str = "released") -> None:
+    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
         """Given back."""
         self._settled(claim, "release", reason)
 
