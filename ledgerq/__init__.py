@@ -8,6 +8,7 @@
 What else `from ledgerq import ...` gives:
 
     queues      QueueOptions, NewJob, StoreOptions, and what is returned: EnqueueResult, Claim, Job, Page, QueueStats
+    operators   Filter, the jobs of a bulk change, and BulkResult
     workers     JobContext, Retry, Snooze, Dead, Metrics; WorkerQueue is what a worker needs of a queue
     the log     events, its events; Projection and Transition, for a projection of your own
     tests       ManualClock, MemoryStore, MemoryDisk; Clock, SystemClock
@@ -57,8 +58,10 @@ if TYPE_CHECKING:
     from ledgerq.projections.fold import Transition as Transition
     from ledgerq.projections.job import Job as Job
     from ledgerq.projections.runner import Projection as Projection
+    from ledgerq.projections.selection import Filter as Filter
     from ledgerq.projections.stats import QueueStats as QueueStats
     from ledgerq.projections.view import Page as Page
+    from ledgerq.worker.bulk import BulkResult as BulkResult
     from ledgerq.worker.claim_stream import claims as claims
     from ledgerq.worker.claims import Claim as Claim
     from ledgerq.worker.claims import EnqueueResult as EnqueueResult
@@ -113,8 +116,10 @@ _HOME = {
     "Transition": "ledgerq.projections.fold",
     "Projection": "ledgerq.projections.runner",
     "Job": "ledgerq.projections.job",
+    "Filter": "ledgerq.projections.selection",
     "QueueStats": "ledgerq.projections.stats",
     "Page": "ledgerq.projections.view",
+    "BulkResult": "ledgerq.worker.bulk",
     "Claim": "ledgerq.worker.claims",
     "EnqueueResult": "ledgerq.worker.claims",
     "Metrics": "ledgerq.worker.metrics.endpoint",

@@ -17,6 +17,7 @@ from ledgerq.eventlog.events import (
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     Enqueued,
     JobEvent,
     LeaseExpired,
@@ -49,6 +50,7 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
         Requeued: {"dead": ("pending",)},
         Swept: {"done": ("gone",), "dead": ("gone",), "cancelled": ("gone",)},
         DeadLettered: {"pending": ("dead",), "scheduled": ("dead",), "claimed": ("dead",)},
+        Deleted: {"done": ("gone",), "dead": ("gone",), "cancelled": ("gone",)},
     }
 )
 
@@ -183,7 +185,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         case Requeued():
             state, attempt, crashes, snoozes, text = "pending", 0, 0, 0, event.reason
             held = job.spec.unique_key is not None and job.spec.unique_until == "finished"
-        case Swept():
+        case Swept() | Deleted():
             return None
         case Enqueued():
             return born(event, offset, time_ms)

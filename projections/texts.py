@@ -13,7 +13,16 @@ from ledgerq.eventlog.side_records import decode_text
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.job import Job
 
-__all__ = ["CHANGED", "MISSING", "StoredText", "jobs_with_texts", "records_with_texts", "stored_texts", "text_fault"]
+__all__ = [
+    "CHANGED",
+    "MISSING",
+    "StoredText",
+    "jobs_with_texts",
+    "records_with_texts",
+    "stored_texts",
+    "text_fault",
+    "text_of",
+]
 
 MISSING: Final = "the text is missing"
 UNREADABLE: Final = "the text can't be read: its block in a file of the store is damaged"
@@ -97,6 +106,11 @@ def _with_text(record: Record, texts: dict[Sealed, str]) -> Record:
 
 def _or_text(text: Text, texts: dict[Sealed, str]) -> Text:
     return texts.get(text, text) if isinstance(text, Sealed) else text
+
+
+async def text_of(store: ReadStore, text: Text) -> str | None:
+    """A text; None for one that is not there any more."""
+    return text if isinstance(text, str) else (await _texts(store, [text])).get(text)
 
 
 async def _texts(store: ReadStore, wanted: Iterable[Text | None]) -> dict[Sealed, str]:

@@ -34,7 +34,7 @@ class Retry(Exception):
 
 
 class Snooze(Exception):
-    """Raised by a handler: not now, try again in `delay` seconds; the try is not counted. 1,000 in a row are too many."""
+    """Raised by a handler: not now, try again in `delay` seconds. The try does not count; 1,000 in a row end it."""
 
     def __init__(self, delay: float, why: str = "the handler put the job off") -> None:
         super().__init__(why)

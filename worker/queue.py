@@ -23,6 +23,7 @@ from ledgerq.projections.metrics.counters import DEFAULT_LIMIT_QUEUES
 from ledgerq.projections.runner import Projection
 from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import Page
+from ledgerq.worker.bulk import Bulk
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.engine import commands, decisions, settlement
 from ledgerq.worker.engine.core import DEFAULT_OPTIONS, Core, open_core
@@ -52,6 +53,8 @@ class Queue:
         self._dispatcher = core.dispatcher
         self._clock = core.clock
         self._gauges = QueueGauges(core)
+        self.bulk = Bulk(core)
+        """Changes of many jobs at once."""
         self._enqueuer = Enqueuer(core) if tracer_provider is None else traced_enqueuer(core, tracer_provider)
         self._tracer_provider = tracer_provider
 

@@ -12,10 +12,13 @@ from typing import Any, Final
 
 from ledgerq.eventlog.events import (
     Acked,
+    BulkBegan,
+    BulkEnded,
     Cancelled,
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     Enqueued,
     Event,
     LeaseExpired,
@@ -29,6 +32,7 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
+from tests.model import bulks
 from tests.model.records import UNFINISHED, ModelJob, Moment, QueueCounts, Violation
 
 _MAX_SUSPECTS: Final = 12
@@ -46,6 +50,7 @@ _COUNTED: Final[dict[type[Any], str]] = {
     Cancelled: "cancelled",
     Requeued: "requeued",
     Swept: "swept",
+    Deleted: "deleted",
     DeadLettered: "dead_lettered",
 }
 
@@ -98,14 +103,18 @@ class Model:
         """The counters of a queue."""
         return self.queues.setdefault(queue, QueueCounts())
 
-    def apply(self, offset: int, time_ms: int, event: Event) -> None:
-        """Apply one durable event; raises `Violation`."""
+    def apply(self, offset: int, time_ms: int, event: Event, bulk: int = -1) -> None:
+        """Apply one durable event; `bulk` is the offset of the event that has its reason. Raises `Violation`."""
         self.time_ms = time_ms
-        if isinstance(event, QueuePaused | QueueResumed | Enqueued):
+        if isinstance(event, QueuePaused | QueueResumed | Enqueued | BulkBegan | BulkEnded):
             counts = self.counts(event.queue)
             counts.first_offset = offset if counts.first_offset < 0 else counts.first_offset
         if isinstance(event, QueuePaused | QueueResumed):
             counts.paused = isinstance(event, QueuePaused)
+        elif isinstance(event, BulkBegan):
+            bulks.begin(counts, offset, event)
+        elif isinstance(event, BulkEnded):
+            bulks.end(counts, [job for job in self.jobs.values() if job.queue == event.queue], offset, event)
         elif isinstance(event, WriterOpened):
             self.opened_at = offset
             found = sum(not how for how in self.claims.values())
@@ -116,6 +125,7 @@ class Model:
             job = self.jobs.get(event.id)  # type: ignore[union-attr]
             if job is None:
                 raise Violation("log", f"{event} at {offset} is about a job that was never enqueued")
+            bulks.change(self.counts(job.queue), job, offset, event, bulk)
             self._change(job, offset, event)
         self._is_closed = isinstance(event, WriterClosed | Rebuilt)
 
@@ -320,6 +330,10 @@ class Model:
             raise Violation("early", f"swept at {offset}, {job.sweep_at_ms - self.time_ms} ms before its time")
         return "gone"
 
+    def _deleted(self, job: ModelJob, offset: int, event: Deleted) -> str:
+        self._must_be(job, offset, event, "done", "dead", "cancelled")
+        return "gone"
+
     def _dead_lettered(self, job: ModelJob, offset: int, event: DeadLettered) -> str:
         """No payload is ever lost where this model is used, so none may be taken for lost."""
         raise Violation("dead", f"{job.id.hex()} is dead-lettered at {offset}: {event.reason}")
@@ -335,5 +349,6 @@ _HOW: Final[dict[type[Any], Any]] = {
     Cancelled: Model._cancelled,
     Requeued: Model._requeued,
     Swept: Model._swept,
+    Deleted: Model._deleted,
     DeadLettered: Model._dead_lettered,
 }

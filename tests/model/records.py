@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from ledgerq.eventlog.events import BulkBegan
 from tests.model.measures import Measures
 
-__all__ = ["UNFINISHED", "ModelJob", "Moment", "QueueCounts", "Violation"]
+__all__ = ["UNFINISHED", "ModelBulk", "ModelJob", "Moment", "QueueCounts", "Violation"]
 
 UNFINISHED: Final = ("scheduled", "pending", "claimed")
 
@@ -60,12 +61,24 @@ class ModelJob:
 
 
 @dataclass
+class ModelBulk:
+    """An open bulk of a queue, and what it did so far."""
+
+    offset: int
+    event: BulkBegan
+    error: str
+    changed: int = 0
+    asked: set[bytes] = field(default_factory=set)
+
+
+@dataclass
 class QueueCounts:
     """The expected counters of a queue."""
 
     states: dict[str, int] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
     paused: bool = False
+    bulk: ModelBulk | None = None
     first_offset: int = -1
     measures: Measures = field(default_factory=Measures)
 

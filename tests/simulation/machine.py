@@ -50,9 +50,7 @@ class Machine:
         self.disk = SimDisk()
         self.oracle = Oracle()
         options = (plan.settings["keep_ms"], plan.settings["backoff_ms"])
-        self.oracle.model = model = Model(
-            self.loop.now_ms, self.clock.now_ms, options, plan.settings["max_crashes"]
-        )
+        self.oracle.model = model = Model(self.loop.now_ms, self.clock.now_ms, options, plan.settings["max_crashes"])
         self.ledger = SimLedger(self.disk, self.oracle.enqueued_event, model)
         self.entropy = SeededEntropy(plan.seed)
         self.faults: list[Fault] = []

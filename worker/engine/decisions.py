@@ -4,21 +4,24 @@ Plain functions: each returns events with every fact that it took from options, 
 the Unix epoch. Which event is allowed in which state is decided by the one table in projections/job.py.
 """
 
-from typing import Final, NoReturn
+from typing import Final, NoReturn, assert_never
 
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, InvalidState
 from ledgerq.eventlog.events import (
     Acked,
+    BulkKind,
     Cancelled,
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     JobEvent,
     LeaseExpired,
     Nacked,
     Promoted,
     Requeued,
     Swept,
+    Text,
 )
 from ledgerq.projections.job import FINISHED, Job, may
 from ledgerq.worker.options import QueueOptions, to_ms
@@ -31,6 +34,7 @@ __all__ = [
     "claim",
     "counts_as_crash",
     "expire",
+    "in_bulk",
     "lose_payload",
     "nack",
     "promote",
@@ -118,9 +122,7 @@ def counts_as_crash(claims: int, *, orderly: bool = False) -> bool:
     return not orderly and claims <= _MAX_SUSPECTS
 
 
-def expire(
-    job: Job, *, options: QueueOptions, now_ms: int, reason: str, crashed: bool = False
-) -> list[JobEvent]:
+def expire(job: Job, *, options: QueueOptions, now_ms: int, reason: str, crashed: bool = False) -> list[JobEvent]:
     """End a claim whose lease is over: pending again, or dead when its attempts are spent or it crashed too often."""
     if job.cancel_request is not None:
         return [LeaseExpired(job.id, "pending", 0, reason, crashed), _follow_request(job, options, now_ms)]
@@ -172,6 +174,24 @@ def requeue(job: Job, *, unique_holder: str | None, actor: str, reason: str) -> 
     if unique_holder is not None:
         raise InvalidState(f"job {job.job_id} can't be requeued: job {unique_holder} holds its unique key now")
     return Requeued(job.id, actor, reason)
+
+
+def in_bulk(
+    what: BulkKind, job: Job, *, options: QueueOptions, now_ms: int, actor: str, reason: Text
+) -> JobEvent | None:
+    """Change one of many jobs, whose operator and reason were checked; None for one that can't be changed so now."""
+    match what:
+        case "requeue":
+            return Requeued(job.id, actor, reason) if may(job.state, Requeued) else None
+        case "delete":
+            return Deleted(job.id, actor, reason) if may(job.state, Deleted) else None
+        case "cancel":
+            if may(job.state, Cancelled):
+                return Cancelled(job.id, now_ms + to_ms(options.keep_cancelled_s), actor, reason)
+            asks = may(job.state, CancelRequested) and job.cancel_request is None
+            return CancelRequested(job.id, actor, reason) if asks else None
+        case _:
+            assert_never(what)
 
 
 def backoff_ms(attempt: int, options: QueueOptions, fraction: float) -> int:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from ledgerq import Snooze
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument
-from ledgerq.eventlog.events import Cancelled, Claimed, Nacked
+from ledgerq.eventlog.events import Cancelled, CancelRequested, Claimed, Nacked
 from ledgerq.projections.job import evolve
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.execution import JobContext
@@ -102,7 +102,7 @@ def test_times_are_counted_in_a_row_and_a_claim_given_back_at_once_is_none() -> 
 
 
 def test_a_job_that_is_to_stop_is_cancelled_instead() -> None:
-    job = claimed(1, decisions.CancelRequested(ID, "ann", "late"))
+    job = claimed(1, CancelRequested(ID, "ann", "late"))
     events = decisions.release(job, CLAIM_OFFSET, options=OPTIONS, now_ms=NOW_MS, error="bye", delay_ms=5)
     assert events == [Nacked(ID, "pending", 0, 0, True, "bye"), Cancelled(ID, NOW_MS + 30_000, "ann", "late")]
 
