@@ -140,6 +140,14 @@ def born(event: Enqueued, offset: int, time_ms: int) -> Job:
     return Job(event, offset, time_ms, state, 0, time_ms, due_ms, 0, 0, None, 0, "", None, held, (), since_ms)
 
 
+def _in_a_row(job: Job, event: Nacked) -> tuple[int, int]:
+    """How many tries in a row ended their process, and how often in a row the job was put off, after `event`."""
+    if not event.released:
+        return 0, 0
+    # Back at once: its worker ended, or had no time for it. Later: its handler has run, and asked for it.
+    return (0, job.snoozes + 1) if event.to == "scheduled" else (job.crashes, job.snoozes)
+
+
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     """The job after `event`, which stands at `offset` in a commit of `time_ms`; None when the job is gone."""
     held = job.unique_held
@@ -162,10 +170,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             state, due_ms, sweep_at_ms, error = event.to, event.due_ms, event.sweep_at_ms, event.error
             text, error_type = error, event.error_type
             attempt -= event.released
-            if not event.released:
-                crashes = snoozes = 0
-            elif event.to == "scheduled":
-                crashes, snoozes = 0, snoozes + 1  # the handler itself asked for it
+            crashes, snoozes = _in_a_row(job, event)
             since_ms = due_ms or time_ms
             held = held and state != "dead"
         case LeaseExpired():
@@ -176,8 +181,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             state, since_ms = "pending", job.since_ms
         case CancelRequested():
             state, lease_ms, cancel_request = "claimed", job.lease_ms, (event.actor, event.reason)
-            text = event.reason
-            since_ms = job.since_ms
+            text, since_ms = event.reason, job.since_ms
         case Cancelled():
             state, sweep_at_ms, held, text = "cancelled", event.sweep_at_ms, False, event.reason
         case DeadLettered():

@@ -15,7 +15,7 @@ from ledgerq.eventlog.events import (
 )
 from tests.model.records import UNFINISHED, ModelBulk, ModelJob, QueueCounts, Violation
 
-__all__ = ["begin", "change", "end"]
+__all__ = ["begin_bulk", "change_in_bulk", "end_bulk"]
 
 _KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
     "requeue": (Requeued,),
@@ -25,7 +25,7 @@ _KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
 _STATES: Final = {"requeue": ("dead",), "cancel": UNFINISHED, "delete": ()}
 
 
-def begin(counts: QueueCounts, offset: int, event: BulkBegan) -> None:
+def begin_bulk(counts: QueueCounts, offset: int, event: BulkBegan) -> None:
     """A bulk begins."""
     if counts.bulk is not None:
         raise Violation("bulk", f"a bulk begins at {offset} while that of {counts.bulk.offset} is open")
@@ -35,7 +35,7 @@ def begin(counts: QueueCounts, offset: int, event: BulkBegan) -> None:
     counts.bulk = ModelBulk(offset, event, error)
 
 
-def change(counts: QueueCounts, job: ModelJob, offset: int, event: Any, at: int) -> None:
+def change_in_bulk(counts: QueueCounts, job: ModelJob, offset: int, event: Any, at: int) -> None:
     """A job is about to be changed by an event whose reason came with the event `at`."""
     bulk = counts.bulk
     if bulk is None or bulk.offset != at or job.id in bulk.asked:
@@ -47,7 +47,7 @@ def change(counts: QueueCounts, job: ModelJob, offset: int, event: Any, at: int)
     bulk.changed += 1
 
 
-def end(counts: QueueCounts, jobs: list[ModelJob], offset: int, event: BulkEnded) -> None:
+def end_bulk(counts: QueueCounts, jobs: list[ModelJob], offset: int, event: BulkEnded) -> None:
     """A bulk ends: nothing that it was to change may be left."""
     bulk, counts.bulk = counts.bulk, None
     if bulk is None or (bulk.offset, bulk.changed) != (event.at, event.changed):

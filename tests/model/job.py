@@ -32,7 +32,7 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
-from tests.model import bulks
+from tests.model.bulks import begin_bulk, change_in_bulk, end_bulk
 from tests.model.records import UNFINISHED, ModelJob, Moment, QueueCounts, Violation
 
 _MAX_SUSPECTS: Final = 12
@@ -112,9 +112,9 @@ class Model:
         if isinstance(event, QueuePaused | QueueResumed):
             counts.paused = isinstance(event, QueuePaused)
         elif isinstance(event, BulkBegan):
-            bulks.begin(counts, offset, event)
+            begin_bulk(counts, offset, event)
         elif isinstance(event, BulkEnded):
-            bulks.end(counts, [job for job in self.jobs.values() if job.queue == event.queue], offset, event)
+            end_bulk(counts, [job for job in self.jobs.values() if job.queue == event.queue], offset, event)
         elif isinstance(event, WriterOpened):
             self.opened_at = offset
             found = sum(not how for how in self.claims.values())
@@ -125,7 +125,7 @@ class Model:
             job = self.jobs.get(event.id)  # type: ignore[union-attr]
             if job is None:
                 raise Violation("log", f"{event} at {offset} is about a job that was never enqueued")
-            bulks.change(self.counts(job.queue), job, offset, event, bulk)
+            change_in_bulk(self.counts(job.queue), job, offset, event, bulk)
             self._change(job, offset, event)
         self._is_closed = isinstance(event, WriterClosed | Rebuilt)
 

@@ -10,8 +10,8 @@ from ledgerq.eventlog.events import BulkBegan, BulkEnded, CancelRequested, Delet
 from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.projections import selection
 from ledgerq.projections.selection import Filter
-from ledgerq.worker import bulk
 from ledgerq.worker.bulk import BulkResult
+from ledgerq.worker.engine import bulk_change
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.queue import Queue
 from tests.model.test_crash_points import ENDS, CrashPoint, End, end_everything
@@ -25,8 +25,8 @@ JOBS = 5
 @pytest.fixture(autouse=True)
 def one_job_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each job in a commit of its own."""
-    monkeypatch.setattr(bulk, "_PIECE_JOBS", 1)
-    monkeypatch.setattr(bulk, "_COMMIT_JOBS", 1)
+    monkeypatch.setattr(bulk_change, "_PIECE_JOBS", 1)
+    monkeypatch.setattr(bulk_change, "_COMMIT_JOBS", 1)
     monkeypatch.setattr(selection, "_PAGE_ROWS", 2)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.projections import selection
-from ledgerq.worker import bulk
+from ledgerq.worker.engine import bulk_change
 from tests.model.job import Violation
 from tests.simulation import command
 from tests.simulation.command import run_seeds
@@ -76,8 +76,8 @@ def test_some_worlds_keep_their_promises() -> None:
 def test_worlds_in_which_a_bulk_takes_many_steps_keep_their_promises(
     seeds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk, "_PIECE_JOBS", 1)
-    monkeypatch.setattr(bulk, "_COMMIT_JOBS", 1)
+    monkeypatch.setattr(bulk_change, "_PIECE_JOBS", 1)
+    monkeypatch.setattr(bulk_change, "_COMMIT_JOBS", 1)
     monkeypatch.setattr(selection, "_PAGE_ROWS", 2)
     with_bulks = (plan for plan in map(make_plan, itertools.count()) if any(one.what == "bulk" for one in plan.moves))
     for plan in itertools.islice(with_bulks, seeds):

@@ -10,7 +10,7 @@ from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryReader
 from ledgerq.projections.selection import Filter
 from ledgerq.tools.cli.top import frame_of
-from ledgerq.worker import bulk
+from ledgerq.worker.engine import bulk_change
 from ledgerq.worker.queue import Queue
 from tests.support.cli_rig import Cli, live_queue
 from tests.support.operators import WHO
@@ -109,8 +109,8 @@ def test_wrong_usage(cli: Cli, url: str, words: tuple[str, ...], what: str) -> N
 
 
 def test_an_interrupted_change_is_finished_by_the_command(cli: Cli, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "_PIECE_JOBS", 2)
-    monkeypatch.setattr(bulk, "_COMMIT_JOBS", 2)
+    monkeypatch.setattr(bulk_change, "_PIECE_JOBS", 2)
+    monkeypatch.setattr(bulk_change, "_COMMIT_JOBS", 2)
 
     async def begin() -> None:
         async with Queue.open(url) as queue:

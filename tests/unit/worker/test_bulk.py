@@ -11,7 +11,7 @@ from ledgerq.eventlog.events import BulkBegan, BulkEnded, Cancelled, CancelReque
 from ledgerq.eventlog.keys import TEXT_PREFIX, payload_key, text_key
 from ledgerq.projections import selection
 from ledgerq.projections.selection import Filter
-from ledgerq.worker import bulk
+from ledgerq.worker.engine import bulk_change
 from ledgerq.worker.options import NewJob
 from tests.support.loops import settle
 from tests.support.operators import WHO
@@ -23,8 +23,8 @@ DEAD = Filter(queue="q", state="dead")
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few jobs at a time, so that a handful of them takes many steps."""
-    monkeypatch.setattr(bulk, "_PIECE_JOBS", 2)
-    monkeypatch.setattr(bulk, "_COMMIT_JOBS", 3)
+    monkeypatch.setattr(bulk_change, "_PIECE_JOBS", 2)
+    monkeypatch.setattr(bulk_change, "_COMMIT_JOBS", 3)
     monkeypatch.setattr(selection, "_PAGE_ROWS", 3)
 
 
