@@ -154,6 +154,7 @@ class Changing:
 
 
 def in_scope(what: BulkKind, job: Job, until: int) -> bool:
+    """Whether a bulk of this scope is about the job at all, as it is now."""
     return (job.offset if what == "cancel" else job.last_offset) < until
 
 
