@@ -163,7 +163,9 @@ class Workload(Claimers, Workers, Observers):
     async def _bulk(self, process: Process, what: str, queue: str, state: State | None, error: str | None) -> None:
         bulk, model = self._queue(process).bulk, self._oracle.model
         if what != "resume":
-            known = {"actor": "someone", "reason": "a whim"}
+            why = f"a whim at {len(self._world.ledger.records)}"
+            self.give(queue, why if error is None else f"{why} (jobs whose error has: {error})")
+            known = {"actor": "someone", "reason": why}
             filter = Filter(queue=queue, state=state, error=error)
             change = getattr(bulk, what)
             seen = await self.call(process, f"bulk {what} {queue}", change(filter, **known))
