@@ -12,10 +12,14 @@ from msgspec import Meta, Struct
 
 __all__ = [
     "Acked",
+    "BulkBegan",
+    "BulkEnded",
+    "BulkKind",
     "CancelRequested",
     "Cancelled",
     "Claimed",
     "DeadLettered",
+    "Deleted",
     "Enqueued",
     "Event",
     "FilesSetAside",
@@ -50,6 +54,10 @@ STATES: Final[tuple[State, ...]] = get_args(State)
 
 UniqueUntil = Literal["finished", "claimed"]
 """How long a job holds its unique key: until it is finished, or until it is claimed for the first time."""
+
+
+BulkKind = Literal["requeue", "cancel", "delete"]
+"""What a bulk does to each of its jobs."""
 
 
 Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -199,6 +207,14 @@ class DeadLettered(Fact, frozen=True):
     reason: str
 
 
+class Deleted(Fact, frozen=True):
+    """An operator had a finished job deleted before its retention was over: its record, payload and texts are gone."""
+
+    id: Id
+    actor: str
+    reason: Text
+
+
 class QueuePaused(Fact, frozen=True):
     """No job of the queue is handed out until it is resumed."""
 
@@ -213,6 +229,36 @@ class QueueResumed(Fact, frozen=True):
     queue: str
     actor: str
     reason: Text
+
+
+class BulkBegan(Fact, frozen=True):
+    """An operator has many jobs of the queue changed: those that match. It is open until its `BulkEnded`.
+
+    `state` None: any that `what` applies to; `error_type` "": any; `after_ms` and `before_ms`: when a job changed last,
+    0 for no limit. `error_chars`: of so many characters at the end of `reason`, before its last one, is the text that
+    the error has to contain. `until`: of jobs that changed at this offset or later none is touched (by a cancellation:
+    that were enqueued then). The events of its jobs have the same `reason`, which stands beside the log once.
+    """
+
+    queue: str
+    what: BulkKind
+    state: State | None
+    error_type: str
+    error_chars: Annotated[int, Meta(ge=0)]
+    after_ms: Annotated[int, Meta(ge=0)]
+    before_ms: Annotated[int, Meta(ge=0)]
+    until: Annotated[int, Meta(ge=0)]
+    actor: str
+    reason: Text
+
+
+class BulkEnded(Fact, frozen=True):
+    """The bulk that began at offset `at` is over. `skipped`: jobs that matched and could not be changed."""
+
+    queue: str
+    at: Annotated[int, Meta(ge=0)]
+    changed: Annotated[int, Meta(ge=0)]
+    skipped: Annotated[int, Meta(ge=0)]
 
 
 class WriterOpened(Fact, frozen=True):
@@ -266,8 +312,9 @@ JobEvent = (
     | Requeued
     | Swept
     | DeadLettered
+    | Deleted
 )
-QueueEvent = QueuePaused | QueueResumed
+QueueEvent = QueuePaused | QueueResumed | BulkBegan | BulkEnded
 LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside
 Event = JobEvent | QueueEvent | LogEvent
 
@@ -276,7 +323,7 @@ SECRET: Final = "the secret"  # noqa: S105 - a name
 
 TEXT_FIELDS: Final[dict[type[Any], str]] = {
     Nacked: "error",
-    **dict.fromkeys((CancelRequested, Cancelled, Requeued, QueuePaused, QueueResumed), "reason"),
+    **dict.fromkeys((CancelRequested, Cancelled, Requeued, Deleted, QueuePaused, QueueResumed, BulkBegan), "reason"),
 }
 """The field of an event in which somebody's own words stand."""
 

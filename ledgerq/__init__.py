@@ -14,7 +14,8 @@ What else `from ledgerq import ...` gives:
 
     queues      QueueOptions, NewJob, StoreOptions, and what is returned: EnqueueResult, Claim, Job, Page, QueueStats
     tasks       Tasks, Task, Handle, on (a RetryRule), CallNext (of a middleware)
-    workers     JobContext, Retry, Dead, Metrics; WorkerQueue is what a worker needs of a queue
+    operators   Filter, the jobs of a bulk change, and BulkResult
+    workers     JobContext, Retry, Snooze, Dead, Metrics; WorkerQueue is what a worker needs of a queue
     the log     events, its events; Projection and Transition, for a projection of your own
     tests       ManualClock, MemoryStore, MemoryDisk; Clock, SystemClock
     errors      LedgerError and, below it, InvalidArgument, JobNotFound, ClaimLost, Fenced, StoreInUse and all others
@@ -67,8 +68,10 @@ if TYPE_CHECKING:
     from ledgerq.projections.fold import Transition as Transition
     from ledgerq.projections.job import Job as Job
     from ledgerq.projections.runner import Projection as Projection
+    from ledgerq.projections.selection import Filter as Filter
     from ledgerq.projections.stats import QueueStats as QueueStats
     from ledgerq.projections.view import Page as Page
+    from ledgerq.worker.bulk import BulkResult as BulkResult
     from ledgerq.worker.claim_stream import claims as claims
     from ledgerq.worker.claims import Claim as Claim
     from ledgerq.worker.claims import EnqueueResult as EnqueueResult
@@ -78,6 +81,7 @@ if TYPE_CHECKING:
     from ledgerq.worker.options import QueueOptions as QueueOptions
     from ledgerq.worker.outcomes import Dead as Dead
     from ledgerq.worker.outcomes import Retry as Retry
+    from ledgerq.worker.outcomes import Snooze as Snooze
     from ledgerq.worker.queue import Queue as Queue
     from ledgerq.worker.retry_rules import RetryRule as RetryRule
     from ledgerq.worker.retry_rules import on as on
@@ -132,8 +136,10 @@ _HOME = {
     "Transition": "ledgerq.projections.fold",
     "Projection": "ledgerq.projections.runner",
     "Job": "ledgerq.projections.job",
+    "Filter": "ledgerq.projections.selection",
     "QueueStats": "ledgerq.projections.stats",
     "Page": "ledgerq.projections.view",
+    "BulkResult": "ledgerq.worker.bulk",
     "Claim": "ledgerq.worker.claims",
     "EnqueueResult": "ledgerq.worker.claims",
     "Metrics": "ledgerq.worker.metrics.endpoint",
@@ -141,6 +147,7 @@ _HOME = {
     "QueueOptions": "ledgerq.worker.options",
     "Dead": "ledgerq.worker.outcomes",
     "Retry": "ledgerq.worker.outcomes",
+    "Snooze": "ledgerq.worker.outcomes",
     "claims": "ledgerq.worker.claim_stream",
     "Queue": "ledgerq.worker.queue",
     "RetryRule": "ledgerq.worker.retry_rules",

@@ -10,12 +10,13 @@ from ledgerq.eventlog.events import (
     SECRET,
     TEXT_FIELDS,
     Acked,
+    BulkBegan,
+    BulkEnded,
     DeadLettered,
     Enqueued,
     Event,
     JobEvent,
-    QueuePaused,
-    QueueResumed,
+    QueueEvent,
     Rebuilt,
     Sealed,
 )
@@ -40,6 +41,13 @@ def _check_terms(offset: int, terms: bytes) -> None:
         decode_terms(terms)
     except ValueError as error:
         raise LogCorrupt(offset, str(error)) from error
+
+
+def _check_bulk(offset: int, event: BulkBegan | BulkEnded, open_at: int) -> None:
+    """Raise `LogCorrupt` for what no writer records: a queue has one open bulk at a time."""
+    wrong = open_at or event.until > offset if isinstance(event, BulkBegan) else not open_at or event.at != open_at
+    if wrong:
+        raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense where the open bulk is {open_at}")
 
 
 class Transition(NamedTuple):
@@ -106,10 +114,13 @@ class Fold:
         if states is None:
             if distance:
                 raise LogCorrupt(offset, f"the event {type(event).__name__} names one before it, and is of no job")
-            if isinstance(event, QueuePaused | QueueResumed):
+            if isinstance(event, QueueEvent):
                 if not _is_name(event.queue):
                     raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
-                self.counters_of(event.queue).paused = type(event) is QueuePaused
+                counters = self.counters_of(event.queue)
+                if isinstance(event, BulkBegan | BulkEnded):
+                    _check_bulk(offset, event, counters.bulk)
+                counters.follow(event, offset)
             elif type(event) is Rebuilt and SECRET in event.names:
                 self.secret_since = offset
             return None, None

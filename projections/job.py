@@ -17,6 +17,7 @@ from ledgerq.eventlog.events import (
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     Enqueued,
     JobEvent,
     LeaseExpired,
@@ -50,6 +51,7 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
         Requeued: {"dead": ("pending",)},
         Swept: {"done": ("gone",), "dead": ("gone",), "cancelled": ("gone",)},
         DeadLettered: {"pending": ("dead",), "scheduled": ("dead",), "claimed": ("dead",)},
+        Deleted: {"done": ("gone",), "dead": ("gone",), "cancelled": ("gone",)},
     }
 )
 
@@ -65,7 +67,7 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     claim; else when it was finished. `texts` are the offsets of its events whose texts or results stand beside the
     log, the last `MAX_OFFSETS` of them: those of older ones are deleted. `error_type` is the exception's class of
     `last_error`, `result` the place of what the handler returned, `crashes` how many tries in a row ended their
-    process.
+    process, `snoozes` how often in a row it was given back to be tried later.
     """
 
     spec: Enqueued
@@ -88,6 +90,7 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     error_type: str = ""
     result: Sealed | None = None
     crashes: int = 0
+    snoozes: int = 0
 
     @property
     def error(self) -> str:
@@ -143,6 +146,14 @@ def born(event: Enqueued, offset: int, time_ms: int) -> Job:
     return Job(event, offset, time_ms, state, 0, time_ms, due_ms, 0, 0, None, 0, "", None, held, (), since_ms)
 
 
+def _in_a_row(job: Job, event: Nacked) -> tuple[int, int]:
+    """How many tries in a row ended their process, and how often in a row the job was put off, after `event`."""
+    if not event.released:
+        return 0, 0
+    # Back at once: its worker ended, or had no time for it. Later: its handler has run, and asked for it.
+    return (0, job.snoozes + 1) if event.to == "scheduled" else (job.crashes, job.snoozes)
+
+
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     """The job after `event`, which stands at `offset` in a commit of `time_ms`; None when the job is gone."""
     held = job.unique_held
@@ -152,7 +163,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     cancel_request: tuple[str, Text] | None = None
     state: State
     text: Text | None = None
-    error_type, result, crashes = job.error_type, job.result, job.crashes
+    error_type, result, crashes, snoozes = job.error_type, job.result, job.crashes, job.snoozes
     match event:
         case Claimed():
             state, attempt = "claimed", event.attempt
@@ -165,27 +176,26 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             state, due_ms, sweep_at_ms, error = event.to, event.due_ms, event.sweep_at_ms, event.error
             text, error_type = error, event.error_type
             attempt -= event.released
-            crashes = crashes if event.released else 0
+            crashes, snoozes = _in_a_row(job, event)
             since_ms = due_ms or time_ms
             held = held and state != "dead"
         case LeaseExpired():
             state, sweep_at_ms, error, error_type = event.to, event.sweep_at_ms, event.reason, ""
-            crashes += event.crashed
+            crashes, snoozes = crashes + event.crashed, 0
             held = held and state != "dead"
         case Promoted():
             state, since_ms = "pending", job.since_ms
         case CancelRequested():
             state, lease_ms, cancel_request = "claimed", job.lease_ms, (event.actor, event.reason)
-            text = event.reason
-            since_ms = job.since_ms
+            text, since_ms = event.reason, job.since_ms
         case Cancelled():
             state, sweep_at_ms, held, text = "cancelled", event.sweep_at_ms, False, event.reason
         case DeadLettered():
             state, sweep_at_ms, error, held, error_type = "dead", event.sweep_at_ms, event.reason, False, ""
         case Requeued():
-            state, attempt, crashes, text = "pending", 0, 0, event.reason
+            state, attempt, crashes, snoozes, text = "pending", 0, 0, 0, event.reason
             held = job.spec.unique_key is not None and job.spec.unique_until == "finished"
-        case Swept():
+        case Swept() | Deleted():
             return None
         case Enqueued():
             return born(event, offset, time_ms)
@@ -212,4 +222,5 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         error_type,
         result,
         crashes,
+        snoozes,
     )

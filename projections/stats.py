@@ -2,26 +2,33 @@
 
 A row is the fold of the log like every other projection, so a counter that drifts is found by the audit. It is a
 msgpack array: jobs by state, totals, paused flag, offset of the queue's first event, and the histograms (see
-histograms.py), each its sum followed by its buckets. Rows of format 1 end after the paused flag.
+histograms.py), each its sum followed by its buckets. Rows of format 1 end after the paused flag. While a bulk of the
+queue is open the offset at which it began comes last.
 """
 
 from functools import cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, assert_never
 
 from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.events import (
     STATES,
     Acked,
+    BulkBegan,
+    BulkEnded,
     Cancelled,
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     Enqueued,
     JobEvent,
     LeaseExpired,
     Nacked,
     Promoted,
+    QueueEvent,
+    QueuePaused,
+    QueueResumed,
     Requeued,
     State,
     Swept,
@@ -33,7 +40,7 @@ from ledgerq.projections.job import Job
 __all__ = ["TOTALS", "QueueStats", "StatsDelta", "QueueCounters", "stats_delta"]
 
 # The order is part of the format: append only. `dead`: jobs that became dead, for whatever reason; `released`: claims
-# given back unused; `dead_lettered`: jobs whose payload was lost.
+# given back unused; `dead_lettered`: jobs whose payload was lost; `deleted`: jobs deleted by an operator.
 TOTALS: Final = (
     "enqueued",
     "promoted",
@@ -48,6 +55,7 @@ TOTALS: Final = (
     "dead",
     "released",
     "dead_lettered",
+    "deleted",
 )
 _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Enqueued: 0,
@@ -61,13 +69,14 @@ _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Requeued: 8,
     Swept: 9,
     DeadLettered: 12,
+    Deleted: 13,
 }
 _ENQUEUED_TOTAL: Final = 0
 _CLAIMED_TOTAL: Final = 2
 _ACKED_TOTAL: Final = 3
 _DEAD: Final = 10
 _RELEASED: Final = 11
-# Totals from here on came later: a row whose counts of them are all zero leaves them out, as rows before them did.
+# Totals from here on came later: a row leaves out those at its end that are zero, as rows before them did.
 _FIRST_TOTALS: Final = 12
 _PENDING: Final = STATES.index("pending")
 _CLAIMED: Final = STATES.index("claimed")
@@ -117,14 +126,18 @@ class QueueStats(NamedTuple):
 
 
 class QueueCounters:
-    """A queue's counters while they are being counted. `first_offset` is that of its first event."""
+    """A queue's counters while they are being counted. `first_offset` is that of its first event.
 
-    __slots__ = ("attempts", "first_offset", "life", "now", "paused", "running", "totals", "waiting")
+    `bulk` is the offset at which the queue's open bulk began, 0 without one.
+    """
+
+    __slots__ = ("attempts", "bulk", "first_offset", "life", "now", "paused", "running", "totals", "waiting")
 
     def __init__(self, first_offset: int = 0) -> None:
         self.now = [0] * len(STATES)
         self.totals = [0] * len(TOTALS)
         self.paused = False
+        self.bulk = 0
         self.first_offset = first_offset
         self.waiting, self.running, self.life, self.attempts = new_histograms()
 
@@ -174,9 +187,24 @@ class QueueCounters:
         """The value of the queue's stats row."""
         if format_version == 1:
             return pack((self.now, self.totals[:_FIRST_TOTALS], self.paused))
-        totals = self.totals if any(self.totals[_FIRST_TOTALS:]) else self.totals[:_FIRST_TOTALS]
+        totals = self.totals.copy()
+        while len(totals) > _FIRST_TOTALS and not totals[-1]:
+            totals.pop()
         histograms = [histogram.encode() for histogram in self.histograms()]
-        return pack((self.now, totals, self.paused, self.first_offset, histograms))
+        row = (self.now, totals, self.paused, self.first_offset, histograms)
+        return pack((*row, self.bulk) if self.bulk else row)
+
+    def follow(self, event: QueueEvent, offset: int) -> None:
+        """Follow an event of the queue itself."""
+        match event:
+            case QueuePaused() | QueueResumed():
+                self.paused = type(event) is QueuePaused
+            case BulkBegan():
+                self.bulk = offset
+            case BulkEnded():
+                self.bulk = 0
+            case _:
+                assert_never(event)
 
     def histograms(self) -> tuple[Histogram, ...]:
         """One histogram for each of `MEASURES`, in their order."""
@@ -200,11 +228,11 @@ class QueueCounters:
         counters.paused = bool(paused)
         return counters
 
-    def _decode_later(self, first_offset: int, histograms: tuple[tuple[int, ...], ...]) -> None:
+    def _decode_later(self, first_offset: int, histograms: tuple[tuple[int, ...], ...], bulk: int = 0) -> None:
         """Decode the part that rows of format 1 don't have."""
-        if type(first_offset) is not int:
+        if type(first_offset) is not int or type(bulk) is not int:
             raise ValueError("wrong shape")
-        self.first_offset = first_offset
+        self.first_offset, self.bulk = first_offset, bulk
         self.waiting, self.running, self.life, self.attempts = (
             Histogram.decode(empty.bounds, row) for empty, row in zip(self.histograms(), histograms, strict=True)
         )

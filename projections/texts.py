@@ -22,6 +22,7 @@ __all__ = [
     "records_with_texts",
     "stored_texts",
     "text_fault",
+    "text_of",
 ]
 
 MISSING: Final = "the text is missing"
@@ -123,6 +124,11 @@ def _with_text(record: Record, texts: dict[Sealed, str]) -> Record:
 
 def _or_text(text: Text, texts: dict[Sealed, str]) -> Text:
     return texts.get(text, text) if isinstance(text, Sealed) else text
+
+
+async def text_of(store: ReadStore, text: Text) -> str | None:
+    """A text; None for one that is not there any more."""
+    return text if isinstance(text, str) else (await _texts(store, [text])).get(text)
 
 
 async def _texts(store: ReadStore, wanted: Iterable[Text | None]) -> dict[Sealed, str]:

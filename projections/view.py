@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.entropy import job_id_ms, job_id_text
 from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing, ProjectionDrift
-from ledgerq.eventlog.events import STATES, Enqueued, Record, State, Swept
+from ledgerq.eventlog.events import STATES, Deleted, Enqueued, Record, State, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.side_records import PayloadRecord, decode_payload
 from ledgerq.projections.indexes import (
@@ -29,7 +29,7 @@ from ledgerq.projections.payloads import read_payload
 from ledgerq.projections.stats import QueueCounters, QueueStats
 from ledgerq.projections.texts import jobs_with_texts, read_result, records_with_texts
 
-__all__ = ["LedgerView", "Page"]
+__all__ = ["LedgerView", "Page", "listing_prefix"]
 
 _MAX_PAGE_ROWS: Final = 10_000
 # A job's id is made a little before its commit opens, or a little after; a stalled store can stretch that.
@@ -105,7 +105,7 @@ class LedgerView:
                     if not found and type(record.event) is not Enqueued:
                         return []  # its beginning lies before `start`
                     found.append(record)
-                    if type(record.event) is Swept:
+                    if type(record.event) in (Swept, Deleted):
                         return found
         return found
 
@@ -142,7 +142,7 @@ class LedgerView:
             raise InvalidArgument(f"state {state!r} is none of {', '.join(STATES)}")
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_PAGE_ROWS:
             raise InvalidArgument(f"limit is a whole number from 1 to {_MAX_PAGE_ROWS}, not {limit!r}")
-        prefix = _listing_prefix(queue, state)
+        prefix = listing_prefix(queue, state)
         start = prefix
         if after is not None:
             try:
@@ -172,7 +172,8 @@ class LedgerView:
                     yield key, decode_job(row)
 
 
-def _listing_prefix(queue: str, state: State | None) -> bytes:
+def listing_prefix(queue: str, state: State | None) -> bytes:
+    """What the keys of the rows begin with among which the jobs of a queue in this state are."""
     match state:
         case None:
             return JOB

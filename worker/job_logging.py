@@ -118,7 +118,7 @@ def _say_ended(job: Job, why: str, left_out: str) -> None:
         "job %s (%s): %s, it is %s now (attempt %d of %d)%s",
         job.job_id,
         job.queue,
-        why,
+        job.error if dead else why,
         job.state,
         job.attempt,
         job.max_attempts,

@@ -38,6 +38,9 @@ class QueueOptions(_Frozen):
 
     max_attempts: Annotated[int, Field(ge=1, le=1_000_000)] = 3
     """Claims before a failing job is dead; counts claims, not failures."""
+    max_crashes: Annotated[int, Field(ge=1, le=1_000_000)] | None = 3
+    """Tries in a row that ended their process, or their lease, before a job is dead whatever tries are left; None: no
+    limit."""
     lease_s: Positive = 30.0
     """How long a claim holds without renewal."""
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = 1000

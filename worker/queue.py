@@ -19,6 +19,7 @@ from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import Job
 from ledgerq.projections.runner import Projection
+from ledgerq.worker.bulk import Bulk
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.engine import commands, decisions, settlement
 from ledgerq.worker.engine.core import DEFAULT_OPTIONS, Core, open_core
@@ -50,6 +51,8 @@ class Queue(QueueReads):
         self._writer_state = core.writer_state
         self._dispatcher = core.dispatcher
         self._clock = core.clock
+        self.bulk = Bulk(core)
+        """Changes of many jobs at once."""
         self._enqueuer = Enqueuer(core) if tracer_provider is None else traced_enqueuer(core, tracer_provider)
         self._tracer_provider = tracer_provider
 
@@ -271,7 +274,7 @@ class Queue(QueueReads):
     async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
         """Give the claim back unused: pending at once or due in `delay` seconds, the try not counted.
 
-        Raises `ClaimLost`.
+        A job that is put off 1,000 times in a row is dead. Raises `ClaimLost`.
         """
         self._log.check()
         delay_ms = 0 if delay is None else seconds_ms("delay", delay)

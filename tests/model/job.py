@@ -12,10 +12,13 @@ from typing import Any, Final
 
 from ledgerq.eventlog.events import (
     Acked,
+    BulkBegan,
+    BulkEnded,
     Cancelled,
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     Enqueued,
     Event,
     LeaseExpired,
@@ -23,12 +26,17 @@ from ledgerq.eventlog.events import (
     Promoted,
     QueuePaused,
     QueueResumed,
+    Rebuilt,
     Requeued,
     Swept,
+    WriterClosed,
     WriterOpened,
 )
+from tests.model.bulks import begin_bulk, change_in_bulk, end_bulk
 from tests.model.records import UNFINISHED, ModelJob, Moment, QueueCounts, Violation
 
+_MAX_SUSPECTS: Final = 12
+_MAX_SNOOZES: Final = 1000
 __all__ = ["UNFINISHED", "Model", "ModelJob", "Violation"]
 
 _COUNTED: Final[dict[type[Any], str]] = {
@@ -42,6 +50,7 @@ _COUNTED: Final[dict[type[Any], str]] = {
     Cancelled: "cancelled",
     Requeued: "requeued",
     Swept: "swept",
+    Deleted: "deleted",
     DeadLettered: "dead_lettered",
 }
 
@@ -57,11 +66,13 @@ class Model:
         now_ms: Callable[[], int] = lambda: 0,
         wall_ms: Callable[[], int] = lambda: 0,
         options: tuple[int, int] | None = None,
+        max_crashes: int | None = 3,
     ) -> None:
         self._now_ms = now_ms
         self._wall_ms = wall_ms
         self._is_timed = options is not None
         self._keep_ms, self._backoff_ms = options or (0, 0)
+        self._max_crashes = max_crashes
         self.jobs: dict[bytes, ModelJob] = {}
         self.queues: dict[str, QueueCounts] = {}
         self.pending: dict[str, dict[bytes, tuple[int, int]]] = {}
@@ -70,6 +81,8 @@ class Model:
         self.leases: dict[tuple[bytes, int], int] = {}  # ends that were promised by a renewal
         self.keys: dict[tuple[str, bytes], bytes] = {}
         self.opened_at = -1
+        self.suspects = 0  # claims that the last writer found, when the one before had not closed
+        self._is_closed = True
         self.clock_went_back = False  # then leases, which go by the clock, may end early by the log's time
         self.time_ms = 0
 
@@ -90,23 +103,31 @@ class Model:
         """The counters of a queue."""
         return self.queues.setdefault(queue, QueueCounts())
 
-    def apply(self, offset: int, time_ms: int, event: Event) -> None:
-        """Apply one durable event; raises `Violation`."""
+    def apply(self, offset: int, time_ms: int, event: Event, bulk: int = -1) -> None:
+        """Apply one durable event; `bulk` is the offset of the event that has its reason. Raises `Violation`."""
         self.time_ms = time_ms
-        if isinstance(event, QueuePaused | QueueResumed | Enqueued):
+        if isinstance(event, QueuePaused | QueueResumed | Enqueued | BulkBegan | BulkEnded):
             counts = self.counts(event.queue)
             counts.first_offset = offset if counts.first_offset < 0 else counts.first_offset
         if isinstance(event, QueuePaused | QueueResumed):
             counts.paused = isinstance(event, QueuePaused)
+        elif isinstance(event, BulkBegan):
+            begin_bulk(counts, offset, event)
+        elif isinstance(event, BulkEnded):
+            end_bulk(counts, [job for job in self.jobs.values() if job.queue == event.queue], offset, event)
         elif isinstance(event, WriterOpened):
             self.opened_at = offset
+            found = sum(not how for how in self.claims.values())
+            self.suspects = 0 if self._is_closed else found
         elif isinstance(event, Enqueued):
             self._enqueued(offset, event)
         elif type(event) in _COUNTED:
             job = self.jobs.get(event.id)  # type: ignore[union-attr]
             if job is None:
                 raise Violation("log", f"{event} at {offset} is about a job that was never enqueued")
+            change_in_bulk(self.counts(job.queue), job, offset, event, bulk)
             self._change(job, offset, event)
+        self._is_closed = isinstance(event, WriterClosed | Rebuilt)
 
     def _enqueued(self, offset: int, event: Enqueued) -> None:
         old = self.jobs.get(event.id)
@@ -234,6 +255,12 @@ class Model:
             if job.attempt >= job.max_attempts and event.to != "dead" and not job.stop_asked:
                 raise Violation("attempts", f"nacked at {offset} with no attempt left, and {event.to}")
             self._check_retry(job, offset, event)
+        if not event.released:
+            job.crashes = job.snoozes = 0
+        elif event.to == "dead" and (job.snoozes + 1 < _MAX_SNOOZES or job.stop_asked):
+            raise Violation("dead", f"{job.id.hex()} is dead at {offset}, put off {job.snoozes} times")
+        elif event.to == "scheduled":
+            job.crashes, job.snoozes = 0, job.snoozes + 1
         job.due_ms, job.sweep_at_ms, job.since_ms = event.due_ms, event.sweep_at_ms, event.due_ms
         return event.to
 
@@ -257,16 +284,20 @@ class Model:
         claim = (job.id, job.claim_offset)
         self.claims[claim] = "expired"
         end_ms = self.leases.get(claim, job.claim_ms + job.lease_ms)
-        if event.reason == "interrupted":
-            if job.claim_offset > self.opened_at:
-                raise Violation("early", f"the claim of this writer was interrupted at {offset}")
-        elif self._is_timed and self.time_ms < end_ms and not self.clock_went_back:
+        interrupted = job.claim_offset < self.opened_at
+        if event.reason == "interrupted" and not interrupted:
+            raise Violation("early", f"the claim of this writer was interrupted at {offset}")
+        if interrupted and event.crashed != (0 < self.suspects <= _MAX_SUSPECTS):
+            raise Violation("crash", f"{event} at {offset}, of a writer that left {self.suspects} claims")
+        if not interrupted and self._is_timed and self.time_ms < end_ms and not self.clock_went_back:
             raise Violation("early", f"the lease ended at {offset}, {end_ms - self.time_ms} ms before its end")
-        if job.attempt >= job.max_attempts and event.to != "dead" and not job.stop_asked:
+        job.crashes, job.snoozes = job.crashes + event.crashed, 0
+        is_poison = event.crashed and self._max_crashes is not None and job.crashes >= self._max_crashes
+        if (job.attempt >= job.max_attempts or is_poison) and event.to != "dead" and not job.stop_asked:
             raise Violation("attempts", f"expired at {offset} with no attempt left, and {event.to}")
         if event.to == "dead":
             self._keep(offset, event.sweep_at_ms)
-            if job.stop_asked or job.attempt < job.max_attempts:
+            if job.stop_asked or (job.attempt < job.max_attempts and not is_poison):
                 raise Violation("dead", f"{job.id.hex()} is dead at {offset}, with attempts left, or asked to stop")
         job.sweep_at_ms = event.sweep_at_ms
         return event.to
@@ -286,7 +317,7 @@ class Model:
 
     def _requeued(self, job: ModelJob, offset: int, event: Requeued) -> str:
         self._must_be(job, offset, event, "dead")
-        job.attempt = 0
+        job.attempt = job.crashes = job.snoozes = 0
         job.stop_asked = False
         job.requeues += 1
         if not job.until_claimed:
@@ -297,6 +328,10 @@ class Model:
         self._must_be(job, offset, event, "done", "dead", "cancelled")
         if self._is_timed and self.time_ms < job.sweep_at_ms:
             raise Violation("early", f"swept at {offset}, {job.sweep_at_ms - self.time_ms} ms before its time")
+        return "gone"
+
+    def _deleted(self, job: ModelJob, offset: int, event: Deleted) -> str:
+        self._must_be(job, offset, event, "done", "dead", "cancelled")
         return "gone"
 
     def _dead_lettered(self, job: ModelJob, offset: int, event: DeadLettered) -> str:
@@ -314,5 +349,6 @@ _HOW: Final[dict[type[Any], Any]] = {
     Cancelled: Model._cancelled,
     Requeued: Model._requeued,
     Swept: Model._swept,
+    Deleted: Model._deleted,
     DeadLettered: Model._dead_lettered,
 }

@@ -17,6 +17,7 @@ from ledgerq.eventlog.events import (
     State,
     Swept,
     UniqueUntil,
+    WriterClosed,
     WriterOpened,
 )
 from ledgerq.worker.claims import Claim
@@ -119,8 +120,8 @@ class Model:
         to: State = "cancelled" if job.stop_asked else "dead" if is_dead else "pending"
         return to, self.now_ms + KEEP_MS[to] if to != "pending" else 0
 
-    def _expired(self, job_id: str, reason: str) -> None:
-        self._happened(LeaseExpired(job_id_bytes(job_id), *self._claim_ended(job_id), reason))
+    def _expired(self, job_id: str, reason: str, *, crashed: bool = False) -> None:
+        self._happened(LeaseExpired(job_id_bytes(job_id), *self._claim_ended(job_id), reason, crashed))
 
     def requeued(self, job_id: str) -> None:
         """A dead job got a new start."""
@@ -142,8 +143,11 @@ class Model:
                 self._happened(Swept(job.id))
                 self.swept.append(job_id)
 
-    def restarted(self) -> None:
-        """The process ended; the next one found its claims interrupted."""
+    def restarted(self, *, clean: bool = False) -> None:
+        """The process ended, or `clean`, closed its queue; the next one found its claims interrupted."""
+        if clean:
+            self._happened(WriterClosed("last"))
         self._happened(WriterOpened("next", "1", None))
-        for job_id, _ in self.current():
-            self._expired(job_id, "interrupted")
+        claims = self.current()
+        for job_id, _ in claims:
+            self._expired(job_id, "interrupted", crashed=not clean and len(claims) <= 12)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from ledgerq.eventlog.events import BulkBegan
 from tests.model.measures import Measures
 
-__all__ = ["UNFINISHED", "ModelJob", "Moment", "QueueCounts", "Violation"]
+__all__ = ["UNFINISHED", "ModelBulk", "ModelJob", "Moment", "QueueCounts", "Violation"]
 
 UNFINISHED: Final = ("scheduled", "pending", "claimed")
 
@@ -54,7 +55,20 @@ class ModelJob:
     key_held: bool = False
     ends: int = 0
     requeues: int = 0
+    crashes: int = 0
+    snoozes: int = 0
     life: list[Moment] = field(default_factory=list)
+
+
+@dataclass
+class ModelBulk:
+    """An open bulk of a queue, and what it did so far."""
+
+    offset: int
+    event: BulkBegan
+    error: str
+    changed: int = 0
+    asked: set[bytes] = field(default_factory=set)
 
 
 @dataclass
@@ -64,6 +78,7 @@ class QueueCounts:
     states: dict[str, int] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
     paused: bool = False
+    bulk: ModelBulk | None = None
     first_offset: int = -1
     measures: Measures = field(default_factory=Measures)
 

@@ -247,7 +247,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.vanish()
         self.waiting = []
         self.run(self.rig.open())
-        self.model.restarted()
+        self.model.restarted(clean=clean)
         self.after()
 
     @rule(queue=queues, lands=st.booleans(), number=any_number)

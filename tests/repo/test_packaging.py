@@ -56,7 +56,7 @@ def test_programs_for_development_alone_are_no_part_of_the_package() -> None:
 
 
 def test_the_reference_model_knows_nothing_of_the_code_that_it_judges() -> None:
-    for name in ("job", "measures", "records"):
+    for name in ("bulks", "job", "measures", "records"):
         text = (ROOT / "tests" / "model" / f"{name}.py").read_text("utf-8")
         names = set(re.findall(r"^(?:from|import) ((?:ledgerq|tests)\S*)", text, re.MULTILINE))
         assert not {name for name in names if name != "ledgerq.eventlog.events" and not name.startswith("tests.model.")}

@@ -140,7 +140,8 @@ class Claimers(Calls):
             await self._end(process, claim, "nacked", lambda: queue.nack(claim, error, dead=True))
         elif fate == "release":
             reason = self.give(claim.id, f"given back at {claim.offset}")
-            await self._end(process, claim, "released", lambda: queue.release(claim, reason))
+            delay = claim.offset % 3 / 10
+            await self._end(process, claim, "released", lambda: queue.release(claim, reason, delay=delay))
 
     async def _end(self, process: Process, claim: Claim, how: str, call: Callable[[], Awaitable[None]]) -> None:
         what = f"{how} {claim.offset}"

@@ -17,9 +17,9 @@ from ledgerq.eventlog.errors import OutcomeUnknown
 from ledgerq.eventlog.events import Claimed, Nacked, Sealed
 from ledgerq.eventlog.side_records import encode_sealed
 from ledgerq.projections import job as jobs
-from ledgerq.projections import runner, stats
+from ledgerq.projections import runner, selection, stats
 from ledgerq.projections.indexes import CLAIMED, SCHEDULED, leading_ms
-from ledgerq.worker import execution
+from ledgerq.worker import bulk, execution
 from ledgerq.worker.claims import Waiter
 from ledgerq.worker.engine import (
     admission,
@@ -232,6 +232,30 @@ def attempts_without_end(patch: Patch) -> None:
         return real(replace(job, spec=spec), **more)
 
     patch.setattr(decisions, "expire", expire)
+
+
+def crashes_not_counted(patch: Patch) -> None:
+    """A claim that ended with its process is no crash."""
+    patch.setattr(decisions, "counts_as_crash", lambda claims, *, orderly=False: False)
+
+
+def claimed_jobs_left_by_a_bulk(patch: Patch) -> None:
+    """A bulk cancellation asks no worker to stop."""
+    patch.setitem(selection.BULK_STATES, "cancel", ("scheduled", "pending"))
+
+
+def bulk_open_for_ever(patch: Patch) -> None:
+    """A bulk that was interrupted is not found again."""
+
+    async def resume(self: Any) -> list[Any]:
+        return []
+
+    async def finish(self: Any, opened: Any, **more: Any) -> Any:
+        await self._core.log.committed()
+        raise asyncio.CancelledError
+
+    patch.setattr(bulk.Bulk, "resume", resume)
+    patch.setattr(bulk.Bulk, "_finish", finish)
 
 
 def counters_drift(patch: Patch) -> None:
@@ -562,6 +586,9 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         failed_commit_taken_for_durable,
         unique_keys_not_looked_up,
         attempts_without_end,
+        crashes_not_counted,
+        claimed_jobs_left_by_a_bulk,
+        bulk_open_for_ever,
         counters_drift,
         newest_first,
         hints_lead,

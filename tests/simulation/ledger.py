@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import decode_batch, decode_head, unpack
-from ledgerq.eventlog.events import STATES, Enqueued, Event, FilesSetAside, Rebuilt, Record, WriterOpened
+from ledgerq.eventlog.events import STATES, Enqueued, Event, FilesSetAside, Rebuilt, Record, Sealed, WriterOpened
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.fold import Fold
@@ -98,7 +98,8 @@ class SimLedger:
             if distance is not None:
                 self._check_distance(at, event, distance)
             opened, payload = self.side.opened(at, event, changes, is_old=distance is None)
-            self.model.apply(at, batch.time_ms, opened)
+            reason = getattr(event, "reason", None)
+            self.model.apply(at, batch.time_ms, opened, reason.at if isinstance(reason, Sealed) else -1)
             self._counts.take(event)
             if isinstance(opened, Enqueued) and payload is not None:
                 self._owners[keys.payload_key(at)] = opened.id
@@ -157,7 +158,9 @@ class SimLedger:
                 raise Violation("counters", f"{queue!r} counts {count} {name} ever, had {counts.totals.get(name, 0)}")
         if counters.paused != counts.paused:
             raise Violation("counters", f"{queue!r} has the wrong mark for being paused")
-        first_offset, histograms = unpack(value)[3:]
+        first_offset, histograms, *bulk = unpack(value)[3:]
+        if bulk != ([counts.bulk.offset] if counts.bulk is not None else []):
+            raise Violation("bulk", f"{queue!r} has {bulk} as the offset of its open bulk, {counts.bulk} is open")
         if first_offset != counts.first_offset:
             raise Violation("counters", f"{queue!r} began at {counts.first_offset}, its row holds {first_offset}")
         if histograms != counts.measures.rows():

@@ -50,7 +50,7 @@ class Machine:
         self.disk = SimDisk()
         self.oracle = Oracle()
         options = (plan.settings["keep_ms"], plan.settings["backoff_ms"])
-        self.oracle.model = model = Model(self.loop.now_ms, self.clock.now_ms, options)
+        self.oracle.model = model = Model(self.loop.now_ms, self.clock.now_ms, options, plan.settings["max_crashes"])
         self.ledger = SimLedger(self.disk, self.oracle.enqueued_event, model)
         self.entropy = SeededEntropy(plan.seed)
         self.faults: list[Fault] = []
@@ -191,6 +191,7 @@ class Machine:
         )
         options = QueueOptions(
             max_attempts=settings["max_attempts"],
+            max_crashes=settings["max_crashes"],
             lease_s=settings["lease_ms"] / 1000,
             backoff_base_s=settings["backoff_ms"] / 1000,
             keep_done_s=settings["keep_ms"] / 1000,

@@ -60,6 +60,7 @@ def make_plan(seed: int) -> Plan:
         "every other": {"max_attempts": rng.choice((1, 4)), "ready_window": rng.choice((1, 3, 1000))},
     }
     # By a generator of its own, so that the other draws of a seed stay what they were.
+    settings["max_crashes"] = random.Random(f"crashes {seed}").choice((None, 1, 2, 3))
     settings["overlap"] = random.Random(f"overlap {seed}").random() < 0.5
     old = random.Random(f"format 2 {seed}")
     settings["format 2"] = old.choices(queues, k=old.randrange(1, 5)) if old.random() < 0.2 else []
@@ -80,6 +81,7 @@ def make_plan(seed: int) -> Plan:
         at_ms = moves[-1].at_ms if moves and rng.random() < 0.3 else rng.randrange(length_ms)
         cancel = rng.choice((0, 1, 5, 50, 500)) if what in _CALLS and rng.random() < 0.08 else None
         moves.append(Move(at_ms, what, args, cancel))
+    moves += _bulks(random.Random(f"bulks {seed}"), queues, length_ms)
     if settings["overlap"] and settings["checks_clock"]:
         moves += _clock_steps(random.Random(f"clock steps {seed}"), length_ms)
     return Plan(seed, settings, tuple(sorted(moves, key=lambda move: move.at_ms)))
@@ -91,6 +93,23 @@ def _clock_steps(rng: random.Random, length_ms: int) -> list[Move]:
     return [
         Move(at_ms, "jump", {"by_ms": -rng.choice((5, 50, 200, 1000)), "back_after_ms": None}) for at_ms in times_ms
     ]
+
+
+def _bulks(rng: random.Random, queues: tuple[str, ...], length_ms: int) -> list[Move]:
+    """Bulk changes, by a generator of their own."""
+    moves: list[Move] = []
+    for _ in range(rng.choice((0, 0, 1, 2, 6))):
+        what = rng.choice(("requeue", "requeue", "cancel", "delete", "resume"))
+        args: dict[str, Any] = {"what": what, "queue": rng.choice(queues), "state": None, "error": None}
+        if what == "delete":
+            args["state"] = rng.choice(("done", "dead", "cancelled"))
+        elif what == "cancel" and rng.random() < 0.3:
+            args["state"] = rng.choice(("pending", "scheduled", "claimed"))
+        elif what == "requeue" and rng.random() < 0.4:
+            args["error"] = rng.choice(("hopeless", "failed", "killed its worker"))
+        cancel = rng.choice((0, 1, 5, 50)) if rng.random() < 0.15 else None
+        moves.append(Move(rng.randrange(length_ms), "bulk", args, cancel))
+    return moves
 
 
 _CALLS: Final = frozenset(

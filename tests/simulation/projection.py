@@ -7,7 +7,7 @@ at all, or rows that are not its own.
 from collections.abc import Mapping
 from typing import Final
 
-from ledgerq.eventlog.events import Event, Swept
+from ledgerq.eventlog.events import Deleted, Event, Swept
 from ledgerq.projections.fold import Transition
 
 __all__ = ["NAME", "Counts", "SimProjection"]
@@ -45,7 +45,7 @@ class SimProjection:
 def _keys(event: Event) -> list[tuple[bytes, bool]]:
     found = [(b"kind/" + type(event).__name__.encode(), False)]
     id = getattr(event, "id", None)
-    return found if id is None else [*found, (b"job/" + id, type(event) is Swept)]
+    return found if id is None else [*found, (b"job/" + id, type(event) in (Swept, Deleted))]
 
 
 class Counts:

@@ -61,6 +61,9 @@ async def _drain(world: Machine, process: Process) -> None:
         if model.queues[name].paused:
             world.ledger.side.given.add((name, "the end"))
             await queue.resume(name, actor="the end", reason="the end")
+    await queue.bulk.resume()
+    if any(counts.bulk is not None for counts in model.queues.values()):
+        raise Violation("bulk", "a bulk is open after all were finished")
     while any(job.state in UNFINISHED for job in model.jobs.values()):
         claims = await queue.claim(names, limit=5, wait=3600.0)
         for claim in claims:

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.events import TEXT_FIELDS, Enqueued, Event, Record, Sealed, Swept
+from ledgerq.eventlog.events import TEXT_FIELDS, BulkBegan, Deleted, Enqueued, Event, Record, Sealed, Swept
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.side_records import PayloadRecord, decode_payload, decode_text
 from tests.model.job import Violation
@@ -34,6 +34,7 @@ class SideRows:
         self._said: dict[int, str] = {}
         self._texts: dict[int, tuple[bytes | None, bytes]] = {}
         self._gone: list[int] = []
+        self._bulks: set[int] = set()  # their reasons are those of many jobs
 
     def begin(self, changes: Rows) -> None:
         """Check what a change of the disk means for the secret."""
@@ -50,7 +51,7 @@ class SideRows:
         if isinstance(event, Enqueued):
             record = self._payload(offset, event, changes)
             return (event if is_old else replace(event, unique_key=self._key(offset, event, record))), record
-        if isinstance(event, Swept):
+        if isinstance(event, Swept | Deleted):
             mine = [at for at, (owner, _) in self._texts.items() if owner == event.id]
             self._gone += mine
             for at in mine:
@@ -63,7 +64,8 @@ class SideRows:
         if text.at == offset:
             self._take(offset, event, text, changes)
         owner, digest = self._texts.get(text.at, (b"", b""))
-        if (owner, digest) != (getattr(event, "id", None), text.digest):
+        is_own = owner == getattr(event, "id", None) or text.at in self._bulks
+        if not is_own or digest != text.digest:
             raise Violation("text", f"{event} at {offset} names a text that is none of its job's")
         return replace(event, **{name: self._said[text.at]}), None
 
@@ -75,6 +77,8 @@ class SideRows:
         said, subject = decode_text(value), getattr(event, "id", None) or event.queue
         if said != _OWN and not any(one == subject and _is_clipped(given, said) for one, given in self.given):
             raise Violation("text", f"{event} at {offset} has the text {said!r}, which nobody gave for it")
+        if isinstance(event, BulkBegan):
+            self._bulks.add(offset)
         self._said[offset] = said
         self._texts[offset] = (getattr(event, "id", None), text.digest)
 

@@ -3,6 +3,7 @@
 More worlds by hand: `python -m tests.simulation --seeds 0:1000000 --jobs 2`.
 """
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -14,6 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from ledgerq.eventlog.clock import ManualClock
+from ledgerq.projections import selection
+from ledgerq.worker.engine import bulk_change
 from tests.model.job import Violation
 from tests.simulation import command
 from tests.simulation.command import run_seeds
@@ -67,6 +70,18 @@ def all_kept(results: Sequence[command.Result]) -> None:
 
 def test_some_worlds_keep_their_promises() -> None:
     all_kept(run_seeds(0, QUICK_SEEDS))
+
+
+@pytest.mark.parametrize("seeds", sampled([4, 150]))
+def test_worlds_in_which_a_bulk_takes_many_steps_keep_their_promises(
+    seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_change, "_PIECE_JOBS", 1)
+    monkeypatch.setattr(bulk_change, "_COMMIT_JOBS", 1)
+    monkeypatch.setattr(selection, "_PAGE_ROWS", 2)
+    with_bulks = (plan for plan in map(make_plan, itertools.count()) if any(one.what == "bulk" for one in plan.moves))
+    for plan in itertools.islice(with_bulks, seeds):
+        assert run_plan(plan).broken is None, plan.seed
 
 
 @pytest.mark.proof

@@ -13,7 +13,7 @@ from ledgerq.eventlog.errors import ClaimLost
 from ledgerq.eventlog.events import CancelRequested
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.execution import JobContext
-from ledgerq.worker.outcomes import Dead, Retry
+from ledgerq.worker.outcomes import Dead, Retry, Snooze
 from ledgerq.worker.retry_rules import RetryRule
 from ledgerq.worker.worker import Worker
 from tests.model.job import Violation
@@ -154,12 +154,15 @@ class _Between(QueueRelay):
 
     async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
         """See `Queue.release`."""
-        how, _ = self.ended.get((claim.id, claim.offset), ("", None))
+        how, more = self.ended.get((claim.id, claim.offset), ("", None))
         is_cancelled = self._runs is not None and self._runs.cancelling() > 0
         # One that ends well in the very moment in which it is cancelled is tried again.
         is_late = how == "ack" and self.ended_ms[claim.id, claim.offset] < self._world.loop.now_ms()
         waited = how == "" and _IN_TIME in reason
-        if is_late or not (is_cancelled or waited or self.stopped_ms is not None or not self._process.healthy):
+        snoozed = (how, more) == ("snooze", delay)
+        if is_late or not (
+            snoozed or is_cancelled or waited or self.stopped_ms is not None or not self._process.healthy
+        ):
             self.broke("settled", f"it gives back the claim at {claim.offset}, which ended with {how!r}")
         self._world.ledger.side.given.add((claim.id, reason))
         await self._settle(claim, "released", lambda: self.queue.release(claim, reason, delay))
@@ -268,13 +271,16 @@ class Workers(Calls):
             between.ended_ms[key] = world.loop.now_ms()
             how = rng.randrange(8)
             delay_s = rng.choice((None, 0.01))
-            between.ended[key] = {0: ("retry", delay_s), 1: ("dead", None), 2: ("failed", None)}.get(how, ("ack", None))
+            ends = {0: ("retry", delay_s), 1: ("dead", None), 2: ("failed", None), 3: ("snooze", 0.02)}
+            between.ended[key] = ends.get(how, ("ack", None))
             if how == 0:
                 raise Retry(delay_s)
             if how == 1:
                 raise Dead("hopeless")
             if how == 2:
                 raise RuntimeError("it failed")
+            if how == 3:
+                raise Snooze(0.02)
 
         return handle
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.errors import DuplicateJobId, InvalidState, JobNotFound
-from ledgerq.eventlog.events import QueuePaused, QueueResumed
+from ledgerq.eventlog.events import QueuePaused, QueueResumed, State
+from ledgerq.projections.selection import Filter
 from ledgerq.worker.options import NewJob
 from tests.model.job import Violation
 from tests.simulation.claimers import Claimers, Gone
@@ -158,6 +159,31 @@ class Workload(Claimers, Workers, Observers):
             raise Violation("too early", f"{what} of {id.hex()} returned before its event was durable")
         if what == "requeue" and after == before:
             raise Violation("too early", f"{what} of {id.hex()} returned before its event was durable")
+
+    async def _bulk(self, process: Process, what: str, queue: str, state: State | None, error: str | None) -> None:
+        bulk, model = self._queue(process).bulk, self._oracle.model
+        if what != "resume":
+            why = f"a whim at {len(self._world.ledger.records)}"
+            self.give(queue, why if error is None else f"{why} (jobs whose error has: {error})")
+            known = {"actor": "someone", "reason": why}
+            filter = Filter(queue=queue, state=state, error=error)
+            change = getattr(bulk, what)
+            seen = await self.call(process, f"bulk {what} {queue}", change(filter, **known))
+            if len(seen.examples) != min(seen.count, 20) or seen.offset is not None:
+                raise Violation("bulk", f"a dry run says {seen}")
+            try:
+                asked = change(filter, **known, dry_run=False)
+                result = await self.call(process, f"bulk {what} {queue} {state} {error}", asked)
+                self._world.say(f"p{process.number} bulk {what} {queue} -> {result.count}, {result.skipped} skipped")
+                return
+            except InvalidState as refused:
+                self._world.say(f"p{process.number} bulk {what} {queue}: {refused}")
+        open_bulks = {name: counts.bulk for name, counts in model.queues.items() if counts.bulk is not None}
+        results = await self.call(process, "bulk resume", bulk.resume())
+        self._world.say(f"p{process.number} bulk resume -> {[(one.offset, one.count) for one in results]}")
+        still = [one for name, one in open_bulks.items() if model.counts(name).bulk is one]
+        if still:
+            raise Violation("bulk", f"resume returned, and {still} is open")
 
     async def _pause(self, process: Process, queue: str, for_ms: int) -> None:
         asked = len(self._world.ledger.records)

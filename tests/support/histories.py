@@ -14,10 +14,13 @@ from msgspec.structs import replace
 from ledgerq.eventlog.events import (
     STATES,
     Acked,
+    BulkBegan,
+    BulkEnded,
     Cancelled,
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     Enqueued,
     Event,
     JobEvent,
@@ -136,7 +139,7 @@ def _job_event(event_type: type[JobEvent], job: Job, chance: int, time_ms: int) 
         return Cancelled(job.id, later_ms, "ann", "wrong address")
     if event_type is DeadLettered:
         return DeadLettered(job.id, later_ms, "ann", "the payload is lost")
-    if event_type in (CancelRequested, Requeued):
+    if event_type in (CancelRequested, Requeued, Deleted):
         return event_type(job.id, "ann", "why not")
     assert event_type in (Promoted, Swept)
     return event_type(job.id)
@@ -173,8 +176,14 @@ _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     Requeued: (_ids, _text, _words),
     Swept: (_ids,),
     DeadLettered: (_ids, _u64, _text, _text),
+    Deleted: (_ids, _text, _words),
     QueuePaused: (_text, _text, _words),
     QueueResumed: (_text, _text, _words),
+    BulkBegan: (
+        *(_text, st.sampled_from(["requeue", "cancel", "delete"]), st.none() | _states, _text),
+        *(_u32, _u64, _u64, _u64, _text, _words),
+    ),
+    BulkEnded: (_text, _u64, _u32, _u32),
     WriterOpened: (_text, _text, st.none() | _u64),
     WriterClosed: (_text,),
     Rebuilt: (_text, _text, st.lists(_text, max_size=3).map(tuple), _u64, _u64),

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.codec import digest_of
-from ledgerq.eventlog.events import STATES, Sealed, Swept
+from ledgerq.eventlog.events import STATES, Deleted, Sealed, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.eventlog.side_records import decode_payload, decode_result, decode_text, key_digest
@@ -69,7 +69,7 @@ async def check_ledger(
             text = getattr(event, "error", getattr(event, "reason", getattr(event, "result", "")))
             if isinstance(text, Sealed) and text.at == offset:
                 texts[offset] = (getattr(event, "id", None), text)
-            if isinstance(event, Swept):
+            if isinstance(event, Swept | Deleted):
                 texts = {at: found for at, found in texts.items() if found[0] != event.id}
     assert fold.next_offset == verified.head.next_offset
     check_indexes(fold, rows)
@@ -106,7 +106,7 @@ def check_counts(fold: Fold) -> None:
     for queue, counters in fold.counters.items():
         assert counters.now == counted[queue].now, f"queue {queue!r} counts {counters.now}, has {counted[queue].now}"
         totals = counters.view(queue).totals
-        assert totals["enqueued"] - totals["swept"] == sum(counters.now)
+        assert totals["enqueued"] - totals["swept"] - totals["deleted"] == sum(counters.now)
 
 
 def check_hints(rows: Mapping[bytes, bytes]) -> None:

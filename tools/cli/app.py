@@ -1,7 +1,8 @@
 """The command line: `ledgerq COMMAND`, and `rebuild-projections`. This file puts the commands together.
 
-The commands are in read.py and diff.py (reading), operate.py (changing), worker.py (running jobs), repair.py (auditing
-and rebuilding) and doctor/doctor.py. Here is what they share: how an error becomes one line and an exit code.
+The commands are in read.py, diff.py and top.py (reading), operate.py and bulk.py (changing), worker.py (running jobs),
+repair.py (auditing and rebuilding) and doctor/doctor.py. Here is what they share: how an error becomes one line and an
+exit code.
 
     0  fine        1  found something: differences, no such job, a log that was changed or lost its end
     2  usage       3  the store can't be read or written        4  salvaged, but something promised was lost
@@ -25,7 +26,7 @@ import typer
 
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.runtime.redaction import redact_urls
-from ledgerq.tools.cli import completion, diff, operate, read, repair, worker
+from ledgerq.tools.cli import bulk, completion, diff, operate, read, repair, top, worker
 from ledgerq.tools.console.opening import ClosedPipe, execute
 from ledgerq.tools.console.output import printable, rich_console
 from ledgerq.tools.doctor import doctor
@@ -142,6 +143,7 @@ def _full_app() -> typer.Typer:
     app.command()(demo)
     app.command()(read.stats)
     app.command()(read.jobs)
+    app.command()(top.top)
     app.command()(operate.enqueue)
     app.command()(read.show)
     app.command()(worker.worker)
@@ -151,6 +153,8 @@ def _full_app() -> typer.Typer:
     app.command()(repair.audit)
     app.command()(operate.requeue)
     app.command()(operate.cancel)
+    app.command()(bulk.dead)
+    app.command("cancel-all")(bulk.cancel_all)
     app.command()(operate.pause)
     app.command()(operate.resume)
     app.command()(exporter.exporter)

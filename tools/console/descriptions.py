@@ -12,10 +12,13 @@ from ledgerq.eventlog.errors import FormatTooNew
 from ledgerq.eventlog.events import (
     STATES,
     Acked,
+    BulkBegan,
+    BulkEnded,
     Cancelled,
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     Enqueued,
     Event,
     FilesSetAside,
@@ -61,7 +64,7 @@ _ERROR_CHARS: Final = 60
 _PAYLOAD_CHARS: Final = 2000
 _WORD: Final = re.compile(r"(?<!^)(?=[A-Z])")
 # These are points in time; other times of an event are durations.
-_MOMENTS: Final = ("due_ms", "sweep_at_ms")
+_MOMENTS: Final = ("due_ms", "sweep_at_ms", "after_ms", "before_ms")
 
 
 def event_name(event: Event) -> str:
@@ -146,10 +149,14 @@ def event_text(event: Event) -> str:
             return f"now {event.to}{due}{released}: {shorten(str(event.error), 4 * _ERROR_CHARS)}"
         case LeaseExpired():
             return f"now {event.to}: {event.reason}"
-        case CancelRequested() | Cancelled() | Requeued() | DeadLettered():
+        case CancelRequested() | Cancelled() | Requeued() | DeadLettered() | Deleted():
             return f"by {event.actor}: {event.reason}"
         case QueuePaused() | QueueResumed():
             return f"queue {event.queue} by {event.actor}: {event.reason}"
+        case BulkBegan():
+            return f"{event.what} jobs of queue {event.queue}, by {event.actor}: {event.reason}"
+        case BulkEnded():
+            return f"of queue {event.queue}, begun at offset {event.at}: {event.changed} changed, {event.skipped} not"
         case WriterOpened():
             lost = event.rolled_back_from
             accepted = "" if lost is None else f", accepted the loss of what followed up to offset {lost}"

@@ -103,17 +103,28 @@ class Admission:
     @asynccontextmanager
     async def unique(self, job: Job) -> AsyncIterator[bytes | None]:
         """Reserve the unique key of `job` while the block runs; yields the id of its holder, if any."""
-        key = job.spec.unique_key
-        if key is None or job.spec.unique_until == "claimed":
+        wanted = await self.keys_of(job)
+        if not wanted:
             yield None
             return
+        async with self.reserved(wanted) as holders:
+            yield next((holder for one in wanted if (holder := holders[one]) is not None), None)
+
+    @asynccontextmanager
+    async def reserved(self, keys: Sequence[bytes]) -> AsyncIterator[dict[bytes, bytes | None]]:
+        """Reserve these unique index keys while the block runs; yields their holders."""
+        async with self._locks.hold(keys):
+            yield await self.holders(keys) if keys else {}
+
+    async def keys_of(self, job: Job) -> list[bytes]:
+        """The unique index keys that must be free for a job that gets a new start: its own one, and what is equal."""
+        key = job.spec.unique_key
+        if key is None or job.spec.unique_until == "claimed":
+            return []
         plain = await self._plain_key(job) or key
         # Up to format 2 a job had its key itself; and the store's secret may be another than when this one was made.
         kinds = dict.fromkeys((key, plain, key_digest(plain, self._writer_state.log.secret)))
-        wanted = [unique_key(job.spec.queue, one) for one in kinds]
-        async with self._locks.hold(wanted):
-            holders = await self.holders(wanted)
-            yield next((holder for one in wanted if (holder := holders[one]) is not None), None)
+        return [unique_key(job.spec.queue, one) for one in kinds]
 
     async def _plain_key(self, job: Job) -> bytes | None:
         value, _ = await read_payload(self._writer_state.log.store, job)

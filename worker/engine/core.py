@@ -108,6 +108,10 @@ class Core:
         self.writer_state.on_commit = self._committed
         # So many of an operator's calls read and decide at a time: thousands at once would hold the loop, and be late.
         self.operating = asyncio.Semaphore(_OPERATIONS_AT_ONCE)
+        # One bulk at a time.
+        self.bulk_lock = asyncio.Lock()
+        self.on_move: Callable[[Job], None] | None = None
+        """Called with each job that changed, while a bulk wants to know."""
         self._known_names: set[str] = set()
         self._change_waiters: list[asyncio.Future[None]] = []
         self.end_waits = EndWaits(self.clock)
@@ -161,6 +165,8 @@ class Core:
 
     def _changed(self, before: Job | None, after: Job | None) -> None:
         self.dispatcher.job_changed(before, after)
+        if self.on_move is not None and after is not None:
+            self.on_move(after)
         if after is not None and after.state not in ("pending", "claimed"):
             self.maintenance.schedule(after)
             if self.end_waits.waiters and after.state in FINISHED:

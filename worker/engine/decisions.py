@@ -4,21 +4,24 @@ Plain functions: each returns events with every fact that it took from options, 
 the Unix epoch. Which event is allowed in which state is decided by the one table in projections/job.py.
 """
 
-from typing import Final, NoReturn
+from typing import Final, NoReturn, assert_never
 
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, InvalidState
 from ledgerq.eventlog.events import (
     Acked,
+    BulkKind,
     Cancelled,
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     JobEvent,
     LeaseExpired,
     Nacked,
     Promoted,
     Requeued,
     Swept,
+    Text,
 )
 from ledgerq.projections.job import FINISHED, Job, may
 from ledgerq.worker.options import QueueOptions, to_ms
@@ -30,7 +33,9 @@ __all__ = [
     "backoff_ms",
     "cancel",
     "claim",
+    "counts_as_crash",
     "expire",
+    "in_bulk",
     "is_last",
     "lose_payload",
     "nack",
@@ -43,8 +48,12 @@ __all__ = [
 MAX_ERROR_CHARS: Final = 4000
 MAX_TYPE_CHARS: Final = 255
 MAX_OPERATOR_CHARS: Final = 1000
+MAX_SNOOZES: Final = 1000
 LEASE_EXPIRED: Final = "lease expired"
 INTERRUPTED: Final = "interrupted"
+# A quarter of what a worker runs at a time by default. Of more claims that end together nearly all are of jobs that
+# did no harm: a machine lost its power, or something blocked the event loop.
+_MAX_SUSPECTS: Final = 12
 # The actor of events that a queue decides by itself.
 _OWN_ACTOR: Final = "ledgerq"
 
@@ -103,23 +112,39 @@ def is_last(attempt: int, max_attempts: int, rule: RetryRule | None) -> bool:
 def release(
     job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int, error: str, delay_ms: int = 0
 ) -> list[JobEvent]:
-    """Give a claim back unused, its attempt not counted: pending at once, or due after `delay_ms`."""
-    job = current(job, claim_offset)
-    error = clip(error, MAX_ERROR_CHARS)
+    """Give a claim back, and the attempt is not counted: pending at once, or due in `delay_ms`.
+
+    A job that is put off like this very often in a row is dead: it would be for ever.
+    """
+    job, error = current(job, claim_offset), clip(error, MAX_ERROR_CHARS)
     if job.cancel_request is not None:
         return [Nacked(job.id, "pending", 0, 0, True, error), _follow_request(job, options, now_ms)]
     if delay_ms <= 0:
         return [Nacked(job.id, "pending", 0, 0, True, error)]
+    if job.snoozes + 1 >= MAX_SNOOZES:
+        why = f"put off {MAX_SNOOZES:,} times in a row: {error}"
+        return [Nacked(job.id, "dead", 0, now_ms + to_ms(options.keep_dead_s), True, clip(why, MAX_ERROR_CHARS))]
     return [Nacked(job.id, "scheduled", now_ms + delay_ms, 0, True, error)]
 
 
-def expire(job: Job, *, options: QueueOptions, now_ms: int, reason: str) -> list[JobEvent]:
-    """End a claim whose lease is over: pending again, or dead when the attempts are spent."""
+def counts_as_crash(claims: int, *, orderly: bool = False) -> bool:
+    """Whether the tries of so many claims, which ended together without a settlement, count as ones that crashed.
+
+    `orderly`: their writer closed, so no job ended its process.
+    """
+    return not orderly and claims <= _MAX_SUSPECTS
+
+
+def expire(job: Job, *, options: QueueOptions, now_ms: int, reason: str, crashed: bool = False) -> list[JobEvent]:
+    """End a claim whose lease is over: pending again, or dead when its attempts are spent or it crashed too often."""
     if job.cancel_request is not None:
-        return [LeaseExpired(job.id, "pending", 0, reason), _follow_request(job, options, now_ms)]
-    if job.attempt >= job.max_attempts:
-        return [LeaseExpired(job.id, "dead", now_ms + to_ms(options.keep_dead_s), reason)]
-    return [LeaseExpired(job.id, "pending", 0, reason)]
+        return [LeaseExpired(job.id, "pending", 0, reason, crashed), _follow_request(job, options, now_ms)]
+    crashes = job.crashes + crashed
+    is_poison = crashed and options.max_crashes is not None and crashes >= options.max_crashes
+    if is_poison or job.attempt >= job.max_attempts:
+        why = f"killed its worker {crashes} {'time' if crashes == 1 else 'times'}" if is_poison else reason
+        return [LeaseExpired(job.id, "dead", now_ms + to_ms(options.keep_dead_s), why, crashed)]
+    return [LeaseExpired(job.id, "pending", 0, reason, crashed)]
 
 
 def lose_payload(job: Job, *, options: QueueOptions, now_ms: int, error: str) -> DeadLettered:
@@ -162,6 +187,24 @@ def requeue(job: Job, *, unique_holder: str | None, actor: str, reason: str) -> 
     if unique_holder is not None:
         raise InvalidState(f"job {job.job_id} can't be requeued: job {unique_holder} holds its unique key now")
     return Requeued(job.id, actor, reason)
+
+
+def in_bulk(
+    what: BulkKind, job: Job, *, options: QueueOptions, now_ms: int, actor: str, reason: Text
+) -> JobEvent | None:
+    """Change one of many jobs, whose operator and reason were checked; None for one that can't be changed so now."""
+    match what:
+        case "requeue":
+            return Requeued(job.id, actor, reason) if may(job.state, Requeued) else None
+        case "delete":
+            return Deleted(job.id, actor, reason) if may(job.state, Deleted) else None
+        case "cancel":
+            if may(job.state, Cancelled):
+                return Cancelled(job.id, now_ms + to_ms(options.keep_cancelled_s), actor, reason)
+            asks = may(job.state, CancelRequested) and job.cancel_request is None
+            return CancelRequested(job.id, actor, reason) if asks else None
+        case _:
+            assert_never(what)
 
 
 def backoff_ms(attempt: int, options: QueueOptions, fraction: float, rule: RetryRule | None = None) -> int:

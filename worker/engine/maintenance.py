@@ -231,6 +231,7 @@ class Maintenance:
             await asyncio.sleep(0)
 
     def _expire(self, leases: Sequence[Lease], now_ms: int) -> None:
+        crashed = decisions.counts_as_crash(len(leases))
         for lease in leases:
             job = self._writer_state.claimed.get(lease.id)
             if job is None or job.claim_offset != lease.claim_offset:
@@ -238,7 +239,9 @@ class Maintenance:
                 continue
             options = self._options_of(job.spec.queue)
             before: Job | None = job
-            for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.LEASE_EXPIRED):
+            for event in decisions.expire(
+                job, options=options, now_ms=now_ms, reason=decisions.LEASE_EXPIRED, crashed=crashed
+            ):
                 before = self._writer_state.apply(before, event)
             self._ended.record(before, decisions.LEASE_EXPIRED)
 

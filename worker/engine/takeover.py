@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import NotRebuilt
-from ledgerq.eventlog.events import FilesSetAside, WriterOpened
+from ledgerq.eventlog.events import FilesSetAside, Rebuilt, WriterClosed, WriterOpened
 from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.eventlog.runtime.event_loop import running_loop
 from ledgerq.eventlog.side_records import read_secret
@@ -70,6 +70,7 @@ async def take_over(
     anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
     await writer_state.host.catch_up(log, store, anchor)
     interrupted = await _claimed(writer_state)
+    crashed = decisions.counts_as_crash(len(interrupted), orderly=await _ended_well(log))
     writer_state.claimed = {job.id: job for job in interrupted}
     moved = await store.set_aside()
     writer_state.apply_other(WriterOpened(writer, version, rolled_back_from))
@@ -81,7 +82,9 @@ async def take_over(
             await log.until_not_full()
         before: Job | None = job
         options, now_ms = options_of(job.spec.queue), clock.now_ms()
-        for event in decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.INTERRUPTED):
+        for event in decisions.expire(
+            job, options=options, now_ms=now_ms, reason=decisions.INTERRUPTED, crashed=crashed
+        ):
             before = writer_state.apply(before, event)
         if before is not None:
             ended.append(before)
@@ -89,6 +92,13 @@ async def take_over(
     for folder, _ in moved:
         await store.set_aside_recorded(folder)
     say_interrupted(ended)
+
+
+async def _ended_well(log: EventLog) -> bool:
+    """Whether the writer before closed: that is always its last event. A rebuild, after which it is not known, too."""
+    head = log.durable_head
+    last = await log.batch_at(head.base_offset) if head.next_offset else None
+    return last is None or isinstance(last.events[-1], WriterClosed | Rebuilt)
 
 
 async def _claimed(writer_state: WriterState) -> list[Job]:

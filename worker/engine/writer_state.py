@@ -34,7 +34,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.commit import pieces
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
-from ledgerq.eventlog.events import TEXT_FIELDS, Enqueued, JobEvent, LogEvent, QueueEvent, QueuePaused
+from ledgerq.eventlog.events import TEXT_FIELDS, Enqueued, JobEvent, LogEvent, QueueEvent
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.store import Batch
 from ledgerq.eventlog.writer import Commit, EventLog
@@ -184,7 +184,7 @@ class WriterState:
         event = self.log.seal(event)
         offset = self.log.append(event)
         if isinstance(event, QueueEvent):
-            self.counters_of(event.queue).paused = type(event) is QueuePaused
+            self.counters_of(event.queue).follow(event, offset)
             self._dirty_queues[event.queue] = None
         if self.host.active:
             self._transitions.append(Transition(offset, self.log.commit().time_ms, event, None, None))
@@ -315,7 +315,7 @@ def index_changes(touched: Touched) -> Changes:
         elif before is not None:
             changes[job_key(id)] = None
         if before is not None and (after is None or after.offset != before.offset):
-            # Swept, and its id perhaps in use again already.
+            # Swept or deleted, and its id perhaps in use again already.
             changes[keys.payload_key(before.offset)] = None
         if before is not None and before.texts and (after is None or after.texts != before.texts):
             kept = () if after is None else after.texts

@@ -28,10 +28,13 @@ from ledgerq.eventlog.codec import (
 from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument, LedgerError, LogCorrupt, UnknownEventType
 from ledgerq.eventlog.events import (
     Acked,
+    BulkBegan,
+    BulkEnded,
     Cancelled,
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     Enqueued,
     Event,
     FilesSetAside,
@@ -122,6 +125,16 @@ GOLDEN_2: list[tuple[Event, str]] = [
     (Requeued(JOB, "ann", SEALED), f"c401099193{JOB_HEX}a3616e6e{SEALED_HEX}"),
     (QueuePaused("mail", "ann", SEALED), f"c401209193a46d61696ca3616e6e{SEALED_HEX}"),
     (QueueResumed("mail", "ann", SEALED), f"c401219193a46d61696ca3616e6e{SEALED_HEX}"),
+    (Deleted(JOB, "ann", SEALED), f"c4010f9193{JOB_HEX}a3616e6e{SEALED_HEX}"),
+    (
+        BulkBegan("mail", "requeue", "dead", "OSError", 4, 0, 1_700_000_001_000, 40, "ann", SEALED),
+        "c40122919aa46d61696ca772657175657565a464656164a74f534572726f720400cf0000018bcfe56be828a3616e6e" + SEALED_HEX,
+    ),
+    (
+        BulkBegan("mail", "cancel", None, "", 0, 0, 0, 40, "ann", SEALED),
+        "c40122919aa46d61696ca663616e63656cc0a000000028a3616e6e" + SEALED_HEX,
+    ),
+    (BulkEnded("mail", 41, 5, 2), "c401239194a46d61696c290502"),
 ]
 _CHANGED = {type(event) for event, _ in GOLDEN_2}
 GOLDEN = [*GOLDEN_2, *(golden for golden in GOLDEN_1 if type(golden[0]) not in _CHANGED)]

@@ -11,10 +11,13 @@ from ledgerq.eventlog.errors import LogCorrupt
 from ledgerq.eventlog.events import (
     STATES,
     Acked,
+    BulkBegan,
+    BulkEnded,
     Cancelled,
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     Enqueued,
     FilesSetAside,
     JobEvent,
@@ -55,6 +58,7 @@ EVENTS: list[JobEvent] = [
     Requeued(ID, "ann", "fixed"),
     Swept(ID),
     DeadLettered(ID, SWEEP_MS, "ann", "the payload is lost"),
+    Deleted(ID, "ann", "as asked"),
 ]
 
 # The shortest way to each state.
@@ -126,7 +130,7 @@ def test_the_events_above_reach_all_of_the_table() -> None:
 
 
 def test_the_table_knows_every_job_event_and_every_state() -> None:
-    no_job = {QueuePaused, QueueResumed, WriterOpened, WriterClosed, Rebuilt, FilesSetAside}
+    no_job = {QueuePaused, QueueResumed, BulkBegan, BulkEnded, WriterOpened, WriterClosed, Rebuilt, FilesSetAside}
     assert set(TRANSITIONS) == set(EVENT_TYPES.values()) - no_job == {type(event) for event in EVENTS}
     left = {state for allowed in TRANSITIONS.values() for state in allowed}
     entered = {state for allowed in TRANSITIONS.values() for states in allowed.values() for state in states}

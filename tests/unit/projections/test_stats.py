@@ -6,14 +6,17 @@ import pytest
 from hypothesis import given
 
 from ledgerq.eventlog.codec import pack, unpack
-from ledgerq.eventlog.errors import ProjectionDrift
+from ledgerq.eventlog.errors import LogCorrupt, ProjectionDrift
 from ledgerq.eventlog.events import (
     STATES,
     Acked,
+    BulkBegan,
+    BulkEnded,
     Cancelled,
     CancelRequested,
     Claimed,
     DeadLettered,
+    Deleted,
     Enqueued,
     Event,
     JobEvent,
@@ -42,6 +45,7 @@ TOTAL_OF: dict[type[JobEvent], str] = {
     Requeued: "requeued",
     Swept: "swept",
     DeadLettered: "dead_lettered",
+    Deleted: "deleted",
 }
 
 
@@ -174,11 +178,43 @@ def test_empty_counters_are_all_zero() -> None:
         pack([[0] * 6, [0] * 12, False, 0, [[0] * 20] * 4]),
         pack([[0] * 6, [0] * 12, False, 0, [[0] * 20] * 3 + [[0] * 8 + [None]]]),
         pack([[0] * 6, [0] * 12, False, 0, [[0] * 20] * 3 + [5]]),
+        pack([[0] * 6, [0] * 12, False, 0, [[0] * 20] * 3 + [[0] * 9], None]),
     ],
 )
 def test_a_malformed_row_is_drift(value: bytes) -> None:
     with pytest.raises(ProjectionDrift, match="rebuild-projections"):
         QueueCounters.decode(value)
+
+
+def test_a_row_holds_where_the_open_bulk_began_and_nothing_once_it_is_over() -> None:
+    fold = Fold()
+    fold.apply(0, START_MS, enqueued())
+    before = fold.counters_of("mail").encode()
+    fold.apply(1, START_MS, BulkBegan("mail", "cancel", None, "", 0, 0, 0, 1, "ann", "x"))
+    row = fold.counters_of("mail").encode()
+    assert unpack(row) == (*unpack(before), 1)
+    assert QueueCounters.decode(row).bulk == 1
+    fold.apply(2, START_MS, BulkEnded("mail", 1, 0, 0))
+    assert fold.counters_of("mail").encode() == before
+    assert QueueCounters.decode(before).bulk == 0
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [BulkEnded("mail", 0, 0, 0)],
+        [BulkBegan("mail", "cancel", None, "", 0, 0, 0, 2, "ann", "x")],
+        [BulkBegan("mail", "cancel", None, "", 0, 0, 0, 0, "ann", "x")] * 2,
+        [BulkBegan("mail", "cancel", None, "", 0, 0, 0, 0, "ann", "x"), BulkEnded("mail", 0, 0, 0)],
+        [BulkBegan("mail", "cancel", None, "", 0, 0, 0, 0, "ann", "x"), BulkEnded("bill", 1, 0, 0)],
+        [BulkBegan("", "cancel", None, "", 0, 0, 0, 0, "ann", "x")],
+    ],
+)
+def test_a_bulk_that_no_writer_records_is_corrupt(events: list[Event]) -> None:
+    fold = Fold()
+    with pytest.raises(LogCorrupt):
+        for offset, event in enumerate(events, 1):
+            fold.apply(offset, START_MS, event)
 
 
 def test_a_row_is_longer_only_once_a_payload_was_lost() -> None:

@@ -1,0 +1,113 @@
+"""Bulk changes, ended at every call of the store in every way that a process can end, and finished by the next one."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from ledgerq.eventlog.errors import LedgerError
+from ledgerq.eventlog.events import BulkBegan, BulkEnded, CancelRequested, Deleted, Requeued
+from ledgerq.eventlog.memory import MemoryStore
+from ledgerq.projections import selection
+from ledgerq.projections.selection import Filter
+from ledgerq.worker.bulk import BulkResult
+from ledgerq.worker.engine import bulk_change
+from ledgerq.worker.options import NewJob
+from ledgerq.worker.queue import Queue
+from tests.model.test_crash_points import ENDS, CrashPoint, End, end_everything
+from tests.support.loops import settle
+from tests.support.operators import WHO
+from tests.support.rig import Rig
+
+JOBS = 5
+
+
+@pytest.fixture(autouse=True)
+def one_job_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job in a commit of its own."""
+    monkeypatch.setattr(bulk_change, "_PIECE_JOBS", 1)
+    monkeypatch.setattr(bulk_change, "_COMMIT_JOBS", 1)
+    monkeypatch.setattr(selection, "_PAGE_ROWS", 2)
+
+
+async def operate(rig: Rig, point: CrashPoint, results: list[BulkResult]) -> None:
+    """Some jobs die, are requeued, and are cancelled while some are claimed; what is dead and cancelled is deleted."""
+    point.store = store = MemoryStore(rig.disk, fault=point)
+    queue = rig.queue = await Queue.open(store=store, clock=rig.clock, entropy=rig.entropy, commit_interval_ms=0.0)
+    await queue.enqueue_many("q", [NewJob(b"", unique_key=f"key {number}") for number in range(JOBS)])
+    for claim in await queue.claim("q", limit=JOBS):
+        await queue.nack(claim, "boom", dead=True)
+    changes = queue.bulk
+    results.append(await changes.requeue(Filter(queue="q", error="boom"), **WHO, dry_run=False))
+    claims = await queue.claim("q", limit=2)
+    results.append(await changes.cancel(Filter(queue="q"), **WHO, dry_run=False))
+    for claim in claims:
+        await queue.nack(claim, "stopped")
+    results.append(await changes.delete(Filter(queue="q", state="cancelled"), **WHO, dry_run=False))
+    await queue.close()
+
+
+async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> tuple[CrashPoint, list[BulkResult]]:
+    """Run the scenario up to its end or the crash."""
+    point, results = CrashPoint(at, end), list[BulkResult]()
+    day = asyncio.create_task(operate(rig, point, results))
+    day.add_done_callback(lambda task: task.cancelled() or task.exception())
+    crash = asyncio.create_task(point.reached.wait())
+    await asyncio.wait((day, crash), return_when=asyncio.FIRST_COMPLETED)
+    await settle()
+    if end == "passing error":
+        await asyncio.wait((day,))
+    if day.done() and (error := day.exception()) is not None and not isinstance(error, LedgerError):
+        raise error
+    if end.endswith("error") and hasattr(rig, "queue"):
+        with contextlib.suppress(LedgerError):
+            await rig.queue.close()
+    await end_everything()
+    return point, results
+
+
+async def check_promises(rig: Rig, results: list[BulkResult]) -> None:
+    """Open again and finish what is open: each job was changed once by each bulk, and all were counted."""
+    await rig.check()
+    queue = await rig.open()
+    await settle()
+    finished = await queue.bulk.resume()
+    await queue.close()
+    await settle()
+    await rig.check()
+    events = await rig.events()
+    began = [event for event in events if isinstance(event, BulkBegan)]
+    ended = [event for event in events if isinstance(event, BulkEnded)]
+    assert len(began) == len(ended) >= len(results) + len(finished)
+    assert [result.count for result in results] == [JOBS] * len(results)
+    assert [(event.changed, event.skipped) for event in ended] == [(JOBS, 0)] * len(ended)
+    for kind, what in ((Requeued, "requeue"), (Deleted, "delete")):
+        ids = [event.id for event in events if isinstance(event, kind)]
+        assert len(ids) == len(set(ids)) == JOBS * sum(event.what == what for event in began)
+    asked = [event.id for event in events if isinstance(event, CancelRequested)]
+    assert len(asked) == len(set(asked)) <= 2
+
+
+async def test_the_scenario_itself_goes_well() -> None:
+    rig = Rig()
+    point, results = await run_until_it_ends(rig, None, "error")
+    assert [result.what for result in results] == ["requeue", "cancel", "delete"]
+    assert len(point.calls) > 60
+    await check_promises(rig, results)
+
+
+# At some of the calls in `make test`, and at all of them in the proof.
+@pytest.mark.parametrize(
+    ("end", "step"), [("vanish", 5), *(pytest.param(end, 1, marks=pytest.mark.proof) for end in ENDS)]
+)
+async def test_a_bulk_that_is_ended_at_any_call_of_its_store_is_finished_by_the_next_process(
+    end: End, step: int
+) -> None:
+    point, _ = await run_until_it_ends(Rig(), None, "error")
+    for at, call in [*enumerate(point.calls)][::step]:
+        rig = Rig()
+        _, results = await run_until_it_ends(rig, at, end)
+        try:
+            await check_promises(rig, results)
+        except BaseException as error:
+            raise AssertionError(f"after {end!r} at call {at}, {call!r}: {error!r}") from error
