@@ -100,12 +100,12 @@ async def rebuild(
     verified, fold = await fold_verified(log, until=until, host=given, rows=rows, progress=progress)
     host.require_sound(names)
     end = verified.head.next_offset
-    writer = RowWriter(store, _anchor(verified, epoch), pack((None if until is None else end,)))
-    if until is not None:
-        await _cut(log, writer, verified, host)
-    async for some in _mismatches(store, fold, host, rows, names):
-        await writer.set_many({mismatch.key: mismatch.expected for mismatch in some})
-    await writer.flush()
+    async with RowWriter(store, _anchor(verified, epoch), pack((None if until is None else end,))) as writer:
+        if until is not None:
+            await _cut(log, writer, verified, host)
+        async for some in _mismatches(store, fold, host, rows, names):
+            await writer.set_many({mismatch.key: mismatch.expected for mismatch in some})
+        await writer.flush()
     report = RebuildReport(names, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
     report = report._replace(is_secret_new=is_secret_new)
     if report.changed or marker is not None or rolled_back or outdated or is_secret_new:
