@@ -34,6 +34,7 @@ __all__ = [
     "ProjectionFailed",
     "QueueClosed",
     "RowUnreadable",
+    "ShareFailed",
     "StoreInUse",
     "StoreNotFound",
     "StoreUnavailable",
@@ -250,6 +251,12 @@ class ClockWentBack(LedgerError):
         )
         self.now_ms = now_ms
         self.last_ms = last_ms
+
+
+class ShareFailed(LedgerError):
+    """A process that did its share of the work ended early. Nothing was written: try again, or with fewer processes."""
+
+    permanent: ClassVar[bool] = False
 
 
 class ProjectionDrift(LedgerError):

@@ -191,8 +191,12 @@ async def test_rows_are_made_while_those_before_are_being_committed(monkeypatch:
 
 async def test_a_rebuild_that_fails_leaves_no_commit_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_writer, "_BATCH_ROWS", 10)
+
+    async def fault(_: str) -> None:
+        await asyncio.sleep(0)
+
     disk = MemoryDisk()
-    writer = row_writer.RowWriter(MemoryStore(disk), Anchor(0, 0, bytes(32), 0, 0), b"marker")
+    writer = row_writer.RowWriter(MemoryStore(disk, fault=fault), Anchor(0, 0, bytes(32), 0, 0), b"marker")
     with pytest.raises(LookupError):
         async with writer:
             await writer.set_many({b"x/%d" % number: b"" for number in range(10)})
