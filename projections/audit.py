@@ -34,7 +34,8 @@ from ledgerq.projections.repair.comparison import (
 )
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import Projection, ProjectionHost
-from ledgerq.projections.shares.proof import Proof, prove_clean, usual_jobs
+from ledgerq.projections.shares.proof import Proof, prove_clean
+from ledgerq.projections.shares.share import usable_jobs
 from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["AuditReport", "Difference", "audit", "describe", "gathered", "record_failure", "record_report"]
@@ -118,8 +119,8 @@ async def audit(
         await log.check_anchor(anchor, remedy=remedy)
         host = ProjectionHost(projections)
         if not deep and not host.projections:
-            jobs = usual_jobs(await log.end()) if jobs is None else jobs
-            proof = await prove_clean(log, jobs, format_version, progress=progress) if jobs > 1 else None
+            processes = await usable_jobs(log, jobs)
+            proof = await prove_clean(log, processes, format_version, progress=progress) if processes > 1 else None
             if proof is not None:
                 return _clean_report(store.location, proof, anchor, format_version, damaged)
         rows: dict[bytes, bytes | None] = {}

@@ -18,8 +18,8 @@ from ledgerq.projections.runner import ProjectionHost
 
 __all__ = ["COPY_MARKER", "FORMAT", "Finish", "RowWriter", "finish"]
 
-_BATCH_ROWS: Final = 5000
-_BATCH_BYTES: Final = 4 * 1024 * 1024
+_BATCH_ROWS: Final = 20_000
+_BATCH_BYTES: Final = 8 * 1024 * 1024
 COPY_MARKER: Final = pack(("copy",))
 FORMAT: Final = str(keys.FORMAT_VERSION).encode()
 

@@ -1,4 +1,5 @@
-"""The fold and the comparison of a large store in several processes, each of which has a share of the jobs.
+"""Large stores looked at by several processes, each of which has a share of the jobs.
 
-share.py is one share's work, processes.py runs it elsewhere (child.py is the program), proof.py puts it together.
+share.py is one share's work, processes.py has it done elsewhere (child.py is the program). proof.py puts shares
+together for an audit, whole.py for a rebuild.
 """

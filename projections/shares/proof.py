@@ -7,10 +7,8 @@ one which that view's head names. So nothing is mixed, even if a writer is at wo
 Where anything is not as it should be there is no proof, and the audit looks at each row itself, in one process.
 """
 
-import asyncio
-import os
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.entropy import SystemEntropy
@@ -24,13 +22,10 @@ from ledgerq.projections.indexes import INDEX_PREFIX, STATS
 from ledgerq.projections.repair.comparison import FirstPlaces, compare_hints, compare_stats
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.shares.processes import share_elsewhere
-from ledgerq.projections.shares.share import Share, ShareFold, ShareTask, finish_share, sample_keys
+from ledgerq.projections.shares.share import Share, ShareFold, ShareTask, finish_share, include_counters, sample_keys
 from ledgerq.projections.stats import QueueCounters
 
-__all__ = ["Proof", "prove_clean", "usual_jobs"]
-
-_MOST_JOBS: Final = 8
-_WORTH_EVENTS: Final = 100_000
+__all__ = ["Proof", "prove_clean"]
 
 
 class Proof(NamedTuple):
@@ -40,14 +35,6 @@ class Proof(NamedTuple):
     jobs: int
     lost_payloads: int
     counters: dict[str, QueueCounters]
-
-
-def usual_jobs(events: int) -> int:
-    """The number of processes for a log of so many events: one for each core, up to 8, unless that costs more."""
-    if events < _WORTH_EVENTS or not can_sum():
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_JOBS)
 
 
 async def prove_clean(
@@ -64,9 +51,7 @@ async def prove_clean(
         if not can_sum() or await store.get(keys.REBUILD_KEY) is not None:
             return None
         head = await log.head()
-        own, *others = [
-            ShareTask(store.location, number, jobs, head, format_version, secret) for number in range(jobs)
-        ]
+        own, *others = [ShareTask(store.location, number, jobs, head, format_version, secret) for number in range(jobs)]
         async with side_by_side(map(share_elsewhere, others)) as elsewhere:
             fold = ShareFold(own.number, own.shares)
             verified, _ = await fold_verified(log, fold=fold, progress=progress)
@@ -95,20 +80,12 @@ async def _proof(
         return None
     fold, first = Fold(), FirstPlaces()
     for share in right:
-        for queue, row in share.counters.items():
-            _include(fold.counters, queue, QueueCounters.decode(row))
+        include_counters(fold, share)
         for prefix, place in share.first.items():
             first[prefix] = min(place, first.get(prefix, place))
     for mismatches in (compare_stats(store, fold, format_version), compare_hints(store, first)):
         async for some in mismatches:
             if some:
                 return None
-    jobs, lost = sum(share.jobs for share in right), sum(share.lost_payloads for share in right)
+    jobs, lost = sum(share.jobs for share in right), sum(len(share.without_payload) for share in right)
     return Proof(right[0].verified, jobs, lost, fold.counters)
-
-
-def _include(counters: dict[str, QueueCounters], queue: str, more: QueueCounters) -> None:
-    if queue in counters:
-        counters[queue].include(more)
-    else:
-        counters[queue] = more

@@ -26,6 +26,13 @@ Projections = Annotated[
     typer.Option("--projection", metavar="MODULE:NAME", help="A projection of your own to include; may be repeated."),
 ]
 
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Processes that share the work; default: for a large store one for each core, up to 8."
+    ),
+]
+
 
 def audit(
     url: Url,
@@ -45,6 +52,7 @@ def audit(
         bool,
         typer.Option("--since-last", help="Only what came since the last recorded audit, which must have been clean."),
     ] = False,
+    jobs: Jobs = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that log, indexes and counters are right.
@@ -62,7 +70,7 @@ def audit(
         raise InvalidArgument("--since-last looks at no payload and no projection of yours: leave out the other option")
     output = Output(as_json=as_json)
     give_back_large_blocks()
-    execute(_audit(url, deep, anchor, projection or [], None, output, record=record, since_last=since_last))
+    execute(_audit(url, deep, anchor, projection or [], None, output, record=record, since_last=since_last, jobs=jobs))
 
 
 async def _audit(
@@ -76,6 +84,7 @@ async def _audit(
     may_be_old: bool = True,
     record: bool = False,
     since_last: bool = False,
+    jobs: int | None = None,
 ) -> int:
     from ledgerq.eventlog.errors import LogRolledBack
     from ledgerq.eventlog.keys import FORMAT_VERSION
@@ -98,7 +107,7 @@ async def _audit(
                     found = await audit_since(store, last, clock=clock, anchor=anchor, progress=report)
                 else:
                     found = await run_audit(
-                        store, clock=clock, deep=deep, anchor=anchor, projections=given, progress=report
+                        store, clock=clock, deep=deep, anchor=anchor, projections=given, jobs=jobs, progress=report
                     )
             except (LogCorrupt, LogRolledBack) as error:
                 if record:
@@ -192,6 +201,7 @@ def rebuild_projections(
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "rebuild-projections",
     take_over: TakeOver = False,
     wait: Wait = 0.0,
+    jobs: Jobs = None,
     as_json: AsJson = False,
 ) -> None:
     """Make indexes and counters what follows from the log.
@@ -212,7 +222,7 @@ def rebuild_projections(
     elif check:
         if into is not None or until is not None:
             raise InvalidArgument("--check only looks: it goes with --only and --projection")
-        execute(_audit(url, False, None, projection or [], only, output, may_be_old=False))
+        execute(_audit(url, False, None, projection or [], only, output, may_be_old=False, jobs=jobs))
     elif into is not None:
         if only is not None or projection:
             raise InvalidArgument("--into writes a whole new store: it goes with --until only")
@@ -220,7 +230,8 @@ def rebuild_projections(
     else:
         if only is not None and until is not None:
             raise InvalidArgument("--until cuts the log, so all projections change: leave out --only")
-        execute(_rebuild(url, actor, reason, only, until, projection or [], Access(take_over, wait), output))
+        access = Access(take_over, wait)
+        execute(_rebuild(url, actor, reason, only, until, projection or [], access, output, jobs=jobs))
 
 
 async def _rebuild(
@@ -232,6 +243,8 @@ async def _rebuild(
     projections: list[str],
     access: Access,
     output: Output,
+    *,
+    jobs: int | None,
 ) -> None:
     from ledgerq.eventlog.clock import SystemClock
     from ledgerq.eventlog.keys import REBUILD_KEY
@@ -256,6 +269,7 @@ async def _rebuild(
                 only=only,
                 until=until,
                 projections=given,
+                jobs=jobs,
                 progress=show,
             )
     unchanged = "no row differed" if report.changed else "nothing differed, nothing was written"

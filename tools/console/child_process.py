@@ -31,4 +31,3 @@ async def start_module(
             stderr=stderr,
             start_new_session=True,  # Ctrl-C is for the program that ends its children
         )
-
