@@ -14,10 +14,10 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import unpack
 from ledgerq.eventlog.entropy import job_id_text
-from ledgerq.eventlog.errors import LogCorrupt, LogPoisoned, LogRolledBack, ProjectionDrift
+from ledgerq.eventlog.errors import LogPoisoned, ProjectionDrift
 from ledgerq.eventlog.events import STATES, Sealed
 from ledgerq.eventlog.log import LogReader, Progress, Verified
-from ledgerq.eventlog.recorded_audit import AuditStart, RecordedAudit, write_recorded_audit
+from ledgerq.eventlog.recorded_audit import RecordedAudit
 from ledgerq.eventlog.recovery.log_end import readable_part
 from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.store import Anchor, ReadStore
@@ -38,7 +38,7 @@ from ledgerq.projections.shares.proof import Proof, prove_clean
 from ledgerq.projections.shares.share import usable_jobs
 from ledgerq.projections.stats import QueueCounters
 
-__all__ = ["AuditReport", "Difference", "audit", "describe", "gathered", "record_failure", "record_report"]
+__all__ = ["AuditReport", "Difference", "audit", "describe", "gathered"]
 
 _MAX_DIFFERENCES: Final = 1000
 _MAX_TEXT_CHARS: Final = 400
@@ -275,20 +275,3 @@ def _readable(range_name: str, value: bytes | None) -> str | None:
 
 def _bounded(text: str) -> str:
     return text if len(text) <= _MAX_TEXT_CHARS else text[: _MAX_TEXT_CHARS - 3] + "..."
-
-
-async def record_report(url: str, clock: Clock, report: AuditReport, *, deep: bool) -> None:
-    """Write what an audit proved and found beside the store; raises `StoreUnavailable` when it can't be written."""
-    head, now_ms, start = report.verified.head, clock.now_ms(), None
-    is_present = report.format_version == keys.FORMAT_VERSION
-    if report.clean and is_present and report.counters is not None and head.next_offset:
-        last = None if report.since is None else report.since.start
-        start = AuditStart(head, report.counters, now_ms if last is None else last.full_ms)
-    recorded = RecordedAudit(now_ms, head.next_offset, report.problem_count, not report.unreadable, deep, start)
-    await write_recorded_audit(url, recorded)
-
-
-async def record_failure(url: str, clock: Clock, error: LogCorrupt | LogRolledBack, *, deep: bool) -> None:
-    """Record that the log itself is damaged or rolled back; raises like `record_report`."""
-    proven = error.offset if isinstance(error, LogCorrupt) else error.first_offset
-    await write_recorded_audit(url, RecordedAudit(clock.now_ms(), proven, 0, False, deep))

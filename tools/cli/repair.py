@@ -90,7 +90,7 @@ async def _audit(
     from ledgerq.eventlog.keys import FORMAT_VERSION
     from ledgerq.eventlog.recorded_audit import read_recorded_audit
     from ledgerq.projections.audit import audit as run_audit
-    from ledgerq.projections.audit import record_failure, record_report
+    from ledgerq.projections.audit_recording import record_failure, record_report
     from ledgerq.projections.incremental_audit import audit_since
 
     anchor = None if anchor_file is None else _read_anchor(anchor_file)
