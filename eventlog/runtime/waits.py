@@ -31,7 +31,9 @@ async def side_by_side(works: Iterable[Coroutine[Any, Any, _T]]) -> AsyncIterato
     try:
         yield results
     finally:
-        results.cancel()
+        # Not `results`: once one of them has failed, that has ended, and the others have not.
+        for task in tasks:
+            task.cancel()
         await asyncio.gather(results, *tasks, return_exceptions=True)
 
 
