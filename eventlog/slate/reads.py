@@ -17,7 +17,7 @@ from ledgerq.eventlog.runtime.process import own_pid
 from ledgerq.eventlog.slate.binding import Lane
 from ledgerq.eventlog.slate.error_mapping import SLATE_ERRORS, translate
 from ledgerq.eventlog.slate.native_binding import NativeLane
-from ledgerq.eventlog.slate.row_sums import RowSum, can_sum, total
+from ledgerq.eventlog.slate.row_sums import RowSum, can_sum, sum_of, total
 from ledgerq.eventlog.store import Row
 
 __all__ = ["SlateReads"]
@@ -109,10 +109,12 @@ class SlateReads:
             yield rows
 
     async def sum_rows(self, start: bytes, stop: bytes, secret: bytes) -> RowSum | None:
-        """The sum of all rows with `start <= key < stop`, read in threads; None where that is not compiled."""
+        """The sum of all rows with `start <= key < stop`, read in threads; None where sums are not compiled."""
         lane, parts = self._lane, list[RowSum]()
-        if not (isinstance(lane, NativeLane) and can_sum()):
+        if not can_sum():
             return None
+        if not isinstance(lane, NativeLane):
+            return total([sum_of(dict(rows), secret) async for rows in self.scan(start, stop)])
         self._check()
         async with self._reading():
             async with asyncio.timeout(self._read_timeout_s):
