@@ -17,6 +17,7 @@ from ledgerq.eventlog.log import LogReader, Progress, Verified
 from ledgerq.eventlog.runtime.waits import side_by_side
 from ledgerq.eventlog.slate.row_sums import SECRET_BYTES, RowSum, can_sum, total
 from ledgerq.eventlog.store import ReadStore
+from ledgerq.projections.deep_audit import missing_secret
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, STATS
 from ledgerq.projections.repair.comparison import FirstPlaces, compare_hints, compare_stats
@@ -49,6 +50,8 @@ async def prove_clean(
     secret = SystemEntropy().take(SECRET_BYTES)
     try:
         if not can_sum() or await store.get(keys.REBUILD_KEY) is not None:
+            return None
+        if await missing_secret(store, format_version) is not None:
             return None
         head = await log.head()
         own, *others = [ShareTask(store.location, number, jobs, head, format_version, secret) for number in range(jobs)]

@@ -94,10 +94,10 @@ class ShareFold(Fold):
     def apply_batch(self, batch: RecordBatch) -> None:
         """Apply what a record batch has of this share, and what concerns no job."""
         number, shares, apply, time_ms = self._number, self._shares, self._apply, batch.time_ms
-        for offset, event in enumerate(batch.events, batch.base_offset):
+        for offset, event, distance in batch.steps():
             id = getattr(event, "id", None)
             if id is None or id[-1] % shares == number:
-                apply(offset, time_ms, event)
+                apply(offset, time_ms, event, distance)
         self.next_offset, self.time_ms = batch.next_offset, time_ms
         self.jobs.pack_some()
 

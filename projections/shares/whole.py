@@ -13,7 +13,7 @@ __all__ = ["fold_whole"]
 
 
 async def fold_whole(log: LogReader, jobs: int, *, progress: Progress | None = None) -> tuple[Verified, Fold]:
-    """Like `fold_verified`, by so many processes, this one included. Raises `ShareFailed`, too."""
+    """Like `fold_verified`, by so many processes, this one included; it may lack `texts`. Raises `ShareFailed`, too."""
     if jobs > 1 and (found := await _by_shares(log, jobs, progress)) is not None:
         return found
     # The error, if there is one, is that of the first event that is wrong, whosever share it is.

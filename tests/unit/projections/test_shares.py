@@ -69,9 +69,11 @@ def log_of(disk: MemoryDisk) -> LogReader:
     return LogReader(MemoryReader(disk), clock=ManualClock())
 
 
-async def shares_of(disk: MemoryDisk, count: int, secret: bytes | None = SECRET, format_version: int = 2) -> Any:
+async def shares_of(
+    disk: MemoryDisk, count: int, secret: bytes | None = SECRET, format_version: int = keys.FORMAT_VERSION
+) -> Any:
     head = await log_of(disk).head()
-    tasks = [ShareTask("memory:///", number, count, head, format_version, secret) for number in range(count)]
+    tasks = [ShareTask("memory:///", number, count, head, keys.FORMAT_VERSION, secret) for number in range(count)]
     return [await fold_share(log_of(disk), task) for task in tasks]
 
 
@@ -98,7 +100,7 @@ async def test_shares_are_the_whole_fold_together(ledger: Ledger, count: int) ->
 @pytest.mark.parametrize("count", [1, 2, 5])
 async def test_shares_expect_the_index_rows_that_are_there(ledger: Ledger, count: int) -> None:
     there = {key: row for key, row in rows_in(ledger.disk, INDEX_PREFIX).items() if not key.startswith(STATS)}
-    found = await shares_of(ledger.disk, count, format_version=keys.FORMAT_VERSION)
+    found = await shares_of(ledger.disk, count)
     assert total([share.expected for share, _ in found]) == sum_of(there, SECRET)
 
 
@@ -161,8 +163,12 @@ def _unreadable_row(disk: MemoryDisk) -> None:
     disk.damaged.add(next(iter(rows_in(disk, INDEX_PREFIX))))
 
 
+def _no_secret(disk: MemoryDisk) -> None:
+    del disk.rows[keys.SECRET_KEY]
+
+
 @needs_sums
-@pytest.mark.parametrize("change", [_leading_hint, _marker, _unreadable_row])
+@pytest.mark.parametrize("change", [_leading_hint, _marker, _unreadable_row, _no_secret])
 async def test_what_is_wrong_beside_the_rows_is_reported_the_same(
     ledger: Ledger, change: Any, elsewhere: list[ShareTask]
 ) -> None:
