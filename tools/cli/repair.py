@@ -10,7 +10,7 @@ from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.eventlog.runtime.heap import give_back_large_blocks
 from ledgerq.tools.cli.audit_report import audit_json, audit_text
 from ledgerq.tools.cli.salvage import lost_beside, lost_payload_json, lost_payload_lines, salvage_into
-from ledgerq.tools.console.arguments import Actor, AsJson, TakeOver, Url, Wait, import_object
+from ledgerq.tools.console.arguments import Actor, AsJson, Jobs, TakeOver, Url, Wait, import_object
 from ledgerq.tools.console.opening import NOT_IN_USE, Access, execute, opened_store, reading, refuse_memory
 from ledgerq.tools.console.output import Output, plural, progress
 
@@ -24,13 +24,6 @@ __all__ = ["audit", "rebuild_projections"]
 Projections = Annotated[
     list[str] | None,
     typer.Option("--projection", metavar="MODULE:NAME", help="A projection of your own to include; may be repeated."),
-]
-
-Jobs = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", min=1, help="Processes that share the work; default: for a large store one for each core, up to 8."
-    ),
 ]
 
 

@@ -25,6 +25,7 @@ from ledgerq.projections.shares.proof import prove_clean
 from ledgerq.projections.shares.share import Share, ShareTask, fold_share, include_counters, usable_jobs
 from ledgerq.projections.shares.whole import fold_whole
 from tests.support.damaged_rows import DAMAGES, Damage, Ledger, copy_of, make_ledger, rows_in, with_projections
+from tests.unit.projections.formats import format_2_ledger
 
 needs_sums = pytest.mark.skipif(not can_sum(), reason="sums are not compiled")
 SECRET = bytes(range(16))
@@ -176,6 +177,18 @@ async def test_what_is_wrong_beside_the_rows_is_reported_the_same(
     alone = await audited(ledger.disk, 1)
     assert not alone.clean
     assert await audited(ledger.disk, 3) == alone
+
+
+@needs_sums
+async def test_a_store_of_an_older_format_is_proven_by_the_rows_that_it_has(
+    ledger: Ledger, elsewhere: list[ShareTask]
+) -> None:
+    older = format_2_ledger().disk
+    ledger.disk.rows.clear()
+    ledger.disk.rows.update(older.rows)
+    log = log_of(ledger.disk)
+    assert await prove_clean(log, 3, await log.require_format()) is not None
+    assert await audited(older, 3) == await audited(older, 1)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
