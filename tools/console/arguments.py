@@ -67,7 +67,7 @@ Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.0, help=
 Jobs = Annotated[
     int | None,
     typer.Option(
-        metavar="N", min=1, help="Processes that share the work; default: for a large store one for each core, up to 8."
+        metavar="N", min=1, help="Processes that share the work; default: for a large store one for each of 4 to 8 cores, else 1."
     ),
 ]
 MetricsHost = Annotated[

@@ -8,6 +8,7 @@ import pytest
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import LedgerError, LogCorrupt
+from ledgerq.eventlog.events import BulkBegan
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
 from ledgerq.eventlog.slate.row_sums import can_sum, sum_of, total
@@ -24,6 +25,7 @@ from ledgerq.projections.shares import whole as whole_module
 from ledgerq.projections.shares.proof import prove_clean
 from ledgerq.projections.shares.share import Share, ShareTask, fold_share, include_counters, usable_jobs
 from ledgerq.projections.shares.whole import fold_whole
+from ledgerq.projections.stats import QueueCounters
 from tests.support.damaged_rows import DAMAGES, Damage, Ledger, copy_of, make_ledger, rows_in, with_projections
 from tests.unit.projections.formats import format_2_ledger
 
@@ -239,6 +241,14 @@ async def test_a_fold_by_several_processes_is_the_whole_one(ledger: Ledger, else
     assert together.without_payload == fold.without_payload
     assert (together.next_offset, together.time_ms) == (fold.next_offset, fold.time_ms)
     assert told[-1] == (verified.events, verified.events)
+
+
+def test_an_open_bulk_is_in_the_counters_of_all_shares_together() -> None:
+    one, other = QueueCounters(3), QueueCounters(3)
+    for counters in (one, other):
+        counters.follow(BulkBegan("mail", "cancel", None, "", 0, 0, 0, 7, "ann", "because"), 7)
+    one.include(other)
+    assert one.bulk == 7
 
 
 # ---------------------------------------------------------------------- how many
