@@ -21,6 +21,8 @@ __all__ = [
     "InvalidArgument",
     "InvalidQueueName",
     "InvalidState",
+    "JobCancelled",
+    "JobFailed",
     "JobNotFound",
     "LedgerError",
     "LogCorrupt",
@@ -33,6 +35,8 @@ __all__ = [
     "ProjectionDrift",
     "ProjectionFailed",
     "QueueClosed",
+    "ResultGone",
+    "ResultTooLarge",
     "RowUnreadable",
     "StoreInUse",
     "StoreNotFound",
@@ -62,6 +66,31 @@ class InvalidQueueName(InvalidArgument):
 
 class PayloadTooLarge(InvalidArgument):
     """A payload with its headers is above `max_payload_bytes`; store it elsewhere and enqueue a reference."""
+
+
+class ResultTooLarge(InvalidArgument):
+    """A job's result is above 1 MiB; store it elsewhere and return a reference. Nothing was written."""
+
+
+class ResultGone(LedgerError, LookupError):
+    """A result is not in the store any more: its job was swept (the log has its history), or its row is lost."""
+
+
+class JobFailed(LedgerError):
+    """The job that was waited for is dead: `error_type` is the exception's class, by its name, `text` its error."""
+
+    def __init__(self, job_id: str, error_type: str, text: str) -> None:
+        last = text.strip().splitlines()[-1:] or ["no error was given"]
+        super().__init__(f"job {job_id} is dead: {last[0]}")
+        self.job_id, self.error_type, self.text = job_id, error_type, text
+
+
+class JobCancelled(LedgerError):
+    """The job that was waited for was cancelled; the log has by whom and why."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id} was cancelled: its history has by whom and why")
+        self.job_id = job_id
 
 
 class JobNotFound(LedgerError, LookupError):

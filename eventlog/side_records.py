@@ -15,6 +15,7 @@ from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.store import ReadStore
 
 __all__ = [
+    "MAX_RESULT_BYTES",
     "PayloadRecord",
     "SALT_BYTES",
     "decode_payload",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 SALT_BYTES: Final = 16
+MAX_RESULT_BYTES: Final = 1024 * 1024
 _packer = msgpack.Packer(autoreset=True)
 
 

@@ -1,14 +1,20 @@
 """ledgerq: a durable job queue whose state is provably the fold of a tamper-evident log.
 
-    from ledgerq import Queue, Worker
+    from ledgerq import Queue, Tasks, Worker
 
-    queue = await Queue.open("file:///var/lib/jobs")
-    await queue.enqueue("mail", b"...")
+    app = Tasks()
+
+    @app.task(queue="mail")
+    async def send(user_id: int) -> None: ...
+
+    queue = await Queue.open("file:///var/lib/jobs", tasks=app)
+    await send.enqueue(user_id=3)
 
 What else `from ledgerq import ...` gives:
 
     queues      QueueOptions, NewJob, StoreOptions, and what is returned: EnqueueResult, Claim, Job, Page, QueueStats
     operators   Filter, the jobs of a bulk change, and BulkResult
+    tasks       Tasks, Task, Handle, on (a RetryRule), CallNext (of a middleware)
     workers     JobContext, Retry, Snooze, Dead, Metrics; WorkerQueue is what a worker needs of a queue
     the log     events, its events; Projection and Transition, for a projection of your own
     tests       ManualClock, MemoryStore, MemoryDisk; Clock, SystemClock
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.errors import InvalidArgument as InvalidArgument
     from ledgerq.eventlog.errors import InvalidQueueName as InvalidQueueName
     from ledgerq.eventlog.errors import InvalidState as InvalidState
+    from ledgerq.eventlog.errors import JobCancelled as JobCancelled
+    from ledgerq.eventlog.errors import JobFailed as JobFailed
     from ledgerq.eventlog.errors import JobNotFound as JobNotFound
     from ledgerq.eventlog.errors import LedgerError as LedgerError
     from ledgerq.eventlog.errors import LogCorrupt as LogCorrupt
@@ -46,6 +54,8 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.errors import ProjectionDrift as ProjectionDrift
     from ledgerq.eventlog.errors import ProjectionFailed as ProjectionFailed
     from ledgerq.eventlog.errors import QueueClosed as QueueClosed
+    from ledgerq.eventlog.errors import ResultGone as ResultGone
+    from ledgerq.eventlog.errors import ResultTooLarge as ResultTooLarge
     from ledgerq.eventlog.errors import StoreInUse as StoreInUse
     from ledgerq.eventlog.errors import StoreNotFound as StoreNotFound
     from ledgerq.eventlog.errors import StoreUnavailable as StoreUnavailable
@@ -73,11 +83,17 @@ if TYPE_CHECKING:
     from ledgerq.worker.outcomes import Retry as Retry
     from ledgerq.worker.outcomes import Snooze as Snooze
     from ledgerq.worker.queue import Queue as Queue
+    from ledgerq.worker.retry_rules import RetryRule as RetryRule
+    from ledgerq.worker.retry_rules import on as on
+    from ledgerq.worker.tasks.calling import CallNext as CallNext
+    from ledgerq.worker.tasks.handle import Handle as Handle
+    from ledgerq.worker.tasks.registry import Tasks as Tasks
+    from ledgerq.worker.tasks.task import Task as Task
     from ledgerq.worker.worker import Worker as Worker
     from ledgerq.worker.worker_queue import WorkerQueue as WorkerQueue
 
 # What `help` shows and a star gives: what programs begin with. All other names are as public.
-__all__ = ["Queue", "Worker", "claims", "events"]
+__all__ = ["Queue", "Tasks", "Worker", "claims", "events", "on"]
 
 # Names are imported when they are first used, so that the command line starts at once.
 _HOME = {
@@ -92,6 +108,8 @@ _HOME = {
     "InvalidArgument": "ledgerq.eventlog.errors",
     "InvalidQueueName": "ledgerq.eventlog.errors",
     "InvalidState": "ledgerq.eventlog.errors",
+    "JobCancelled": "ledgerq.eventlog.errors",
+    "JobFailed": "ledgerq.eventlog.errors",
     "JobNotFound": "ledgerq.eventlog.errors",
     "LedgerError": "ledgerq.eventlog.errors",
     "LogCorrupt": "ledgerq.eventlog.errors",
@@ -104,6 +122,8 @@ _HOME = {
     "ProjectionDrift": "ledgerq.eventlog.errors",
     "ProjectionFailed": "ledgerq.eventlog.errors",
     "QueueClosed": "ledgerq.eventlog.errors",
+    "ResultGone": "ledgerq.eventlog.errors",
+    "ResultTooLarge": "ledgerq.eventlog.errors",
     "StoreInUse": "ledgerq.eventlog.errors",
     "StoreNotFound": "ledgerq.eventlog.errors",
     "StoreUnavailable": "ledgerq.eventlog.errors",
@@ -130,6 +150,12 @@ _HOME = {
     "Snooze": "ledgerq.worker.outcomes",
     "claims": "ledgerq.worker.claim_stream",
     "Queue": "ledgerq.worker.queue",
+    "RetryRule": "ledgerq.worker.retry_rules",
+    "on": "ledgerq.worker.retry_rules",
+    "CallNext": "ledgerq.worker.tasks.calling",
+    "Handle": "ledgerq.worker.tasks.handle",
+    "Tasks": "ledgerq.worker.tasks.registry",
+    "Task": "ledgerq.worker.tasks.task",
     "JobContext": "ledgerq.worker.execution",
     "Worker": "ledgerq.worker.worker",
     "WorkerQueue": "ledgerq.worker.worker_queue",

@@ -21,6 +21,7 @@ from ledgerq.eventlog.events import (
     Sealed,
 )
 from ledgerq.eventlog.keys import MAX_PRIORITY, MAX_QUEUE_NAME_BYTES
+from ledgerq.eventlog.terms import decode_terms
 from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
 from ledgerq.projections.job_table import JobTable
 from ledgerq.projections.stats import QueueCounters
@@ -40,6 +41,13 @@ def _check_bulk(offset: int, event: BulkBegan | BulkEnded, open_at: int) -> None
     wrong = open_at or event.until > offset if isinstance(event, BulkBegan) else not open_at or event.at != open_at
     if wrong:
         raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense where the open bulk is {open_at}")
+
+
+def _check_terms(offset: int, terms: bytes) -> None:
+    try:
+        decode_terms(terms)
+    except ValueError as error:
+        raise LogCorrupt(offset, str(error)) from error
 
 
 class Transition(NamedTuple):
@@ -135,6 +143,8 @@ class Fold:
             assert isinstance(event, Enqueued)
             if not (_is_name(event.queue) and 0 <= event.priority <= MAX_PRIORITY):
                 raise LogCorrupt(offset, "the enqueued job's queue name or priority is none that a job can have")
+            if event.terms is not None:
+                _check_terms(offset, event.terms)
             queue, after = event.queue, born(event, offset, time_ms)
         else:
             queue, after = before.spec.queue, evolve(before, event, offset, time_ms)

@@ -29,6 +29,7 @@ from ledgerq.eventlog.events import (
     Swept,
     Text,
 )
+from ledgerq.eventlog.terms import decode_terms
 
 __all__ = ["FINISHED", "MAX_OFFSETS", "TRANSITIONS", "Job", "born", "evolve", "may"]
 
@@ -125,6 +126,11 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     def max_attempts(self) -> int:
         """How many claims may fail before the job is dead."""
         return self.spec.max_attempts
+
+    @property
+    def task(self) -> str | None:
+        """The name of the task that the job is for, None when it is for none."""
+        return None if self.spec.terms is None else decode_terms(self.spec.terms).task or None
 
 
 def may(state: str, event_type: type[JobEvent]) -> bool:

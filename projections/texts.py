@@ -1,4 +1,4 @@
-"""The texts beside the log: errors and reasons are looked up and put into the jobs and events that name them."""
+"""The texts and results beside the log: they are looked up for the jobs and events that name them."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -6,10 +6,10 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from ledgerq.eventlog.codec import digest_of
-from ledgerq.eventlog.errors import LogPoisoned, RowUnreadable
+from ledgerq.eventlog.errors import LogPoisoned, ResultGone, RowUnreadable
 from ledgerq.eventlog.events import TEXT_FIELDS, Record, Sealed, Text
 from ledgerq.eventlog.keys import TEXT_PREFIX, after_prefix, offset_of, text_key
-from ledgerq.eventlog.side_records import decode_text
+from ledgerq.eventlog.side_records import decode_result, decode_text
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.job import Job
 
@@ -18,6 +18,7 @@ __all__ = [
     "MISSING",
     "StoredText",
     "jobs_with_texts",
+    "read_result",
     "records_with_texts",
     "stored_texts",
     "text_fault",
@@ -89,6 +90,23 @@ async def jobs_with_texts(store: ReadStore, jobs: Sequence[Job]) -> list[Job]:
             request = (request[0], _or_text(request[1], found))
         with_texts.append(replace(job, last_error=_or_text(job.last_error, found), cancel_request=request))
     return with_texts
+
+
+async def read_result(store: ReadStore, job: Job) -> bytes | None:
+    """What the job's handler returned, None when it left nothing; raises `ResultGone` when that is lost."""
+    sealed = job.result
+    if sealed is None:
+        return None
+    try:
+        value = await store.get(text_key(sealed.at))
+    except RowUnreadable as error:
+        value = error.found
+    if value is None or text_fault(sealed, value):
+        raise ResultGone(
+            f"the result of job {job.job_id} is not in the store any more: the job was swept, or the row at offset "
+            f"{sealed.at} is lost (an audit with --deep names what is); its history is still in the log"
+        )
+    return decode_result(value)
 
 
 def _text_of(record: Record) -> Text | None:

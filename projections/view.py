@@ -27,7 +27,7 @@ from ledgerq.projections.indexes import (
 from ledgerq.projections.job import MAX_OFFSETS, Job
 from ledgerq.projections.payloads import read_payload
 from ledgerq.projections.stats import QueueCounters, QueueStats
-from ledgerq.projections.texts import jobs_with_texts, records_with_texts
+from ledgerq.projections.texts import jobs_with_texts, read_result, records_with_texts
 
 __all__ = ["LedgerView", "Page", "listing_prefix"]
 
@@ -67,6 +67,10 @@ class LedgerView:
         if value is None:
             raise PayloadMissing(f"job {job.job_id}: {fault}")
         return decode_payload(value)
+
+    async def result(self, job: Job) -> bytes | None:
+        """What the job's handler returned, None when there is nothing; raises `ResultGone` when that is lost."""
+        return await read_result(self.store, job)
 
     async def history(self, id: bytes) -> list[Record]:
         """All events of a job in order, also of one already swept; raises `JobNotFound`."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.side_records import PayloadRecord
+from ledgerq.eventlog.terms import decode_terms
 
 __all__ = ["Claim", "EnqueueResult", "Waiter", "ClaimWaiters"]
 
@@ -30,6 +31,12 @@ class Claim:
     lease_ms: int
     lease_expires_ms: int
     record: PayloadRecord
+    terms: bytes | None = None
+
+    @property
+    def task(self) -> str | None:
+        """The name of the task that the job is for, None when it is for none; raises `FormatTooNew` for newer terms."""
+        return None if self.terms is None else decode_terms(self.terms).task or None
 
     @property
     def job_id(self) -> str:

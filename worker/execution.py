@@ -10,16 +10,30 @@ from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.job_logging import Outcome
+from ledgerq.worker.retry_rules import RetryRule
 
 __all__ = ["Handler", "JobContext", "Settler", "Trace", "Tracer"]
 
 
-class JobContext:
-    """The argument of a handler: the claimed job. `stop_requested` turns True when it should end."""
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
-    def __init__(self, claim: Claim) -> None:
+
+class JobContext:
+    """The argument of a handler: the claimed job. `stop_requested` turns True when it should end.
+
+    `state` is what the lifespan of the worker's tasks yielded, None without one.
+    """
+
+    def __init__(self, claim: Claim, in_thread: InThread | None = None) -> None:
         self.claim = claim
         self.stop_requested = False
+        self.state: Any = None
+        self._in_thread = in_thread
+
+    def in_thread(self, function: Callable[[], Any]) -> Awaitable[Any]:
+        """Run the part of the try that is a plain function in a thread of the worker's; one at a time."""
+        assert self._in_thread is not None
+        return self._in_thread(function)
 
     @property
     def payload(self) -> bytes:
@@ -45,6 +59,11 @@ class JobContext:
     def queue(self) -> str:
         """The queue's name."""
         return self.claim.queue
+
+    @property
+    def task(self) -> str | None:
+        """The name of the task that the job is for, None when it is for none."""
+        return self.claim.task
 
     @property
     def attempt(self) -> int:
@@ -91,13 +110,20 @@ HandlerFunction = Callable[[JobContext], Any] | Callable[[JobContext], Awaitable
 
 
 class Handler(NamedTuple):
-    """A registered handler; `timeout_ms` None: no limit."""
+    """A registered handler; `timeout_ms` None: no limit.
+
+    `keeps_result`: it returns bytes, or None, with which its job is acked. `retry`: rules by exception. `choose` gives
+    the handler for a claim, where a queue has more than one.
+    """
 
     queue: str
     function: HandlerFunction
     timeout_ms: int | None
     is_async: bool
     task_name: str
+    keeps_result: bool = False
+    retry: Sequence[RetryRule] = ()
+    choose: "Callable[[Claim], Handler] | None" = None
 
     @classmethod
     def of(cls, queue: str, function: HandlerFunction, timeout_ms: int | None) -> "Handler":
@@ -113,13 +139,21 @@ class Handler(NamedTuple):
 class Settler(Protocol):
     """The protocol of a queue by which a job is settled."""
 
-    async def ack(self, claim: Claim) -> None:
+    async def ack(self, claim: Claim, result: bytes | None = None) -> None:
         """Ack a claim, as `Queue.ack` does."""
 
-    async def ack_many(self, claims: Sequence[Claim]) -> None:
+    async def ack_many(self, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
         """Ack claims, as `Queue.ack_many` does; the `offsets` of the `ClaimLost` that it raises name those lost."""
 
-    async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
+    async def nack(
+        self,
+        claim: Claim,
+        error: str,
+        delay: float | None = None,
+        dead: bool = False,
+        error_type: str = "",
+        rule: RetryRule | None = None,
+    ) -> None:
         """Nack a claim, as `Queue.nack` does."""
 
     async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:

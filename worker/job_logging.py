@@ -14,7 +14,7 @@ from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.engine import decisions
-from ledgerq.worker.outcomes import Dead, Retry, Snooze, plain_text
+from ledgerq.worker.outcomes import Dead, Retry, Snooze, TaskMissing, plain_text
 
 __all__ = ["EndedClaims", "Outcome", "say_interrupted", "say_outcome"]
 
@@ -37,6 +37,7 @@ def say_outcome(claim: Claim, outcome: Outcome, error: BaseException | None, tim
         what = "stopped, its cancellation was requested" if outcome == "cancelled" else "given back, the worker ends"
         if isinstance(error, Snooze):
             event, what = "job_snoozed", f"put off for {error.delay:g} s: {plain_text(error)}"
+            level = logging.WARNING if isinstance(error, TaskMissing) else level
     elif outcome == "lost":
         level, event = logging.WARNING, "claim_lost"
         ending = "given up" if isinstance(error, asyncio.CancelledError) else "its result doesn't count"

@@ -71,6 +71,7 @@ class NewJob(_Frozen):
     unique_until: UniqueUntil = "finished"
     headers: Mapping[str, str] | None = None
     job_id: str | None = None
+    task: str | None = None
 
     def __init__(self, payload: bytes, **kwargs: Any) -> None:
         super().__init__(**{"payload": payload, **kwargs})

@@ -9,7 +9,7 @@ from typing import Final
 from ledgerq.eventlog.runtime import threads
 from ledgerq.worker.options import seconds_ms
 
-__all__ = ["Dead", "Retry", "Snooze", "error_text", "plain_text"]
+__all__ = ["ArgumentsDontFit", "Dead", "Retry", "Snooze", "TaskMissing", "error_text", "plain_text"]
 
 _ERROR_LINES: Final = 12
 _ERROR_CHARS: Final = 2000
@@ -17,10 +17,15 @@ _ERROR_CHARS: Final = 2000
 _CALLING: Final = tuple(
     f"{Path(str(file)).parent}/" for file in (__file__, threads.__file__, asyncio.__file__, concurrent.futures.__file__)
 )
+_TASKS: Final = f"{Path(__file__).parent}/tasks/"
 
 
 class Dead(Exception):
     """Raised by a handler: this job can never succeed, make it a dead letter at once, with this text as its error."""
+
+
+class ArgumentsDontFit(Dead):
+    """The arguments of a job are not those that its task takes: a dead letter at once, since no retry can help."""
 
 
 class Retry(Exception):
@@ -42,6 +47,10 @@ class Snooze(Exception):
         self.delay = delay
 
 
+class TaskMissing(Snooze):
+    """The worker doesn't know the task of a job, or not with such arguments; another one may."""
+
+
 def error_text(error: BaseException) -> str:
     """The traceback from the user's handler on, of it the last lines, bounded to 2,000 characters."""
     described = traceback.TracebackException.from_exception(error)
@@ -51,13 +60,15 @@ def error_text(error: BaseException) -> str:
 
 
 def _leave_out_calling(error: traceback.TracebackException) -> None:
-    """Leave out the frames above the handler, of this exception and of those that led to it."""
+    """Leave out the frames that aren't the user's, of this exception and of those that led to it."""
     todo: list[traceback.TracebackException | None] = [error]
     while todo:
         one = todo.pop()
         if one is not None:
             while one.stack and one.stack[0].filename.startswith(_CALLING):
                 del one.stack[0]
+            # Between the middleware of tasks and what is within it.
+            one.stack[:] = [frame for frame in one.stack if not frame.filename.startswith(_TASKS)]
             todo += [one.__cause__, one.__context__, *(one.exceptions or ())]
 
 

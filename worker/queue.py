@@ -7,22 +7,18 @@ that were not received are given back. Next: worker.py, which runs handlers on t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.entropy import Entropy, job_id_bytes
+from ledgerq.eventlog.entropy import Entropy
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
-from ledgerq.eventlog.events import Record, State, UniqueUntil
+from ledgerq.eventlog.events import UniqueUntil
 from ledgerq.eventlog.keys import queue_names
-from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import Job
-from ledgerq.projections.metrics.counters import DEFAULT_LIMIT_QUEUES
 from ledgerq.projections.runner import Projection
-from ledgerq.projections.stats import QueueStats
-from ledgerq.projections.view import Page
 from ledgerq.worker.bulk import Bulk
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.engine import commands, decisions, settlement
@@ -30,29 +26,31 @@ from ledgerq.worker.engine.core import DEFAULT_OPTIONS, Core, open_core
 from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.engine.enqueue import Enqueuer
 from ledgerq.worker.engine.takeover import Opening
-from ledgerq.worker.metrics.queue_metrics import QueueCollector, QueueGauges
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
+from ledgerq.worker.queue_reads import QueueReads
+from ledgerq.worker.retry_rules import RetryRule
 from ledgerq.worker.tracing.provider import check_provider, traced_enqueuer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
+
+    from ledgerq.worker.tasks.registry import Tasks
 
 __all__ = ["Queue"]
 
 _MAX_CLAIMS: Final = 10_000
 
 
-class Queue:
+class Queue(QueueReads):
     """A durable job queue on one store: `await Queue.open(url)`, or `async with Queue.open(url) as queue`."""
 
     def __init__(self, core: Core, tracer_provider: "TracerProvider | None" = None) -> None:
         """Not called by users: use `open`."""
-        self._core = core
+        super().__init__(core)
         self._log = core.log
         self._writer_state = core.writer_state
         self._dispatcher = core.dispatcher
         self._clock = core.clock
-        self._gauges = QueueGauges(core)
         self.bulk = Bulk(core)
         """Changes of many jobs at once."""
         self._enqueuer = Enqueuer(core) if tracer_provider is None else traced_enqueuer(core, tracer_provider)
@@ -78,7 +76,8 @@ class Queue:
         take_over: bool = False,
         wait: float | None = 0.0,
         tracer_provider: "TracerProvider | None" = None,
-    ) -> Opening["Queue"]:
+        tasks: "Tasks | None" = None,
+    ) -> Opening[Self]:
         """Open the store at `url` (or `store`, already open) for writing.
 
         While another writer has it open this raises `StoreInUse`, after `wait` seconds (None: never) in which it opens
@@ -89,15 +88,17 @@ class Queue:
         are kept in memory; commits follow each other at least `commit_interval_ms` apart (None: the fewer events
         one has, the longer it waits for more, up to 50 ms on object stores and 2 ms elsewhere; after a quiet time
         none waits: see eventlog/pace.py); `projections` are the user's own; `tracer_provider` switches tracing on, see
-        tracing/spans.py. Use the result with `await` or `async with`.
+        tracing/spans.py; `tasks` are enqueued to this queue. Use the result with `await` or `async with`.
 
         Raises `InvalidArgument`, `StoreUnavailable`, `LogRolledBack` (unless `accept_rollback`), `LogCorrupt`,
         `FormatTooNew`, `NotRebuilt`, `StoreInUse`, and `Fenced` when another one took it over at the same moment.
         """
         if tracer_provider is not None:
             check_provider(tracer_provider)
+        if tasks is not None and not callable(getattr(tasks, "opened", None)):
+            raise InvalidArgument(f"tasks is what Tasks() makes, not {tasks!r}")
 
-        async def make() -> "Queue":
+        async def make() -> Self:
             core = await open_core(
                 url,
                 store,
@@ -113,7 +114,10 @@ class Queue:
                 entropy=entropy,
                 projections=projections,
             )
-            return cls(core, tracer_provider)
+            queue = cls(core, tracer_provider)
+            if tasks is not None:
+                core.on_close.append(tasks.opened(queue))
+            return queue
 
         return Opening(make)
 
@@ -170,12 +174,14 @@ class Queue:
         unique_until: UniqueUntil = "finished",
         headers: Mapping[str, str] | None = None,
         job_id: str | None = None,
+        task: str | None = None,
     ) -> EnqueueResult:
         """Add one job; it is durable when this returns.
 
         `priority`: lower first (0 to 2^32-1). `delay` (seconds) or `run_at` (aware datetime): not before then.
         `unique_key`: while an unfinished job of the queue has it (`unique_until="claimed"`: one never claimed), nothing
         is added and `created` is False. `job_id`: a ULID of your own; raises `DuplicateJobId` when it is in use.
+        `task`: the name of the task that it is for, whose arguments the payload is, as a JSON object.
 
         Raises `InvalidArgument`, `InvalidQueueName`, `PayloadTooLarge`, before anything is written.
         """
@@ -190,6 +196,7 @@ class Queue:
             unique_key=unique_key,
             unique_until=unique_until,
             job_id=job_id,
+            task=task,
         )
 
     async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
@@ -230,24 +237,39 @@ class Queue:
             self._log.check()
         return await self._dispatcher.claim(queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker)
 
-    async def ack(self, claim: Claim) -> None:
-        """Ack a claim: its work is done. Raises `ClaimLost`, and appends nothing, when it is no longer current."""
-        self._log.check()
-        await settlement.ack(self._core, claim)
+    async def ack(self, claim: Claim, result: bytes | None = None) -> None:
+        """Ack a claim: its work is done. Raises `ClaimLost`, and appends nothing, when it is no longer current.
 
-    async def ack_many(self, claims: Sequence[Claim]) -> None:
-        """Ack all claims in one commit. When some are lost the others are acked all the same; raises `ClaimLost`."""
+        `result`: at most 1 MiB, kept as long as the job's record, in the same commit; raises `ResultTooLarge`.
+        """
         self._log.check()
-        await settlement.ack_many(self._core, claims)
+        await settlement.ack(self._core, claim, result)
 
-    async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
+    async def ack_many(self, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
+        """Ack all claims in one commit. When some are lost the others are acked all the same; raises `ClaimLost`.
+
+        `results`: one for each, or None; many large ones take more than one commit.
+        """
+        self._log.check()
+        await settlement.ack_many(self._core, claims, results)
+
+    async def nack(
+        self,
+        claim: Claim,
+        error: str,
+        delay: float | None = None,
+        dead: bool = False,
+        error_type: str = "",
+        rule: RetryRule | None = None,
+    ) -> None:
         """Nack a claim: its try failed; retry after backoff or `delay` seconds, or dead (asked for, or no try left).
 
-        Raises `ClaimLost`, and appends nothing, when the claim is no longer current.
+        `error_type`: the name of the exception's class; `rule`: that of the exception, made by `on`, which goes before
+        the job's attempts and the queue's backoff. Raises `ClaimLost`, and appends nothing, when the claim is over.
         """
         self._log.check()
         delay_ms = None if delay is None else seconds_ms("delay", delay)
-        await settlement.nack(self._core, claim, error, delay_ms=delay_ms, dead=dead)
+        await settlement.nack(self._core, claim, error, delay_ms=delay_ms, dead=dead, error_type=error_type, rule=rule)
 
     async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
         """Give the claim back unused: pending at once or due in `delay` seconds, the try not counted.
@@ -289,43 +311,3 @@ class Queue:
     async def resume(self, queue: str, *, actor: str, reason: str) -> None:
         """Let jobs of this queue be claimed again."""
         await commands.set_paused(self._core, queue, False, actor=actor, reason=reason)
-
-    # ------------------------------------------------------------------ read
-
-    async def get(self, job_id: str) -> Job:
-        """A job that is not swept yet, in a durable state. Raises `JobNotFound`."""
-        job = await commands.find(self._core, job_id)
-        if self._writer_state.undurable(job.id):
-            await self._log.committed()
-        return await self._core.view.with_texts(job)
-
-    async def payload(self, job_id: str) -> PayloadRecord:
-        """The headers and the bytes of a job that is not swept yet. Raises `JobNotFound`, `PayloadMissing`."""
-        return await self._core.view.payload(await self.get(job_id))
-
-    async def history(self, job_id: str) -> list[Record]:
-        """All events of a job in order, also of one that was swept. Raises `JobNotFound`."""
-        return await self._core.durably(self._core.view.history(job_id_bytes(job_id)))
-
-    async def jobs(self, queue: str, state: State | None = None, limit: int = 100, after: str | None = None) -> Page:
-        """A page of a queue's jobs, all states or one; give `page.next` as `after` for the next one."""
-        return await self._core.durably(self._core.view.jobs(queue, state=state, limit=limit, after=after))
-
-    async def stats(self, queue: str) -> QueueStats:
-        """How many jobs are in each state now, and how many transitions there were since the beginning."""
-        return await self._core.durably(self._core.view.stats(queue))
-
-    async def queues(self) -> list[str]:
-        """The names of all queues that ever had an event, in order."""
-        return await self._core.durably(self._core.view.queues())
-
-    def collector(self, limit: int = DEFAULT_LIMIT_QUEUES) -> QueueCollector:
-        """Metrics for Prometheus: `prometheus_client.REGISTRY.register(queue.collector())`.
-
-        `limit`: how many queues have series of their own (those that came first); the rest is queue="other".
-        """
-        return QueueCollector(self._gauges, limit)
-
-    async def drained(self, queues: str | Sequence[str]) -> None:
-        """Wait until none of these queues holds an unfinished job (scheduled, pending or claimed)."""
-        await self._core.drained(queue_names(queues))

@@ -14,10 +14,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.engine.decisions import is_last
 from ledgerq.worker.execution import Handler, JobContext, Settler, Trace, Tracer
 from ledgerq.worker.job_logging import Outcome, say_outcome
 from ledgerq.worker.metrics.worker_metrics import WorkerMeters
 from ledgerq.worker.outcomes import Dead, Retry, Snooze, error_text, plain_text
+from ledgerq.worker.retry_rules import rule_for
 
 __all__ = ["Runner", "Running", "StopReason"]
 
@@ -45,7 +47,7 @@ class Running:
 
     __slots__ = (
         *("_begun_s", "_handler", "_job", "_runner", "_task", "_thread", "_timer", "_took_s", "_trace"),
-        *("arrived_ms", "begun", "begun_ms", "claim", "error", "handling", "interrupt", "stopped"),
+        *("arrived_ms", "begun", "begun_ms", "claim", "error", "handling", "interrupt", "result", "stopped"),
     )
 
     def __init__(self, runner: Runner, claim: Claim, handler: Handler, arrived_ms: int) -> None:
@@ -57,6 +59,8 @@ class Running:
         self.handling = False
         self.error: BaseException | None = None
         """What the handler raised."""
+        self.result: bytes | None = None
+        """What its job is acked with."""
         self.interrupt: KeyboardInterrupt | None = None
         """The exception by which the handler ends the process: its try has failed, and the worker has to end, too."""
         self._runner = runner
@@ -71,7 +75,7 @@ class Running:
     def begin(self) -> None:
         """Begin the handler. Its end, soon or late, is reported to `Runner.handled`, and never within this call."""
         runner, handler = self._runner, self._handler
-        self._job = JobContext(self.claim)
+        self._job = JobContext(self.claim, self._call_in_thread)
         self._begun_s = stopwatch_s()
         self.begun_ms = runner.clock.now_ms()
         self.begun = self.handling = True
@@ -129,9 +133,13 @@ class Running:
             # Called in the task: one that is cancelled before it begins must not leave a coroutine that is never
             # awaited.
             if self._handler.is_async:
-                await self._handler.function(job)
+                returned = await self._handler.function(job)
             else:
-                await self._handle_in_thread(job)
+                returned = await self._call_in_thread(partial(self._handler.function, job))
+                if inspect.isawaitable(returned):
+                    await returned
+            if self._handler.keeps_result:
+                self.result = returned
         except asyncio.CancelledError as error:
             if self.stopped is None and task is not None and task.cancelling() > 0:
                 self.stopped = "released"  # cancelled from outside
@@ -147,12 +155,10 @@ class Running:
         except BaseException as error:
             self.error = error
 
-    async def _handle_in_thread(self, job: JobContext) -> None:
+    async def _call_in_thread(self, function: Callable[[], Any]) -> Any:
         context = contextvars.copy_context()
-        self._thread = self._runner.threads.submit(context.run, self._handler.function, job)
-        result = await asyncio.wrap_future(self._thread)
-        if inspect.isawaitable(result):
-            await result
+        self._thread = self._runner.threads.submit(context.run, function)
+        return await asyncio.wrap_future(self._thread)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled():  # before its first step
@@ -175,6 +181,11 @@ class Running:
         self._runner.handled(self)
 
     # ------------------------------------------------------------------ settling
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes that its settlement keeps in memory."""
+        return len(self.claim.record.payload) + (0 if self.result is None else len(self.result))
 
     @property
     def is_done(self) -> bool:
@@ -208,17 +219,29 @@ class Running:
             await queue.nack(claim, _STOP_ERRORS["cancel"])
             return "cancelled"
         if self.stopped == "timeout":
-            await queue.nack(claim, f"timed out after {(self._handler.timeout_ms or 0) / 1000:g} s")
-        elif isinstance(error, Snooze):
+            text = f"timed out after {(self._handler.timeout_ms or 0) / 1000:g} s"
+            return await self._fail(TimeoutError(text), text)
+        assert error is not None
+        if isinstance(error, Snooze):
             await queue.release(claim, plain_text(error), delay=error.delay)
             return "released"
-        elif isinstance(error, Dead):
-            await queue.nack(claim, plain_text(error) or "dead", dead=True)
-        elif isinstance(error, Retry):
-            await queue.nack(claim, plain_text(error), delay=error.delay)
-        elif error is not None:
-            await queue.nack(claim, error_text(error))
-        return "dead" if isinstance(error, Dead) or claim.attempt >= claim.max_attempts else "retry"
+        name = type(error).__name__
+        if isinstance(error, Dead):
+            await queue.nack(claim, plain_text(error) or "dead", dead=True, error_type=name)
+            return "dead"
+        if isinstance(error, Retry):
+            await queue.nack(claim, plain_text(error), delay=error.delay, error_type=name)
+            return "dead" if is_last(claim.attempt, claim.max_attempts, None) else "retry"
+        return await self._fail(error, error_text(error))
+
+    async def _fail(self, error: BaseException, text: str) -> Outcome:
+        claim, rule = self.claim, rule_for(error, self._handler.retry)
+        name = type(error).__name__
+        if rule is None:
+            await self._runner.queue.nack(claim, text, error_type=name)
+        else:
+            await self._runner.queue.nack(claim, text, dead=rule.dead, error_type=name, rule=rule)
+        return "dead" if is_last(claim.attempt, claim.max_attempts, rule) else "retry"
 
     def settled(self, outcome: Outcome) -> None:
         """Report the outcome of the try, which is durable, to log, trace and meters."""

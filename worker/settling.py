@@ -1,6 +1,6 @@
 """Settlements on their way: made when handlers have ended, and over when their outcomes are durable.
 
-A handler's slot is free meanwhile, so their number and the bytes of their payloads have limits of their own.
+A handler's slot is free meanwhile, so their number and the bytes that they keep have limits of their own.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class Settling:
     def add(self, running: Running) -> None:
         """Settle what has ended: an ack goes out with the next `flush`, anything else by itself."""
         self.jobs += 1
-        self._bytes += len(running.claim.record.payload)
+        self._bytes += running.size_bytes
         if running.is_done:
             self._acks.append(running)
         else:
@@ -86,10 +86,13 @@ class Settling:
         lost: frozenset[int] | None = frozenset()  # None: all
         outcome: Outcome = "unknown"
         try:
-            if len(acks) == 1:
+            claims = [running.claim for running in acks]
+            if any(running.result is not None for running in acks):
+                await queue.ack_many(claims, [running.result for running in acks])
+            elif len(acks) == 1:
                 await queue.ack(acks[0].claim)
             else:
-                await queue.ack_many([running.claim for running in acks])
+                await queue.ack_many(claims)
             outcome = "done"
             self._committed(self._clock.now_ms() - begun_ms)
         except ClaimLost as error:
@@ -113,7 +116,7 @@ class Settling:
 
     def _end(self, running: Running, outcome: Outcome) -> None:
         self.jobs -= 1
-        self._bytes -= len(running.claim.record.payload)
+        self._bytes -= running.size_bytes
         try:
             running.settled(outcome)
         except Exception as error:  # of the user's logging

@@ -103,7 +103,10 @@ class Slots:
         """Take claims in hand, and begin their handlers as slots become free."""
         now_ms = self._clock.now_ms()
         for claim in claims:
-            running = self.held[claim] = Running(self._runner, claim, self._handlers[claim.queue], now_ms)
+            handler = self._handlers[claim.queue]
+            if handler.choose is not None:
+                handler = handler.choose(claim)
+            running = self.held[claim] = Running(self._runner, claim, handler, now_ms)
             self._waiting.append(running)
             self._waiting_bytes += len(claim.record.payload)
         self._begin_waiting()

@@ -5,7 +5,8 @@ them.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ledgerq.eventlog.clock import sleep_until
@@ -23,6 +24,8 @@ from ledgerq.worker.options import seconds_ms
 from ledgerq.worker.running import Running
 from ledgerq.worker.signals import listen
 from ledgerq.worker.slots import Slots
+from ledgerq.worker.tasks.registry import Tasks
+from ledgerq.worker.tasks.task_handlers import TaskHandlers
 from ledgerq.worker.tracing.provider import try_tracer
 from ledgerq.worker.worker_queue import WorkerQueue
 
@@ -61,7 +64,7 @@ class Worker:
     that running handlers have after the first signal. `name`: the claimer's name in the log. `tracer_provider`:
     OpenTelemetry's, for a span around each try (None: that of the queue, if it was opened with one); `same_trace`: as a
     child of the span that enqueued the job, where by default it begins a trace of its own that links there. See
-    tracing/spans.py.
+    tracing/spans.py. `tasks`: their queues are worked on, in the order of the tasks.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Worker:
         name: str | None = None,
         tracer_provider: "TracerProvider | None" = None,
         same_trace: bool = False,
+        tasks: Tasks | None = None,
     ) -> None:
         self.concurrency = _whole("concurrency", concurrency, 1, _MAX_CONCURRENCY)
         self.queue = queue
@@ -83,6 +87,9 @@ class Worker:
         self._name = name
         self._tracer = try_tracer(queue, tracer_provider, worker=name, same_trace=same_trace)
         self._handlers: dict[str, Handler] = {}
+        if tasks is not None and not isinstance(tasks, Tasks):
+            raise InvalidArgument(f"tasks is what Tasks() makes, not {tasks!r}")
+        self._tasks = tasks
         self._meters = WorkerMeters()
         self._slots = Slots(
             queue,
@@ -146,11 +153,30 @@ class Worker:
         raised again when its job and all others are settled or given back.
         """
         running_loop()
-        if not self._handlers:
-            raise InvalidArgument("the worker has no handler: register one with @worker.handler(queue)")
         if self._ran:
             raise InvalidArgument("a worker runs once: make a new one")
-        self._ran = True
+        async with self._task_handlers():
+            if not self._handlers:
+                raise InvalidArgument("the worker has no handler: register one with @worker.handler(queue)")
+            self._ran = True
+            await self._run(until_empty, signals)
+
+    @asynccontextmanager
+    async def _task_handlers(self) -> AsyncIterator[None]:
+        """Take over the handlers of tasks, and keep their lifespan while the block runs."""
+        if self._tasks is None:
+            yield
+            return
+        of_tasks = TaskHandlers(self._tasks)
+        handlers = of_tasks.of_queues()
+        for queue in handlers:
+            if queue in self._handlers:
+                raise InvalidArgument(f"queue {queue!r} has tasks and a handler: give the tasks a queue of their own")
+        self._handlers |= handlers
+        async with self._tasks.lifetime() if self._tasks.lifetime is not None else nullcontext() as of_tasks.state:
+            yield
+
+    async def _run(self, until_empty: bool, signals: bool) -> None:
         restore = listen(self._signalled) if signals else None
         self.queue.on_failure.append(self._failed)
         threads = DaemonThreads("ledgerq-handler")

@@ -5,6 +5,7 @@ from ledgerq.eventlog.codec import EVENT_TYPES, KIND_OF, NO_DIGEST, Head, encode
 from ledgerq.eventlog.events import Event
 from ledgerq.eventlog.side_records import encode_payload, encode_sealed
 from ledgerq.eventlog.store import Anchor
+from ledgerq.eventlog.terms import Terms, encode_terms
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import index_entries
 from tests.support.histories import history_of
@@ -45,6 +46,7 @@ def seeds(target: str) -> list[bytes]:
             for headers in (None, {}, {"a": "b"})
             for unique in (None, b"k")
         ],
+        "terms": [encode_terms(Terms("send")), encode_terms(Terms("", 7)), encode_terms(Terms())],
         "text": [encode_sealed(bytes(16), value) for value in ("boom", "", b"\x80\x01", b"")],
         "job": [pack(job) for job in fold.jobs.values()],
         "stats": [counters.encode() for counters in fold.counters.values()],

@@ -25,9 +25,10 @@ from ledgerq.eventlog import codec
 from ledgerq.eventlog.anchor import SLOT_BYTES, decode_slot, encode_slot
 from ledgerq.eventlog.codec import KIND_OF, NO_DIGEST, decode_batch, decode_head, encode_batch, encode_head, pack
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, ProjectionDrift
+from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument, LedgerError, LogCorrupt, ProjectionDrift
 from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.side_records import decode_payload, decode_result, decode_text, encode_payload, encode_sealed
+from ledgerq.eventlog.terms import decode_terms, encode_terms
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import decode_job, index_entries, parse_key
 from ledgerq.projections.stats import QueueCounters
@@ -147,6 +148,15 @@ def text(data: bytes) -> None:
         except ValueError:
             continue
         assert decode(encode_sealed(bytes(16), found)) == found
+
+
+def terms(data: bytes) -> None:
+    """The packed terms of a job."""
+    try:
+        found = decode_terms(data)
+    except (ValueError, FormatTooNew):
+        return
+    assert decode_terms(encode_terms(found)) == found
 
 
 def job(data: bytes) -> None:
@@ -326,5 +336,5 @@ def _folder() -> Path:
     return Path(folder.name)
 
 
-_ALL = (batch, events, head, anchor, payload, text, job, stats, key, location, arguments)
+_ALL = (batch, events, head, anchor, payload, text, terms, job, stats, key, location, arguments)
 TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in _ALL}

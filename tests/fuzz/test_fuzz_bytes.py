@@ -114,6 +114,15 @@ def test_a_text(value: bytes) -> None:
 
 
 @fuzz
+@given(inputs("terms"))
+@example(pack(("send", 0, "more")))
+@example(pack(("send", 2**64 - 1)))
+@example(b"\xdd\xff\xff\xff\xff")
+def test_terms(value: bytes) -> None:
+    targets.terms(value)
+
+
+@fuzz
 @given(inputs("job"))
 @example(pack(born(enqueued(priority=-1), 1, 1)))
 @example(pack(born(enqueued(queue=5), 1, 1)))

@@ -88,7 +88,8 @@ def test_wheel_holds_the_four_layers_and_no_tests(tmp_path: Path) -> None:
         entry_points = archive.read(scripts).decode()
     modules = {f"ledgerq/{file.relative_to(ROOT)}" for layer in LAYERS for file in (ROOT / layer).rglob("*.py")}
     data = {f"ledgerq/tools/monitoring/files/{name}" for name in generate.NAMES}
-    assert set(names) == modules | data | {f"ledgerq/{name}" for name in ("__init__.py", "events.py", "py.typed")}
+    own = ("__init__.py", "events.py", "testing.py", "pytest_plugin.py", "py.typed")
+    assert set(names) == modules | data | {f"ledgerq/{name}" for name in own}
     # Where there is no compiler, the package is whole without it.
     parts = {"eventlog/slate/_rows": lanes_built(), "projections/_packed": table_built()}
     assert sorted(compiled) == [f"ledgerq/{name}.abi3.so" for name, is_built in parts.items() if is_built]

@@ -6,10 +6,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import assert_type
+from typing import Any, assert_type
 
 import ledgerq
 from ledgerq import (
+    CallNext,
     Claim,
     ClaimLost,
     Clock,
@@ -17,6 +18,7 @@ from ledgerq import (
     Dead,
     EnqueueResult,
     Fenced,
+    Handle,
     InvalidArgument,
     Job,
     JobContext,
@@ -35,10 +37,12 @@ from ledgerq import (
     Retry,
     StoreOptions,
     SystemClock,
+    Tasks,
     Transition,
     Worker,
     WorkerQueue,
     claims,
+    on,
 )
 from ledgerq.eventlog.codec import Head
 from ledgerq.eventlog.events import State
@@ -52,6 +56,7 @@ from ledgerq.projections.fold import Fold
 from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.repair.copying import copy_into
 from ledgerq.projections.replay import fold_to, replay
+from ledgerq.testing import memory_queue
 
 
 class PerQueue:
@@ -141,11 +146,67 @@ async def claiming(queue: Queue) -> None:
     queue.watch(claim, lambda what: print(what.upper()))
     await queue.ack(claim)
     await queue.ack_many(taken)
+    await queue.ack(claim, b"result")
+    assert_type(claim.task, str | None)
     await queue.nack(claim, "why", delay=5, dead=False)
     await queue.release(claim, "not today")
     async with claims(queue, "mail", limit=10, wait=5).stream() as arriving:
         async for one in arriving:
             assert_type(one, Claim)
+
+
+app = Tasks()
+
+
+@app.task(queue="mail", max_attempts=5, timeout=60, retry=[on(ConnectionError, attempts=10), on(ValueError, dead=True)])
+async def send(user_id: int, tenant: str = "none") -> list[str]:
+    return [tenant] * user_id
+
+
+@app.task()
+def with_job(job: JobContext, x: float) -> None:
+    assert_type(job.task, str | None)
+
+
+@app.task(name="async with job")
+async def with_job_too(job: JobContext, x: float) -> datetime:
+    return job.lease_expires_at
+
+
+@app.use
+async def timed(job: JobContext, call_next: CallNext) -> object:
+    return await call_next(job)
+
+
+async def tasks(queue: Queue, other: Queue) -> None:
+    handle = await send.enqueue(user_id=3, tenant="acme")
+    assert_type(handle, Handle[list[str]])
+    assert_type(await handle.result(timeout=30), list[str])
+    assert_type(await handle, list[str])
+    assert_type(handle.job_id, str)
+    await send.enqueue("3")  # type: ignore[arg-type]
+    await send.enqueue()  # type: ignore[call-arg]
+    await send.enqueue(3, nobody=1)  # type: ignore[call-arg]
+    assert_type(await send.options(delay=60, priority=5, queue=other).enqueue(4), Handle[list[str]])
+    send.options(colour="red")  # type: ignore[call-arg]
+    assert_type(await send.enqueue_many([{"user_id": 3}]), list[Handle[list[str]]])
+    assert_type(await with_job.enqueue(2.5), Handle[None])
+    assert_type(await with_job_too.enqueue(x=2.5), Handle[datetime])
+    await with_job.enqueue(object(), 2.5)  # type: ignore[call-arg, arg-type]
+    assert_type(send.handle("id"), Handle[list[str]])
+    first, second = await asyncio.gather(handle, with_job_too.handle("id"))
+    assert_type(first, list[str])
+    assert_type(second, datetime)
+    assert_type(await queue.handle("id").result(), Any)
+    assert_type(await queue.result("id"), bytes | None)
+    assert_type(await queue.finished("id", timeout=5), Job)
+    async with Queue.open("jobs", tasks=app) as opened:
+        assert_type(opened, Queue)
+        await Worker(opened, tasks=app).run()
+    async with memory_queue(app) as testing:
+        assert_type(testing.clock, ManualClock)
+        assert_type(testing.enqueued(send, user_id=3), list[Handle[list[str]]])
+        await testing.drain(now=datetime.now(UTC))
 
 
 async def operating(queue: Queue) -> None:

@@ -14,6 +14,7 @@ from ledgerq.eventlog.events import CancelRequested
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.outcomes import Dead, Retry, Snooze
+from ledgerq.worker.retry_rules import RetryRule
 from ledgerq.worker.worker import Worker
 from tests.model.job import Violation
 from tests.simulation.claimers import Calls
@@ -93,24 +94,24 @@ class _Between(QueueRelay):
         self._oracle.renewed(renewed)
         return renewed
 
-    async def ack(self, claim: Claim) -> None:
+    async def ack(self, claim: Claim, result: bytes | None = None) -> None:
         """See `Queue.ack`."""
         self._ended_well(claim)
-        await self._settle(claim, "acked", lambda: self.queue.ack(claim))
+        await self._settle(claim, "acked", lambda: self.queue.ack(claim, result))
 
     def _ended_well(self, claim: Claim) -> None:
         how, _ = self.ended.get((claim.id, claim.offset), ("", None))
         if how != "ack":
             self.broke("settled", f"it acks the claim at {claim.offset}, whose handler ended with {how!r}")
 
-    async def ack_many(self, claims: Sequence[Claim]) -> None:
+    async def ack_many(self, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
         """See `Queue.ack_many`."""
         for claim in claims:
             self._ended_well(claim)
         lost: frozenset[int] = frozenset()
         self.settling.update((claim.id, claim.offset) for claim in claims)
         try:
-            await self.queue.ack_many(claims)
+            await self.queue.ack_many(claims, results)
         except ClaimLost as error:
             lost = error.offsets
             raise
@@ -124,7 +125,15 @@ class _Between(QueueRelay):
         for claim in claims:
             self._settled(claim, "acked")
 
-    async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
+    async def nack(
+        self,
+        claim: Claim,
+        error: str,
+        delay: float | None = None,
+        dead: bool = False,
+        error_type: str = "",
+        rule: RetryRule | None = None,
+    ) -> None:
         """See `Queue.nack`."""
         how, more = self.ended.get((claim.id, claim.offset), ("", None))
         job, now_ms = self._oracle.model.jobs[claim.id], self._world.loop.now_ms()

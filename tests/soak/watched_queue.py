@@ -10,6 +10,7 @@ from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.queue import Queue
+from ledgerq.worker.retry_rules import RetryRule
 from tests.soak.meter import Facts, Meter
 from tests.support.queue_relay import QueueRelay
 
@@ -72,14 +73,14 @@ class WatchedQueue(QueueRelay):
                 self.facts.report([f"! the payload of job {claim.job_id} is not what was enqueued"])
         return claims
 
-    async def ack(self, claim: Claim) -> None:
+    async def ack(self, claim: Claim, result: bytes | None = None) -> None:
         """See `Queue.ack`."""
-        await self._settle("A", claim, self.queue.ack(claim))
+        await self._settle("A", claim, self.queue.ack(claim, result))
 
-    async def ack_many(self, claims: Sequence[Claim]) -> None:
+    async def ack_many(self, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
         """See `Queue.ack_many`."""
         try:
-            await self.queue.ack_many(claims)
+            await self.queue.ack_many(claims, results)
         except ClaimLost as error:
             self._acked(claims, error.offsets)
             raise
@@ -90,9 +91,17 @@ class WatchedQueue(QueueRelay):
         self.meter.settled += len(claims) - len(lost)
         self.facts.report(f"{'L' if claim.offset in lost else 'A'} {claim.job_id} {claim.offset}" for claim in claims)
 
-    async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
+    async def nack(
+        self,
+        claim: Claim,
+        error: str,
+        delay: float | None = None,
+        dead: bool = False,
+        error_type: str = "",
+        rule: RetryRule | None = None,
+    ) -> None:
         """See `Queue.nack`."""
-        await self._settle("N", claim, self.queue.nack(claim, error, delay, dead))
+        await self._settle("N", claim, self.queue.nack(claim, error, delay, dead, error_type, rule))
 
     async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
         """See `Queue.release`."""

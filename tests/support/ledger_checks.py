@@ -12,7 +12,7 @@ from ledgerq.eventlog.codec import digest_of
 from ledgerq.eventlog.events import STATES, Deleted, Sealed, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
-from ledgerq.eventlog.side_records import decode_payload, decode_text, key_digest
+from ledgerq.eventlog.side_records import decode_payload, decode_result, decode_text, key_digest
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import (
@@ -66,7 +66,7 @@ async def check_ledger(
     async for batch in log.batches():
         fold.apply_batch(batch)
         for offset, event in enumerate(batch.events, batch.base_offset):
-            text = getattr(event, "error", getattr(event, "reason", ""))
+            text = getattr(event, "error", getattr(event, "reason", getattr(event, "result", "")))
             if isinstance(text, Sealed) and text.at == offset:
                 texts[offset] = (getattr(event, "id", None), text)
             if isinstance(event, Swept | Deleted):
@@ -146,10 +146,11 @@ def check_texts(
     texts: Mapping[int, tuple[bytes | None, Sealed]],
     without: Collection[bytes | int],
 ) -> None:
-    """Check that every text of the log has its row, by its digest, unless its job is swept, and no other row is there.
+    """Check that every text and result of the log has its row, by its digest, and that no other row is there.
 
-    Of a job that has very many the last ones are kept.
+    Those of swept jobs have none; of a job that has very many the last ones are kept.
     """
+    results = {job.result.at for job in fold.jobs.values() if job.result is not None}
     kept = {id: job.texts for id, job in fold.jobs.items() if len(job.texts) == MAX_OFFSETS}
     wanted = {at: sealed for at, (id, sealed) in texts.items() if id not in kept or at in kept[id]}
     assert wanted == fold.texts, "the fold knows other texts"
@@ -160,6 +161,6 @@ def check_texts(
         assert value is not None, f"the text of the event at {at} is missing"
         assert digest_of(value) == sealed.digest, f"the text of the event at {at} was altered"
         assert len(value) == sealed.size_bytes
-        decode_text(value)
+        (decode_result if at in results else decode_text)(value)
     orphans = [key for key in rows if key.startswith(keys.TEXT_PREFIX) and keys.offset_of(key) not in wanted]
     assert not orphans, f"texts of no event: {orphans[:5]}"

@@ -53,6 +53,10 @@ def enqueue(
     ] = "finished",
     header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; may be repeated.")] = None,
     job_id: Annotated[str | None, typer.Option(metavar="ULID", help="An id of your own for the job.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The task that it is for; the payload is its arguments, as JSON."),
+    ] = None,
     take_over: TakeOver = False,
     wait: Wait = 0.0,
     accept_rollback: AcceptRollback = False,
@@ -73,6 +77,7 @@ def enqueue(
         "unique_until": unique_until,
         "headers": _headers(header or []),
         "job_id": job_id,
+        "task": task,
     }
     content = _payload(payload)
     execute(_enqueue(url, queue, content, job, Access(take_over, wait), accept_rollback, Output(as_json=as_json)))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing
+from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing, ResultGone
 from ledgerq.tools.console.arguments import AsJson, AsOf, JobId, QueueName, Url, parse_as_of
 from ledgerq.tools.console.opening import execute, reading, require_queue
 from ledgerq.tools.console.output import Output, local_time, progress
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.side_records import PayloadRecord
     from ledgerq.projections.fold import Fold
     from ledgerq.projections.job import Job
+    from ledgerq.projections.view import LedgerView
 
 __all__ = ["history", "jobs", "log", "show", "stats"]
 
@@ -118,7 +119,7 @@ def show(url: Url, job: JobId, as_of: AsOf = None, as_json: AsJson = False) -> N
 async def _show(url: str, job_id: str, as_of: str | None, output: Output) -> None:
     from ledgerq.eventlog.entropy import job_id_bytes
     from ledgerq.projections.view import LedgerView
-    from ledgerq.tools.console.descriptions import job_facts, job_json, payload_json
+    from ledgerq.tools.console.descriptions import job_facts, job_json, payload_json, result_json
 
     wanted = job_id_bytes(job_id)
     async with reading(url) as reader:
@@ -128,16 +129,24 @@ async def _show(url: str, job_id: str, as_of: str | None, output: Output) -> Non
         else:
             job = await view.with_texts(await _job_as_of(reader, wanted, job_id, as_of))
         record, missing = await _payload(view, job)
+        result = await _result(view, job)
     if output.as_json:
-        output.json(job_json(job) | payload_json(record))
+        output.json(job_json(job) | payload_json(record) | result_json(result))
     else:
-        output.facts(job_facts(job, record))
+        output.facts(job_facts(job, record, result))
     if missing is None:
         return
     # A job of the past may well have lost its payload when it was swept; one of now may not.
     if as_of is None:
         raise missing
     output.note(str(missing))
+
+
+async def _result(view: "LedgerView", job: "Job") -> bytes | None:
+    try:
+        return await view.result(job)
+    except ResultGone:
+        return None
 
 
 async def _job_as_of(reader: "LogReader", wanted: bytes, job_id: str, as_of: str) -> "Job":

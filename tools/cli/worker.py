@@ -2,7 +2,7 @@
 
 import inspect
 from contextlib import AsyncExitStack
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -11,16 +11,30 @@ from ledgerq.tools.console.arguments import AsJson, MetricsHost, Wait, import_ob
 from ledgerq.tools.console.opening import execute
 from ledgerq.tools.console.output import Output
 
+if TYPE_CHECKING:
+    from ledgerq.worker.tasks.registry import Tasks
+    from ledgerq.worker.worker import Worker
+
 __all__ = ["worker"]
 
 _OPEN_AGAIN_MS: Final = 1000
+_CONCURRENCY: Final = 50
 
 
 def worker(
     target: Annotated[
         str,
-        typer.Argument(metavar="MODULE:WORKER", help="A Worker, or a function (async or not) that returns one."),
+        typer.Argument(
+            metavar="MODULE:WORKER",
+            help="A Worker, a function (async or not) that returns one, or Tasks.",
+        ),
     ],
+    url: Annotated[
+        str | None, typer.Argument(metavar="[URL]", help="The store of the jobs, where the first argument names Tasks.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="How many tasks run at a time (default 50); only for Tasks.")
+    ] = None,
     until_empty: Annotated[
         bool, typer.Option("--until-empty", help="Stop when there is nothing left to do, instead of waiting for jobs.")
     ] = False,
@@ -39,14 +53,24 @@ def worker(
     Modules are looked for in the current folder first. A queue belongs to the event loop that it was opened on, so
     MODULE:WORKER is best an async function that opens the queue, registers the handlers and returns the worker. With
     --wait it is called again each second while the store is in use, so it should open the queue first.
+
+    MODULE:TASKS URL opens the store and runs the jobs of these tasks.
     """
-    execute(_worker(target, until_empty, metrics_host, metrics_port, wait, Output(as_json=as_json)))
+    output = Output(as_json=as_json)
+    execute(_worker(target, url, concurrency, until_empty, metrics_host, metrics_port, wait, output))
 
 
 async def _worker(
-    target: str, until_empty: bool, metrics_host: str, metrics_port: int | None, wait_s: float, output: Output
+    target: str,
+    url: str | None,
+    concurrency: int | None,
+    until_empty: bool,
+    metrics_host: str,
+    metrics_port: int | None,
+    wait_s: float,
+    output: Output,
 ) -> None:
-    found = await _made_worker(target, wait_s)
+    found = await _made_worker(target, url, concurrency, wait_s)
     if not callable(getattr(found, "run", None)) or not hasattr(found, "queue"):
         raise InvalidArgument(f"{target} is no Worker and returns none, but {type(found).__name__}")
     try:
@@ -63,10 +87,17 @@ async def _worker(
         await found.queue.close()
 
 
-async def _made_worker(target: str, wait_s: float) -> Any:
+async def _made_worker(target: str, url: str | None, concurrency: int | None, wait_s: float) -> Any:
     from ledgerq.eventlog.clock import SystemClock, sleep_until
+    from ledgerq.worker.tasks.registry import Tasks
 
     found, clock = import_object(target), SystemClock()
+    if isinstance(found, Tasks):
+        return await _task_worker(target, found, url, concurrency, wait_s)
+    if url is not None or concurrency is not None:
+        raise InvalidArgument(
+            f"{target} names no Tasks: it opens its store itself, without a URL or --concurrency here"
+        )
     over_ms = clock.now_ms() + round(wait_s * 1000)
     while True:
         try:
@@ -82,3 +113,19 @@ async def _made_worker(target: str, wait_s: float) -> Any:
         except Exception as error:
             # It is the user's code: every error of it is reported on one clear line.
             raise InvalidArgument(f"{target} failed to make a worker: {type(error).__name__}: {error}") from error
+
+
+async def _task_worker(
+    target: str, tasks: "Tasks", url: str | None, concurrency: int | None, wait_s: float
+) -> "Worker":
+    from ledgerq.worker.queue import Queue
+    from ledgerq.worker.worker import Worker
+
+    if url is None:
+        raise InvalidArgument(f"{target} names Tasks: give the store of their jobs, too, as in: worker {target} URL")
+    queue = await Queue.open(url, tasks=tasks, wait=wait_s)
+    try:
+        return Worker(queue, tasks=tasks, concurrency=_CONCURRENCY if concurrency is None else concurrency)
+    except BaseException:
+        await queue.close()
+        raise

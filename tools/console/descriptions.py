@@ -8,6 +8,7 @@ from msgspec.structs import asdict
 
 from ledgerq.eventlog.codec import DIGEST_BYTES
 from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.errors import FormatTooNew
 from ledgerq.eventlog.events import (
     STATES,
     Acked,
@@ -35,6 +36,7 @@ from ledgerq.eventlog.events import (
     WriterOpened,
 )
 from ledgerq.eventlog.side_records import PayloadRecord
+from ledgerq.eventlog.terms import decode_terms
 from ledgerq.projections.job import Job
 from ledgerq.projections.stats import QueueStats
 from ledgerq.tools.console.output import json_bytes, local_time, shorten, utc_time
@@ -50,6 +52,7 @@ __all__ = [
     "payload_json",
     "record_json",
     "record_line",
+    "result_json",
     "stats_json",
     "stats_table",
     "time_json",
@@ -95,6 +98,10 @@ def _event_json(event: Event) -> dict[str, Any]:
             fields |= _key_json(value)
         elif name in ("error", "reason"):
             fields[name] = _text_json(value)
+        elif name == "result":
+            fields["result_digest"] = None if value is None else value.digest.hex()
+        elif name == "terms":
+            fields["task"] = _task(value)
         elif isinstance(value, bytes):
             fields[name] = json_bytes(value)
         else:
@@ -134,7 +141,8 @@ def event_text(event: Event) -> str:
             by = f" by {event.worker}" if event.worker else ""
             return f"attempt {event.attempt}, lease {event.lease_ms / 1000:g} s{by}"
         case Acked():
-            return f"kept until {local_time(event.sweep_at_ms)}"
+            result = "" if event.result is None else f", a result of {event.result.size_bytes} bytes"
+            return f"kept until {local_time(event.sweep_at_ms)}{result}"
         case Nacked():
             due = f" at {local_time(event.due_ms)}" if event.due_ms else ""
             released = ", attempt not counted" if event.released else ""
@@ -165,13 +173,22 @@ def event_text(event: Event) -> str:
 
 
 def _enqueued_text(event: Enqueued) -> str:
-    parts = [f"queue {event.queue}", f"priority {event.priority}", f"up to {event.max_attempts} attempts"]
+    task = [] if event.terms is None else [f"task {_task(event.terms)}"]
+    parts = [f"queue {event.queue}", *task, f"priority {event.priority}", f"up to {event.max_attempts} attempts"]
     parts.append(f"payload record of {event.payload_bytes} bytes")
     if event.due_ms:
         parts.append(f"due {local_time(event.due_ms)}")
     if event.unique_key is not None:
         parts.append(f"unique key with digest {event.unique_key.hex()[:16]} until {event.unique_until}")
     return ", ".join(parts)
+
+
+def _task(terms: bytes | None) -> str | None:
+    """The task that a job is for; of terms that are damaged, or of a newer version, that they can't be read."""
+    try:
+        return None if terms is None else decode_terms(terms).task or None
+    except (ValueError, FormatTooNew):
+        return "(terms that this version can't read)"
 
 
 def _key_text(key: bytes) -> str:
@@ -185,6 +202,7 @@ def job_json(job: Job) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
         "queue": job.queue,
+        "task": _task(spec.terms),
         "state": job.state,
         "priority": job.priority,
         "attempt": job.attempt,
@@ -196,6 +214,8 @@ def job_json(job: Job) -> dict[str, Any]:
         "worker": job.worker,
         "lease_ms": job.lease_ms or None,
         "error": _text_json(job.last_error) or None,
+        "error_type": job.error_type or None,
+        "result_digest": None if job.result is None else job.result.digest.hex(),
         "cancel_request": None if request is None else {"actor": request[0], "reason": _text_json(request[1])},
         **_key_json(spec.unique_key),
         "unique_until": None if spec.unique_key is None else spec.unique_until,
@@ -215,6 +235,11 @@ def payload_json(record: PayloadRecord | None) -> dict[str, Any]:
     return {"headers": record.headers or {}, "payload": payload, "payload_bytes": len(record.payload), **key}
 
 
+def result_json(result: bytes | None) -> dict[str, Any]:
+    """What a job's handler returned; null when that is nothing, or gone."""
+    return {"result": None if result is None else json_bytes(result)}
+
+
 def job_row(job: Job) -> list[str]:
     """A job as a row under `JOB_COLUMNS`."""
     return [
@@ -229,11 +254,12 @@ def job_row(job: Job) -> list[str]:
     ]
 
 
-def job_facts(job: Job, record: PayloadRecord | None) -> list[tuple[str, str]]:
+def job_facts(job: Job, record: PayloadRecord | None, result: bytes | None = None) -> list[tuple[str, str]]:
     """A job's state as names and values; what does not apply is left out."""
     facts = [
         ("job", job.job_id),
         ("queue", job.queue),
+        *([] if job.spec.terms is None else [("task", str(_task(job.spec.terms)))]),
         ("state", job.state),
         ("priority", str(job.priority)),
         ("attempts", f"{job.attempt}/{job.max_attempts}"),
@@ -262,6 +288,8 @@ def job_facts(job: Job, record: PayloadRecord | None) -> list[tuple[str, str]]:
         facts += [(f"header {name}", value) for name, value in (record.headers or {}).items()]
         facts.append(("bytes", str(len(record.payload))))
         facts.append(("payload", _payload_text(record.payload)))
+    if result is not None:
+        facts.append(("result", _payload_text(result)))
     return facts
 
 

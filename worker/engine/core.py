@@ -6,7 +6,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
@@ -22,7 +22,7 @@ from ledgerq.eventlog.errors import (
     LogCorrupt,
     QueueClosed,
 )
-from ledgerq.eventlog.events import STATES, WriterClosed
+from ledgerq.eventlog.events import STATES, State, WriterClosed
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.eventlog.pace import CommitPace
 from ledgerq.eventlog.runtime.process import package_version
@@ -36,6 +36,7 @@ from ledgerq.projections.runner import Projection, ProjectionHost
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.engine.admission import Admission
 from ledgerq.worker.engine.dispatcher import Dispatcher
+from ledgerq.worker.engine.end_waits import EndWaits
 from ledgerq.worker.engine.maintenance import Maintenance
 from ledgerq.worker.engine.takeover import take_over
 from ledgerq.worker.engine.writer_state import WriterState
@@ -53,6 +54,7 @@ _LOCAL_INTERVAL_MS: Final = 2.0
 _MAX_INTERVAL_MS: Final = 60_000
 _OPERATIONS_AT_ONCE: Final = 64
 _MAX_KNOWN_NAMES: Final = 10_000
+UNFINISHED: Final[tuple[State, ...]] = tuple(state for state in STATES if state not in FINISHED)
 
 
 class Core:
@@ -111,7 +113,8 @@ class Core:
         self.on_move: Callable[[Job], None] | None = None
         """Called with each job that changed, while a bulk wants to know."""
         self._known_names: set[str] = set()
-        self._drain_waiters: list[asyncio.Future[None]] = []
+        self._change_waiters: list[asyncio.Future[None]] = []
+        self.end_waits = EndWaits(self.clock)
         self._closed: asyncio.Future[None] | None = None
         self.on_failure: list[Callable[[LedgerError], None]] = []
         # What reads the store in the background ends before it is closed.
@@ -146,6 +149,7 @@ class Core:
     async def _close(self) -> None:
         error = QueueClosed(f"the queue on {self.log.store.location} was closed")
         self.dispatcher.fail(error)
+        self.end_waits.fail(error)
         for end in self.on_close:
             await end()
         await self.maintenance.close()
@@ -165,34 +169,58 @@ class Core:
             self.on_move(after)
         if after is not None and after.state not in ("pending", "claimed"):
             self.maintenance.schedule(after)
+            if self.end_waits.waiters and after.state in FINISHED:
+                self.end_waits.finished(after)
 
-    async def drained(self, queues: Sequence[str]) -> None:
-        """Wait until none of these queues holds an unfinished job."""
+    async def finished(self, id: bytes, job_id: str, timeout_ms: int | None) -> Job:
+        """Wait until a job is finished, durably; returns it as it was then.
+
+        Raises `JobNotFound`, and `TimeoutError` after so long by the clock (None: never).
+        """
+        self.log.check()
+        with self.end_waits.waiting(id) as waiter:  # first of all: it may end while it is looked up
+            async with self.refusing():
+                job = await self.writer_state.require(id, job_id)
+            if job.state not in FINISHED:
+                self._tell_change()
+                job = await self.end_waits.within(waiter, timeout_ms, job_id)
+        await self.log.committed()
+        return job
+
+    async def drained(self, queues: Sequence[str], states: Collection[State] = UNFINISHED) -> None:
+        """Wait until none of these queues holds an unfinished job, or one of these `states`."""
         while True:
             self.log.check()
-            if not self._unfinished(queues):
+            if not self.jobs_in(queues, states):
                 await self.log.committed()
-                if not self._unfinished(queues):
+                if not self.jobs_in(queues, states):
                     return
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._drain_waiters.append(waiter)
-            await waiter
+            await self.next_change()
 
-    def _unfinished(self, queues: Sequence[str]) -> int:
+    def next_change(self) -> asyncio.Future[None]:
+        """A future that is done after the next commit, or once none will follow, or when a job is waited for."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._change_waiters.append(waiter)
+        return waiter
+
+    def jobs_in(self, queues: Sequence[str], states: Collection[State]) -> int:
+        """How many jobs of these queues are in these states, durable or not."""
         all_counters = [counters for queue in queues if (counters := self.writer_state.counters.get(queue)) is not None]
-        return sum(
-            counters.now[STATES.index(state)] for counters in all_counters for state in STATES if state not in FINISHED
-        )
+        return sum(counters.now[STATES.index(state)] for counters in all_counters for state in states)
 
     def _committed(self) -> None:
         self._ended.say()
-        waiters, self._drain_waiters = self._drain_waiters, []
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        waiters, self._change_waiters = self._change_waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     def _failed(self, error: LedgerError) -> None:
         self.dispatcher.fail(error)
+        self.end_waits.fail(error)
         self._committed()
         for callback in self.on_failure:
             asyncio.get_running_loop().call_soon(callback, error)

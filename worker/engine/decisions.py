@@ -25,6 +25,7 @@ from ledgerq.eventlog.events import (
 )
 from ledgerq.projections.job import FINISHED, Job, may
 from ledgerq.worker.options import QueueOptions, to_ms
+from ledgerq.worker.retry_rules import RetryRule
 
 __all__ = [
     "LEASE_EXPIRED",
@@ -35,6 +36,7 @@ __all__ = [
     "counts_as_crash",
     "expire",
     "in_bulk",
+    "is_last",
     "lose_payload",
     "nack",
     "promote",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 MAX_ERROR_CHARS: Final = 4000
+MAX_TYPE_CHARS: Final = 255
 MAX_OPERATOR_CHARS: Final = 1000
 MAX_SNOOZES: Final = 1000
 LEASE_EXPIRED: Final = "lease expired"
@@ -78,32 +81,43 @@ def nack(
     delay_ms: int | None,
     dead: bool,
     fraction: float,
+    error_type: str = "",
+    rule: RetryRule | None = None,
 ) -> list[JobEvent]:
     """Nack a current claim: retry after `delay_ms` (None: after backoff), or dead if asked, or without attempts left.
 
-    A job whose cancellation was requested is cancelled instead of being tried again.
+    `rule`: that of the exception, whose attempts and backoff count instead of the job's. A job whose cancellation was
+    requested is cancelled instead of being tried again.
     """
     job = current(job, claim_offset)
-    error = clip(error, MAX_ERROR_CHARS)
+    error, error_type = clip(error, MAX_ERROR_CHARS), clip(error_type, MAX_TYPE_CHARS)
     if job.cancel_request is not None:
-        return [Nacked(job.id, "pending", 0, 0, False, error), _follow_request(job, options, now_ms)]
-    if dead or job.attempt >= job.max_attempts:
-        return [Nacked(job.id, "dead", 0, now_ms + to_ms(options.keep_dead_s), False, error)]
+        return [Nacked(job.id, "pending", 0, 0, False, error, error_type), _follow_request(job, options, now_ms)]
+    if dead or is_last(job.attempt, job.max_attempts, rule):
+        return [Nacked(job.id, "dead", 0, now_ms + to_ms(options.keep_dead_s), False, error, error_type)]
     if delay_ms is None:
-        delay_ms = backoff_ms(job.attempt, options, fraction)
+        delay_ms = backoff_ms(job.attempt, options, fraction, rule)
     if delay_ms <= 0:
-        return [Nacked(job.id, "pending", 0, 0, False, error)]
-    return [Nacked(job.id, "scheduled", now_ms + delay_ms, 0, False, error)]
+        return [Nacked(job.id, "pending", 0, 0, False, error, error_type)]
+    return [Nacked(job.id, "scheduled", now_ms + delay_ms, 0, False, error, error_type)]
+
+
+def is_last(attempt: int, max_attempts: int, rule: RetryRule | None) -> bool:
+    """Whether a job whose try with this number failed is dead."""
+    if rule is None:
+        return attempt >= max_attempts
+    return rule.dead or attempt >= (max_attempts if rule.attempts is None else rule.attempts)
 
 
 def release(
     job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int, error: str, delay_ms: int = 0
 ) -> list[JobEvent]:
-    """Give a claim back, and the attempt is not counted: pending at once, or due in `delay_ms`.
+    """Give a claim back unused, its attempt not counted: pending at once, or due after `delay_ms`.
 
     A job that is put off like this very often in a row is dead: it would be for ever.
     """
-    job, error = current(job, claim_offset), clip(error, MAX_ERROR_CHARS)
+    job = current(job, claim_offset)
+    error = clip(error, MAX_ERROR_CHARS)
     if job.cancel_request is not None:
         return [Nacked(job.id, "pending", 0, 0, True, error), _follow_request(job, options, now_ms)]
     if delay_ms <= 0:
@@ -194,12 +208,14 @@ def in_bulk(
             assert_never(what)
 
 
-def backoff_ms(attempt: int, options: QueueOptions, fraction: float) -> int:
+def backoff_ms(attempt: int, options: QueueOptions, fraction: float, rule: RetryRule | None = None) -> int:
     """The delay of a retry, with full jitter: a random part of min(cap, base * 2^(attempt-1)), at least 1 ms.
 
     Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
-    ceiling_s = min(options.backoff_cap_s, options.backoff_base_s * 2.0 ** min(attempt - 1, 60))
+    base_s = options.backoff_base_s if rule is None or rule.base is None else rule.base
+    cap_s = options.backoff_cap_s if rule is None or rule.cap is None else rule.cap
+    ceiling_s = min(cap_s, base_s * 2.0 ** min(attempt - 1, 60))
     return max(1, to_ms(ceiling_s * fraction)) if ceiling_s > 0 else 0
 
 

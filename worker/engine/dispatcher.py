@@ -178,6 +178,7 @@ class Dispatcher:
                     lease_ms,
                     0,  # see `_begin_leases`
                     ready.payload,
+                    spec.terms,
                 )
             )
         if claims and self._refill.needs(queue):

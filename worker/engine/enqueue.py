@@ -39,6 +39,7 @@ class Enqueuer:
         unique_key: str | bytes | None,
         unique_until: UniqueUntil,
         job_id: str | None,
+        task: str | None,
     ) -> EnqueueResult:
         """Enqueue one job, as `Queue.enqueue` does."""
         log = self._log
@@ -59,6 +60,7 @@ class Enqueuer:
             unique_until=unique_until,
             headers=headers,
             job_id=job_id,
+            task=task,
         )
         if log.full:
             await log.until_not_full()

@@ -12,12 +12,14 @@ from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
 from ledgerq.eventlog.events import Enqueued, UniqueUntil
 from ledgerq.eventlog.keys import MAX_PRIORITY
 from ledgerq.eventlog.side_records import SALT_BYTES, PayloadRecord, encode_payload, key_digest
+from ledgerq.eventlog.terms import Terms, encode_terms
 from ledgerq.eventlog.writer import MAX_COMMIT_BYTES
 from ledgerq.worker.options import MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, to_ms
 
-__all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "prepare", "prepare_many"]
+__all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "prepare", "prepare_many", "task_name"]
 
 MAX_BULK_JOBS: Final = 10_000
+MAX_TASK_NAME_BYTES: Final = 255
 _AT_ONCE: Final = 50
 
 
@@ -46,6 +48,7 @@ def prepare(
     unique_until: UniqueUntil = "finished",
     headers: Mapping[str, str] | None = None,
     job_id: str | None = None,
+    task: str | None = None,
 ) -> Prepared:
     """Check every argument and build the enqueued event; raises `InvalidArgument` naming what is wrong."""
     if type(payload) is not bytes:
@@ -85,6 +88,7 @@ def prepare(
         unique_until,
         len(sealed),
         digest_of(sealed),
+        None if task is None else encode_terms(Terms(task_name(task))),
     )
     return Prepared(event, PayloadRecord(salt, kept, payload, key), sealed, job_id is not None)
 
@@ -170,6 +174,16 @@ def _unique_key(key: str | bytes) -> bytes:
     if not 1 <= len(encoded) <= MAX_UNIQUE_KEY_BYTES:
         raise InvalidArgument(f"unique_key has {len(encoded)} bytes: 1 to {MAX_UNIQUE_KEY_BYTES} are allowed")
     return encoded
+
+
+def task_name(task: str) -> str:
+    """The name of a task, checked."""
+    try:
+        if 1 <= len(task.encode()) <= MAX_TASK_NAME_BYTES and "\0" not in task:
+            return task
+    except (AttributeError, UnicodeEncodeError):
+        pass
+    raise InvalidArgument(f"a task's name is text of 1 to {MAX_TASK_NAME_BYTES} bytes without NUL, not {task!r}")
 
 
 class KeyLocks:

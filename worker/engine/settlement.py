@@ -1,44 +1,80 @@
 """The settlement of claims: ack, nack, release. Each raises `ClaimLost` and stages nothing for a claim that is over."""
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Final
 
-from ledgerq.eventlog.errors import ClaimLost
+from msgspec.structs import replace
+
+from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, ResultTooLarge
 from ledgerq.eventlog.events import JobEvent
+from ledgerq.eventlog.side_records import MAX_RESULT_BYTES
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.engine.core import Core
+from ledgerq.worker.retry_rules import RetryRule
 
-__all__ = ["ack", "ack_many", "nack", "release"]
+__all__ = ["ack", "ack_many", "check_result", "nack", "release"]
 
 _NAMED_CLAIMS: Final = 10
 
 
-async def ack(core: Core, claim: Claim) -> None:
+def check_result(result: bytes | None) -> None:
+    """Raise `InvalidArgument` for what is no result, `ResultTooLarge` for one above the limit."""
+    if result is None:
+        return
+    if type(result) is not bytes:
+        raise InvalidArgument(f"a result is bytes, not {type(result).__name__}: encode it first")
+    if len(result) > MAX_RESULT_BYTES:
+        raise ResultTooLarge(
+            f"the result has {len(result)} bytes, more than {MAX_RESULT_BYTES}: store it elsewhere and return a "
+            "reference"
+        )
+
+
+async def _until_not_full(core: Core) -> None:
+    if core.log.full:
+        await core.log.until_not_full()
+        core.log.check()
+
+
+async def ack(core: Core, claim: Claim, result: bytes | None = None) -> None:
     """Ack a claim, as `Queue.ack` does."""
+    if result is not None:
+        check_result(result)
+        await _until_not_full(core)
     try:
-        _stage_ack(core, claim)
+        _stage_ack(core, claim, result)
     except ClaimLost:
         await core.log.committed()  # a refusal waits for what it rests on, too
         raise
     await core.log.committed()
 
 
-def _stage_ack(core: Core, claim: Claim) -> None:
+def _stage_ack(core: Core, claim: Claim, result: bytes | None = None) -> None:
     writer_state = core.writer_state
     job = writer_state.claimed.get(claim.id)
     event = decisions.ack(job, claim.offset, options=core.options(claim.queue), now_ms=core.clock.now_ms())
     core.dispatcher.forget(claim)
+    if result is not None:
+        event = replace(event, result=core.log.put_beside(result))
     writer_state.apply(job, event)
 
 
-async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
-    """Ack several claims in one commit, as `Queue.ack_many` does."""
+async def ack_many(core: Core, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
+    """Ack several claims in one commit, or in more where their results fill one, as `Queue.ack_many` does."""
+    if results is not None:
+        if len(results) != len(claims):
+            raise InvalidArgument(f"ack_many got {len(results)} results for {len(claims)} claims: give one for each")
+        for result in results:
+            check_result(result)
     lost: list[Claim] = []
-    for claim in claims:
+    for claim, result in zip(claims, repeat(None) if results is None else results, strict=False):
+        if result is not None:
+            await _until_not_full(core)
         try:
-            _stage_ack(core, claim)
+            _stage_ack(core, claim, result)
         except ClaimLost:
             lost.append(claim)
     await core.log.committed()
@@ -48,7 +84,16 @@ async def ack_many(core: Core, claims: Sequence[Claim]) -> None:
         raise ClaimLost(words, (claim.offset for claim in lost))
 
 
-async def nack(core: Core, claim: Claim, error: str, *, delay_ms: int | None, dead: bool) -> None:
+async def nack(
+    core: Core,
+    claim: Claim,
+    error: str,
+    *,
+    delay_ms: int | None,
+    dead: bool,
+    error_type: str = "",
+    rule: RetryRule | None = None,
+) -> None:
     """Nack a claim, as `Queue.nack` does."""
     async with core.refusing():
         job = core.writer_state.claimed.get(claim.id)
@@ -61,6 +106,8 @@ async def nack(core: Core, claim: Claim, error: str, *, delay_ms: int | None, de
             delay_ms=delay_ms,
             dead=dead,
             fraction=core.entropy.fraction(),
+            error_type=error_type,
+            rule=rule,
         )
     await _settle(core, claim, job, events)
 

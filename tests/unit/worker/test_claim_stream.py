@@ -18,6 +18,7 @@ from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.outcomes import Dead, Retry
+from ledgerq.worker.retry_rules import RetryRule
 from ledgerq.worker.worker import Worker
 from ledgerq.worker.worker_queue import WorkerQueue
 from tests.support.cli_rig import Cli
@@ -178,15 +179,23 @@ class Double:
         if not self.held and not any(self.jobs.values()):
             self.empty.set()
 
-    async def ack_many(self, claims: Sequence[Claim]) -> None:
+    async def ack_many(self, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
         for claim in claims:
             await self.ack(claim)
 
-    async def ack(self, claim: Claim) -> None:
+    async def ack(self, claim: Claim, result: bytes | None = None) -> None:
         """Done."""
         self._settled(claim, "ack")
 
-    async def nack(self, claim: Claim, error: str, delay: float | None = None, dead: bool = False) -> None:
+    async def nack(
+        self,
+        claim: Claim,
+        error: str,
+        delay: float | None = None,
+        dead: bool = False,
+        error_type: str = "",
+        rule: RetryRule | None = None,
+    ) -> None:
         """Failed."""
         self._settled(claim, "nack", error.splitlines()[-1], delay, dead)
 

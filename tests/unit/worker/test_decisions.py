@@ -25,6 +25,7 @@ from ledgerq.projections.fold import Transition
 from ledgerq.projections.job import Job, born, evolve, may
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.options import QueueOptions
+from ledgerq.worker.retry_rules import RetryRule, on
 from tests.support.histories import START_MS, enqueued, histories, job_id, quick
 
 ID = job_id(1)
@@ -167,6 +168,62 @@ def test_a_claim_given_back_is_pending_at_once_and_does_not_count(attempt: int) 
 def test_a_claim_given_back_of_a_job_that_is_to_stop_is_its_last() -> None:
     events = decisions.release(claimed(1, ASKED), CLAIM_OFFSET, options=OPTIONS, now_ms=NOW_MS, error="bye")
     assert events == [Nacked(ID, "pending", 0, 0, True, "bye"), Cancelled(ID, NOW_MS + 30_000, "ann", "late")]
+
+
+def test_a_claim_may_be_given_back_for_later() -> None:
+    events = decisions.release(
+        claimed(3), CLAIM_OFFSET, options=OPTIONS, now_ms=NOW_MS, error="no such task", delay_ms=60_000
+    )
+    assert events == [Nacked(ID, "scheduled", NOW_MS + 60_000, 0, True, "no such task")]
+    later = evolve(claimed(3), events[0], 12, NOW_MS)
+    assert later is not None
+    assert (later.state, later.attempt, later.due_ms) == ("scheduled", 2, NOW_MS + 60_000)
+    stopped = decisions.release(
+        claimed(1, ASKED), CLAIM_OFFSET, options=OPTIONS, now_ms=NOW_MS, error="bye", delay_ms=60_000
+    )
+    assert [type(event) for event in stopped] == [Nacked, Cancelled]
+
+
+@pytest.mark.parametrize(
+    ("rule", "attempt", "expected"),
+    [
+        (on(OSError), 2, ("scheduled", 1000)),
+        (on(OSError), 3, ("dead", None)),
+        (on(OSError, attempts=5), 4, ("scheduled", 4000)),
+        (on(OSError, attempts=5), 5, ("dead", None)),
+        (on(OSError, attempts=1), 1, ("dead", None)),
+        (on(OSError, base=10), 2, ("scheduled", 10_000)),
+        (on(OSError, cap=0.5), 2, ("scheduled", 250)),
+        (on(OSError, base=0), 2, ("pending", None)),
+        (on(OSError, dead=True), 1, ("dead", None)),
+    ],
+)
+def test_a_rule_counts_before_the_job_and_its_queue(
+    rule: RetryRule, attempt: int, expected: tuple[str, int | None]
+) -> None:
+    state, delay_ms = expected
+    due_ms = 0 if delay_ms is None else NOW_MS + delay_ms
+    sweep_at_ms = NOW_MS + 20_000 if state == "dead" else 0
+    (event,) = nack(claimed(attempt), rule=rule, error_type="OSError")
+    assert event == Nacked(ID, state, due_ms, sweep_at_ms, False, "boom", "OSError")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: on(),
+        lambda: on("OSError"),  # type: ignore[arg-type]
+        lambda: on(OSError, attempts=0),
+        lambda: on(OSError, attempts=True),
+        lambda: on(OSError, base=-1),
+        lambda: on(OSError, cap=float("nan")),
+        lambda: on(OSError, dead=True, attempts=3),
+        lambda: on(OSError, dead=1),  # type: ignore[arg-type]
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(wrong: Callable[[], RetryRule]) -> None:
+    with pytest.raises(InvalidArgument):
+        wrong()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""Tasks from the command line: enqueued by name, run by a worker for all of them, and shown with their results."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli_rig import Cli
+
+PROGRAM = """
+from ledgerq import Tasks, Queue, Worker
+
+app = Tasks()
+
+@app.task(queue="mail")
+async def send(user_id: int) -> str:
+    return f"sent to {user_id}"
+
+async def make():
+    return Worker(await Queue.open("jobs"), tasks=app)
+"""
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    (tmp_path / "cli_tasks.py").write_text(PROGRAM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "cli_tasks", raising=False)
+    return Cli(capsys, monkeypatch)
+
+
+def test_a_task_is_enqueued_run_and_shown(cli: Cli) -> None:
+    job_id = cli.ok("enqueue", "jobs", "mail", '{"user_id": 3}', "--task", "send").out.strip()
+    cli.ok("worker", "cli_tasks:app", "jobs", "--until-empty", "--concurrency", "5")
+    shown = cli.ok("show", "jobs", job_id, "--json").json
+    assert (shown["task"], shown["state"], shown["result"]) == ("send", "done", '"sent to 3"')
+    assert "sent to 3" in cli.ok("show", "jobs", job_id).out
+    enqueued, _, acked = cli.ok("history", "jobs", job_id, "--json").lines
+    assert (enqueued["task"], acked["result_digest"]) == ("send", shown["result_digest"])
+    text = cli.ok("history", "jobs", job_id).out
+    assert "task send" in text
+    assert "a result of " in text
+    cli.ok("audit", "jobs", "--deep")
+
+
+def test_a_job_without_a_task_shows_none(cli: Cli) -> None:
+    job_id = cli.ok("enqueue", "jobs", "mail", "x").out.strip()
+    shown = cli.ok("show", "jobs", job_id, "--json").json
+    assert (shown["task"], shown["result"], shown["result_digest"], shown["error_type"]) == (None, None, None, None)
+    assert "task" not in cli.ok("show", "jobs", job_id).out
+
+
+def test_a_dead_job_shows_the_type_of_its_error(cli: Cli) -> None:
+    job_id = cli.ok("enqueue", "jobs", "mail", '{"nobody": 3}', "--task", "send").out.strip()
+    cli.ok("worker", "cli_tasks:make", "--until-empty")
+    shown = cli.ok("show", "jobs", job_id, "--json").json
+    assert (shown["state"], shown["error_type"]) == ("dead", "ArgumentsDontFit")
+
+
+@pytest.mark.parametrize(
+    ("argv", "what"),
+    [
+        (("cli_tasks:app",), "give the store of their jobs, too"),
+        (("cli_tasks:make", "jobs"), "without a URL or --concurrency here"),
+        (("cli_tasks:make", "--concurrency", "5"), "without a URL or --concurrency here"),
+        (("cli_tasks:app", "jobs", "--concurrency", "0"), "concurrency is a whole number"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(cli: Cli, argv: tuple[str, ...], what: str) -> None:
+    assert what in cli.fails(2, "worker", *argv)
+
+
+def test_a_tasks_name_is_checked_before_the_store_is_made(cli: Cli) -> None:
+    assert "a task's name" in cli.fails(2, "enqueue", "jobs", "mail", "{}", "--task", "")
+    assert not Path("jobs").exists()

@@ -1,0 +1,173 @@
+"""A task: a function that is enqueued by calls with its own arguments."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar
+
+from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.events import UniqueUntil
+from ledgerq.worker.engine.new_job import task_name
+from ledgerq.worker.options import NewJob
+from ledgerq.worker.retry_rules import RetryRule
+from ledgerq.worker.tasks.handle import Handle
+from ledgerq.worker.tasks.signature import Signature
+
+if TYPE_CHECKING:
+    from ledgerq.worker.queue import Queue
+    from ledgerq.worker.tasks.registry import Tasks
+
+__all__ = ["Definition", "Task"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_ENCODED_AT_ONCE: Final = 50
+
+
+class Definition(NamedTuple):
+    """What was given to `Tasks.task`."""
+
+    name: str
+    queue: str
+    function: Callable[..., Any]
+    signature: Signature
+    is_async: bool
+    max_attempts: int | None
+    timeout_ms: int | None
+    retry: tuple[RetryRule, ...]
+
+    @classmethod
+    def of(
+        cls,
+        name: str | None,
+        queue: str,
+        function: Callable[..., Any],
+        max_attempts: int | None,
+        timeout_ms: int | None,
+        retry: tuple[RetryRule, ...],
+    ) -> "Definition":
+        """The definition of an async or plain function; refuses what would never run."""
+        yields = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        if not inspect.isroutine(function) or yields:
+            raise InvalidArgument(f"a task is a function without yield, not {function!r}")
+        name = task_name(function.__name__ if name is None else name)
+        signature = Signature(name, function)
+        is_async = inspect.iscoroutinefunction(function)
+        return cls(name, queue, function, signature, is_async, max_attempts, timeout_ms, retry)
+
+
+class Task(Generic[P, R]):
+    """A task of a `Tasks` registry: `await task.enqueue(...)` takes the arguments of its function."""
+
+    def __init__(
+        self,
+        tasks: "Tasks",
+        definition: Definition,
+        options: Mapping[str, Any],
+        queue: "Queue | None" = None,
+    ) -> None:
+        """Not called by users: decorate a function with `@app.task(...)`."""
+        self.definition = definition
+        self._tasks = tasks
+        self._options = dict(options)
+        self._queue = queue
+
+    @property
+    def name(self) -> str:
+        """The name by which its jobs name it in the log."""
+        return self.definition.name
+
+    @property
+    def queue(self) -> str:
+        """The name of the queue that its jobs are in."""
+        return self.definition.queue
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function itself, to be called without a queue."""
+        return self.definition.function
+
+    @property
+    def signature(self) -> Signature:
+        """Its arguments and its result as JSON."""
+        return self.definition.signature
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, queue={self.queue!r})"
+
+    def options(
+        self,
+        *,
+        delay: float | None = None,
+        run_at: datetime | None = None,
+        priority: int | None = None,
+        max_attempts: int | None = None,
+        unique_key: str | bytes | None = None,
+        unique_until: UniqueUntil | None = None,
+        headers: Mapping[str, str] | None = None,
+        job_id: str | None = None,
+        queue: "Queue | None" = None,
+    ) -> "Task[P, R]":
+        """The same task with these options for what is enqueued by it; see `Queue.enqueue`.
+
+        `queue`: the open queue object to enqueue to, where several are open.
+        """
+        given = {
+            "delay": delay,
+            "run_at": run_at,
+            "priority": priority,
+            "max_attempts": max_attempts,
+            "unique_key": unique_key,
+            "unique_until": unique_until,
+            "headers": headers,
+            "job_id": job_id,
+        }
+        options = self._options | {name: value for name, value in given.items() if value is not None}
+        return Task(self._tasks, self.definition, options, queue or self._queue)
+
+    async def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Add one job with these arguments; it is durable when this returns.
+
+        Raises `InvalidArgument` for arguments that don't fit, before anything is written, and like `Queue.enqueue`.
+        """
+        payload, tasks = self.signature.encode(args, kwargs), self._tasks
+        if tasks.inlined is not None:
+            return await tasks.inlined.run(self.definition, self._new_job(payload))
+        queue = self._queue or tasks.queue
+        if tasks.enqueue_hooks:
+            job = dict(self._new_job(payload))
+            result = await queue.enqueue(self.queue, job.pop("payload"), **job)
+        else:
+            result = await queue.enqueue(self.queue, payload, task=self.name, **self._options)
+        return Handle(queue, result.job_id, self.signature, created=result.created)
+
+    async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[Handle[R]]:
+        """Add up to 10,000 jobs in one commit, all or none: each is given by its arguments, by their names."""
+        jobs: list[NewJob] = []
+        for at, arguments in enumerate(calls):
+            if at % _ENCODED_AT_ONCE == _ENCODED_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            if not isinstance(arguments, Mapping):
+                raise InvalidArgument(
+                    f"enqueue_many takes arguments by their names, as in [dict(x=1)], not {type(arguments).__name__}"
+                )
+            jobs.append(self._new_job(self.signature.encode((), arguments)))
+        if self._tasks.inlined is not None:
+            return [await self._tasks.inlined.run(self.definition, job) for job in jobs]
+        queue = self._queue or self._tasks.queue
+        results = await queue.enqueue_many(self.queue, jobs)
+        return [Handle(queue, result.job_id, self.signature, created=result.created) for result in results]
+
+    def handle(self, job_id: str) -> Handle[R]:
+        """The handle of a job of this task that was enqueued before, perhaps by another process."""
+        return Handle(self._queue or self._tasks.queue, job_id, self.signature)
+
+    def _new_job(self, payload: bytes) -> NewJob:
+        job = NewJob(payload, task=self.name, **self._options)
+        for hook in self._tasks.enqueue_hooks:
+            job = hook(job)
+            if not isinstance(job, NewJob):
+                raise InvalidArgument(f"{hook!r} is to return the NewJob that is enqueued, not {job!r}")
+        return job
