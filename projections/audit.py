@@ -101,8 +101,8 @@ async def audit(
     """Audit a store; `deep` reads every live payload, `anchor` is a copy kept elsewhere (else the store's own is used).
 
     `jobs`: the number of processes that may work on it, for a store in a folder or a bucket; None: one for each core
-    where there are 4 to 8, if the log is long enough to be worth it. With `deep` or with projections it is one. The report is the
-    same; where something differs the log is read a second time, by one process.
+    where there are 4 to 8, if the log is long enough to be worth it. With `deep` or with projections it is one. The
+    report is the same; where something differs the log is read a second time, by one process.
 
     Every block of the files that the store needs is checked: of a store in a bucket, where they must be fetched, only
     when `deep`. A log that can't be read to its end is reported as far as it is proven.

@@ -67,7 +67,9 @@ Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.0, help=
 Jobs = Annotated[
     int | None,
     typer.Option(
-        metavar="N", min=1, help="Processes that share the work; default: for a large store one for each of 4 to 8 cores, else 1."
+        metavar="N",
+        min=1,
+        help="Processes that share the work; default: 1, and for a large store one for each of 4 to 8 cores.",
     ),
 ]
 MetricsHost = Annotated[

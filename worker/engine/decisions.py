@@ -116,7 +116,8 @@ def release(
 
     A job that is put off like this very often in a row is dead: it would be for ever.
     """
-    job, error = current(job, claim_offset), clip(error, MAX_ERROR_CHARS)
+    job = current(job, claim_offset)
+    error = clip(error, MAX_ERROR_CHARS)
     if job.cancel_request is not None:
         return [Nacked(job.id, "pending", 0, 0, True, error), _follow_request(job, options, now_ms)]
     if delay_ms <= 0:
