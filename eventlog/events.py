@@ -236,8 +236,9 @@ class BulkBegan(Fact, frozen=True):
 
     `state` None: any that `what` applies to; `error_type` and `task` "": any; `after_ms` and `before_ms`: when a job
     changed last, 0 for no limit. `error_chars`: of so many characters at the end of `reason`, before its last one, is
-    the text that the error has to contain. `until`: of jobs that changed at this offset or later none is touched (by a cancellation:
-    that were enqueued then). The events of its jobs have the same `reason`, which stands beside the log once.
+    the text that the error has to contain. `until`: of jobs that changed at this offset or later none is touched (by a
+    cancellation: that were enqueued then). The events of its jobs have the same `reason`, which stands beside the log
+    once.
     """
 
     queue: str
