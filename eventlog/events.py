@@ -234,10 +234,11 @@ class QueueResumed(Fact, frozen=True):
 class BulkBegan(Fact, frozen=True):
     """An operator has many jobs of the queue changed: those that match. It is open until its `BulkEnded`.
 
-    `state` None: any that `what` applies to; `error_type` "": any; `after_ms` and `before_ms`: when a job changed last,
-    0 for no limit. `error_chars`: of so many characters at the end of `reason`, before its last one, is the text that
-    the error has to contain. `until`: of jobs that changed at this offset or later none is touched (by a cancellation:
-    that were enqueued then). The events of its jobs have the same `reason`, which stands beside the log once.
+    `state` None: any that `what` applies to; `error_type` and `task` "": any; `after_ms` and `before_ms`: when a job
+    changed last, 0 for no limit. `error_chars`: of so many characters at the end of `reason`, before its last one, is
+    the text that the error has to contain. `until`: of jobs that changed at this offset or later none is touched (by a
+    cancellation: that were enqueued then). The events of its jobs have the same `reason`, which stands beside the log
+    once.
     """
 
     queue: str
@@ -250,6 +251,7 @@ class BulkBegan(Fact, frozen=True):
     until: Annotated[int, Meta(ge=0)]
     actor: str
     reason: Text
+    task: str = ""
 
 
 class BulkEnded(Fact, frozen=True):

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final, get_args
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument
 from ledgerq.eventlog.events import STATES, BulkKind, State
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.indexes import decode_job, job_key
@@ -37,13 +37,15 @@ BULK_STATES: Final[dict[BulkKind, tuple[State, ...]]] = {
 class Filter:
     """The jobs of one queue to which all of this applies; None: that does not matter.
 
-    `state`: theirs now; `error_type`: the class of the exception by which the last try failed, exactly; `error`: a text
-    that the last error contains, upper and lower case as given; `before` and `after`: aware times, of when the job last
-    changed (when it died, say): before the one, not before the other.
+    `state`: theirs now; `task`: the name of the task that they are for; `error_type`: the class of the exception by
+    which the last try failed, exactly; `error`: a text that the last error contains, upper and lower case as given;
+    `before` and `after`: aware times, of when the job last changed (when it died, say): before the one, not before the
+    other.
     """
 
     queue: str
     state: State | None = None
+    task: str | None = None
     error_type: str | None = None
     error: str | None = None
     before: datetime | None = None
@@ -54,7 +56,7 @@ class Filter:
         keys.queue_name_bytes(self.queue)
         if self.state is not None and self.state not in STATES:
             raise InvalidArgument(f"state {self.state!r} is none of {', '.join(STATES)}")
-        for name in ("error_type", "error"):
+        for name in ("task", "error_type", "error"):
             text = getattr(self, name)
             if text is not None and (not isinstance(text, str) or not 1 <= len(text) <= _MAX_TEXT_CHARS):
                 raise InvalidArgument(f"{name} is text of 1 to {_MAX_TEXT_CHARS} characters, not {text!r}")
@@ -78,6 +80,7 @@ class Filter:
         return (
             job.state in states
             and job.spec.queue == self.queue
+            and (self.task is None or _task(job) == self.task)
             and (self.error_type is None or job.error_type == self.error_type)
             and job.changed_ms >= self.after_ms
             and (self.before is None or job.changed_ms < self.before_ms)
@@ -85,6 +88,13 @@ class Filter:
 
 
 _MAX_TEXT_CHARS: Final = 1000
+
+
+def _task(job: Job) -> str | None:
+    try:
+        return job.task
+    except (ValueError, FormatTooNew):
+        return None  # terms that can't be read name none
 
 
 def _ms(moment: datetime | None) -> int:

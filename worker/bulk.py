@@ -181,6 +181,7 @@ class Bulk:
             until,
             actor,
             core.log.put_beside(text),
+            filter.task or "",
         )
         offset = core.writer_state.apply_other(event)
         return await self._finish(OpenBulk(offset, what, filter, until, actor, event.reason), is_new=True)

@@ -181,7 +181,7 @@ _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     QueueResumed: (_text, _text, _words),
     BulkBegan: (
         *(_text, st.sampled_from(["requeue", "cancel", "delete"]), st.none() | _states, _text),
-        *(_u32, _u64, _u64, _u64, _text, _words),
+        *(_u32, _u64, _u64, _u64, _text, _words, _text),
     ),
     BulkEnded: (_text, _u64, _u32, _u32),
     WriterOpened: (_text, _text, st.none() | _u64),

@@ -23,6 +23,7 @@ __all__ = ["cancel_all", "dead"]
 _DONE = {"requeue": "requeued", "cancel": "cancelled or asked to stop", "delete": "deleted"}
 _RESUME = "Finish what an interrupted change of many jobs began, in all queues, and nothing else."
 
+TaskName = Annotated[str | None, typer.Option("--task", metavar="NAME", help="Of this task.")]
 ErrorType = Annotated[str | None, typer.Option(metavar="NAME", help="The exception's class, exactly.")]
 ErrorText = Annotated[str | None, typer.Option("--error", metavar="TEXT", help="A text that the error contains.")]
 Before = Annotated[str | None, typer.Option(metavar="TIME", help="That last changed before this time (ISO 8601).")]
@@ -54,6 +55,7 @@ def dead(
     url: Url,
     queue: QueueName,
     actor: Actor,
+    task: TaskName = None,
     error_type: ErrorType = None,
     error: ErrorText = None,
     before: Before = None,
@@ -79,7 +81,7 @@ def dead(
     if requeue and delete:
         raise InvalidArgument("--requeue or --delete, not both")
     what: BulkKind | None = "requeue" if requeue else "delete" if delete else None
-    filter = _filter(queue, "dead", error_type, error, before, after)
+    filter = _filter(queue, "dead", task, error_type, error, before, after)
     order = _Order(what, apply, resume, expect, token, actor, reason, Access(take_over, wait), accept_rollback)
     execute(_run(url, filter, order, "requeue" if what is None else what, Output(as_json=as_json)))
 
@@ -89,6 +91,7 @@ def cancel_all(
     queue: QueueName,
     actor: Actor,
     state: Annotated[str | None, typer.Option(help="Only these: scheduled, pending or claimed.")] = None,
+    task: TaskName = None,
     before: Before = None,
     after: After = None,
     apply: Apply = False,
@@ -109,20 +112,28 @@ def cancel_all(
 
     With --apply this opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
-    filter = _filter(queue, state, None, None, before, after)
+    filter = _filter(queue, state, task, None, None, before, after)
     order = _Order("cancel", apply, resume, expect, token, actor, reason, Access(take_over, wait), accept_rollback)
     execute(_run(url, filter, order, "cancel", Output(as_json=as_json)))
 
 
 def _filter(
-    queue: str, state: Any, error_type: str | None, error: str | None, before: str | None, after: str | None
+    queue: str,
+    state: Any,
+    task: str | None,
+    error_type: str | None,
+    error: str | None,
+    before: str | None,
+    after: str | None,
 ) -> "Filter":
     from ledgerq.projections.selection import Filter
 
     moments = [
         None if text is None else datetime.fromtimestamp(parse_time(text) / 1000, UTC) for text in (before, after)
     ]
-    return Filter(queue=queue, state=state, error_type=error_type, error=error, before=moments[0], after=moments[1])
+    return Filter(
+        queue=queue, state=state, task=task, error_type=error_type, error=error, before=moments[0], after=moments[1]
+    )
 
 
 async def _run(url: str, filter: "Filter", order: _Order, kind: "BulkKind", output: Output) -> None:

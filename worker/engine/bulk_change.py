@@ -49,6 +49,7 @@ async def open_bulk(core: Core, queue: str) -> OpenBulk:
     filter = Filter(
         queue=queue,
         state=event.state,
+        task=event.task or None,
         error_type=event.error_type or None,
         error=error,
         before=_moment(event.before_ms),
@@ -160,7 +161,7 @@ def in_scope(what: BulkKind, job: Job, until: int) -> bool:
 
 def meaning(filter: Filter) -> tuple[object, ...]:
     """What makes two filters the same one in the log."""
-    return (filter.queue, filter.state, filter.error_type, filter.error, filter.after_ms, filter.before_ms)
+    return (filter.queue, filter.state, filter.task, filter.error_type, filter.error, filter.after_ms, filter.before_ms)
 
 
 async def changed_before(core: Core, opened: OpenBulk) -> int:

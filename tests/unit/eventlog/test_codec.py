@@ -127,12 +127,14 @@ GOLDEN_2: list[tuple[Event, str]] = [
     (QueueResumed("mail", "ann", SEALED), f"c401219193a46d61696ca3616e6e{SEALED_HEX}"),
     (Deleted(JOB, "ann", SEALED), f"c4010f9193{JOB_HEX}a3616e6e{SEALED_HEX}"),
     (
-        BulkBegan("mail", "requeue", "dead", "OSError", 4, 0, 1_700_000_001_000, 40, "ann", SEALED),
-        "c40122919aa46d61696ca772657175657565a464656164a74f534572726f720400cf0000018bcfe56be828a3616e6e" + SEALED_HEX,
+        BulkBegan("mail", "requeue", "dead", "OSError", 4, 0, 1_700_000_001_000, 40, "ann", SEALED, "send"),
+        "c40122919ba46d61696ca772657175657565a464656164a74f534572726f720400cf0000018bcfe56be828a3616e6e"
+        + SEALED_HEX
+        + "a473656e64",
     ),
     (
         BulkBegan("mail", "cancel", None, "", 0, 0, 0, 40, "ann", SEALED),
-        "c40122919aa46d61696ca663616e63656cc0a000000028a3616e6e" + SEALED_HEX,
+        "c40122919ba46d61696ca663616e63656cc0a000000028a3616e6e" + SEALED_HEX + "a0",
     ),
     (BulkEnded("mail", 41, 5, 2), "c401239194a46d61696c290502"),
 ]

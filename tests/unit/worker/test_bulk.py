@@ -115,6 +115,22 @@ async def test_a_filter_means_the_jobs_to_which_all_of_it_applies(chosen: dict[s
         assert (await rig.queue.stats("other")).dead == 2
 
 
+async def test_jobs_of_one_task_and_of_one_type_of_error_are_meant_also_when_the_bulk_is_resumed() -> None:
+    async with Rig() as rig:
+        for task in ("send", "send", "count", "send"):
+            await rig.queue.enqueue("q", b"{}", task=task)
+        for claim in await claim_all(rig.queue):
+            await rig.queue.nack(claim, "boom", dead=True, error_type="OSError" if claim.task == "send" else "KeyError")
+        filter = Filter(queue="q", task="send", error_type="OSError")
+        assert (await rig.queue.bulk.requeue(Filter(queue="q", error_type="KeyError"), **WHO)).count == 1
+        assert (await rig.queue.bulk.requeue(Filter(queue="q", task="mail"), **WHO)).count == 0
+        await begun(rig, filter, steps=1)
+        await rig.crash()
+        (done,) = await rig.queue.bulk.resume()
+        assert (done.filter, done.count) == (filter, 3)
+        assert (await rig.queue.stats("q")).dead == 1
+
+
 async def test_a_job_whose_unique_key_another_one_holds_is_skipped() -> None:
     async with Rig() as rig:
         keyed: list[bytes | NewJob] = [NewJob(b"", unique_key=key) for key in ("a", "b", "c")]
