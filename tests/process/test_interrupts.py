@@ -17,6 +17,7 @@ import pytest
 from ledgerq import Queue
 from ledgerq.eventlog.clock import ManualClock, SystemClock
 from ledgerq.projections.job import Job
+from ledgerq.projections.texts import jobs_with_texts
 from tests.support.ledger_checks import check_ledger
 from tests.tiers import sampled
 
@@ -81,7 +82,7 @@ async def jobs_after(folder: Path, said: list[str]) -> list[Job]:
     """The jobs once the queue is open again, in order; the ledger is clean and agrees with what the handlers did."""
     async with Queue.open(str(folder / "store"), clock=ManualClock(SystemClock().now_ms())) as queue:
         fold = await check_ledger(queue.log.store)
-    jobs = sorted(fold.jobs.values(), key=lambda job: job.offset)
+        jobs = await jobs_with_texts(queue.log.store, sorted(fold.jobs.values(), key=lambda job: job.offset))
     ended = {line.split()[1] for line in said if line.startswith("ended")}
     for number, job in enumerate(jobs):
         assert job.state in ("done", "pending")

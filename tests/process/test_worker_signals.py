@@ -17,6 +17,7 @@ from ledgerq.eventlog.events import WriterClosed
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.job import Job
+from ledgerq.projections.texts import jobs_with_texts
 from ledgerq.worker.worker import Worker
 from tests.support.ledger_checks import check_ledger
 from tests.support.loops import settle, until
@@ -74,11 +75,12 @@ async def jobs_left(folder: Path) -> list[Job]:
     reader = await open_reader((folder / "store").as_uri(), pinned=True)
     try:
         fold = await check_ledger(reader)
+        jobs = await jobs_with_texts(reader, [*fold.jobs.values()])
         records = [record async for record in LogReader(reader, clock=ManualClock()).read(fold.next_offset - 1)]
         assert [type(record.event) for record in records] == [WriterClosed]
     finally:
         await reader.close()
-    return sorted(fold.jobs.values(), key=lambda job: job.offset)
+    return sorted(jobs, key=lambda job: job.offset)
 
 
 @each_signal

@@ -72,9 +72,10 @@ def dead(
     accept_rollback: AcceptRollback = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count the dead jobs of a queue that match, show some, and requeue or delete all of them.
+    """Count dead jobs, requeue or delete them.
 
-    Without --apply nothing is changed. What an interrupted run began is finished by running it again, or by --resume.
+    It shows how many of a queue match, and some of them. Without --apply nothing is changed. What an interrupted run
+    began is finished by running it again, or by --resume.
 
     With --apply this opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
@@ -106,9 +107,10 @@ def cancel_all(
     accept_rollback: AcceptRollback = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count the jobs of a queue that are not finished and match, show some, and cancel all of them.
+    """Cancel all jobs of a queue that match.
 
-    Without --apply nothing is changed. Workers of claimed jobs are asked to stop.
+    It shows how many that are not finished match, and some of them. Without --apply nothing is changed. Workers of
+    claimed jobs are asked to stop.
 
     With --apply this opens the store for writing, which would stop a writer at work: refused without --take-over.
     """

@@ -46,7 +46,9 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="One frame, without rates, and no more.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Watch the queues: how much waits and for how long, and what comes, is done and fails in a second.
+    """Watch the queues, again and again.
+
+    How much waits and for how long, and what comes, is done and fails in a second.
 
     Ends with Ctrl-C. It only reads, so it runs beside the writer.
     """
