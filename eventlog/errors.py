@@ -38,6 +38,7 @@ __all__ = [
     "ResultGone",
     "ResultTooLarge",
     "RowUnreadable",
+    "ShareFailed",
     "StoreInUse",
     "StoreNotFound",
     "StoreUnavailable",
@@ -279,6 +280,12 @@ class ClockWentBack(LedgerError):
         )
         self.now_ms = now_ms
         self.last_ms = last_ms
+
+
+class ShareFailed(LedgerError):
+    """A process that did its share of the work ended early. Nothing was written: try again, or with fewer processes."""
+
+    permanent: ClassVar[bool] = False
 
 
 class ProjectionDrift(LedgerError):

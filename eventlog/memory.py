@@ -13,6 +13,7 @@ from sortedcontainers import SortedDict
 
 from ledgerq.eventlog.errors import Fenced, LedgerError, LogPoisoned, QueueClosed, RowUnreadable
 from ledgerq.eventlog.recovery.store_files import FileFault
+from ledgerq.eventlog.slate.row_sums import RowSum, can_sum, sum_of, total
 from ledgerq.eventlog.store import Anchor, Batch, Row, check_key
 
 __all__ = ["Fault", "MemoryBatch", "MemoryDisk", "MemoryReader", "MemoryStore"]
@@ -112,6 +113,10 @@ class MemoryReader:
             yield rows[at : at + size]
             at, size = at + size, page_rows
             await self._meet("scan")
+
+    async def sum_rows(self, start: bytes, stop: bytes, secret: bytes) -> RowSum | None:
+        """The sum of all rows with `start <= key < stop`, None where sums are not compiled."""
+        return total([sum_of(dict(rows), secret) async for rows in self.scan(start, stop)]) if can_sum() else None
 
     async def read_anchor(self) -> Anchor | None:
         """The anchor of the last synced commit, or of the one that a pinned reader shows."""

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, Protocol
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.runtime.meters import CommitTimes
+from ledgerq.eventlog.slate.row_sums import RowSum
 
 __all__ = ["MAX_KEY_BYTES", "Anchor", "Batch", "ReadStore", "Row", "Store", "check_key"]
 
@@ -75,6 +76,9 @@ class ReadStore(Protocol):
         Pages hold at most `page_rows` rows; the first page may be smaller, so that reading only a range's head is
         cheap.
         """
+
+    async def sum_rows(self, start: bytes, stop: bytes, secret: bytes) -> RowSum | None:
+        """The sum of all rows with `start <= key < stop`, as of this call: see `RowSum`; None where it can't be had."""
 
     async def read_anchor(self) -> Anchor | None:
         """The newest anchor that can be read, or None when there is none."""

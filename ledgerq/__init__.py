@@ -13,8 +13,8 @@
 What else `from ledgerq import ...` gives:
 
     queues      QueueOptions, NewJob, StoreOptions, and what is returned: EnqueueResult, Claim, Job, Page, QueueStats
-    operators   Filter, the jobs of a bulk change, and BulkResult
     tasks       Tasks, Task, Handle, on (a RetryRule), CallNext (of a middleware)
+    operators   Filter, the jobs of a bulk change, and BulkResult
     workers     JobContext, Retry, Snooze, Dead, Metrics; WorkerQueue is what a worker needs of a queue
     the log     events, its events; Projection and Transition, for a projection of your own
     tests       ManualClock, MemoryStore, MemoryDisk; Clock, SystemClock

@@ -14,10 +14,10 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import unpack
 from ledgerq.eventlog.entropy import job_id_text
-from ledgerq.eventlog.errors import LogCorrupt, LogPoisoned, LogRolledBack, ProjectionDrift
+from ledgerq.eventlog.errors import LogPoisoned, ProjectionDrift
 from ledgerq.eventlog.events import STATES, Sealed
 from ledgerq.eventlog.log import LogReader, Progress, Verified
-from ledgerq.eventlog.recorded_audit import AuditStart, RecordedAudit, write_recorded_audit
+from ledgerq.eventlog.recorded_audit import RecordedAudit
 from ledgerq.eventlog.recovery.log_end import readable_part
 from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.store import Anchor, ReadStore
@@ -34,9 +34,11 @@ from ledgerq.projections.repair.comparison import (
 )
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import Projection, ProjectionHost
+from ledgerq.projections.shares.proof import Proof, prove_clean
+from ledgerq.projections.shares.share import usable_jobs
 from ledgerq.projections.stats import QueueCounters
 
-__all__ = ["AuditReport", "Difference", "audit", "describe", "gathered", "record_failure", "record_report"]
+__all__ = ["AuditReport", "Difference", "audit", "describe", "gathered"]
 
 _MAX_DIFFERENCES: Final = 1000
 _MAX_TEXT_CHARS: Final = 400
@@ -93,14 +95,20 @@ async def audit(
     deep: bool = False,
     anchor: Anchor | None = None,
     projections: Iterable[Projection] = (),
+    jobs: int | None = 1,
     progress: Progress | None = None,
 ) -> AuditReport:
     """Audit a store; `deep` reads every live payload, `anchor` is a copy kept elsewhere (else the store's own is used).
+
+    `jobs`: the number of processes that may work on it, for a store in a folder or a bucket; None: one for each core
+    where there are 4 to 8, if the log is long enough to be worth it. With `deep` or with projections it is one. The
+    report is the same; where something differs the log is read a second time, by one process.
 
     Every block of the files that the store needs is checked: of a store in a bucket, where they must be fetched, only
     when `deep`. A log that can't be read to its end is reported as far as it is proven.
 
     Raises `LogCorrupt` or `LogRolledBack` when the log itself can't be trusted: then there is nothing to compare with.
+    `ShareFailed`: one of several processes ended early.
     """
     log = LogReader(store, clock=clock)
     remedy = "" if anchor is None else OTHER_ANCHOR
@@ -110,6 +118,11 @@ async def audit(
         format_version = await log.require_format()
         await log.check_anchor(anchor, remedy=remedy)
         host = ProjectionHost(projections)
+        if not deep and not host.projections:
+            processes = await usable_jobs(log, jobs)
+            proof = await prove_clean(log, processes, format_version, progress=progress) if processes > 1 else None
+            if proof is not None:
+                return _clean_report(store.location, proof, anchor, format_version, damaged)
         rows: dict[bytes, bytes | None] = {}
         for projection in host.projections.values():
             projection.restore({})
@@ -121,10 +134,21 @@ async def audit(
         return AuditReport(store.location, verified, anchor, 0, 0, [], 0, unreadable=why, damaged_files=damaged)
     host.require_sound(host.projections)
     found, count = await gathered(_differences(store, fold, host, rows, deep, format_version))
-    jobs = len(fold.jobs)
-    report = AuditReport(store.location, verified, anchor, jobs, jobs if deep else 0, found, count, format_version)
-    counters = {queue: counters.encode(format_version) for queue, counters in fold.counters.items()}
+    job_count, counters = len(fold.jobs), _rows_of(fold.counters, format_version)
+    payloads = job_count if deep else 0
+    report = AuditReport(store.location, verified, anchor, job_count, payloads, found, count, format_version)
     return report._replace(damaged_files=damaged, lost_payloads=len(fold.without_payload), counters=counters)
+
+
+def _clean_report(
+    location: str, proof: Proof, anchor: Anchor | None, format_version: int, damaged: tuple[FileFault, ...]
+) -> AuditReport:
+    report = AuditReport(location, proof.verified, anchor, proof.jobs, 0, [], 0, format_version, damaged_files=damaged)
+    return report._replace(lost_payloads=proof.lost_payloads, counters=_rows_of(proof.counters, format_version))
+
+
+def _rows_of(counters: dict[str, QueueCounters], format_version: int) -> dict[str, bytes]:
+    return {queue: counted.encode(format_version) for queue, counted in counters.items()}
 
 
 async def gathered(differences: AsyncIterator[Difference]) -> tuple[list[Difference], int]:
@@ -251,20 +275,3 @@ def _readable(range_name: str, value: bytes | None) -> str | None:
 
 def _bounded(text: str) -> str:
     return text if len(text) <= _MAX_TEXT_CHARS else text[: _MAX_TEXT_CHARS - 3] + "..."
-
-
-async def record_report(url: str, clock: Clock, report: AuditReport, *, deep: bool) -> None:
-    """Write what an audit proved and found beside the store; raises `StoreUnavailable` when it can't be written."""
-    head, now_ms, start = report.verified.head, clock.now_ms(), None
-    is_present = report.format_version == keys.FORMAT_VERSION
-    if report.clean and is_present and report.counters is not None and head.next_offset:
-        last = None if report.since is None else report.since.start
-        start = AuditStart(head, report.counters, now_ms if last is None else last.full_ms)
-    recorded = RecordedAudit(now_ms, head.next_offset, report.problem_count, not report.unreadable, deep, start)
-    await write_recorded_audit(url, recorded)
-
-
-async def record_failure(url: str, clock: Clock, error: LogCorrupt | LogRolledBack, *, deep: bool) -> None:
-    """Record that the log itself is damaged or rolled back; raises like `record_report`."""
-    proven = error.offset if isinstance(error, LogCorrupt) else error.first_offset
-    await write_recorded_audit(url, RecordedAudit(clock.now_ms(), proven, 0, False, deep))

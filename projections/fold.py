@@ -36,18 +36,18 @@ def _is_name(queue: str) -> bool:
     return 1 <= len(queue.encode()) <= MAX_QUEUE_NAME_BYTES and "\0" not in queue
 
 
-def _check_bulk(offset: int, event: BulkBegan | BulkEnded, open_at: int) -> None:
-    """Raise `LogCorrupt` for what no writer records: a queue has one open bulk at a time."""
-    wrong = open_at or event.until > offset if isinstance(event, BulkBegan) else not open_at or event.at != open_at
-    if wrong:
-        raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense where the open bulk is {open_at}")
-
-
 def _check_terms(offset: int, terms: bytes) -> None:
     try:
         decode_terms(terms)
     except ValueError as error:
         raise LogCorrupt(offset, str(error)) from error
+
+
+def _check_bulk(offset: int, event: BulkBegan | BulkEnded, open_at: int) -> None:
+    """Raise `LogCorrupt` for what no writer records: a queue has one open bulk at a time."""
+    wrong = open_at or event.until > offset if isinstance(event, BulkBegan) else not open_at or event.at != open_at
+    if wrong:
+        raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense where the open bulk is {open_at}")
 
 
 class Transition(NamedTuple):

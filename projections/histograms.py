@@ -77,6 +77,11 @@ class Histogram:
         self.counts[at] += 1
         self.last[at] = (id, value, time_ms)
 
+    def include(self, other: "Histogram") -> None:
+        """Add the counts of other measurements, without their exemplars."""
+        self.sum += other.sum
+        self.counts = [ours + theirs for ours, theirs in zip(self.counts, other.counts, strict=True)]
+
     def encode(self) -> list[int]:
         """The histogram's part of a stats row: the sum, then the count of each bucket."""
         return [self.sum, *self.counts]

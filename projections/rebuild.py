@@ -31,6 +31,8 @@ from ledgerq.projections.repair.comparison import (
 from ledgerq.projections.repair.row_writer import COPY_MARKER, Finish, RowWriter, finish
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import BUILT_IN, JOBS, STATS, Projection, ProjectionHost
+from ledgerq.projections.shares.share import usable_jobs
+from ledgerq.projections.shares.whole import fold_whole
 
 __all__ = ["RebuildReport", "rebuild"]
 
@@ -67,6 +69,7 @@ async def rebuild(
     only: str | None = None,
     until: int | None = None,
     projections: Iterable[Projection] = (),
+    jobs: int | None = 1,
     progress: Progress | None = None,
 ) -> RebuildReport:
     """Make the projections (`jobs`, `stats` and the user's; or `only` one) the fold of the log, and record it.
@@ -96,16 +99,19 @@ async def rebuild(
     rows: dict[bytes, bytes | None] = {}
     for projection in host.projections.values():
         projection.restore({})
-    given = host if host.projections else None
-    verified, fold = await fold_verified(log, until=until, host=given, rows=rows, progress=progress)
+    if until is None and not host.projections:
+        verified, fold = await fold_whole(log, await usable_jobs(log, jobs), progress=progress)
+    else:
+        given = host if host.projections else None
+        verified, fold = await fold_verified(log, until=until, host=given, rows=rows, progress=progress)
     host.require_sound(names)
     end = verified.head.next_offset
-    writer = RowWriter(store, _anchor(verified, epoch), pack((None if until is None else end,)))
-    if until is not None:
-        await _cut(log, writer, verified, host)
-    async for some in _mismatches(store, fold, host, rows, names):
-        await writer.set_many({mismatch.key: mismatch.expected for mismatch in some})
-    await writer.flush()
+    async with RowWriter(store, _anchor(verified, epoch), pack((None if until is None else end,))) as writer:
+        if until is not None:
+            await _cut(log, writer, verified, host)
+        async for some in _mismatches(store, fold, host, rows, names):
+            await writer.set_many({mismatch.key: mismatch.expected for mismatch in some})
+        await writer.flush()
     report = RebuildReport(names, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
     report = report._replace(is_secret_new=is_secret_new)
     if report.changed or marker is not None or rolled_back or outdated or is_secret_new:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from itertools import islice
 
-from ledgerq.eventlog.codec import RecordBatch
+from ledgerq.eventlog.codec import Head, RecordBatch
 from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt
 from ledgerq.eventlog.log import Chain, LogReader, Progress, Verified
 from ledgerq.projections.fold import Fold, Transition
@@ -70,24 +70,28 @@ async def fold_verified(
     log: LogReader,
     *,
     until: int | None = None,
+    head: Head | None = None,
+    fold: Fold | None = None,
     host: ProjectionHost | None = None,
     rows: dict[bytes, bytes | None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Verified, Fold]:
     """Verify the hash chain and fold it in one pass, to the head or to the last batch that ends at or before `until`.
 
+    `head`: another head to end at, that of an earlier view. `fold`: an empty one to fill, else a new one.
     With `host`, the transitions are given to its projections, whose rows are gathered in `rows`.
 
     Raises `LogCorrupt` with the first offset that is not proven.
     """
-    if until is None:
-        head = await log.head()
-    else:
+    is_bounded = until is not None or head is not None
+    if until is not None:
         # What follows may be damaged, but it vouches for the last batch before it.
         head = (await log.verify(until=until)).head
+    elif head is None:
+        head = await log.head()
     stop = head.next_offset
-    chain, fold = Chain(), Fold()
-    async for batch in log.batches(0, stop if until is not None else None):
+    chain, fold = Chain(), Fold() if fold is None else fold
+    async for batch in log.batches(0, stop if is_bounded else None):
         chain.add(batch)
         if host is None or rows is None:
             fold.apply_batch(batch)

@@ -183,6 +183,17 @@ class QueueCounters:
         for total in delta.totals:
             self.totals[total] += 1
 
+    def include(self, other: "QueueCounters") -> None:
+        """Add the counts of the same queue's other jobs."""
+        self.now = [ours + theirs for ours, theirs in zip(self.now, other.now, strict=True)]
+        self.totals = [ours + theirs for ours, theirs in zip(self.totals, other.totals, strict=True)]
+        # Of what concerns no job each share has seen all.
+        self.paused |= other.paused
+        self.bulk = max(self.bulk, other.bulk)
+        self.first_offset = min(self.first_offset, other.first_offset)
+        for ours, theirs in zip(self.histograms(), other.histograms(), strict=True):
+            ours.include(theirs)
+
     def encode(self, format_version: int = FORMAT_VERSION) -> bytes:
         """The value of the queue's stats row."""
         if format_version == 1:

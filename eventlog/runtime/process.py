@@ -5,11 +5,12 @@ the boot of its machine, its process namespace, its id there, and when it was st
 """
 
 import os
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["has_ended", "own_identity", "own_pid", "package_version"]
+__all__ = ["child_environment", "has_ended", "own_identity", "own_pid", "package_version"]
 
 _pid = [os.getpid()]
 
@@ -33,6 +34,15 @@ def package_version(name: str = "ledgerq") -> str:
         return version(name)
     except PackageNotFoundError:
         return "0+unknown"
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, by which a child finds the same ledgerq, also from a clone that is not installed."""
+    home = Path(str(sys.modules["ledgerq"].__file__)).absolute().parents[1]
+    before = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if home.name not in ("site-packages", "dist-packages"):
+        before.append(str(home))
+    return os.environ | {"PYTHONPATH": os.pathsep.join(before)}
 
 
 def own_identity() -> str:

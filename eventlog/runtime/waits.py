@@ -1,12 +1,13 @@
 """Waits for work that outlives its caller: for a step to its end, for a disk as long as it gets on."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from ledgerq.eventlog.errors import StoreUnavailable
 
-__all__ = ["Steps", "to_the_end", "while_synced"]
+__all__ = ["Steps", "side_by_side", "to_the_end", "while_synced"]
 
 _T = TypeVar("_T")
 
@@ -20,6 +21,20 @@ class Steps:
     def done(self) -> None:
         """Count one more."""
         self.count += 1
+
+
+@asynccontextmanager
+async def side_by_side(works: Iterable[Coroutine[Any, Any, _T]]) -> AsyncIterator["asyncio.Future[list[_T]]"]:
+    """Tasks that work during the block, and their results together; what has not ended with the block is cancelled."""
+    tasks = [asyncio.create_task(work) for work in works]
+    results = asyncio.gather(*tasks)
+    try:
+        yield results
+    finally:
+        # Not `results`: once one of them has failed, that has ended, and the others have not.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(results, *tasks, return_exceptions=True)
 
 
 async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:

@@ -2,7 +2,7 @@
 
 The same functions of that library that fast_binding.py calls through ctypes, one by one and with the interpreter lock
 held, are called here in a loop without it. This module links against nothing: native_binding.py finds the functions'
-addresses, checks their signatures and the sizes of the structures, and hands them over in `bind`. _pages.c reads.
+addresses, checks their signatures and the sizes of the structures, and hands them over in `bind`. _pages.c reads, _sums.c adds.
 
 Who owns what: a buffer, a handle and a future belong to the function of the library that takes them, also when it
 fails. An error stays in the caller's `CallStatus`, whose buffer the binding frees when it makes an exception of it. */
@@ -285,6 +285,8 @@ static PyMethodDef methods[] = {
     {"flush", rows_flush, METH_VARARGS, "Flush the write-ahead log; errors as those of write."},
     {"parse", rows_parse, METH_O, "The rows in a serialized page."},
     {"next_rows", rows_next, METH_VARARGS, "The next rows of a scan; errors as those of write."},
+    {"next_sum", rows_next_sum, METH_VARARGS, "The sum of the next rows of a scan; errors as those of write."},
+    {"sum_rows", rows_sum, METH_VARARGS, "The sum of the rows of a dict."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,4 @@
-/* What _rows.c and _pages.c share: the types and functions of SlateDB's shared library, and how its futures are driven. */
+/* What _rows.c, _pages.c and _sums.c share: the types and functions of SlateDB's shared library, and how its futures are driven. */
 
 /* Built once for CPython 3.11 and all later ones, by any of them. Two things that work where they are built then fail
    on an older one: a '#' in a format of PyArg_ParseTuple (the headers of 3.13 no longer know PY_SSIZE_T_CLEAN), and
@@ -51,6 +51,24 @@ int drive(void (*poll)(uint64_t, Woken, uint64_t), uint64_t future, long long li
 /* None, also where an error was left in the status; raises what LATE and NO_MEMORY mean. */
 PyObject *ended(int outcome);
 
-/* The module's functions in _pages.c. */
+/* The sum of rows in any order: how many, and their hashes, which are added up in two lanes. See _sums.c. */
+typedef struct {
+    uint64_t rows, lanes[2];
+} Sum;
+
+enum { SECRET_BYTES = 16 };
+
+/* Add one row, given as its key and its value one behind the other, each after its length in 4 bytes, big-endian. */
+void add_row(Sum *sum, const uint8_t *row, size_t bytes, const uint8_t *secret);
+
+/* Three numbers; NULL with an error. */
+PyObject *sum_as_tuple(const Sum *sum);
+
+/* 0 with an error when these are not the bytes of a secret. */
+int secret_of(PyObject *object, const uint8_t **secret);
+
+/* The module's functions in _pages.c and _sums.c. */
 PyObject *rows_parse(PyObject *module, PyObject *encoded);
 PyObject *rows_next(PyObject *module, PyObject *arguments);
+PyObject *rows_next_sum(PyObject *module, PyObject *arguments);
+PyObject *rows_sum(PyObject *module, PyObject *arguments);

@@ -9,6 +9,7 @@ lanes.py takes the fast lane.
 import asyncio
 import ctypes
 import struct
+from functools import partial
 from typing import Final
 
 from slatedb.uniffi import Db, DbIterator
@@ -17,6 +18,7 @@ from slatedb.uniffi._slatedb_uniffi import slatedb as binding
 from ledgerq.eventlog.runtime.threads import DaemonThreads
 from ledgerq.eventlog.slate.binding import SlateBatch
 from ledgerq.eventlog.slate.fast_binding import FastLane, taken
+from ledgerq.eventlog.slate.row_sums import RowSum
 from ledgerq.eventlog.store import Row
 
 try:
@@ -84,6 +86,17 @@ class NativeLane(FastLane):
         found: list[Row] = _rows.next_rows(rows._handle, limit, _limit_us(limit_s), ctypes.addressof(status))
         binding._uniffi_check_call_status(self._error, status)
         return found
+
+    async def next_sum(self, rows: DbIterator, limit: int, secret: bytes, limit_s: float) -> RowSum:
+        """The sum of up to `limit` further rows, read and added up without the interpreter lock."""
+        call = partial(self._next_sum, rows, limit, secret, limit_s)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _next_sum(self, rows: DbIterator, limit: int, secret: bytes, limit_s: float) -> RowSum:
+        status = binding._UniffiRustCallStatus.default()
+        found = _rows.next_sum(rows._handle, limit, _limit_us(limit_s), secret, ctypes.addressof(status))
+        binding._uniffi_check_call_status(self._error, status)
+        return RowSum(*found)
 
     def _hand_over(self, batch: SlateBatch) -> None:
         status = binding._UniffiRustCallStatus.default()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from slatedb.uniffi import Db, DbIterator, DbReader
@@ -15,6 +16,8 @@ from ledgerq.eventlog.runtime.event_loop import check_process
 from ledgerq.eventlog.runtime.process import own_pid
 from ledgerq.eventlog.slate.binding import Lane
 from ledgerq.eventlog.slate.error_mapping import SLATE_ERRORS, translate
+from ledgerq.eventlog.slate.native_binding import NativeLane
+from ledgerq.eventlog.slate.row_sums import RowSum, can_sum, sum_of, total
 from ledgerq.eventlog.store import Row
 
 __all__ = ["SlateReads"]
@@ -25,6 +28,7 @@ _PAGE_BYTES: Final = 2 * 1024 * 1024
 _HIT_SHARE: Final = 4
 _SCAN_FROM_KEYS: Final = 8
 _GETS_AT_ONCE: Final = 64
+_SUM_ROWS: Final = 1000
 
 
 class SlateReads:
@@ -104,6 +108,24 @@ class SlateReads:
         async for rows in self._pages(start, stop, reverse, page_rows):
             yield rows
 
+    async def sum_rows(self, start: bytes, stop: bytes, secret: bytes) -> RowSum | None:
+        """The sum of all rows with `start <= key < stop`, read in threads; None where sums are not compiled."""
+        lane, parts = self._lane, list[RowSum]()
+        if not can_sum():
+            return None
+        if not isinstance(lane, NativeLane):
+            return total([sum_of(dict(rows), secret) async for rows in self.scan(start, stop)])
+        self._check()
+        async with self._reading():
+            async with asyncio.timeout(self._read_timeout_s):
+                iterator = await lane.scan(self._db, start, stop, reverse=False)
+            self._served()
+            while not parts or parts[-1].rows == _SUM_ROWS:
+                self._check()
+                async with asyncio.timeout(self._read_timeout_s):
+                    parts.append(await lane.next_sum(iterator, _SUM_ROWS, secret, self._read_timeout_s))
+        return total(parts)
+
     async def damaged_files(self, *, remote: bool = False) -> list[FileFault]:
         """The files that are needed now and have a part that can't be read; of objects only when `remote`."""
         self._check()
@@ -113,7 +135,7 @@ class SlateReads:
         if start >= stop:
             return
         limit = min(page_rows, _FIRST_PAGE_ROWS)
-        try:
+        async with self._reading():
             async with asyncio.timeout(self._read_timeout_s):
                 iterator = await self._lane.scan(self._db, start, stop, reverse=reverse)
             self._served()
@@ -128,6 +150,12 @@ class SlateReads:
                 self._check()
                 row_bytes = sum(len(value) for _, value in rows) // len(rows) + 1
                 limit = max(1, min(page_rows, _PAGE_BYTES // row_bytes))
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[None]:
+        """A block whose reads of the database raise errors of ours."""
+        try:
+            yield
         except TimeoutError as error:
             raise self._late() from error
         except SLATE_ERRORS as error:

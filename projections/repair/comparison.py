@@ -38,6 +38,7 @@ __all__ = [
     "compare_projection",
     "compare_rows",
     "compare_stats",
+    "note_place",
 ]
 
 _STRAY_ROWS: Final = 50_000
@@ -57,6 +58,14 @@ class Mismatch(NamedTuple):
 
 FirstPlaces = dict[bytes, bytes]
 """Where the first pending job of each queue is, as a hint says it, by the prefix of the queue's pending range."""
+
+
+def note_place(first: FirstPlaces, key: bytes) -> bytes:
+    """Note in `first` that there should be this row; returns what it begins with, up to the place of a pending job."""
+    prefix, place = key[: -keys.HINT_BYTES], key[-keys.HINT_BYTES :]
+    if key.startswith(PENDING) and place < first.get(prefix, _LAST_PLACE):
+        first[prefix] = place
+    return prefix
 
 
 async def compare_jobs(
@@ -124,10 +133,7 @@ class _JobComparison:
 
     def expect(self, key: bytes) -> bytes:
         """Note that there should be this row; returns what it begins with, up to the place of a pending job."""
-        prefix, place = key[: -keys.HINT_BYTES], key[-keys.HINT_BYTES :]
-        if key.startswith(PENDING) and place < self._first.get(prefix, _LAST_PLACE):
-            self._first[prefix] = place
-        return prefix
+        return note_place(self._first, key)
 
     def _compare(self, key: bytes, value: bytes) -> Iterator[Mismatch]:
         if key.startswith(STATS):

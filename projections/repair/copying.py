@@ -4,7 +4,7 @@
 is gone is a dead letter there, with that error, instead of one that can't be run.
 """
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
@@ -41,7 +41,7 @@ class Lost(NamedTuple):
 
 
 class NewStore:
-    """A store that is being filled: `begin`, `put` rows of log and payloads, then `finish`."""
+    """A store that is being filled: in its block `put` rows of log and payloads, then `finish`."""
 
     def __init__(self, target: Store, clock: Clock) -> None:
         """Fill `target`; nothing is written yet."""
@@ -50,9 +50,9 @@ class NewStore:
         # Nothing is anchored before the log is whole.
         self._writer = RowWriter(target, Anchor(0, 0, EMPTY_HEAD.digest, 0, 0), COPY_MARKER)
 
-    async def begin(self) -> None:
+    async def __aenter__(self) -> Self:
         """Remove what an interrupted copy left. Raises `InvalidArgument` for a store that holds anything else."""
-        target, writer = self._target, self._writer
+        target, writer = self._target, await self._writer.__aenter__()
         begun = await target.get(keys.REBUILD_KEY) == COPY_MARKER
         if not begun and await LogReader(target, clock=self._clock).check_format():
             raise InvalidArgument(f"{target.location} holds a ledgerq store already: give a new location")
@@ -61,6 +61,10 @@ class NewStore:
                 if key != keys.REBUILD_KEY:
                     await writer.set(key, None, count=False)
         await writer.set(keys.FORMAT_KEY, FORMAT, count=False)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._writer.__aexit__()
 
     async def put(self, key: bytes, value: bytes) -> None:
         """Add a row of the log, a payload, a text, or the secret."""
@@ -152,21 +156,20 @@ async def copy_into(
     if until is None:
         await log.check_anchor(await source.read_anchor())
     verified, fold = await fold_verified(log, until=until, progress=progress)
-    new = NewStore(target, clock)
-    await new.begin()
-    async for page in source.scan(keys.LOG_PREFIX, keys.log_key(verified.head.next_offset)):
-        for key, value in page:
-            await new.put(key, value)
-    payloads = await _copy_payloads(source, new, fold)
-    texts = await _copy_texts(source, new, fold)
-    try:
-        secret = await read_secret(source)
-    except RowUnreadable:
-        secret = None
-    if secret is not None:
-        await new.put(keys.SECRET_KEY, secret)
-    is_secret_lost = secret is None and format_version == keys.FORMAT_VERSION
-    return await new.finish(verified, fold, Lost(payloads, texts, is_secret_lost), actor=actor, reason=reason)
+    async with NewStore(target, clock) as new:
+        async for page in source.scan(keys.LOG_PREFIX, keys.log_key(verified.head.next_offset)):
+            for key, value in page:
+                await new.put(key, value)
+        payloads = await _copy_payloads(source, new, fold)
+        texts = await _copy_texts(source, new, fold)
+        try:
+            secret = await read_secret(source)
+        except RowUnreadable:
+            secret = None
+        if secret is not None:
+            await new.put(keys.SECRET_KEY, secret)
+        is_secret_lost = secret is None and format_version == keys.FORMAT_VERSION
+        return await new.finish(verified, fold, Lost(payloads, texts, is_secret_lost), actor=actor, reason=reason)
 
 
 async def _copy_texts(source: ReadStore, new: NewStore, fold: Fold) -> list[int]:

@@ -3,8 +3,9 @@
 Used by rebuild.py, in place, and by copying.py, into a new store.
 """
 
+import asyncio
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Self
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import pack
@@ -17,14 +18,17 @@ from ledgerq.projections.runner import ProjectionHost
 
 __all__ = ["COPY_MARKER", "FORMAT", "Finish", "RowWriter", "finish"]
 
-_BATCH_ROWS: Final = 5000
-_BATCH_BYTES: Final = 4 * 1024 * 1024
+_BATCH_ROWS: Final = 20_000
+_BATCH_BYTES: Final = 8 * 1024 * 1024
 COPY_MARKER: Final = pack(("copy",))
 FORMAT: Final = str(keys.FORMAT_VERSION).encode()
 
 
 class RowWriter:
-    """Writes rows in batches of bounded size, with the marker in the first one."""
+    """Writes rows in batches of bounded size, with the marker in the first one.
+
+    A batch is committed while the next one is being made, so leave its block, or `flush`, before relying on it.
+    """
 
     def __init__(self, store: Store, anchor: Anchor, marker: bytes) -> None:
         self.rows_put = 0
@@ -34,6 +38,15 @@ class RowWriter:
         self._first: dict[bytes, bytes | None] = {keys.REBUILD_KEY: marker}
         self._rows: dict[bytes, bytes | None] = {}
         self._bytes = 0
+        self._commit: asyncio.Task[object] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Wait for the commit on its way; what is not committed yet is dropped, for an error has ended the work."""
+        if self._commit is not None:
+            await asyncio.gather(self._commit, return_exceptions=True)
 
     async def set(self, key: bytes, value: bytes | None, *, count: bool = True) -> None:
         """Set one row, or remove it."""
@@ -53,15 +66,28 @@ class RowWriter:
         self._rows.update(rows)
         self._bytes += size_bytes
         if len(self._rows) >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
-            await self.flush()
+            await self._begin_commit()
 
     async def flush(self) -> None:
         """Make the rows so far durable."""
+        await self._begin_commit()
+        await self._committed()
+
+    async def _begin_commit(self) -> None:
+        """Begin to commit the rows so far, once the commit before has ended: two batches are in memory at most."""
+        await self._committed()
         if self._rows:
             batch = self._store.batch()
             batch.update(self._first | self._rows)
             self._first, self._rows, self._bytes = {}, {}, 0
-            await self._store.commit(batch, self._anchor)
+            self._commit = asyncio.create_task(self._store.commit(batch, self._anchor))
+            # Its turn, in which it begins.
+            await asyncio.sleep(0)
+
+    async def _committed(self) -> None:
+        if self._commit is not None:
+            commit, self._commit = self._commit, None
+            await commit
 
 
 class Finish:

@@ -138,17 +138,16 @@ class _Salvage:
         verified = await asyncio.to_thread(pool.choose, promised)
         self._check_format(verified)
         verified, fold, why_ended = await self._fold(verified)
-        new = NewStore(target, clock)
-        await new.begin()
-        for page in pool.pages():
-            for base_offset, value in page:
-                await new.put(keys.log_key(base_offset), value)
-        if self._secret is not None:
-            await new.put(keys.SECRET_KEY, self._secret[1])
-        kept = dict(sorted(Counter(job.queue for job in fold.jobs.values()).items()))
-        payloads, texts = await self._copy_side_records(new, fold)
-        lost = Lost(payloads, texts, self._secret is None and self._format_version() == keys.FORMAT_VERSION)
-        rebuilt = await new.finish(verified, fold, lost, actor=actor, reason=reason)
+        async with NewStore(target, clock) as new:
+            for page in pool.pages():
+                for base_offset, value in page:
+                    await new.put(keys.log_key(base_offset), value)
+            if self._secret is not None:
+                await new.put(keys.SECRET_KEY, self._secret[1])
+            kept = dict(sorted(Counter(job.queue for job in fold.jobs.values()).items()))
+            payloads, texts = await self._copy_side_records(new, fold)
+            lost = Lost(payloads, texts, self._secret is None and self._format_version() == keys.FORMAT_VERSION)
+            rebuilt = await new.finish(verified, fold, lost, actor=actor, reason=reason)
         end = verified.head.next_offset
         if anchor is not None and self._damaged.is_anchor_in_doubt and end <= anchor.next_offset:
             is_end_known = False

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ledgerq.eventlog.errors import Fenced, InvalidArgument, QueueClosed
+from ledgerq.eventlog.slate.row_sums import RowSum, can_sum, sum_of, total
 from ledgerq.eventlog.store import Anchor, ReadStore, Row, Store
 
 ANCHOR = Anchor(7, 9, bytes(range(32)), 3, 1_700_000_000_000)
@@ -137,6 +138,16 @@ class StoreContract:
             expected = [row for row in rows if start <= row[0] < stop]
             assert await scan_all(store, start, stop, page_rows=page_rows) == expected
             assert await scan_all(store, start, stop, page_rows=page_rows, reverse=True) == expected[::-1]
+
+    @pytest.mark.skipif(not can_sum(), reason="sums are not compiled")
+    async def test_the_sum_of_a_range_is_that_of_its_rows(self, store: Store) -> None:
+        rows = [(b"k%05d" % n, bytes([n % 251]) * (n % 40)) for n in range(2_345)]
+        await put_all(store, [(b"a", b""), *rows, (b"z", b"")])
+        secret = bytes(range(16))
+        halves = [await store.sum_rows(*ends, secret) for ends in ((b"k", b"k01000"), (b"k01000", b"l"))]
+        assert total([some for some in halves if some is not None]) == sum_of(dict(rows), secret)
+        assert await store.sum_rows(b"k", b"k02000", secret) == sum_of(dict(rows[:2_000]), secret)
+        assert await store.sum_rows(b"m", b"n", secret) == RowSum()
 
     async def test_an_empty_range_has_no_pages(self, store: Store) -> None:
         await put_all(store, [(b"a", b"1")])

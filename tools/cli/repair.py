@@ -10,7 +10,7 @@ from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.eventlog.runtime.heap import give_back_large_blocks
 from ledgerq.tools.cli.audit_report import audit_json, audit_text
 from ledgerq.tools.cli.salvage import lost_beside, lost_payload_json, lost_payload_lines, salvage_into
-from ledgerq.tools.console.arguments import Actor, AsJson, TakeOver, Url, Wait, import_object
+from ledgerq.tools.console.arguments import Actor, AsJson, Jobs, TakeOver, Url, Wait, import_object
 from ledgerq.tools.console.opening import NOT_IN_USE, Access, execute, opened_store, reading, refuse_memory
 from ledgerq.tools.console.output import Output, plural, progress
 
@@ -45,6 +45,7 @@ def audit(
         bool,
         typer.Option("--since-last", help="Only what came since the last recorded audit, which must have been clean."),
     ] = False,
+    jobs: Jobs = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove that log, indexes and counters are right.
@@ -62,7 +63,7 @@ def audit(
         raise InvalidArgument("--since-last looks at no payload and no projection of yours: leave out the other option")
     output = Output(as_json=as_json)
     give_back_large_blocks()
-    execute(_audit(url, deep, anchor, projection or [], None, output, record=record, since_last=since_last))
+    execute(_audit(url, deep, anchor, projection or [], None, output, record=record, since_last=since_last, jobs=jobs))
 
 
 async def _audit(
@@ -76,12 +77,13 @@ async def _audit(
     may_be_old: bool = True,
     record: bool = False,
     since_last: bool = False,
+    jobs: int | None = None,
 ) -> int:
     from ledgerq.eventlog.errors import LogRolledBack
     from ledgerq.eventlog.keys import FORMAT_VERSION
     from ledgerq.eventlog.recorded_audit import read_recorded_audit
     from ledgerq.projections.audit import audit as run_audit
-    from ledgerq.projections.audit import record_failure, record_report
+    from ledgerq.projections.audit_recording import record_failure, record_report
     from ledgerq.projections.incremental_audit import audit_since
 
     anchor = None if anchor_file is None else _read_anchor(anchor_file)
@@ -98,7 +100,7 @@ async def _audit(
                     found = await audit_since(store, last, clock=clock, anchor=anchor, progress=report)
                 else:
                     found = await run_audit(
-                        store, clock=clock, deep=deep, anchor=anchor, projections=given, progress=report
+                        store, clock=clock, deep=deep, anchor=anchor, projections=given, jobs=jobs, progress=report
                     )
             except (LogCorrupt, LogRolledBack) as error:
                 if record:
@@ -192,6 +194,7 @@ def rebuild_projections(
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "rebuild-projections",
     take_over: TakeOver = False,
     wait: Wait = 0.0,
+    jobs: Jobs = None,
     as_json: AsJson = False,
 ) -> None:
     """Make indexes and counters what follows from the log.
@@ -212,7 +215,7 @@ def rebuild_projections(
     elif check:
         if into is not None or until is not None:
             raise InvalidArgument("--check only looks: it goes with --only and --projection")
-        execute(_audit(url, False, None, projection or [], only, output, may_be_old=False))
+        execute(_audit(url, False, None, projection or [], only, output, may_be_old=False, jobs=jobs))
     elif into is not None:
         if only is not None or projection:
             raise InvalidArgument("--into writes a whole new store: it goes with --until only")
@@ -220,7 +223,8 @@ def rebuild_projections(
     else:
         if only is not None and until is not None:
             raise InvalidArgument("--until cuts the log, so all projections change: leave out --only")
-        execute(_rebuild(url, actor, reason, only, until, projection or [], Access(take_over, wait), output))
+        access = Access(take_over, wait)
+        execute(_rebuild(url, actor, reason, only, until, projection or [], access, output, jobs=jobs))
 
 
 async def _rebuild(
@@ -232,6 +236,8 @@ async def _rebuild(
     projections: list[str],
     access: Access,
     output: Output,
+    *,
+    jobs: int | None,
 ) -> None:
     from ledgerq.eventlog.clock import SystemClock
     from ledgerq.eventlog.keys import REBUILD_KEY
@@ -256,6 +262,7 @@ async def _rebuild(
                 only=only,
                 until=until,
                 projections=given,
+                jobs=jobs,
                 progress=show,
             )
     unchanged = "no row differed" if report.changed else "nothing differed, nothing was written"

@@ -18,6 +18,7 @@ __all__ = [
     "AsOf",
     "JobId",
     "JobIds",
+    "Jobs",
     "MetricsHost",
     "QueueName",
     "Reason",
@@ -63,6 +64,14 @@ Actor = Annotated[
 Reason = Annotated[str, typer.Option(help="Why, for the log.")]
 TakeOver = Annotated[bool, typer.Option("--take-over", help=_TAKE_OVER)]
 Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0.0, help=_WAIT)]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Processes that share the work; default: 1, and for a large store one for each of 4 to 8 cores.",
+    ),
+]
 MetricsHost = Annotated[
     str,
     typer.Option(

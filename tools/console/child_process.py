@@ -1,10 +1,11 @@
 """Programs of ledgerq run as child processes: the same ledgerq, connected by pipes, without signals from Ctrl-C."""
 
 import asyncio
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from ledgerq.eventlog.runtime.process import child_environment
 
 __all__ = ["start_module"]
 
@@ -24,18 +25,9 @@ async def start_module(
             name,
             *arguments,
             cwd=folder,
-            env=dict(defaults or {}) | _environment(),
+            env=dict(defaults or {}) | child_environment(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
             start_new_session=True,  # Ctrl-C is for the program that ends its children
         )
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment, by which a child finds the same ledgerq, also from a clone that is not installed."""
-    home = Path(str(sys.modules["ledgerq"].__file__)).absolute().parents[1]
-    before = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if home.name not in ("site-packages", "dist-packages"):
-        before.append(str(home))
-    return os.environ | {"PYTHONPATH": os.pathsep.join(before)}

@@ -112,7 +112,7 @@ def is_last(attempt: int, max_attempts: int, rule: RetryRule | None) -> bool:
 def release(
     job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int, error: str, delay_ms: int = 0
 ) -> list[JobEvent]:
-    """Give a claim back unused, its attempt not counted: pending at once, or due after `delay_ms`.
+    """Give a claim back, and the attempt is not counted: pending at once, or due in `delay_ms`.
 
     A job that is put off like this very often in a row is dead: it would be for ever.
     """

@@ -22,7 +22,7 @@ from ledgerq.eventlog.recorded_audit import (
     read_recorded_audit,
     write_recorded_audit,
 )
-from ledgerq.projections.audit import record_failure
+from ledgerq.projections.audit_recording import record_failure
 from ledgerq.projections.indexes import stats_key
 from ledgerq.projections.metrics.store_inspection import StoreInspection
 from tests.s3.servers import both_servers, bucket, s3_server

@@ -12,7 +12,8 @@ from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt, LogRolledBack
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.eventlog.recorded_audit import RecordedAudit, read_recorded_audit
-from ledgerq.projections.audit import AuditReport, audit, record_report
+from ledgerq.projections.audit import AuditReport, audit
+from ledgerq.projections.audit_recording import record_report
 from ledgerq.projections.incremental_audit import audit_since
 from ledgerq.projections.indexes import decode_job, job_key, pending_key, stats_key
 from ledgerq.worker.options import NewJob

@@ -160,6 +160,51 @@ async def test_what_is_set_at_once_is_written_in_batches_of_bounded_size(
     assert (writer.rows_put, writer.rows_deleted) == (100, 0)
 
 
+async def test_rows_are_made_while_those_before_are_being_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_writer, "_BATCH_ROWS", 10)
+    may_end, under_way = asyncio.Event(), 0
+
+    async def fault(call: str) -> None:
+        nonlocal under_way
+        if call == "write:before":
+            under_way += 1
+            assert under_way == 1, "one commit at a time"
+            await may_end.wait()
+        elif call == "sync:after":
+            under_way -= 1
+
+    disk = MemoryDisk()
+    writer = row_writer.RowWriter(MemoryStore(disk, fault=fault), Anchor(0, 0, bytes(32), 0, 0), b"marker")
+    async with writer:
+        await writer.set_many({b"x/%d" % number: b"" for number in range(10)})
+        await writer.set_many({b"y/%d" % number: b"" for number in range(9)})
+        assert under_way == 1
+        assert disk.rows == {}
+        third = asyncio.create_task(writer.set(b"z", b""))
+        await asyncio.sleep(0)
+        assert not third.done(), "more than two batches are never held"
+        may_end.set()
+        await third
+        await writer.flush()
+        assert len(disk.rows) == 21
+
+
+async def test_a_rebuild_that_fails_leaves_no_commit_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_writer, "_BATCH_ROWS", 10)
+
+    async def fault(_: str) -> None:
+        await asyncio.sleep(0)
+
+    disk = MemoryDisk()
+    writer = row_writer.RowWriter(MemoryStore(disk, fault=fault), Anchor(0, 0, bytes(32), 0, 0), b"marker")
+    with pytest.raises(LookupError):
+        async with writer:
+            await writer.set_many({b"x/%d" % number: b"" for number in range(10)})
+            assert disk.rows == {}
+            raise LookupError
+    assert len(disk.rows) == 11
+
+
 async def test_a_queue_goes_on_from_what_was_rebuilt(ledger: Ledger) -> None:
     for key in rows_in(ledger.disk):
         del ledger.disk.rows[key]

@@ -26,7 +26,7 @@ EXPECTED = {
     "latency": ["latency-handler-p50", "latency-handler-p99", "latency-acked-p50", "latency-acked-p99"],
     "drain": ["memory", "memory-flatness", "drain", "drain-flatness"],
     "replay": ["replay", "fold", "verify"],
-    "audit": ["audit", "audit-memory", "rebuild", "rebuild-memory"],
+    "audit": [f"{mode}{part}" for mode in ("audit", "rebuild") for part in ("-one", "-one-memory", "", "-memory")],
     "open": ["open", "open-beyond", "open-memory"],
     "s3": ["s3-enqueue", "s3-claim", "s3-worker"],
     "s3-requests": [
@@ -43,7 +43,8 @@ WITH_BASELINE = [
 WITH_TARGET = [
     *("enqueue", "enqueue-no-fsync", "claim", "claim-no-fsync", *EXPECTED["worker"]),
     *("latency-acked-p50", "latency-acked-p99", "memory", "memory-flatness", "drain-flatness"),
-    *("replay", "fold", *EXPECTED["audit"], "open-beyond", "open-memory", *EXPECTED["s3"], *EXPECTED["metrics"]),
+    *("replay", "fold", *(name for name in EXPECTED["audit"] if name not in ("audit-one", "rebuild-one"))),
+    *("open-beyond", "open-memory", *EXPECTED["s3"], *EXPECTED["metrics"]),
 ]
 
 
