@@ -72,7 +72,7 @@ class Changing:
     async def go_through(self) -> None:
         """Change the jobs that match."""
         core, opened = self._core, self._opened
-        moved: dict[bytes, None] = {}
+        moved: dict[bytes, Job] = {}
         if opened.what == "cancel":
             core.on_move = lambda job: self._note(job, moved)
         try:
@@ -80,35 +80,35 @@ class Changing:
             states = bulk_states(opened.what, opened.filter)
             async with aclosing(matching(core.log.store, opened.filter, states)) as pages:
                 async for jobs in pages:
-                    await self._change_all([job.id for job in jobs if in_scope(opened.what, job, opened.until)])
+                    await self._change_all([job for job in jobs if in_scope(opened.what, job, opened.until)])
         finally:
             core.on_move = None
         # A job that went from a state that was to be looked at to one that had been was in no page.
-        await self._change_all([*moved])
+        await self._change_all([*moved.values()])
         await core.log.committed()
 
-    def _note(self, job: Job, moved: dict[bytes, None]) -> None:
+    def _note(self, job: Job, moved: dict[bytes, Job]) -> None:
         if job.state not in FINISHED and job.cancel_request is None and self._is_meant(job):
-            moved[job.id] = None
+            moved[job.id] = job
         else:
             moved.pop(job.id, None)
 
-    async def _change_all(self, ids: list[bytes]) -> None:
-        for at in range(0, len(ids), _PIECE_JOBS):
-            await self._change(ids[at : at + _PIECE_JOBS])
+    async def _change_all(self, jobs: list[Job]) -> None:
+        for at in range(0, len(jobs), _PIECE_JOBS):
+            await self._change(jobs[at : at + _PIECE_JOBS])
             if self._staged >= _COMMIT_JOBS:
                 self._staged = 0
                 await self._core.log.committed()
             await asyncio.sleep(0)
 
-    async def _change(self, ids: list[bytes]) -> None:
+    async def _change(self, jobs: list[Job]) -> None:
         core = self._core
         await core.log.until_not_full()
         core.log.check()
-        keys = await self._unique_keys(ids)
+        keys = await self._unique_keys(jobs)
         async with core.admission.reserved([key for some in keys.values() for key in some]) as holders:
             # From here to the end of the loop nothing is awaited, so these states are the newest.
-            for job in await core.writer_state.jobs(ids):
+            for job in await core.writer_state.jobs([job.id for job in jobs]):
                 if job is None or not self._is_meant(job):
                     continue
                 wanted = keys.get(job.id, [])
@@ -139,13 +139,12 @@ class Changing:
         self._staged += 1
         return True
 
-    async def _unique_keys(self, ids: list[bytes]) -> dict[bytes, list[bytes]]:
+    async def _unique_keys(self, jobs: list[Job]) -> dict[bytes, list[bytes]]:
         """Of each job that would take a unique key again, the index keys that must be free."""
         core = self._core
         if self._opened.what != "requeue":
             return {}
-        jobs = [job for job in await core.writer_state.jobs(ids) if job is not None and job.spec.unique_key is not None]
-        return {job.id: await core.admission.keys_of(job) for job in jobs}
+        return {job.id: await core.admission.keys_of(job) for job in jobs if job.spec.unique_key is not None}
 
     def _is_meant(self, job: Job) -> bool:
         """Whether a job that matched by its row in the store does so as it is now."""
