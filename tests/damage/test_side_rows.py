@@ -346,6 +346,7 @@ def test_a_forged_life_is_named_by_its_offset_though_the_chain_is_whole(
 # ---------------------------------------------------------------------- a damaged block of texts
 
 
+@pytest.mark.proof
 def test_a_damaged_block_of_texts_costs_its_texts_and_nothing_else(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "store"
 

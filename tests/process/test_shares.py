@@ -70,6 +70,7 @@ async def test_what_a_writer_adds_meanwhile_is_not_mixed_in(tmp_path: Path, monk
         assert report.jobs == 1
 
 
+@pytest.mark.proof
 def test_the_commands_print_the_same_of_a_damaged_store(cli: Cli, tmp_path: Path) -> None:
     ledger = asyncio.run(make_ledger(tmp_path / "store"))
     assert cli.ok("audit", ledger.url, "--jobs", 2) == cli.ok("audit", ledger.url, "--jobs", 1)
