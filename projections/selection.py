@@ -19,11 +19,12 @@ from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.texts import jobs_with_texts
 from ledgerq.projections.view import LedgerView, listing_prefix
 
-__all__ = ["BULK_STATES", "EXAMPLES", "Filter", "Survey", "bulk_states", "matching", "survey"]
+__all__ = ["BULK_STATES", "EXAMPLES", "Filter", "Survey", "bulk_states", "matching", "survey", "with_error"]
 
 EXAMPLES: Final = 20
-# To decode so many jobs, and the texts of their errors, holds the event loop for less than a millisecond.
+# To decode so many jobs, or texts of errors, holds the event loop for less than a millisecond.
 _PAGE_ROWS: Final = 200
+_TEXTS_AT_ONCE: Final = 10
 
 BULK_STATES: Final[dict[BulkKind, tuple[State, ...]]] = {
     "requeue": ("dead",),
@@ -150,11 +151,18 @@ async def _fitting(store: ReadStore, ids: list[bytes], filter: Filter, states: S
     values = await store.get_many([job_key(id) for id in ids])
     jobs = [decode_job(value) for value in values if value is not None]
     found = [job for job in jobs if filter.fits(job, states)]
-    if filter.error is None or not found:
-        return found
-    wanted = filter.error
-    with_texts = await jobs_with_texts(store, found)
-    return [job for job, shown in zip(found, with_texts, strict=True) if wanted in shown.error]
+    return await with_error(store, found, filter.error)
+
+
+async def with_error(store: ReadStore, jobs: list[Job], wanted: str | None) -> list[Job]:
+    """Those of the jobs whose last error contains this text; None: all."""
+    if wanted is None or not jobs:
+        return jobs
+    shown: list[Job] = []
+    for at in range(0, len(jobs), _TEXTS_AT_ONCE):
+        shown += await jobs_with_texts(store, jobs[at : at + _TEXTS_AT_ONCE])
+        await asyncio.sleep(0)
+    return [job for job, with_text in zip(jobs, shown, strict=True) if wanted in with_text.error]
 
 
 async def survey(view: LedgerView, what: BulkKind, filter: Filter) -> Survey:

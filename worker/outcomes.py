@@ -9,7 +9,7 @@ from typing import Final
 from ledgerq.eventlog.runtime import threads
 from ledgerq.worker.options import seconds_ms
 
-__all__ = ["ArgumentsDontFit", "Dead", "Retry", "Snooze", "TaskMissing", "error_text", "plain_text"]
+__all__ = ["ArgumentsDontFit", "Dead", "ResultDoesntFit", "Retry", "Snooze", "TaskMissing", "error_text", "plain_text"]
 
 _ERROR_LINES: Final = 12
 _ERROR_CHARS: Final = 2000
@@ -28,6 +28,10 @@ class ArgumentsDontFit(Dead):
     """The arguments of a job are not those that its task takes: a dead letter at once, since no retry can help."""
 
 
+class ResultDoesntFit(Dead):
+    """A task returned what is not of its declared type, or no JSON: a dead letter at once, since its work is done."""
+
+
 class Retry(Exception):
     """Raised by a handler: try again after `delay` seconds (None: after the queue's backoff)."""
 
@@ -39,12 +43,15 @@ class Retry(Exception):
 
 
 class Snooze(Exception):
-    """Raised by a handler: not now, try again in `delay` seconds. The try does not count; 1,000 in a row end it."""
+    """Raised by a handler: not now, try again in `delay` seconds (0.001 at least).
+
+    The try does not count; 1,000 in a row end it.
+    """
 
     def __init__(self, delay: float, why: str = "the handler put the job off") -> None:
         super().__init__(why)
         seconds_ms("delay", delay)
-        self.delay = delay
+        self.delay = max(delay, 0.001)
 
 
 class TaskMissing(Snooze):

@@ -81,6 +81,8 @@ class Worker:
         same_trace: bool = False,
         tasks: Tasks | None = None,
     ) -> None:
+        if isinstance(queue, str):
+            raise InvalidArgument(f"a worker needs an open queue, as in Worker(await Queue.open({queue!r}))")
         self.concurrency = _whole("concurrency", concurrency, 1, _MAX_CONCURRENCY)
         self.queue = queue
         self._grace_ms = seconds_ms("grace", grace)
@@ -157,6 +159,8 @@ class Worker:
             raise InvalidArgument("a worker runs once: make a new one")
         async with self._task_handlers():
             if not self._handlers:
+                if self._tasks is not None:
+                    raise InvalidArgument("these Tasks have no task: import the modules that define them")
                 raise InvalidArgument("the worker has no handler: register one with @worker.handler(queue)")
             self._ran = True
             await self._run(until_empty, signals)
@@ -172,8 +176,8 @@ class Worker:
         for queue in handlers:
             if queue in self._handlers:
                 raise InvalidArgument(f"queue {queue!r} has tasks and a handler: give the tasks a queue of their own")
-        self._handlers |= handlers
         async with self._tasks.lifetime() if self._tasks.lifetime is not None else nullcontext() as of_tasks.state:
+            self._handlers |= handlers  # not before: where that failed the worker can be run again
             yield
 
     async def _run(self, until_empty: bool, signals: bool) -> None:

@@ -82,9 +82,18 @@ async def _worker(
                 serving.callback(metrics.close)
                 server = await serving.enter_async_context(metrics.serve(metrics_host, metrics_port))
                 output.state(f"metrics at {server.url}/metrics", {"metrics_url": f"{server.url}/metrics"})
-            await found.run(until_empty=until_empty)
+            await _run(found, target, until_empty)
     finally:
         await found.queue.close()
+
+
+async def _run(found: Any, target: str, until_empty: bool) -> None:
+    try:
+        await found.run(until_empty=until_empty)
+    except LedgerError:
+        raise
+    except Exception as error:  # of what is around its tasks: what handlers raise ends none
+        raise InvalidArgument(f"the worker of {target} failed: {type(error).__name__}: {error}") from error
 
 
 async def _made_worker(target: str, url: str | None, concurrency: int | None, wait_s: float) -> Any:

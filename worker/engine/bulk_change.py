@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from ledgerq.eventlog.errors import LogCorrupt
 from ledgerq.eventlog.events import BulkBegan, BulkKind, CancelRequested, JobEvent, Sealed, Text
 from ledgerq.projections.job import FINISHED, Job
-from ledgerq.projections.selection import EXAMPLES, Filter, bulk_states, matching
+from ledgerq.projections.selection import EXAMPLES, Filter, bulk_states, matching, with_error
 from ledgerq.projections.texts import text_of
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.engine.core import Core
@@ -20,6 +20,7 @@ __all__ = ["Changing", "OpenBulk", "changed_before", "in_scope", "meaning", "ope
 
 _COMMIT_JOBS: Final = 1000
 _PIECE_JOBS: Final = 50
+_MOVED_JOBS: Final = 1000
 
 
 class OpenBulk(NamedTuple):
@@ -68,30 +69,37 @@ class Changing:
         self._core = core
         self._opened = opened
         self._staged = 0
+        self._moved: dict[bytes, Job] = {}
 
     async def go_through(self) -> None:
         """Change the jobs that match."""
         core, opened = self._core, self._opened
-        moved: dict[bytes, Job] = {}
         if opened.what == "cancel":
-            core.on_move = lambda job: self._note(job, moved)
+            core.on_move = self._note
         try:
             await core.log.committed()
             states = bulk_states(opened.what, opened.filter)
             async with aclosing(matching(core.log.store, opened.filter, states)) as pages:
                 async for jobs in pages:
                     await self._change_all([job for job in jobs if in_scope(opened.what, job, opened.until)])
+                    if len(self._moved) >= _MOVED_JOBS:
+                        await self._change_moved()
         finally:
             core.on_move = None
-        # A job that went from a state that was to be looked at to one that had been was in no page.
-        await self._change_all([*moved.values()])
+        await self._change_moved()
         await core.log.committed()
 
-    def _note(self, job: Job, moved: dict[bytes, Job]) -> None:
+    def _note(self, job: Job) -> None:
         if job.state not in FINISHED and job.cancel_request is None and self._is_meant(job):
-            moved[job.id] = job
+            self._moved[job.id] = job
         else:
-            moved.pop(job.id, None)
+            self._moved.pop(job.id, None)
+
+    async def _change_moved(self) -> None:
+        """Change those that went from a state that was to be looked at to one that had been: they were in no page."""
+        moved, self._moved = [*self._moved.values()], {}
+        await self._core.log.committed()  # so that the texts of their errors are there
+        await self._change_all(await with_error(self._core.log.store, moved, self._opened.filter.error))
 
     async def _change_all(self, jobs: list[Job]) -> None:
         for at in range(0, len(jobs), _PIECE_JOBS):
@@ -102,14 +110,18 @@ class Changing:
             await asyncio.sleep(0)
 
     async def _change(self, jobs: list[Job]) -> None:
-        core = self._core
+        """Change these jobs, whose errors have been looked at; one that has another error by now is left alone."""
+        core, looks_at_error = self._core, self._opened.filter.error is not None
+        seen = {job.id: job.last_error for job in jobs}
         await core.log.until_not_full()
         core.log.check()
         keys = await self._unique_keys(jobs)
         async with core.admission.reserved([key for some in keys.values() for key in some]) as holders:
+            newest = await core.writer_state.jobs([job.id for job in jobs])
             # From here to the end of the loop nothing is awaited, so these states are the newest.
-            for job in await core.writer_state.jobs([job.id for job in jobs]):
-                if job is None or not self._is_meant(job):
+            core.log.check()
+            for job in newest:
+                if job is None or not self._is_meant(job) or (looks_at_error and job.last_error != seen[job.id]):
                     continue
                 wanted = keys.get(job.id, [])
                 if any(holders[key] is not None for key in wanted):

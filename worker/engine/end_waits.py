@@ -16,11 +16,14 @@ class EndWaits:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._error: LedgerError | None = None
         self.waiters: dict[bytes, list[asyncio.Future[Job]]] = {}  # none are left where nobody waits
 
     @contextmanager
     def waiting(self, id: bytes) -> Iterator[asyncio.Future[Job]]:
         """A future of the job as it is when it is finished, durable or not, which is forgotten after the block."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)
         waiter: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
         self.waiters.setdefault(id, []).append(waiter)
         try:
@@ -54,7 +57,8 @@ class EndWaits:
                 waiter.set_result(job)
 
     def fail(self, error: LedgerError) -> None:
-        """End all waits with the error for which no job is finished any more."""
+        """End all waits, and those to come, with the error for which no job is finished any more."""
+        self._error = error
         for waiter in (one for ones in self.waiters.values() for one in ones):
             if not waiter.done():
                 waiter.set_exception(error)

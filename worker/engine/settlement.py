@@ -1,5 +1,6 @@
 """The settlement of claims: ack, nack, release. Each raises `ClaimLost` and stages nothing for a claim that is over."""
 
+import asyncio
 from collections.abc import Sequence
 from itertools import repeat
 from typing import Final
@@ -18,6 +19,8 @@ from ledgerq.worker.retry_rules import RetryRule
 __all__ = ["ack", "ack_many", "check_result", "nack", "release"]
 
 _NAMED_CLAIMS: Final = 10
+# To seal results of so many bytes holds the event loop for less than a millisecond.
+_AT_ONCE_BYTES: Final = 128 * 1024
 
 
 def check_result(result: bytes | None) -> None:
@@ -70,9 +73,15 @@ async def ack_many(core: Core, claims: Sequence[Claim], results: Sequence[bytes 
         for result in results:
             check_result(result)
     lost: list[Claim] = []
+    staged_bytes = 0
     for claim, result in zip(claims, repeat(None) if results is None else results, strict=False):
         if result is not None:
             await _until_not_full(core)
+            staged_bytes += len(result)
+            if staged_bytes > _AT_ONCE_BYTES:
+                staged_bytes = len(result)
+                await asyncio.sleep(0)
+                core.log.check()
         try:
             _stage_ack(core, claim, result)
         except ClaimLost:

@@ -119,6 +119,8 @@ class MemoryQueue(Queue):
 
         In the order of enqueueing; a job that was swept is not among them.
         """
+        if not isinstance(task, Task):
+            raise InvalidArgument(f"enqueued takes a task, as in queue.enqueued(send), not {task!r}")
         rows, signature = self._disk.rows, task.signature
         wanted = signature.bind(args, kwargs, partly=True)
         jobs = [decode_job(value) for key, value in rows.items() if key.startswith(JOB)]
@@ -139,6 +141,8 @@ async def memory_queue(
 
     async with memory_queue(app) as queue: await send.enqueue(user_id=3); await queue.drain()
     """
+    if not isinstance(tasks, Tasks):
+        raise InvalidArgument(f"memory_queue takes what Tasks() makes, not {tasks!r}")
     disk = MemoryDisk()
     opening = MemoryQueue.open(
         store=MemoryStore(disk),

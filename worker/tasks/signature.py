@@ -1,6 +1,7 @@
 """The signature of a task: its arguments and its result, checked by pydantic, as JSON."""
 
 import inspect
+import json
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -11,7 +12,7 @@ from pydantic.errors import PydanticUserError
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.worker.engine.settlement import check_result
 from ledgerq.worker.execution import JobContext
-from ledgerq.worker.outcomes import ArgumentsDontFit
+from ledgerq.worker.outcomes import ArgumentsDontFit, ResultDoesntFit
 
 __all__ = ["Signature"]
 
@@ -53,6 +54,10 @@ class Signature:
             self._result = _Result[hints.get("return", Any)]  # type: ignore[misc]
         except PydanticUserError as error:
             raise InvalidArgument(f"task {task!r} has a type that JSON can't hold: {error.message}") from error
+        if any(_hides(model) for model in (self._arguments, self._result)):
+            raise InvalidArgument(
+                f"task {task!r} has a secret type, whose JSON is asterisks: give a reference to the secret instead"
+            )
 
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
         """The arguments of a call as a JSON object, without those left to their defaults; or `InvalidArgument`."""
@@ -60,12 +65,18 @@ class Signature:
         try:
             model = self._arguments.model_validate(dict(arguments))
             left_out = {field for field in self._fields.values() if field not in model.model_fields_set}
-            encoded: str = model.model_dump_json(by_alias=True, exclude=left_out, warnings="error")
-            return encoded.encode()
+            encoded: str = model.model_dump_json(by_alias=True, round_trip=True, exclude=left_out, warnings="error")
         except ValidationError as error:
             raise InvalidArgument(f"the arguments of task {self._task!r} don't fit: {_found(error)}") from error
         except ValueError as error:
             raise InvalidArgument(f"the arguments of task {self._task!r} are no JSON: {error}") from error
+        try:
+            self._arguments.model_validate_json(encoded)
+        except ValidationError as error:
+            raise InvalidArgument(
+                f"the arguments of task {self._task!r} can't be read again from their JSON: {_found(error)}"
+            ) from error
+        return encoded.encode()
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, partly: bool = False) -> Mapping[str, Any]:
         """The arguments of a call by their names, `partly` some of them; raises `InvalidArgument`."""
@@ -94,18 +105,25 @@ class Signature:
         return lambda: function(*by_position, **arguments)
 
     def encode_result(self, value: Any) -> bytes | None:
-        """A result as JSON, None for none; raises `InvalidArgument` for one of another type, `ResultTooLarge`."""
+        """A result as JSON, None for none; raises `ResultDoesntFit` for one of another type, `ResultTooLarge`."""
         if value is None:
             return None
         try:
-            text: str = self._result.model_validate(value).model_dump_json(warnings="error")
+            checked = self._result.model_validate(value)
+            text: str = checked.model_dump_json(by_alias=True, round_trip=True, warnings="error")
         except ValidationError as error:
-            raise InvalidArgument(
-                f"the result of task {self._task!r} is none that it names: {_found(error)}"
+            raise ResultDoesntFit(
+                f"task {self._task!r} returned a value that is not of its declared type: {_found(error)}"
             ) from error
         except ValueError as error:
-            raise InvalidArgument(f"the result of task {self._task!r} can't be JSON: {error}") from error
+            raise ResultDoesntFit(f"the result of task {self._task!r} can't be JSON: {error}") from error
         check_result(result := text.encode())
+        try:
+            self._result.model_validate_json(text)
+        except ValidationError as error:
+            raise ResultDoesntFit(
+                f"the result of task {self._task!r} can't be read again from its JSON: {_found(error)}"
+            ) from error
         return result
 
     def decode_result(self, result: bytes | None) -> Any:
@@ -127,6 +145,15 @@ def _hints(task: str, function: Callable[..., Any]) -> dict[str, Any]:
         raise InvalidArgument(
             f"an annotation of task {task!r} can't be found ({error}): define the type in the module, above the task"
         ) from error
+
+
+def _hides(model: Any) -> bool:
+    """Whether a part of the model is one of pydantic's secret types."""
+    try:
+        schema = json.dumps(model.model_json_schema())
+    except PydanticUserError:
+        return False  # of a type that has no schema
+    return '"writeOnly": true' in schema
 
 
 def _is_job(hint: Any) -> bool:

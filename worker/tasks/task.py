@@ -114,6 +114,10 @@ class Task(Generic[P, R]):
 
         `queue`: the open queue object to enqueue to, where several are open.
         """
+        if isinstance(queue, str):
+            raise InvalidArgument(
+                f"queue is an open Queue, not a name; the queue of a task is given in @app.task(queue={queue!r})"
+            )
         given = {
             "delay": delay,
             "run_at": run_at,

@@ -53,7 +53,7 @@ class TaskHandlers:
         if claim.terms is not None:
             try:
                 terms = decode_terms(claim.terms)
-            except FormatTooNew:
+            except (FormatTooNew, ValueError):  # of a newer version, or damaged
                 terms = None
             if terms is not None and terms.content_type == JSON:
                 handler = self._handlers.get(terms.task)
@@ -65,6 +65,6 @@ async def _give_back(job: JobContext) -> None:
     try:
         task = job.task
         what = "its job names no task" if task is None else f"this worker knows no task {task!r} with such arguments"
-    except FormatTooNew as error:
+    except (FormatTooNew, ValueError) as error:
         what = str(error)
     raise TaskMissing(_MISSING_DELAY_S, f"{what}; due again in {_MISSING_DELAY_S:g} s, the try not counted")

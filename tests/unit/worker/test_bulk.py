@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from ledgerq.eventlog.errors import InvalidArgument, InvalidQueueName, InvalidState, JobNotFound
-from ledgerq.eventlog.events import BulkBegan, BulkEnded, Cancelled, CancelRequested, Deleted, Requeued, Sealed
+from ledgerq.eventlog.events import (
+    BulkBegan,
+    BulkEnded,
+    Cancelled,
+    CancelRequested,
+    Deleted,
+    Requeued,
+    Sealed,
+    WriterClosed,
+)
 from ledgerq.eventlog.keys import TEXT_PREFIX, payload_key, text_key
 from ledgerq.projections import selection
 from ledgerq.projections.selection import Filter
@@ -361,3 +370,45 @@ async def test_what_can_not_be_done_is_refused_before_anything_is_written() -> N
                 await call
         assert rig.queue.log.next_offset == offset
         assert not [key for key in rig.disk.rows if key.startswith(TEXT_PREFIX) and key > text_key(offset)]
+
+
+async def test_a_cancellation_by_error_looks_at_the_errors_of_jobs_that_move_meanwhile() -> None:
+    async with Rig() as rig:
+        meant = (await rig.queue.enqueue("q", b"")).job_id
+        (claim,) = await rig.queue.claim("q")
+        await rig.queue.nack(claim, "boom", delay=1000)
+        others = [(await rig.queue.enqueue("q", b"")).job_id for _ in range(5)]
+        filter = Filter(queue="q", error="boom")
+        found = await rig.queue.bulk.cancel(filter, **WHO)
+
+        async def work() -> None:
+            for _ in others:
+                (claim,) = await rig.queue.claim("q")
+                await rig.queue.nack(claim, "temporary: 503", delay=5)
+
+        working = asyncio.create_task(work())
+        done = await rig.queue.bulk.cancel(filter, **WHO, dry_run=False, expect=1, token=found.token)
+        await working
+        assert (found.count, done.count) == (1, 1)
+        assert await states(rig, [meant, *others]) == ["cancelled"] + ["scheduled"] * 5
+
+
+@pytest.mark.parametrize("what", ["requeue", "cancel", "delete"])
+async def test_nothing_is_staged_after_a_close_that_comes_while_jobs_are_read(what: str) -> None:
+    for at in range(1, 9):
+        async with Rig() as rig:
+            await (rig.queue.enqueue_many("q", [b"x"] * 9) if what == "cancel" else dead_jobs(rig, 9))
+            rig.faults.hold("get")
+            change = getattr(rig.queue.bulk, what)
+            filter = Filter(queue="q") if what == "cancel" else DEAD
+            changing = asyncio.create_task(change(filter, **WHO, dry_run=False))
+            for _ in range(at):
+                await settle()
+                rig.faults.let_go("get")
+                rig.faults.hold("get")
+            closing = asyncio.create_task(rig.queue.close())
+            await settle()
+            rig.faults.let_go("get")
+            await asyncio.gather(changing, return_exceptions=True)
+            await closing
+            assert isinstance((await rig.events())[-1], WriterClosed)

@@ -192,3 +192,15 @@ async def test_a_wait_ends_with_its_queue() -> None:
         await rig.reopen()
         with pytest.raises(QueueClosed):
             await waiting
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_wait_that_begins_while_the_queue_closes_ends_with_it(turns: int) -> None:
+    async with Rig() as rig:
+        job = await rig.queue.enqueue("q", b"")
+        closing = asyncio.create_task(rig.queue.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        with pytest.raises(QueueClosed):
+            await asyncio.wait_for(rig.queue.finished(job.job_id), 10)
+        await closing

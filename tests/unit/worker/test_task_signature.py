@@ -9,12 +9,12 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, Json, SecretStr, computed_field
 
 from ledgerq.eventlog.errors import InvalidArgument, ResultTooLarge
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.execution import JobContext
-from ledgerq.worker.outcomes import ArgumentsDontFit
+from ledgerq.worker.outcomes import ArgumentsDontFit, ResultDoesntFit
 from ledgerq.worker.tasks.signature import Signature
 
 
@@ -176,7 +176,7 @@ def test_results_are_those_that_the_signature_names() -> None:
     signature = Signature("task", task)
     assert signature.encode_result(None) is None
     assert signature.decode_result(None) is None
-    with pytest.raises(InvalidArgument, match="the result of task 'task' is none that it names: 0: Input should be"):
+    with pytest.raises(ResultDoesntFit, match="returned a value that is not of its declared type: 0: Input should be"):
         signature.encode_result(["x"])
     with pytest.raises(InvalidArgument, match="not of the type that it names now"):
         signature.decode_result(b'"text"')
@@ -188,7 +188,7 @@ def test_a_result_without_a_type_must_be_json() -> None:
     def task():  # type: ignore[no-untyped-def]
         pass
 
-    with pytest.raises(InvalidArgument, match="the result of task 'task' can't be JSON"):
+    with pytest.raises(ResultDoesntFit, match="the result of task 'task' can't be JSON"):
         Signature("task", task).encode_result(Odd())
 
 
@@ -210,3 +210,59 @@ def test_a_parameter_for_the_job_gets_it_and_is_no_argument(function: Callable[.
     payload = signature.encode((7,), {})
     assert payload == b'{"x":7}'
     assert signature.call(function, payload, job)() == (job, 7)
+
+
+class Aliased(BaseModel):
+    user_id: int = Field(alias="userId")
+
+
+class Unlike(BaseModel):
+    number: int = Field(validation_alias="in", serialization_alias="out")
+
+
+class Computed(BaseModel, extra="forbid"):
+    side: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def area(self) -> int:
+        """What follows from it, which is not stored."""
+        return self.side**2
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(Aliased, Aliased(userId=3)), (Computed, Computed(side=3)), (Json[list[int]], "[1, 2]")]
+)
+def test_aliases_and_computed_fields_come_back(kind: Any, value: Any) -> None:
+    def task(value: kind) -> kind:
+        return value
+
+    signature = Signature("task", task)
+    (found,) = signature.decode(signature.encode((value,), {})).values()
+    assert found == ([1, 2] if kind == Json[list[int]] else value)
+    if kind != Json[list[int]]:
+        assert signature.decode_result(signature.encode_result(value)) == value
+
+
+def test_what_its_json_does_not_give_back_is_refused_before_anything_is_written() -> None:
+    def task(value: Unlike) -> Unlike:
+        return value
+
+    signature, value = Signature("task", task), Unlike.model_validate({"in": 3})
+    with pytest.raises(InvalidArgument, match="can't be read again from their JSON"):
+        signature.encode((value,), {})
+    with pytest.raises(ResultDoesntFit, match="can't be read again from its JSON"):
+        signature.encode_result(value)
+
+
+@pytest.mark.parametrize("kind", [SecretStr, list[SecretStr]])
+def test_secrets_are_refused_when_the_task_is_made(kind: Any) -> None:
+    def takes(value: kind) -> None:
+        """Takes a secret."""
+
+    def gives() -> kind:
+        """Gives one."""
+
+    for function in (takes, gives):
+        with pytest.raises(InvalidArgument, match="secret type, whose JSON is asterisks"):
+            Signature("task", function)

@@ -262,7 +262,7 @@ async def test_a_queue_has_tasks_or_a_handler() -> None:
         await work.enqueue()
         await both.run(until_empty=True, signals=False)
         assert seen == [b"bytes"]
-        with pytest.raises(InvalidArgument, match="no handler"):
+        with pytest.raises(InvalidArgument, match="have no task"):
             await Worker(rig.queue, tasks=Tasks()).run(signals=False)
 
 
@@ -320,7 +320,9 @@ async def test_a_job_that_no_task_is_for_waits_for_one_and_its_tries_do_not_coun
             assert await run(rig, new, known.options(queue=rig.queue).handle(job.job_id)) == 7
 
 
-@pytest.mark.parametrize("terms", [b"\x93\xa4work\x00\x01", b"\x92\xa4work\x07"], ids=["more terms", "no JSON"])
+@pytest.mark.parametrize(
+    "terms", [b"\x93\xa4work\x00\x01", b"\x92\xa4work\x07", b""], ids=["more terms", "no JSON", "damaged"]
+)
 async def test_a_job_of_a_newer_version_waits_for_one_that_knows_its_terms(terms: bytes) -> None:
     app = Tasks()
 
@@ -513,6 +515,8 @@ async def test_a_lifespan_that_fails_ends_the_worker_before_it_claims() -> None:
 
     async with Rig(tasks=app) as rig:
         await work.enqueue()
-        with pytest.raises(ConnectionError, match="no database"):
-            await Worker(rig.queue, tasks=app).run(signals=False)
+        worker = Worker(rig.queue, tasks=app)
+        for _ in range(2):  # it may be tried again
+            with pytest.raises(ConnectionError, match="no database"):
+                await worker.run(signals=False)
         assert (await rig.queue.stats("default")).totals["claimed"] == 0
