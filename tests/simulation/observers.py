@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
+from ledgerq.eventlog import keys
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import JobNotFound, LedgerError, PayloadMissing
 from ledgerq.eventlog.events import STATES, LeaseExpired, Nacked, Record, State
@@ -18,7 +19,7 @@ from ledgerq.projections.job import MAX_OFFSETS, Job
 from tests.model.job import UNFINISHED, ModelJob, Violation
 from tests.simulation.claimers import Calls
 from tests.simulation.process import Process
-from tests.simulation.projection import SimProjection
+from tests.simulation.projection import NAME, SimProjection
 
 __all__ = ["Observers"]
 
@@ -213,7 +214,9 @@ class Observers(Calls):
         if not world.ledger.records:
             return
         reader = MemoryReader(world.disk, pinned=True)
-        projections: list[Any] = [SimProjection()] if world.plan.settings["projection"] == "always" else []
+        # An old store that no writer has opened yet has no rows of it.
+        is_kept = world.plan.settings["projection"] == "always" and keys.projection_key(NAME) in world.disk.rows
+        projections: list[Any] = [SimProjection()] if is_kept else []
         world.say("an audit begins")
         try:
             report = await audit(reader, clock=world.clock, deep=deep, projections=projections)

@@ -51,7 +51,6 @@ FIRST_SEED = {
     "anchor_ahead_of_the_log": 265,
     "drained_before_the_flush": 90,
     "failed_commit_taken_for_durable": 10,
-    "failed_queue_rings_for_ever": 610,
     "followers_skip": 15,
     "older_of_two_states_taken": 860,
     "projections_begin_again": 30,
