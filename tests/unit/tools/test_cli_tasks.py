@@ -74,3 +74,12 @@ def test_what_does_not_fit_together_is_refused(cli: Cli, argv: tuple[str, ...], 
 def test_a_tasks_name_is_checked_before_the_store_is_made(cli: Cli) -> None:
     assert "a task's name" in cli.fails(2, "enqueue", "jobs", "mail", "{}", "--task", "")
     assert not Path("jobs").exists()
+
+
+def test_what_fails_around_the_tasks_is_the_programs_own_error(cli: Cli, tmp_path: Path) -> None:
+    lifespan = '@app.lifespan\nasync def up():\n    raise ConnectionError("no database")\n    yield\n'
+    (tmp_path / "cli_tasks.py").write_text(f"{PROGRAM}\n{lifespan}")
+    said = cli.fails(2, "worker", "cli_tasks:app", "jobs")
+    assert "the worker of cli_tasks:app failed: ConnectionError: no database" in said
+    (tmp_path / "cli_none.py").write_text("from ledgerq import Tasks\n\napp = Tasks()\n")
+    assert "import the modules that define them" in cli.fails(2, "worker", "cli_none:app", "jobs")
