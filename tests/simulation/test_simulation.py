@@ -52,6 +52,7 @@ FIRST_SEED = {
     "drained_before_the_flush": 90,
     "failed_commit_taken_for_durable": 10,
     "followers_skip": 15,
+    "failed_queue_rings_for_ever": 1490,
     "older_of_two_states_taken": 860,
     "projections_begin_again": 30,
     "refusals_told_before_the_flush": 60,
