@@ -81,7 +81,7 @@ async def shares_of(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-@pytest.mark.skipif(not can_sum(), reason="the compiled part, which adds rows up, was not built")
+@needs_sums
 async def test_shares_are_the_whole_fold_together(ledger: Ledger, count: int) -> None:
     verified, fold = await fold_verified(log_of(ledger.disk))
     fold.jobs.pack()
