@@ -28,7 +28,7 @@ _async_fixture: Callable[[FixtureT], FixtureT] = _made
 @pytest.fixture
 def ledgerq_tasks() -> Tasks:
     """The tasks of the program under test: define a fixture of this name that returns them."""
-    raise NotImplementedError("define a fixture `ledgerq_tasks` that returns the Tasks of your program")
+    raise pytest.UsageError("define a fixture `ledgerq_tasks` that returns the Tasks of your program")
 
 
 @_async_fixture
