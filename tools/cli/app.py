@@ -44,6 +44,7 @@ INTERRUPTED: Final = 130
 
 _FINDINGS: Final = (
     errors.JobNotFound,
+    errors.ScheduleNotFound,
     errors.InvalidState,
     errors.DuplicateJobId,
     errors.ClaimLost,
