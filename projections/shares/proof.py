@@ -22,8 +22,8 @@ from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, OF_NO_JOB
 from ledgerq.projections.repair.comparison import FirstPlaces, compare_hints, compare_schedules, compare_stats
 from ledgerq.projections.replay import fold_verified
-from ledgerq.projections.shares.processes import share_elsewhere
 from ledgerq.projections.schedule import Schedule
+from ledgerq.projections.shares.processes import share_elsewhere
 from ledgerq.projections.shares.share import Share, ShareFold, ShareTask, finish_share, include_counters, sample_keys
 from ledgerq.projections.stats import QueueCounters
 

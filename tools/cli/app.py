@@ -1,6 +1,6 @@
 """The command line: `ledgerq COMMAND`, and `rebuild-projections`. This file puts the commands together.
 
-The commands are in read.py, diff.py and top.py (reading), operate.py and bulk.py (changing), worker.py (running jobs),
+The commands are in read.py, diff.py and top.py (reading), operate.py, bulk.py and schedules.py (changing), worker.py (running jobs),
 repair.py (auditing and rebuilding) and doctor/doctor.py. Here is what they share: how an error becomes one line and an
 exit code.
 
@@ -26,7 +26,7 @@ import typer
 
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.runtime.redaction import redact_urls
-from ledgerq.tools.cli import bulk, completion, diff, operate, read, repair, top, worker
+from ledgerq.tools.cli import bulk, completion, diff, operate, read, repair, schedules, top, worker
 from ledgerq.tools.console.opening import ClosedPipe, execute
 from ledgerq.tools.console.output import printable, rich_console
 from ledgerq.tools.doctor import doctor
@@ -156,6 +156,7 @@ def _full_app() -> typer.Typer:
     app.command()(operate.cancel)
     app.command()(bulk.dead)
     app.command("cancel-all")(bulk.cancel_all)
+    app.command()(schedules.schedules)
     app.command()(operate.pause)
     app.command()(operate.resume)
     app.command()(exporter.exporter)

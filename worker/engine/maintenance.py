@@ -1,10 +1,11 @@
-"""Maintenance: leases end, jobs become due, schedules tick, finished jobs are swept, each exactly when its time has come.
+"""Maintenance: leases end, jobs become due, schedules tick, finished jobs are swept, each exactly at its time.
 
 Theory of operation.
 
 State held. Three index ranges are ordered by time: scheduled jobs by when they are due, finished ones by when they are
-swept, schedules by when they tick (looked at only where there are some). Of each range `_scan_from` is the key from which the next scan starts, and `next_ms` when its first row is due.
-Leases are in memory only (leases.py), soonest first. One task sleeps until the earliest of them all.
+swept, schedules by when they tick (looked at only where there are some). Of each range `_scan_from` is the key from
+which the next scan starts, and `next_ms` when its first row is due. Leases are in memory only (leases.py), soonest
+first. One task sleeps until the earliest of them all.
 
 Invariants. Between two steps no row of a range stands before `_scan_from`, so no scan steps over the tombstones of rows
 that were worked off; no row is due before `next_ms`, which may be too early (then a scan finds nothing) but never too

@@ -106,20 +106,27 @@ def schedule_name(name: str) -> str:
 
 
 def stage_setting(core: Core, one: Wanted, origin: str, actor: str, reason: str) -> None:
-    """Stage that a schedule is this from now on; nothing when it is so already."""
+    """Stage that a schedule is this from now on."""
     kept = core.writer_state.schedules.by_name
-    digest = _digest(core, one)
-    before = kept.get(one.name)
-    if before is None and len(kept) >= MAX_SCHEDULES:
+    if one.name not in kept and len(kept) >= MAX_SCHEDULES:
         raise InvalidState(f"there are {MAX_SCHEDULES} schedules, and more are not allowed: remove some")
     next_ms, due_ms = core.ticking.next_of(one.spec, one.zone, one.jitter_ms, core.clock.now_ms())
     if not next_ms:
         raise InvalidArgument(f"schedule {one.name!r} would never tick again")
-    *fields, args = one
+    fields = one._asdict()
+    args = fields.pop("args")
     told = f"{reason} (arguments: {args})" if reason else f"(arguments: {args})"
-    core.writer_state.apply_schedule(
-        ScheduleSet(*fields, origin, digest, next_ms, due_ms, len(args), actor, told)  # type: ignore[arg-type]
+    event = ScheduleSet(
+        **fields,
+        origin=origin,
+        digest=_digest(core, one),
+        next_ms=next_ms,
+        due_ms=due_ms,
+        args_chars=len(args),
+        actor=actor,
+        reason=told,
     )
+    core.writer_state.apply_schedule(event)
 
 
 def _digest(core: Core, one: Wanted) -> bytes:

@@ -26,7 +26,7 @@ from ledgerq.worker.options import QueueOptions, to_ms
 
 __all__ = ["Planned", "Ticking", "arguments", "plan"]
 
-_log = logger("schedules")
+_log = logger("queue")
 _DUE_BYTES: Final = 8
 # So many ticks of one schedule are staged in one turn of the event loop.
 _AT_ONCE: Final = 20
@@ -78,7 +78,7 @@ class Ticking:
         self._entropy = entropy
         self._options_of = options_of
 
-    async def load(self, rows: Sequence[Row], now_ms: int) -> list[Callable[[], None]]:
+    async def load(self, rows: Sequence[Row], now_ms: int) -> list[Callable[[], object]]:
         """What is to be called for each of these rows of the tick range, to stage its ticks."""
         kept, found = self._writer_state.schedules.by_name, list[tuple[Schedule | None, list[Planned], str | None]]()
         for key, _ in rows:

@@ -1,8 +1,8 @@
 """Timetables: the ticks of a cron expression in a time zone, or of a fixed interval, as ms since the Unix epoch.
 
-Cron expressions are those of Debian's cron, also at the edges of summer time: a tick at a fixed hour that falls into the
-gap comes right after it, and one in the hour that comes twice comes once; those with a star for the hour follow the
-clock. See https://manpages.debian.org/cron(8), and the package cronsim.
+Cron expressions are those of Debian's cron, also at the edges of summer time: a tick at a fixed hour that falls into
+the gap comes right after it, and one in the hour that comes twice comes once; those with a star for the hour or the
+minute follow the clock. See https://manpages.debian.org/cron(8), and the package cronsim.
 """
 
 import asyncio
