@@ -1,7 +1,7 @@
 """The events of schedules: what is to be enqueued again and again, and each tick at which it was.
 
-The time of the next tick is a fact of each event, so a fold never reads a cron expression, and a change of a time zone's
-rules never changes the past. events.py has all others.
+The time of the next tick is a fact of each event, so a fold never reads a cron expression, and a change of a time
+zone's rules never changes the past. events.py has all others.
 """
 
 from typing import Literal

@@ -74,7 +74,7 @@ class Schedules:
         return await self._durable(name)
 
     async def pause(self, name: str, *, actor: str, reason: str) -> Schedule:
-        """Let it not tick until `resume`; pausing twice changes nothing. One in code stays paused when it is set anew."""
+        """Let it not tick until `resume`; pausing twice changes nothing. One that is set anew stays paused."""
         actor, reason = decisions.operator(actor, reason)
         await self._ready()
         if not self._find(name).paused:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -198,7 +199,7 @@ async def test_of_thousands_of_missed_ticks_the_last_thousand_have_jobs() -> Non
         some = [tick for tick in found if tick.name == "s"]
         assert len(some) == timetable.MAX_MISSED
         assert (some[0].missed, {tick.missed for tick in some[1:]}) == (1000, {0})
-        assert [b.tick_ms - a.tick_ms for a, b in zip(some, some[1:], strict=False)] == [60_000] * 999
+        assert [b.tick_ms - a.tick_ms for a, b in pairwise(some)] == [60_000] * 999
         assert some[-1].tick_ms == (start_ms + 60_000 * 1500) // 60_000 * 60_000
         (one,) = [tick for tick in found if tick.name == "t"]
         assert (one.missed, one.tick_ms) == (1000, start_ms + 60_000 * 1500)
