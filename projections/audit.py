@@ -55,7 +55,7 @@ class AuditReport(NamedTuple):
 
     `unreadable`: why the log can't be read from the end of what is `verified` on; then nothing was compared.
     `damaged_files`: files with a part that can't be read. `lost_payloads`: jobs whose payload the log records as lost;
-    that they have none is no difference. `counters` are the rows that the log's counters make, by queue, and `schedules`
+    that they have none is no difference. `counters` are the rows that the log's counters make, by queue, `schedules`
     those of schedules, by name. `since`: the audit that this one started from; then `verified` counts the batches from
     there on, and `jobs` those with an event since.
     """
