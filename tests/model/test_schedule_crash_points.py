@@ -16,7 +16,7 @@ from ledgerq.eventlog.events import (
     Ticked,
 )
 from ledgerq.eventlog.memory import MemoryStore
-from ledgerq.worker.engine import ticking
+from ledgerq.worker.engine import ticking, timetable
 from ledgerq.worker.engine.ticking import Ticking
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.tasks.registry import Tasks
@@ -159,7 +159,7 @@ def never(patch: pytest.MonkeyPatch) -> None:
 
 def left_out(patch: pytest.MonkeyPatch) -> None:
     """Each second tick is left out."""
-    real = ticking.next_tick
+    real = timetable.next_tick
     patch.setattr(ticking, "next_tick", lambda spec, zone, after_ms: real(spec, zone, real(spec, zone, after_ms)))
 
 

@@ -85,17 +85,28 @@ class Ticking:
             schedule = kept.get(key[len(TICK) + _DUE_BYTES :].decode(errors="replace"))
             if schedule is None or not 0 < schedule.waits_until_ms <= now_ms:
                 found.append((None, [], None))  # it was changed, and that is not durable yet
+            elif (planned := await self._planned(schedule, now_ms)) is None:
+                found.append((None, [], None))
             else:
-                setting = schedule.setting
-                ticks, are_more = await due_ticks(setting.spec, setting.zone, schedule.next_ms, now_ms)
-                text = await text_of(self._writer_state.log.store, setting.reason)
-                found.append((schedule, plan(schedule, ticks, are_more, now_ms), text))
+                text = await text_of(self._writer_state.log.store, schedule.setting.reason)
+                found.append((schedule, planned, text))
         last_jobs = [id for schedule, _, _ in found if schedule and (id := schedule.last_job) is not None]
         jobs = dict(zip(last_jobs, await self._writer_state.jobs(last_jobs), strict=True)) if last_jobs else {}
         return [
             partial(self._stage, schedule, planned, text, jobs.get((schedule and schedule.last_job) or b""))
             for schedule, planned, text in found
         ]
+
+    async def _planned(self, schedule: Schedule, now_ms: int) -> list[Planned] | None:
+        """What becomes of its ticks; None, and a log record, for one that does not tick in this process."""
+        setting = schedule.setting
+        try:
+            ticks, are_more = await due_ticks(setting.spec, setting.zone, schedule.next_ms, now_ms)
+        except InvalidArgument as error:  # a zone that is known elsewhere: others must not wait for it
+            extra = about("schedule_unknown", schedule=schedule.name)
+            _log.error("schedule %r does not tick here: %s", schedule.name, error, extra=extra)
+            return None
+        return plan(schedule, ticks, are_more, now_ms)
 
     def _stage(self, schedule: Schedule | None, planned: list[Planned], text: str | None, last: Job | None) -> None:
         if schedule is None or self._writer_state.schedules.by_name.get(schedule.name) is not schedule:

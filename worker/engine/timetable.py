@@ -39,9 +39,7 @@ def spec_of(when: str | timedelta, zone: str) -> str:
         raise InvalidArgument(f"a cron expression has five fields, as in '30 2 * * 1-5', and {when!r} has not")
     spec = " ".join(when.split())
     try:
-        next(CronSim(spec, datetime(2000, 1, 1, tzinfo=UTC)))
-    except CronSimError as error:
-        raise InvalidArgument(f"{when!r} is no cron expression: {error}") from error
+        next(_cron(spec, datetime(2000, 1, 1, tzinfo=UTC)))
     except StopIteration as error:
         raise InvalidArgument(f"the cron expression {when!r} is for no day that there is") from error
     return spec
@@ -53,7 +51,7 @@ def next_tick(spec: str, zone: str, after_ms: int) -> int:
         tick_ms = after_ms + int(spec.removeprefix(_EVERY))
         return tick_ms if tick_ms <= MAX_TIME_MS else 0
     try:
-        return round(next(CronSim(spec, moment(after_ms, zone))).timestamp()) * 1000
+        return round(next(_cron(spec, moment(after_ms, zone))).timestamp()) * 1000
     except (StopIteration, OverflowError, ValueError):
         return 0
 
@@ -77,11 +75,18 @@ def _backwards(spec: str, zone: str, first_ms: int, now_ms: int) -> Iterator[int
         every_ms = int(spec.removeprefix(_EVERY))
         yield from range(first_ms + (now_ms - first_ms) // every_ms * every_ms, first_ms, -every_ms)
         return
-    for found in CronSim(spec, moment(now_ms // 1000 * 1000 + 1000, zone), reverse=True):
+    for found in _cron(spec, moment(now_ms // 1000 * 1000 + 1000, zone), reverse=True):
         tick_ms = round(found.timestamp()) * 1000
         if tick_ms <= first_ms:
             return
         yield tick_ms
+
+
+def _cron(spec: str, start: datetime, *, reverse: bool = False) -> CronSim:
+    try:
+        return CronSim(spec, start, reverse)
+    except CronSimError as error:
+        raise InvalidArgument(f"{spec!r} is no cron expression: {error}") from error
 
 
 def moment(time_ms: int, zone: str) -> datetime:

@@ -14,6 +14,7 @@ from ledgerq.eventlog.events import Enqueued, SchedulePaused, ScheduleRemoved, S
 from ledgerq.eventlog.keys import TEXT_PREFIX
 from ledgerq.projections.indexes import SCHEDULE, TICK
 from ledgerq.worker.engine import timetable
+from ledgerq.worker.tasks.memory_queue import memory_queue
 from ledgerq.worker.tasks.registry import Tasks
 from tests.support.loops import settle
 from tests.support.operators import WHO
@@ -443,6 +444,48 @@ async def test_a_schedule_whose_arguments_are_lost_ticks_without_jobs_until_it_i
         await rig.queue.schedules.set("own", timedelta(minutes=7), export, **WHO)
         await rig.advance(421)
         assert [tick.why for tick in await ticks(rig) if tick.name == "own"] == ["lost", "due"]
+
+
+async def test_a_schedule_whose_zone_is_not_known_here_keeps_no_other_waiting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Rig() as rig:
+        at(rig, datetime(2026, 6, 1, 1, tzinfo=UTC))
+        await rig.queue.schedules.set("a", "*/10 * * * *", export, zone="Europe/Berlin", overlap="queue", **WHO)
+        await rig.queue.schedules.set("b", timedelta(minutes=10), export, overlap="queue", **WHO)
+        await rig.queue.close()
+        real = timetable._zone
+
+        def unknown(zone: str) -> ZoneInfo:
+            return real("Europe/Nowhere" if zone == "Europe/Berlin" else zone)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(timetable, "_zone", unknown)
+            await rig.open()
+            for _ in range(3):
+                await rig.advance(600)
+            assert [tick.name for tick in await ticks(rig)] == ["b", "b", "b"]
+            assert rig.queue._core.maintenance.failures == 0
+            assert "does not tick here: there is no time zone" in caplog.text
+        await rig.reopen()
+        await rig.advance(0.001)
+        assert [(tick.name, tick.missed) for tick in await ticks(rig)][3:] == [("a", 2)]
+
+
+async def test_drain_runs_the_ticks_up_to_a_time() -> None:
+    tasks, seen = Tasks(), list[datetime]()
+
+    @tasks.cron(every=timedelta(minutes=10))
+    @tasks.task(queue="q")
+    def report(tick: datetime) -> None:
+        seen.append(tick)
+
+    async with memory_queue(tasks) as queue:
+        begin = datetime.fromtimestamp(queue.clock.now_ms() / 1000, UTC)
+        await queue.drain()
+        assert seen == []
+        await queue.drain(now=begin + timedelta(minutes=35))
+        assert seen == [begin + timedelta(minutes=minutes) for minutes in (10, 20, 30)]
 
 
 async def test_without_schedules_no_range_is_read_and_no_row_is_there() -> None:
