@@ -22,8 +22,15 @@ def export(tenant: str) -> None:
 
 async def main() -> None:
     async with memory_queue(app) as queue:
-        who = {"actor": "ada", "reason": "asked for by acme"}
-        await queue.schedules.set("acme", "0 9 * * *", export, args={"tenant": "acme"}, zone="Europe/Berlin", **who)
+        await queue.schedules.set(
+            "acme",
+            "0 9 * * *",
+            export,
+            args={"tenant": "acme"},
+            zone="Europe/Berlin",
+            actor="ada",
+            reason="acme asked for it",
+        )
         print("exports at", await queue.schedules.next("acme", n=2))
         now = datetime.fromtimestamp(queue.clock.now_ms() / 1000, UTC)
         await queue.drain(now=now + timedelta(days=1))
