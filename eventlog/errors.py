@@ -39,6 +39,7 @@ __all__ = [
     "ResultTooLarge",
     "RowUnreadable",
     "ShareFailed",
+    "ScheduleNotFound",
     "StoreInUse",
     "StoreNotFound",
     "StoreUnavailable",
@@ -96,6 +97,10 @@ class JobCancelled(LedgerError):
 
 class JobNotFound(LedgerError, LookupError):
     """No job with this id is in the store: it never was, or it was swept (its history is still in the log)."""
+
+
+class ScheduleNotFound(LedgerError, LookupError):
+    """There is no schedule of this name: it never was, or it was removed."""
 
 
 class DuplicateJobId(LedgerError):

@@ -8,7 +8,20 @@ Next: codec.py turns them into bytes; projections/job.py has what follows from t
 
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
-from msgspec import Meta, Struct
+from msgspec import Meta
+
+from ledgerq.eventlog.facts import Fact, Id, Sealed, Text
+from ledgerq.eventlog.schedule_events import (
+    MissedPolicy,
+    OverlapPolicy,
+    ScheduleEvent,
+    SchedulePaused,
+    ScheduleRemoved,
+    ScheduleResumed,
+    ScheduleSet,
+    Ticked,
+    TickReason,
+)
 
 __all__ = [
     "Acked",
@@ -26,7 +39,9 @@ __all__ = [
     "JobEvent",
     "LeaseExpired",
     "LogEvent",
+    "MissedPolicy",
     "Nacked",
+    "OverlapPolicy",
     "Promoted",
     "QueueEvent",
     "QueuePaused",
@@ -36,11 +51,18 @@ __all__ = [
     "Requeued",
     "SECRET",
     "STATES",
+    "ScheduleEvent",
+    "SchedulePaused",
+    "ScheduleRemoved",
+    "ScheduleResumed",
+    "ScheduleSet",
     "Sealed",
     "State",
     "Swept",
     "TEXT_FIELDS",
     "Text",
+    "TickReason",
+    "Ticked",
     "UniqueUntil",
     "WriterClosed",
     "WriterOpened",
@@ -58,38 +80,6 @@ UniqueUntil = Literal["finished", "claimed"]
 
 BulkKind = Literal["requeue", "cancel", "delete"]
 """What a bulk does to each of its jobs."""
-
-
-Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
-"""A ULID's 16 bytes; decoding refuses any other length."""
-
-
-class Fact(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """The base of all events: what no event can hold (a reference to itself) needs no garbage collection."""
-
-
-Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
-"""A BLAKE2b-256; decoding refuses any other length."""
-
-
-class Sealed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """The place of a text or a result, which stands beside the log, where it can be deleted: `t/ AT`, and its row.
-
-    `digest` is the BLAKE2b-256 of the row, which holds a random salt too, so nothing about the value can be guessed;
-    `size_bytes` is the row's size. `at` is the offset of the event with which it came.
-    """
-
-    at: Annotated[int, Meta(ge=0)]
-    size_bytes: Annotated[int, Meta(ge=0)]
-    digest: Digest
-
-    def __str__(self) -> str:
-        """For those who read the log alone."""
-        return f"(a text beside the log, with digest {self.digest.hex()[:16]})"
-
-
-Text = str | Sealed
-"""What somebody wrote: beside the log, or in it, where it stood up to format 2. An empty one stands in the log."""
 
 
 class Enqueued(Fact, frozen=True):
@@ -318,7 +308,7 @@ JobEvent = (
 )
 QueueEvent = QueuePaused | QueueResumed | BulkBegan | BulkEnded
 LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside
-Event = JobEvent | QueueEvent | LogEvent
+Event = JobEvent | QueueEvent | ScheduleEvent | LogEvent
 
 SECRET: Final = "the secret"  # noqa: S105 - a name
 """The name in `Rebuilt` for the store's secret; no projection can have it."""
@@ -326,6 +316,7 @@ SECRET: Final = "the secret"  # noqa: S105 - a name
 TEXT_FIELDS: Final[dict[type[Any], str]] = {
     Nacked: "error",
     **dict.fromkeys((CancelRequested, Cancelled, Requeued, Deleted, QueuePaused, QueueResumed, BulkBegan), "reason"),
+    **dict.fromkeys((ScheduleSet, ScheduleRemoved, SchedulePaused, ScheduleResumed, Ticked), "reason"),
 }
 """The field of an event in which somebody's own words stand."""
 

@@ -38,12 +38,13 @@ class AuditStart(NamedTuple):
     """The state that a clean audit proved, for a later one to start from.
 
     `head` is the end of the log then, `counters` the stats row of each queue there, `full_ms` when the last audit ended
-    that looked at everything (ms since the Unix epoch).
+    that looked at everything (ms since the Unix epoch), `schedules` the row of each schedule, by its name.
     """
 
     head: Head
     counters: dict[str, bytes]
     full_ms: int
+    schedules: dict[str, bytes] = {}  # noqa: RUF012 - never changed
 
 
 class RecordedAudit(NamedTuple):
@@ -66,11 +67,15 @@ def encode_recorded_audit(recorded: RecordedAudit) -> bytes:
     """The result as JSON text, readable for people too."""
     fields = recorded._asdict()
     if recorded.start is not None:
-        head, counters, full_ms = recorded.start
-        rows = {queue: row.hex() for queue, row in counters.items()}
-        fields["start"] = {**head._asdict(), "digest": head.digest.hex(), "full_ms": full_ms, "counters": rows}
+        head, counters, full_ms, schedules = recorded.start
+        rows = {"counters": _as_hex(counters), "schedules": _as_hex(schedules)}
+        fields["start"] = {**head._asdict(), "digest": head.digest.hex(), "full_ms": full_ms, **rows}
     value = json.dumps(fields, indent=1).encode() + b"\n"
     return value if len(value) <= _MAX_BYTES else encode_recorded_audit(recorded._replace(start=None))
+
+
+def _as_hex(rows: dict[str, bytes]) -> dict[str, str]:
+    return {name: row.hex() for name, row in rows.items()}
 
 
 def decode_recorded_audit(value: bytes) -> RecordedAudit | None:
@@ -92,8 +97,12 @@ def _decode_start(fields: Any) -> AuditStart | None:
     parts = {name: fields[name] for name in Head._fields}
     # Through the codec, which checks it.
     head = decode_head(encode_head(Head(**parts | {"digest": bytes.fromhex(parts["digest"])})))
-    counters = {queue: bytes.fromhex(row) for queue, row in fields["counters"].items()}
-    return AuditStart(head, counters, int(fields["full_ms"]))
+    # A store that an earlier version audited had no schedules.
+    counters, schedules = (
+        {name: bytes.fromhex(row) for name, row in rows.items()}
+        for rows in (fields["counters"], fields.get("schedules", {}))
+    )
+    return AuditStart(head, counters, int(fields["full_ms"]), schedules)
 
 
 class RecordedAuditReader:

@@ -14,7 +14,7 @@ What else `from ledgerq import ...` gives:
 
     queues      QueueOptions, NewJob, StoreOptions, and what is returned: EnqueueResult, Claim, Job, Page, QueueStats
     tasks       Tasks, Task, Handle, on (a RetryRule), CallNext (of a middleware)
-    operators   Filter, the jobs of a bulk change, and BulkResult
+    operators   Filter, the jobs of a bulk change, and BulkResult; Schedule, of `queue.schedules`
     workers     JobContext, Retry, Snooze, Dead, Metrics; WorkerQueue is what a worker needs of a queue
     the log     events, its events; Projection and Transition, for a projection of your own
     tests       ManualClock, MemoryStore, MemoryDisk; Clock, SystemClock
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.errors import QueueClosed as QueueClosed
     from ledgerq.eventlog.errors import ResultGone as ResultGone
     from ledgerq.eventlog.errors import ResultTooLarge as ResultTooLarge
+    from ledgerq.eventlog.errors import ScheduleNotFound as ScheduleNotFound
     from ledgerq.eventlog.errors import StoreInUse as StoreInUse
     from ledgerq.eventlog.errors import StoreNotFound as StoreNotFound
     from ledgerq.eventlog.errors import StoreUnavailable as StoreUnavailable
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from ledgerq.projections.fold import Transition as Transition
     from ledgerq.projections.job import Job as Job
     from ledgerq.projections.runner import Projection as Projection
+    from ledgerq.projections.schedule import Schedule as Schedule
     from ledgerq.projections.selection import Filter as Filter
     from ledgerq.projections.stats import QueueStats as QueueStats
     from ledgerq.projections.view import Page as Page
@@ -124,6 +126,7 @@ _HOME = {
     "QueueClosed": "ledgerq.eventlog.errors",
     "ResultGone": "ledgerq.eventlog.errors",
     "ResultTooLarge": "ledgerq.eventlog.errors",
+    "ScheduleNotFound": "ledgerq.eventlog.errors",
     "StoreInUse": "ledgerq.eventlog.errors",
     "StoreNotFound": "ledgerq.eventlog.errors",
     "StoreUnavailable": "ledgerq.eventlog.errors",
@@ -136,6 +139,7 @@ _HOME = {
     "Transition": "ledgerq.projections.fold",
     "Projection": "ledgerq.projections.runner",
     "Job": "ledgerq.projections.job",
+    "Schedule": "ledgerq.projections.schedule",
     "Filter": "ledgerq.projections.selection",
     "QueueStats": "ledgerq.projections.stats",
     "Page": "ledgerq.projections.view",

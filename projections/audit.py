@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
-from ledgerq.eventlog.codec import unpack
+from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import LogPoisoned, ProjectionDrift
 from ledgerq.eventlog.events import STATES, Sealed
@@ -30,15 +30,17 @@ from ledgerq.projections.repair.comparison import (
     compare_hints,
     compare_jobs,
     compare_projection,
+    compare_schedules,
     compare_stats,
 )
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import Projection, ProjectionHost
+from ledgerq.projections.schedule import Schedule
 from ledgerq.projections.shares.proof import Proof, prove_clean
 from ledgerq.projections.shares.share import usable_jobs
 from ledgerq.projections.stats import QueueCounters
 
-__all__ = ["AuditReport", "Difference", "audit", "describe", "gathered"]
+__all__ = ["AuditReport", "Difference", "audit", "describe", "gathered", "schedules_as_rows"]
 
 _MAX_DIFFERENCES: Final = 1000
 _MAX_TEXT_CHARS: Final = 400
@@ -53,9 +55,9 @@ class AuditReport(NamedTuple):
 
     `unreadable`: why the log can't be read from the end of what is `verified` on; then nothing was compared.
     `damaged_files`: files with a part that can't be read. `lost_payloads`: jobs whose payload the log records as lost;
-    that they have none is no difference. `counters` are the rows that the log's counters make, by queue. `since`: the
-    audit that this one started from; then `verified` counts the batches from there on, and `jobs` those with an event
-    since.
+    that they have none is no difference. `counters` are the rows that the log's counters make, by queue, `schedules`
+    those of schedules, by name. `since`: the audit that this one started from; then `verified` counts the batches from
+    there on, and `jobs` those with an event since.
     """
 
     location: str
@@ -70,6 +72,7 @@ class AuditReport(NamedTuple):
     damaged_files: tuple[FileFault, ...] = ()
     lost_payloads: int = 0
     counters: dict[str, bytes] | None = None
+    schedules: dict[str, bytes] = {}  # noqa: RUF012 - never changed
     since: RecordedAudit | None = None
 
     @property
@@ -137,14 +140,21 @@ async def audit(
     job_count, counters = len(fold.jobs), _rows_of(fold.counters, format_version)
     payloads = job_count if deep else 0
     report = AuditReport(store.location, verified, anchor, job_count, payloads, found, count, format_version)
-    return report._replace(damaged_files=damaged, lost_payloads=len(fold.without_payload), counters=counters)
+    report = report._replace(damaged_files=damaged, lost_payloads=len(fold.without_payload), counters=counters)
+    return report._replace(schedules=schedules_as_rows(fold.schedules))
 
 
 def _clean_report(
     location: str, proof: Proof, anchor: Anchor | None, format_version: int, damaged: tuple[FileFault, ...]
 ) -> AuditReport:
     report = AuditReport(location, proof.verified, anchor, proof.jobs, 0, [], 0, format_version, damaged_files=damaged)
-    return report._replace(lost_payloads=proof.lost_payloads, counters=_rows_of(proof.counters, format_version))
+    report = report._replace(lost_payloads=proof.lost_payloads, schedules=schedules_as_rows(proof.schedules))
+    return report._replace(counters=_rows_of(proof.counters, format_version))
+
+
+def schedules_as_rows(schedules: dict[str, Schedule]) -> dict[str, bytes]:
+    """The row of each schedule by its name."""
+    return {name: pack(schedule) for name, schedule in schedules.items()}
 
 
 def _rows_of(counters: dict[str, QueueCounters], format_version: int) -> dict[str, bytes]:
@@ -185,7 +195,7 @@ async def _differences(
         yield secret
     first: FirstPlaces = {}
     jobs, stats = compare_jobs(store, fold, first, format_version), compare_stats(store, fold, format_version)
-    for mismatches in (jobs, stats, compare_hints(store, first)):
+    for mismatches in (jobs, stats, compare_hints(store, first), compare_schedules(store, fold)):
         async for some in mismatches:
             for mismatch in some:
                 yield describe(mismatch)

@@ -18,12 +18,16 @@ from ledgerq.eventlog.events import (
     JobEvent,
     QueueEvent,
     Rebuilt,
+    ScheduleEvent,
+    ScheduleSet,
     Sealed,
+    Ticked,
 )
 from ledgerq.eventlog.keys import MAX_PRIORITY, MAX_QUEUE_NAME_BYTES
 from ledgerq.eventlog.terms import decode_terms
 from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
 from ledgerq.projections.job_table import JobTable
+from ledgerq.projections.schedule import Schedule, evolve_schedule, schedule_fault
 from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["Fold", "Transition"]
@@ -69,9 +73,10 @@ class Fold:
     def __init__(self) -> None:
         self.jobs = JobTable()
         self.counters: dict[str, QueueCounters] = {}
+        self.schedules: dict[str, Schedule] = {}
         # Of the jobs that are there, those whose payload the log records as lost.
         self.without_payload: set[bytes] = set()
-        # By offset, the texts that stand beside the log: of the jobs that are there, and of events of no job.
+        # By offset, the texts that stand beside the log: of the jobs and schedules that are there, and of other events.
         self.texts: dict[int, Sealed] = {}
         # Unique keys in events before it were digested with a secret that is lost.
         self.secret_since = 0
@@ -121,6 +126,8 @@ class Fold:
                 if isinstance(event, BulkBegan | BulkEnded):
                     _check_bulk(offset, event, counters.bulk)
                 counters.follow(event, offset)
+            elif isinstance(event, ScheduleEvent):
+                self._apply_schedule(offset, time_ms, event)
             elif type(event) is Rebuilt and SECRET in event.names:
                 self.secret_since = offset
             return None, None
@@ -164,6 +171,26 @@ class Fold:
             if type(event) is DeadLettered:
                 self.without_payload.add(id)
         return before, after
+
+    def _apply_schedule(self, offset: int, time_ms: int, event: ScheduleEvent) -> None:
+        before = self.schedules.get(event.name)
+        if fault := schedule_fault(before, event):
+            raise LogCorrupt(offset, fault)
+        if isinstance(event, Ticked) and event.job is not None and self.has(event.job):
+            job = self.jobs.find(event.job)
+            if job is None or job.offset != offset - 1:
+                raise LogCorrupt(offset, f"the tick of schedule {event.name!r} names a job that was not enqueued by it")
+        after = evolve_schedule(before, event, offset, time_ms)
+        if before is not None and before.text_at is not None and (after is None or isinstance(event, ScheduleSet)):
+            self.texts.pop(before.text_at, None)
+        if after is None:
+            del self.schedules[event.name]
+        else:
+            self.schedules[event.name] = after
+
+    def has(self, id: bytes) -> bool:
+        """Whether this fold is one of this job too."""
+        return True
 
     def _add_text(self, offset: int, text: object) -> None:
         if type(text) is Sealed:

@@ -16,12 +16,28 @@ from ledgerq.eventlog.events import Enqueued, Event
 from ledgerq.eventlog.log import Chain, LogReader, Progress, Verified
 from ledgerq.eventlog.recorded_audit import AuditStart, RecordedAudit
 from ledgerq.eventlog.store import Anchor, ReadStore
-from ledgerq.projections.audit import INTERRUPTED_REBUILD, OTHER_ANCHOR, AuditReport, describe, gathered
+from ledgerq.projections.audit import (
+    INTERRUPTED_REBUILD,
+    OTHER_ANCHOR,
+    AuditReport,
+    describe,
+    gathered,
+    schedules_as_rows,
+)
 from ledgerq.projections.deep_audit import Difference, missing_secret
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import decode_job, index_entries, index_rows, job_key, unique_key
+from ledgerq.projections.indexes import (
+    decode_job,
+    decode_schedule,
+    index_entries,
+    index_rows,
+    job_key,
+    schedule_key,
+    unique_key,
+)
 from ledgerq.projections.job import Job
-from ledgerq.projections.repair.comparison import Mismatch, compare_stats
+from ledgerq.projections.repair.comparison import Mismatch, compare_schedules, compare_stats
+from ledgerq.projections.schedule import Schedule
 from ledgerq.projections.stats import QueueCounters
 from ledgerq.projections.view import ID_SLACK_MS
 
@@ -49,7 +65,7 @@ async def audit_since(
     `LogRolledBack` also when the log lacks the commit that the last audit ended with.
     """
     log = LogReader(store, clock=clock)
-    start, counters = _start(last)
+    start, counters, schedules = _start(last)
     remedy = "" if anchor is None else OTHER_ANCHOR
     anchor = anchor or await store.read_anchor()
     format_version = await log.require_format()
@@ -61,14 +77,14 @@ async def audit_since(
     await log.check_anchor(proven, remedy=_REMEDY)
     verified, older = await _verify(log, start, progress)
     ends = start.head.next_offset, verified.head.next_offset
-    touched = await _Touched.fold(log, ends, older, counters)
+    touched = await _Touched.fold(log, ends, older, counters, schedules)
     found, count = await gathered(_differences(store, touched))
     rows = {queue: counted.encode() for queue, counted in touched.state.counters.items()}
     report = AuditReport(store.location, verified, anchor, len(touched.keys), 0, found, count, format_version)
-    return report._replace(counters=rows, since=last)
+    return report._replace(counters=rows, schedules=schedules_as_rows(touched.state.schedules), since=last)
 
 
-def _start(last: RecordedAudit | None) -> tuple[AuditStart, dict[str, QueueCounters]]:
+def _start(last: RecordedAudit | None) -> tuple[AuditStart, dict[str, QueueCounters], dict[str, Schedule]]:
     if last is None:
         raise InvalidArgument(f"no audit of this store was recorded that one could start from: {_FULL}")
     if last.start is None:
@@ -76,9 +92,11 @@ def _start(last: RecordedAudit | None) -> tuple[AuditStart, dict[str, QueueCount
             f"the last recorded audit was not clean, was made by an earlier version, or has too many queues: {_FULL}"
         )
     try:
-        return last.start, {queue: QueueCounters.decode(row) for queue, row in last.start.counters.items()}
+        counters = {queue: QueueCounters.decode(row) for queue, row in last.start.counters.items()}
+        schedules = {name: decode_schedule(schedule_key(name), row) for name, row in last.start.schedules.items()}
+        return last.start, counters, schedules
     except ProjectionDrift as error:
-        raise InvalidArgument(f"the counters that the last audit recorded can't be read: {_FULL}") from error
+        raise InvalidArgument(f"the rows that the last audit recorded can't be read: {_FULL}") from error
 
 
 async def _verify(log: LogReader, start: AuditStart, progress: Progress | None) -> tuple[Verified, set[bytes]]:
@@ -116,25 +134,31 @@ def _id(event: Event) -> bytes | None:
 class _Touched:
     """The jobs that had an event since the last audit: `state` is their fold, `keys` all keys that each had since."""
 
-    def __init__(self, counters: dict[str, QueueCounters]) -> None:
+    def __init__(self, counters: dict[str, QueueCounters], schedules: dict[str, Schedule]) -> None:
         self.state = Fold()
         self.keys: dict[bytes, set[bytes]] = {}
         self._counters = counters
+        self._schedules = schedules
 
     @classmethod
     async def fold(
-        cls, log: LogReader, ends: tuple[int, int], older: set[bytes], counters: dict[str, QueueCounters]
+        cls,
+        log: LogReader,
+        ends: tuple[int, int],
+        older: set[bytes],
+        counters: dict[str, QueueCounters],
+        schedules: dict[str, Schedule],
     ) -> "_Touched":
-        """Fold the events between `ends`, after earlier ones of the jobs `older`; `counters` were the queues' then."""
+        """Fold the events between `ends`, after earlier ones of the jobs `older`; the others are as they were then."""
         first = await _first_offset(log, older)
-        touched = cls(counters)
+        touched = cls(counters, schedules)
         try:
             await touched._fold_earlier(log, older, first, ends[0])
         except LogCorrupt:
             if first == 0:
                 raise
             # A job may be older than its id or its row says.
-            touched = cls(counters)
+            touched = cls(counters, schedules)
             await touched._fold_earlier(log, older, 0, ends[0])
         await touched._fold_since(log, *ends)
         return touched
@@ -150,7 +174,7 @@ class _Touched:
             raise LogCorrupt(first, "the log has no event that made a job which has later ones")
 
     async def _fold_since(self, log: LogReader, begin: int, stop: int) -> None:
-        self.state.counters = self._counters
+        self.state.counters, self.state.schedules = self._counters, self._schedules
         async for batch in log.batches(begin, stop):
             for offset, event, distance in batch.steps():
                 if offset >= begin:
@@ -200,6 +224,7 @@ async def _differences(store: ReadStore, touched: _Touched) -> AsyncIterator[Dif
         for key, found in zip(in_order, await store.get_many(in_order), strict=True):
             if found != wanted[key]:
                 yield describe(Mismatch(key, wanted[key], found))
-    async for some in compare_stats(store, touched.state):
-        for mismatch in some:
-            yield describe(mismatch)
+    for mismatches in (compare_stats(store, touched.state), compare_schedules(store, touched.state)):
+        async for some in mismatches:
+            for mismatch in some:
+                yield describe(mismatch)

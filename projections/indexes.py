@@ -10,6 +10,8 @@ Integers are big-endian; a ULID is its 16 bytes; a queue's name holds no NUL.
     i/dead/ QUEUE NUL OFFSET                ULID; offset (u64) of the enqueued event
     i/unique/ QUEUE NUL KEY                 ULID of the job that holds the key
     i/stats/ QUEUE                          counts: see stats.py
+    i/schedule/ NAME                        a schedule's whole state, a msgpack array (`Schedule`)
+    i/tick/ DUE NAME                        empty; schedules that are to tick, due ms u64 (with the tick's jitter)
 
 A job keeps its position in the pending range for life: the offset is that of its enqueued event, so within one priority
 jobs are handed out in the order in which they were enqueued, also after a retry.
@@ -27,6 +29,7 @@ from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.keys import FORMAT_VERSION, MAX_PRIORITY, after_prefix, queue_name_bytes
 from ledgerq.projections.job import FINISHED, Job
+from ledgerq.projections.schedule import Schedule
 
 __all__ = [
     "INDEX_PREFIX",
@@ -35,6 +38,7 @@ __all__ = [
     "claimed_key",
     "dead_key",
     "decode_job",
+    "decode_schedule",
     "finished_key",
     "index_entries",
     "index_rows",
@@ -44,8 +48,11 @@ __all__ = [
     "pending_key",
     "pending_prefix",
     "row_count",
+    "schedule_key",
+    "schedule_rows",
     "scheduled_key",
     "stats_key",
+    "tick_key",
     "unique_key",
 ]
 
@@ -58,6 +65,10 @@ FINISHED_PREFIX: Final = b"i/finished/"
 DEAD: Final = b"i/dead/"
 UNIQUE: Final = b"i/unique/"
 STATS: Final = b"i/stats/"
+SCHEDULE: Final = b"i/schedule/"
+TICK: Final = b"i/tick/"
+OF_NO_JOB: Final = (STATS, SCHEDULE, TICK)
+"""The ranges whose rows are no job's."""
 RANGES: Final = {
     "job": JOB,
     "pending": PENDING,
@@ -67,6 +78,8 @@ RANGES: Final = {
     "dead": DEAD,
     "unique": UNIQUE,
     "stats": STATS,
+    "schedule": SCHEDULE,
+    "tick": TICK,
 }
 
 ULID_BYTES: Final = 16
@@ -141,6 +154,36 @@ def stats_key(queue: str) -> bytes:
     return STATS + queue.encode()
 
 
+def schedule_key(name: str) -> bytes:
+    """`i/schedule/` NAME."""
+    return SCHEDULE + name.encode()
+
+
+def tick_key(due_ms: int, name: str) -> bytes:
+    """`i/tick/`, due ms u64, NAME."""
+    return TICK + _u64.pack(due_ms) + name.encode()
+
+
+def schedule_rows(schedule: Schedule) -> dict[bytes, bytes]:
+    """The index rows of a schedule: stated here and nowhere else."""
+    rows = {schedule_key(schedule.name): pack(schedule)}
+    if schedule.waits_until_ms:
+        rows[tick_key(schedule.waits_until_ms, schedule.name)] = b""
+    return rows
+
+
+def decode_schedule(key: bytes, value: bytes) -> Schedule:
+    """The schedule in a row of its range; raises `ProjectionDrift` when the row is malformed, or another schedule's."""
+    try:
+        schedule = _decode_schedule(value)
+        if schedule_key(schedule.name) != key:
+            raise ValueError("it has another name")
+        queue_name_bytes(schedule.setting.queue)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ProjectionDrift(f"a schedule's index row can't be decoded ({error}): run rebuild-projections") from error
+    return schedule
+
+
 def index_entries(job: Job, format_version: int = FORMAT_VERSION) -> dict[bytes, bytes]:
     """Every index row that a job in this state has."""
     return {JOB + job.spec.id: pack(job) if format_version > 2 else _older_row(job, format_version), **index_rows(job)}
@@ -193,6 +236,7 @@ def decode_job(value: bytes) -> Job:
 
 
 _decode: Final = Decoder(Job).decode
+_decode_schedule: Final = Decoder(Schedule).decode
 _FORMAT_1_FIELDS: Final = Job.__struct_fields__.index("since_ms")
 
 
@@ -240,6 +284,10 @@ def job_of_row(key: bytes, value: bytes) -> bytes | None:
 def _parse(name: str, rest: bytes, value: bytes) -> IndexKey:
     if name == "stats":
         return IndexKey(name, f"queue {rest.decode()!r}", None)
+    if name == "schedule":
+        return IndexKey(name, f"schedule {rest.decode()!r}", None)
+    if name == "tick":
+        return IndexKey(name, f"due {_u64.unpack(rest[:8])[0]} ms, schedule {rest[8:].decode()!r}", None)
     if name in ("job", "claimed"):
         return IndexKey(name, f"job {job_id_text(rest)}", rest)
     if name == "finished":

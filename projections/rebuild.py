@@ -26,6 +26,7 @@ from ledgerq.projections.repair.comparison import (
     compare_hints,
     compare_jobs,
     compare_projection,
+    compare_schedules,
     compare_stats,
 )
 from ledgerq.projections.repair.row_writer import COPY_MARKER, Finish, RowWriter, finish
@@ -182,6 +183,8 @@ async def _mismatches(
         async for some in compare_jobs(store, fold, first):
             yield some
         async for some in compare_hints(store, first):
+            yield some
+        async for some in compare_schedules(store, fold):
             yield some
     if STATS in names:
         async for some in compare_stats(store, fold):

@@ -16,16 +16,19 @@ from ledgerq.projections.indexes import (
     CLAIMED,
     FINISHED_PREFIX,
     JOB,
+    SCHEDULE,
     SCHEDULED,
     STATS,
     dead_prefix,
     decode_job,
+    decode_schedule,
     job_key,
     pending_prefix,
     stats_key,
 )
 from ledgerq.projections.job import MAX_OFFSETS, Job
 from ledgerq.projections.payloads import read_payload
+from ledgerq.projections.schedule import Schedule
 from ledgerq.projections.stats import QueueCounters, QueueStats
 from ledgerq.projections.texts import jobs_with_texts, read_result, records_with_texts
 
@@ -123,6 +126,13 @@ class LedgerView:
                 except UnicodeDecodeError as error:
                     raise ProjectionDrift(f"the key {key!r} names no queue: run rebuild-projections") from error
                 found.append((name, QueueCounters.decode(value)))
+        return found
+
+    async def schedules(self) -> list[Schedule]:
+        """All schedules, in order of their names."""
+        found: list[Schedule] = []
+        async for rows in self.store.scan(SCHEDULE, keys.after_prefix(SCHEDULE)):
+            found += [decode_schedule(key, value) for key, value in rows]
         return found
 
     async def stats(self, queue: str) -> QueueStats:

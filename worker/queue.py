@@ -25,10 +25,12 @@ from ledgerq.worker.engine import commands, decisions, settlement
 from ledgerq.worker.engine.core import DEFAULT_OPTIONS, Core, open_core
 from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.engine.enqueue import Enqueuer
+from ledgerq.worker.engine.scheduling import begin_ticks
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
 from ledgerq.worker.queue_reads import QueueReads
 from ledgerq.worker.retry_rules import RetryRule
+from ledgerq.worker.schedules import Schedules
 from ledgerq.worker.tracing.provider import check_provider, traced_enqueuer
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class Queue(QueueReads):
         self._clock = core.clock
         self.bulk = Bulk(core)
         """Changes of many jobs at once."""
+        self.schedules = Schedules(core)
+        """What is enqueued again and again."""
         self._enqueuer = Enqueuer(core) if tracer_provider is None else traced_enqueuer(core, tracer_provider)
         self._tracer_provider = tracer_provider
 
@@ -115,6 +119,7 @@ class Queue(QueueReads):
                 projections=projections,
             )
             queue = cls(core, tracer_provider)
+            await begin_ticks(core, tasks)
             if tasks is not None:
                 core.on_close.append(tasks.opened(queue))
             return queue

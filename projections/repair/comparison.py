@@ -17,8 +17,11 @@ from ledgerq.projections.indexes import (
     DEAD,
     INDEX_PREFIX,
     JOB,
+    OF_NO_JOB,
     PENDING,
+    SCHEDULE,
     STATS,
+    TICK,
     ULID_BYTES,
     UNIQUE,
     index_entries,
@@ -26,6 +29,7 @@ from ledgerq.projections.indexes import (
     job_of_row,
     pending_prefix,
     row_count,
+    schedule_rows,
     stats_key,
 )
 from ledgerq.projections.job import Job
@@ -37,6 +41,7 @@ __all__ = [
     "compare_jobs",
     "compare_projection",
     "compare_rows",
+    "compare_schedules",
     "compare_stats",
     "note_place",
 ]
@@ -136,7 +141,7 @@ class _JobComparison:
         return note_place(self._first, key)
 
     def _compare(self, key: bytes, value: bytes) -> Iterator[Mismatch]:
-        if key.startswith(STATS):
+        if key.startswith(OF_NO_JOB):
             return
         id = job_of_row(key, value)
         job = None if id is None else self._jobs.find(id)
@@ -210,6 +215,17 @@ async def compare_stats(
     expected = {stats_key(queue): counters.encode(format_version) for queue, counters in fold.counters.items()}
     async for some in compare_rows(store, STATS, expected):
         yield some
+
+
+async def compare_schedules(store: ReadStore, fold: Fold) -> AsyncIterator[list[Mismatch]]:
+    """Compare both ranges of schedules with those of the fold."""
+    expected: dict[bytes, bytes] = {}
+    for schedule in fold.schedules.values():
+        expected |= schedule_rows(schedule)
+    for prefix in (SCHEDULE, TICK):
+        wanted = {key: value for key, value in expected.items() if key.startswith(prefix)}
+        async for some in compare_rows(store, prefix, wanted):
+            yield some
 
 
 async def compare_rows(

@@ -16,7 +16,7 @@ from ledgerq.eventlog.side_records import read_secret
 from ledgerq.eventlog.store import Anchor, Batch, ReadStore, Store
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import index_entries, stats_key
+from ledgerq.projections.indexes import index_entries, schedule_rows, stats_key
 from ledgerq.projections.payloads import LostPayload, payload_fault, read_payload
 from ledgerq.projections.rebuild import RebuildReport
 from ledgerq.projections.repair.row_writer import COPY_MARKER, FORMAT, RowWriter
@@ -76,6 +76,8 @@ class NewStore:
         names = (*BUILT_IN, SECRET) if lost.secret else BUILT_IN
         for job in fold.jobs.values():
             await writer.set_many(index_entries(job))
+        for schedule in fold.schedules.values():
+            await writer.set_many(schedule_rows(schedule))
         for queue, counters in fold.counters.items():
             await writer.set(stats_key(queue), counters.encode())
         await writer.set(keys.HEAD_KEY, encode_head(verified.head), count=False)

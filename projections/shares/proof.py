@@ -19,9 +19,10 @@ from ledgerq.eventlog.slate.row_sums import SECRET_BYTES, RowSum, can_sum, total
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.deep_audit import missing_secret
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import INDEX_PREFIX, STATS
-from ledgerq.projections.repair.comparison import FirstPlaces, compare_hints, compare_stats
+from ledgerq.projections.indexes import INDEX_PREFIX, OF_NO_JOB
+from ledgerq.projections.repair.comparison import FirstPlaces, compare_hints, compare_schedules, compare_stats
 from ledgerq.projections.replay import fold_verified
+from ledgerq.projections.schedule import Schedule
 from ledgerq.projections.shares.processes import share_elsewhere
 from ledgerq.projections.shares.share import Share, ShareFold, ShareTask, finish_share, include_counters, sample_keys
 from ledgerq.projections.stats import QueueCounters
@@ -36,6 +37,7 @@ class Proof(NamedTuple):
     jobs: int
     lost_payloads: int
     counters: dict[str, QueueCounters]
+    schedules: dict[str, Schedule]
 
 
 async def prove_clean(
@@ -62,33 +64,40 @@ async def prove_clean(
             async with side_by_side(store.sum_rows(*one, secret) for one in ranges) as sums:
                 shares = [await finish_share(verified, fold, own), *await elsewhere]
                 found = await sums
-        return await _proof(store, shares, found, format_version)
+        return await _proof(store, fold.schedules, shares, found, format_version)
     except (LogCorrupt, LogPoisoned, FormatTooNew):
         return None
 
 
 def _ranges(sample: list[bytes], count: int) -> list[tuple[bytes, bytes]]:
-    """About `count` key ranges with about as many rows each: all index rows but for the counters'."""
+    """About `count` key ranges with about as many rows each: all index rows of jobs."""
     cuts = {sample[len(sample) * number // count] for number in range(1, count) if sample}
-    ends = sorted(cuts | {INDEX_PREFIX, STATS, keys.after_prefix(STATS), keys.after_prefix(INDEX_PREFIX)})
-    return [(start, stop) for start, stop in pairwise(ends) if start != STATS]
+    others = {end for prefix in OF_NO_JOB for end in (prefix, keys.after_prefix(prefix))}
+    ends = sorted(cuts | others | {INDEX_PREFIX, keys.after_prefix(INDEX_PREFIX)})
+    return [(start, stop) for start, stop in pairwise(ends) if start not in OF_NO_JOB]
 
 
 async def _proof(
-    store: ReadStore, shares: list[Share | None], found: list[RowSum | None], format_version: int
+    store: ReadStore,
+    schedules: dict[str, Schedule],
+    shares: list[Share | None],
+    found: list[RowSum | None],
+    format_version: int,
 ) -> Proof | None:
     """What the shares prove together; None unless all is right."""
     right, there = [share for share in shares if share is not None], [rows for rows in found if rows is not None]
     if len(right) < len(shares) or len(there) < len(found) or total(share.expected for share in right) != total(there):
         return None
     fold, first = Fold(), FirstPlaces()
+    fold.schedules = schedules
     for share in right:
         include_counters(fold, share)
         for prefix, place in share.first.items():
             first[prefix] = min(place, first.get(prefix, place))
-    for mismatches in (compare_stats(store, fold, format_version), compare_hints(store, first)):
+    stats = compare_stats(store, fold, format_version)
+    for mismatches in (stats, compare_hints(store, first), compare_schedules(store, fold)):
         async for some in mismatches:
             if some:
                 return None
     jobs, lost = sum(share.jobs for share in right), sum(len(share.without_payload) for share in right)
-    return Proof(right[0].verified, jobs, lost, fold.counters)
+    return Proof(right[0].verified, jobs, lost, fold.counters, schedules)

@@ -98,10 +98,14 @@ class ShareFold(Fold):
         number, shares, apply, time_ms = self._number, self._shares, self._apply, batch.time_ms
         for offset, event, distance in batch.steps():
             id = getattr(event, "id", None)
-            if id is None or id[-1] % shares == number:
+            if id is None or id[-1] % shares == number:  # as `has` answers
                 apply(offset, time_ms, event, distance)
         self.next_offset, self.time_ms = batch.next_offset, time_ms
         self.jobs.pack_some()
+
+    def has(self, id: bytes) -> bool:
+        """Whether the job is one of this share."""
+        return id[-1] % self._shares == self._number
 
 
 async def fold_share(log: LogReader, task: ShareTask) -> tuple[Share, ShareFold]:

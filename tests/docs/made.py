@@ -16,7 +16,7 @@ import typer
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.codec import EVENT_TYPES
 from ledgerq.eventlog.commit import Answers
-from ledgerq.eventlog.events import Id
+from ledgerq.eventlog.facts import Id
 from ledgerq.eventlog.slate.slate_store import SlateStore
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import TRANSITIONS, evolve

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -50,7 +52,13 @@ async def operate(rig: Rig, point: CrashPoint, results: list[BulkResult]) -> Non
 async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> tuple[CrashPoint, list[BulkResult]]:
     """Run the scenario up to its end or the crash."""
     point, results = CrashPoint(at, end), list[BulkResult]()
-    day = asyncio.create_task(operate(rig, point, results))
+    await until_crash(rig, point, end, operate(rig, point, results))
+    return point, results
+
+
+async def until_crash(rig: Rig, point: CrashPoint, end: End, work: Coroutine[Any, Any, None]) -> None:
+    """Do this work up to its end or the crash; no task of it is left."""
+    day = asyncio.create_task(work)
     day.add_done_callback(lambda task: task.cancelled() or task.exception())
     crash = asyncio.create_task(point.reached.wait())
     await asyncio.wait((day, crash), return_when=asyncio.FIRST_COMPLETED)
@@ -63,7 +71,6 @@ async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> tuple[CrashPo
         with contextlib.suppress(LedgerError):
             await rig.queue.close()
     await end_everything()
-    return point, results
 
 
 async def check_promises(rig: Rig, results: list[BulkResult]) -> None:

@@ -4,6 +4,7 @@ The audit must find each of them, and the rebuild must put the same rows back; s
 """
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -30,12 +31,19 @@ from ledgerq.projections.indexes import (
 from ledgerq.projections.runner import Rows
 from ledgerq.projections.stats import QueueCounters
 from ledgerq.worker.options import QueueOptions
+from ledgerq.worker.tasks.registry import Tasks
 from tests.support.operators import WHO
 from tests.support.rig import Rig
 
 __all__ = ["DAMAGES", "Kinds", "Ledger", "copy_of", "make_ledger", "rows_in", "unique_row", "with_projections"]
 
+TASKS = Tasks()
 NOBODY = bytes(15) + b"\x07"
+
+
+@TASKS.task(queue="ticks")
+def note(text: str = "") -> None:
+    """A task for schedules."""
 
 
 class Kinds:
@@ -121,6 +129,10 @@ async def make_ledger(**options: Any) -> Ledger:
         jobs["other unique"] = (await queue.enqueue("other", b"u", unique_key="k")).id
         await queue.enqueue_many("bulk", [b"1", b"2", b"3"])
         await queue.pause("other", **WHO)
+        await queue.schedules.set("weekly", "0 9 * * 1", note, args={"text": "w"}, zone="Europe/Berlin", **WHO)
+        await queue.schedules.set("hourly", timedelta(hours=1), note, **WHO)
+        await queue.schedules.set("paused", timedelta(hours=2), note, **WHO)
+        await queue.schedules.pause("paused", **WHO)
         await queue.close()
         # A hint that lags is right.
         rig.disk.rows[keys.hint_key("mail")] = bytes(12)

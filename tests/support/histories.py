@@ -5,7 +5,7 @@ Hypothesis can shrink a failing one to a short list.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -25,14 +25,22 @@ from ledgerq.eventlog.events import (
     Event,
     JobEvent,
     LeaseExpired,
+    MissedPolicy,
     Nacked,
+    OverlapPolicy,
     Promoted,
     QueuePaused,
     QueueResumed,
     Rebuilt,
     Requeued,
+    SchedulePaused,
+    ScheduleRemoved,
+    ScheduleResumed,
+    ScheduleSet,
     Sealed,
     Swept,
+    Ticked,
+    TickReason,
     WriterClosed,
     WriterOpened,
 )
@@ -184,6 +192,15 @@ _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
         *(_u32, _u64, _u64, _u64, _text, _words, _text),
     ),
     BulkEnded: (_text, _u64, _u32, _u32),
+    ScheduleSet: (
+        *(_text, _text, _text, _text, _text, st.none() | _u32, st.none() | _u32, st.booleans()),
+        *(st.sampled_from(get_args(MissedPolicy)), st.sampled_from(get_args(OverlapPolicy)), _u64, _u64, _text),
+        *(st.binary(min_size=32, max_size=32), _u64, _u64, _u32, _text, _words),
+    ),
+    ScheduleRemoved: (_text, _text, _words),
+    SchedulePaused: (_text, _text, _words),
+    ScheduleResumed: (_text, _u64, _u64, _text, _words),
+    Ticked: (*(_text, _u64, st.none() | _ids, st.sampled_from(get_args(TickReason)), _u32, _u64, _u64, _text, _words),),
     WriterOpened: (_text, _text, st.none() | _u64),
     WriterClosed: (_text,),
     Rebuilt: (_text, _text, st.lists(_text, max_size=3).map(tuple), _u64, _u64),

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.codec import digest_of
-from ledgerq.eventlog.events import STATES, Deleted, Sealed, Swept
+from ledgerq.eventlog.events import STATES, Deleted, ScheduleRemoved, ScheduleSet, Sealed, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.eventlog.side_records import decode_payload, decode_result, decode_text, key_digest
@@ -21,6 +21,7 @@ from ledgerq.projections.indexes import (
     parse_key,
     pending_position,
     pending_prefix,
+    schedule_rows,
     stats_key,
 )
 from ledgerq.projections.job import MAX_OFFSETS
@@ -62,11 +63,14 @@ async def check_ledger(
     verified = await log.verify()
     if anchored:
         await log.check_anchor(await store.read_anchor())
-    fold, texts = Fold(), dict[int, tuple[bytes | None, Sealed]]()
+    fold, texts, set_at = Fold(), dict[int, tuple[bytes | None, Sealed]](), dict[str, int]()
     async for batch in log.batches():
         fold.apply_batch(batch)
         for offset, event in enumerate(batch.events, batch.base_offset):
             text = getattr(event, "error", getattr(event, "reason", getattr(event, "result", "")))
+            if isinstance(event, ScheduleSet | ScheduleRemoved):
+                texts.pop(set_at.get(event.name, -1), None)
+                set_at[event.name] = offset if isinstance(event, ScheduleSet) else -1
             if isinstance(text, Sealed) and text.at == offset:
                 texts[offset] = (getattr(event, "id", None), text)
             if isinstance(event, Swept | Deleted):
@@ -89,6 +93,8 @@ def check_indexes(fold: Fold, rows: Mapping[bytes, bytes]) -> None:
         assert not both, f"two jobs claim the index rows {both}"
         wanted |= entries
     wanted |= {stats_key(queue): counters.encode() for queue, counters in fold.counters.items()}
+    for schedule in fold.schedules.values():
+        wanted |= schedule_rows(schedule)
     found = {key: value for key, value in rows.items() if key.startswith(INDEX_PREFIX)}
     if found == wanted:
         return

@@ -1,8 +1,8 @@
 """The command line: `ledgerq COMMAND`, and `rebuild-projections`. This file puts the commands together.
 
-The commands are in read.py, diff.py and top.py (reading), operate.py and bulk.py (changing), worker.py (running jobs),
-repair.py (auditing and rebuilding) and doctor/doctor.py. Here is what they share: how an error becomes one line and an
-exit code.
+The commands are in read.py, diff.py and top.py (reading), operate.py, bulk.py and schedules.py (changing), worker.py
+(running jobs), repair.py (auditing and rebuilding) and doctor/doctor.py. Here is what they share: how an error becomes
+one line and an exit code.
 
     0  fine        1  found something: differences, no such job, a log that was changed or lost its end
     2  usage       3  the store can't be read or written        4  salvaged, but something promised was lost
@@ -26,7 +26,7 @@ import typer
 
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.runtime.redaction import redact_urls
-from ledgerq.tools.cli import bulk, completion, diff, operate, read, repair, top, worker
+from ledgerq.tools.cli import bulk, completion, diff, operate, read, repair, schedules, top, worker
 from ledgerq.tools.console.opening import ClosedPipe, execute
 from ledgerq.tools.console.output import printable, rich_console
 from ledgerq.tools.doctor import doctor
@@ -44,6 +44,7 @@ INTERRUPTED: Final = 130
 
 _FINDINGS: Final = (
     errors.JobNotFound,
+    errors.ScheduleNotFound,
     errors.InvalidState,
     errors.DuplicateJobId,
     errors.ClaimLost,
@@ -155,6 +156,7 @@ def _full_app() -> typer.Typer:
     app.command()(operate.cancel)
     app.command()(bulk.dead)
     app.command("cancel-all")(bulk.cancel_all)
+    app.command()(schedules.schedules)
     app.command()(operate.pause)
     app.command()(operate.resume)
     app.command()(exporter.exporter)

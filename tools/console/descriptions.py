@@ -30,8 +30,13 @@ from ledgerq.eventlog.events import (
     Rebuilt,
     Record,
     Requeued,
+    SchedulePaused,
+    ScheduleRemoved,
+    ScheduleResumed,
+    ScheduleSet,
     Swept,
     Text,
+    Ticked,
     WriterClosed,
     WriterOpened,
 )
@@ -40,6 +45,7 @@ from ledgerq.eventlog.terms import decode_terms
 from ledgerq.projections.job import Job
 from ledgerq.projections.stats import QueueStats
 from ledgerq.tools.console.output import json_bytes, local_time, shorten, utc_time
+from ledgerq.tools.console.schedule_descriptions import schedule_text
 
 __all__ = [
     "JOB_COLUMNS",
@@ -64,7 +70,7 @@ _ERROR_CHARS: Final = 60
 _PAYLOAD_CHARS: Final = 2000
 _WORD: Final = re.compile(r"(?<!^)(?=[A-Z])")
 # These are points in time; other times of an event are durations.
-_MOMENTS: Final = ("due_ms", "sweep_at_ms", "after_ms", "before_ms")
+_MOMENTS: Final = ("due_ms", "sweep_at_ms", "after_ms", "before_ms", "tick_ms", "next_ms")
 
 
 def event_name(event: Event) -> str:
@@ -88,6 +94,10 @@ def _event_json(event: Event) -> dict[str, Any]:
     for name, value in asdict(event).items():
         if name == "id":
             fields["job_id"] = job_id_text(value)
+        elif name == "job":
+            fields["job_id"] = None if value is None else job_id_text(value)
+        elif name == "digest":
+            fields[name] = value.hex()
         elif name in _MOMENTS:
             fields |= time_json(name.removesuffix("_ms"), value)
         elif name == "payload_bytes":
@@ -157,6 +167,8 @@ def event_text(event: Event) -> str:
             return f"{event.what} jobs of queue {event.queue}, by {event.actor}: {event.reason}"
         case BulkEnded():
             return f"of queue {event.queue}, begun at offset {event.at}: {event.changed} changed, {event.skipped} not"
+        case ScheduleSet() | ScheduleRemoved() | SchedulePaused() | ScheduleResumed() | Ticked():
+            return schedule_text(event)
         case WriterOpened():
             lost = event.rolled_back_from
             accepted = "" if lost is None else f", accepted the loss of what followed up to offset {lost}"

@@ -39,6 +39,7 @@ from ledgerq.worker.engine.dispatcher import Dispatcher
 from ledgerq.worker.engine.end_waits import EndWaits
 from ledgerq.worker.engine.maintenance import Maintenance
 from ledgerq.worker.engine.takeover import take_over
+from ledgerq.worker.engine.ticking import Ticking
 from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.job_logging import EndedClaims
 from ledgerq.worker.options import QueueOptions
@@ -95,6 +96,9 @@ class Core:
         self._ended = EndedClaims(self.log)
         self.dispatcher = Dispatcher(self.writer_state, clock=self.clock, options_of=self.options, ended=self._ended)
         self.admission = Admission(self.writer_state, serve=self.dispatcher.serve)
+        self.ticking = Ticking(
+            self.writer_state, self.admission, clock=self.clock, entropy=self.entropy, options_of=self.options
+        )
         self.maintenance = Maintenance(
             self.writer_state,
             self.dispatcher.leases,
@@ -102,6 +106,7 @@ class Core:
             options_of=self.options,
             serve=self.dispatcher.serve,
             ended=self._ended,
+            ticking=self.ticking,
         )
         self.writer_state.on_change = self._changed
         self.writer_state.on_failure = self._failed

@@ -1,10 +1,11 @@
-"""Maintenance: leases end, scheduled jobs become due, finished jobs are swept, each exactly when its time has come.
+"""Maintenance: leases end, jobs become due, schedules tick, finished jobs are swept, each exactly at its time.
 
 Theory of operation.
 
-State held. Two index ranges are ordered by time: scheduled jobs by when they are due, finished ones by when they are
-swept. Of each range `_scan_from` is the key from which the next scan starts, and `next_ms` when its first row is due.
-Leases are in memory only (leases.py), soonest first. One task sleeps until the earliest of the three.
+State held. Three index ranges are ordered by time: scheduled jobs by when they are due, finished ones by when they are
+swept, schedules by when they tick (looked at only where there are some). Of each range `_scan_from` is the key from
+which the next scan starts, and `next_ms` when its first row is due. Leases are in memory only (leases.py), soonest
+first. One task sleeps until the earliest of them all.
 
 Invariants. Between two steps no row of a range stands before `_scan_from`, so no scan steps over the tombstones of rows
 that were worked off; no row is due before `next_ms`, which may be too early (then a scan finds nothing) but never too
@@ -21,7 +22,7 @@ of the range; it never ends the task. The task ends when the log has failed.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -30,10 +31,21 @@ from ledgerq.eventlog.errors import Fenced, LedgerError
 from ledgerq.eventlog.events import JobEvent
 from ledgerq.eventlog.keys import after_prefix
 from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
-from ledgerq.projections.indexes import FINISHED_PREFIX, SCHEDULED, finished_key, leading_ms, scheduled_key
+from ledgerq.eventlog.store import Row
+from ledgerq.projections.indexes import (
+    FINISHED_PREFIX,
+    SCHEDULED,
+    TICK,
+    finished_key,
+    leading_ms,
+    scheduled_key,
+    tick_key,
+)
 from ledgerq.projections.job import Job
+from ledgerq.projections.schedule import Schedule
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.engine.leases import Lease, Leases
+from ledgerq.worker.engine.ticking import Ticking
 from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.job_logging import EndedClaims
 from ledgerq.worker.options import QueueOptions
@@ -42,17 +54,23 @@ __all__ = ["Maintenance"]
 
 _log = logger("queue")
 _STEP_ROWS: Final = 200
+_STEP_TICKS: Final = 20
 _RETRY_AFTER_MS: Final = 1000
 _NEVER: Final = 1 << 62
+
+Load = Callable[[Sequence[Row], int], Awaitable[list[Callable[[], object]]]]
+"""Reads what is needed for rows that are due now, and returns for each what stages its events."""
 
 
 class _TimedRange:
     """A time-ordered index range, and the key up to which it has been worked off."""
 
-    def __init__(self, prefix: bytes, decide: Callable[[Job | None, int], list[JobEvent]]) -> None:
+    def __init__(self, prefix: bytes, load: Load, *, step_rows: int = _STEP_ROWS, next_ms: int = 0) -> None:
+        """`next_ms` 0: scan once at the start."""
         self.prefix = prefix
-        self.decide = decide
-        self.next_ms = 0  # scan once at the start
+        self.next_ms = next_ms
+        self._load = load
+        self._step_rows = step_rows
         self._scan_from = prefix
 
     def schedule(self, key: bytes, due_ms: int) -> bool:
@@ -65,32 +83,31 @@ class _TimedRange:
         return True
 
     async def step(self, writer_state: WriterState, now_ms: int) -> None:
-        """Work off at most a few hundred rows that are due, and find out when the next one is."""
+        """Work off some of the rows that are due, and find out when the next one is."""
         # Whatever is staged from here on lowers both again; what was staged before must be in the store for the scan.
         self.next_ms = _NEVER
         scan_from, self._scan_from = self._scan_from, after_prefix(self.prefix)
         try:
             await writer_state.log.committed()
-            due: list[tuple[bytes, bytes]] = []
+            due: list[Row] = []
+            rows = self._step_rows
             next_ms, last_key = _NEVER, scan_from
-            async for page in writer_state.log.store.scan(scan_from, after_prefix(self.prefix), page_rows=_STEP_ROWS):
+            async for page in writer_state.log.store.scan(scan_from, after_prefix(self.prefix), page_rows=rows):
                 ready = [row for row in page if leading_ms(row[0], self.prefix) <= now_ms]
                 due += ready
                 if len(ready) < len(page):
                     next_ms = leading_ms(page[len(ready)][0], self.prefix)
-                if len(ready) < len(page) or len(due) >= _STEP_ROWS:
+                if len(ready) < len(page) or len(due) >= rows:
                     break
-            if len(due) >= _STEP_ROWS:
+            if len(due) >= rows:
                 next_ms = min(next_ms, now_ms)
-            jobs = await writer_state.jobs([_job_id(row) for row in due])
+            staging = await self._load(due, now_ms)
             by_ms = min(now_ms, writer_state.log.due_by_ms())  # the clock may have been set back meanwhile
-            for job, (key, _) in zip(jobs, due, strict=True):
+            for stage, (key, _) in zip(staging, due, strict=True):
                 if (due_ms := leading_ms(key, self.prefix)) > by_ms:
                     next_ms = due_ms
                     break
-                before: Job | None = job
-                for event in self.decide(job, now_ms):
-                    before = writer_state.apply(before, event)
+                stage()
                 last_key = key + b"\0"
             # What was staged during the awaits may stand before the key reached.
             self._scan_from = min(last_key, self._scan_from)
@@ -112,6 +129,7 @@ class Maintenance:
         options_of: Callable[[str], QueueOptions],
         serve: Callable[[], None],
         ended: EndedClaims,
+        ticking: Ticking,
     ) -> None:
         self.failures = 0
         self._throttle = LogThrottle()
@@ -122,10 +140,10 @@ class Maintenance:
         self._clock = clock
         self._options_of = options_of
         self._serve = serve
-        self._ranges: Sequence[_TimedRange] = (
-            _TimedRange(SCHEDULED, lambda job, now_ms: decisions.promote(job, now_ms=now_ms)),
-            _TimedRange(FINISHED_PREFIX, lambda job, now_ms: decisions.sweep(job, now_ms=now_ms)),
-        )
+        self._scheduled = _TimedRange(SCHEDULED, partial(self._load_jobs, decisions.promote))
+        self._finished = _TimedRange(FINISHED_PREFIX, partial(self._load_jobs, decisions.sweep))
+        self._ticks = _TimedRange(TICK, ticking.load, step_rows=_STEP_TICKS, next_ms=_NEVER)
+        self._ranges = (self._scheduled, self._finished, self._ticks)
         self._wake = asyncio.Event()
         self._timer: Timer | None = None
         self._armed_ms = _NEVER
@@ -148,17 +166,27 @@ class Maintenance:
     @property
     def next_due_ms(self) -> int | None:
         """When the next scheduled job is due, in ms since the Unix epoch; None when none is, or it is not known now."""
-        due_ms = self._ranges[0].next_ms
+        due_ms = self._scheduled.next_ms
         return due_ms if 0 < due_ms < _NEVER else None
 
     def schedule(self, after: Job) -> None:
         """Follow a job that is scheduled or finished now: it may be due earlier than what is waited for."""
-        scheduled, finished = self._ranges
         if after.state == "scheduled":
-            earlier = scheduled.schedule(scheduled_key(after.due_ms, after.offset), after.due_ms)
+            earlier = self._scheduled.schedule(scheduled_key(after.due_ms, after.offset), after.due_ms)
         else:
-            earlier = finished.schedule(finished_key(after.sweep_at_ms, after.spec.id), after.sweep_at_ms)
+            earlier = self._finished.schedule(finished_key(after.sweep_at_ms, after.spec.id), after.sweep_at_ms)
         if earlier:
+            self.arm()
+
+    def begin_ticks(self, schedules: Sequence[Schedule]) -> None:
+        """Let schedules tick; those that are there when the queue opens, and those of its code, are these."""
+        self._writer_state.schedules.on_change = self._schedule_tick
+        for schedule in schedules:
+            self._schedule_tick(schedule)
+
+    def _schedule_tick(self, after: Schedule) -> None:
+        due_ms = after.waits_until_ms
+        if due_ms and self._ticks.schedule(tick_key(due_ms, after.name), due_ms):
             self.arm()
 
     def arm(self) -> None:
@@ -229,6 +257,16 @@ class Maintenance:
                 await timed.step(self._writer_state, by_ms)
             self._serve()
             await asyncio.sleep(0)
+
+    async def _load_jobs(
+        self, decide: Callable[..., Sequence[JobEvent]], rows: Sequence[Row], now_ms: int
+    ) -> list[Callable[[], object]]:
+        jobs = await self._writer_state.jobs([_job_id(row) for row in rows])
+        return [partial(self._stage, job, decide, now_ms) for job in jobs]
+
+    def _stage(self, job: Job | None, decide: Callable[..., Sequence[JobEvent]], now_ms: int) -> None:
+        for event in decide(job, now_ms=now_ms):
+            job = self._writer_state.apply(job, event)
 
     def _expire(self, leases: Sequence[Lease], now_ms: int) -> None:
         crashed = decisions.counts_as_crash(len(leases))

@@ -34,7 +34,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.commit import pieces
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
-from ledgerq.eventlog.events import TEXT_FIELDS, Enqueued, JobEvent, LogEvent, QueueEvent
+from ledgerq.eventlog.events import TEXT_FIELDS, Enqueued, JobEvent, LogEvent, QueueEvent, ScheduleEvent
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.store import Batch
 from ledgerq.eventlog.writer import Commit, EventLog
@@ -43,6 +43,7 @@ from ledgerq.projections.indexes import decode_job, index_rows, job_key, stats_k
 from ledgerq.projections.job import Job, born, evolve
 from ledgerq.projections.runner import ProjectionHost
 from ledgerq.projections.stats import QueueCounters
+from ledgerq.worker.engine.kept_schedules import KeptSchedules
 from ledgerq.worker.engine.ready_window import FIRST_POSITION, PayloadBudget, Position, ReadyWindow
 
 __all__ = ["WriterState", "index_changes"]
@@ -102,6 +103,7 @@ class WriterState:
         self.claimed: dict[bytes, Job] = {}
         self.windows: dict[str, ReadyWindow] = {}
         self.hints: dict[str, Position] = {}
+        self.schedules = KeptSchedules()
         self.on_change: Callable[[Job | None, Job | None], None] = lambda before, after: None
         self.on_commit: Callable[[], None] = lambda: None
         self.on_failure: Callable[[LedgerError], None] = lambda error: None
@@ -190,6 +192,14 @@ class WriterState:
             self._transitions.append(Transition(offset, self.log.commit().time_ms, event, None, None))
         return offset
 
+    def apply_schedule(self, event: ScheduleEvent) -> None:
+        """Stage an event of a schedule."""
+        event = self.log.seal(event)
+        offset = self.log.append(event)
+        self.schedules.apply(event, offset, self.log.commit())
+        if self.host.active:
+            self._transitions.append(Transition(offset, self.log.time_ms, event, None, None))
+
     # ------------------------------------------------------------------ reading
 
     def undurable(self, id: bytes) -> bool:
@@ -252,6 +262,7 @@ class WriterState:
             touched, self._touched = self._touched, {}
             transitions, self._transitions = self._transitions, []
             changes = index_changes(touched) if len(touched) <= _PIECE_JOBS else {}
+            self.schedules.add_changes(changes)
             filled = _Filled(commit, touched, changes, self._add_queues(changes))
             self._in_flight.append(filled)
             self.host.project(transitions, commit.base_offset + len(commit.events), changes)

@@ -48,7 +48,8 @@ class MemoryQueue(Queue):
     async def drain(self, now: datetime | None = None) -> None:
         """Run the jobs of all tasks to their ends, retries and jobs for later too, by moving the clock to each.
 
-        `now`: no further than to this time, at which the clock stands then; what is due later is left. A job that is
+        `now`: no further than to this time, at which the clock stands then, with the ticks of schedules up to it; what
+        is due later is left. Without it no schedule is waited for, since their ticks have no end. A job that is
         dead does not raise here: its handle has its error. Jobs of paused queues wait.
         """
         if now is not None and (not isinstance(now, datetime) or now.utcoffset() is None):
@@ -74,8 +75,16 @@ class MemoryQueue(Queue):
             await self._until_still(running)
             changed = self._core.next_change()  # before the look: what is due by then may be promoted meanwhile
             job = await self._next_due(running)
-            if job is None or (until_ms is not None and job.due_ms > until_ms):
+            ticks = [] if until_ms is None else self._core.writer_state.schedules.by_name.values()
+            tick_ms = min((ms for schedule in ticks if (ms := schedule.waits_until_ms)), default=None)
+            times = [tick_ms, None if job is None else job.due_ms]
+            due_ms = min((ms for ms in times if ms is not None), default=None)
+            if due_ms is None or (until_ms is not None and due_ms > until_ms):
                 break
+            if job is None or due_ms < job.due_ms:
+                await self._until(due_ms, running)
+                await changed
+                continue
             if self.tasks is None or self.tasks.get(job.task or "") is None:
                 raise InvalidArgument(f"job {job.job_id} is for the task {job.task!r}, which these tasks don't have")
             await self._until(job.due_ms, running)

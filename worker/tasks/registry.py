@@ -1,11 +1,14 @@
 """The registry of tasks: it has no queue and no loop, and can be imported from anywhere."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, overload
 
 from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.events import MissedPolicy, OverlapPolicy
 from ledgerq.eventlog.keys import queue_name_bytes
+from ledgerq.worker.engine.scheduling import Wanted, schedule_name, wanted
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import NewJob, seconds_ms
 from ledgerq.worker.retry_rules import RetryRule
@@ -24,6 +27,7 @@ R = TypeVar("R")
 EnqueueHook = Callable[[NewJob], NewJob]
 HookT = TypeVar("HookT", bound=EnqueueHook)
 MiddlewareT = TypeVar("MiddlewareT", bound=Middleware)
+TaskT = TypeVar("TaskT", bound=Task[..., Any])
 LifespanT = TypeVar("LifespanT", bound=Callable[[], AsyncIterator[Any]])
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -62,7 +66,12 @@ class Tasks:
         await Worker(queue, tasks=app).run()
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "tasks") -> None:
+        """`name`: of these tasks, by which their schedules are told from those of other tasks of the same store."""
+        self.name = schedule_name(name)
+        """The name of these tasks."""
+        self.schedules: dict[str, Wanted] = {}
+        """Those of `cron`, by name."""
         self.middleware: list[Middleware] = []
         """Those of `use`, the outermost first."""
         self.enqueue_hooks: list[EnqueueHook] = []
@@ -118,6 +127,42 @@ class Tasks:
             return task
 
         return TaskDecorator(register)
+
+    def cron(
+        self,
+        spec: str | None = None,
+        /,
+        *,
+        every: timedelta | None = None,
+        name: str | None = None,
+        zone: str = "UTC",
+        missed: MissedPolicy = "last",
+        overlap: OverlapPolicy = "skip",
+        jitter: float = 0.0,
+        grace: float = 60.0,
+        args: Mapping[str, Any] | None = None,
+    ) -> Callable[[TaskT], TaskT]:
+        """Enqueue the decorated task at each tick of a cron expression, or once in a while (`every`).
+
+        Write it above `@app.task(...)`. The schedule is set when a queue opens with these tasks, and removed when one
+        opens with them after it was taken out of the code; `name` None: the task's. The rest is as for
+        `Queue.schedules.set`.
+        """
+        if (spec is None) == (every is None) or callable(spec):
+            raise InvalidArgument('a schedule is @app.cron("30 2 * * *") or @app.cron(every=timedelta(hours=1))')
+        when = spec if spec is not None else every
+        assert when is not None
+
+        def register(task: TaskT) -> TaskT:
+            if not isinstance(task, Task):
+                raise InvalidArgument(f"write @app.cron(...) above @app.task(...): {task!r} is no task")
+            one = wanted(name, when, task, args, zone=zone, missed=missed, overlap=overlap, jitter=jitter, grace=grace)
+            if one.name in self.schedules:
+                raise InvalidArgument(f"there is a schedule {one.name!r} already: give one a name=")
+            self.schedules[one.name] = one
+            return task
+
+        return register
 
     def use(self, middleware: MiddlewareT) -> MiddlewareT:
         """Run `async def middleware(job, call_next)` around each try; the first one used is the outermost.

@@ -78,6 +78,10 @@ class Signature:
             ) from error
         return encoded.encode()
 
+    def takes(self, name: str) -> bool:
+        """Whether the function has a parameter of this name that a job gives."""
+        return name in self._fields
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, partly: bool = False) -> Mapping[str, Any]:
         """The arguments of a call by their names, `partly` some of them; raises `InvalidArgument`."""
         try:

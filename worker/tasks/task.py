@@ -131,6 +131,12 @@ class Task(Generic[P, R]):
         options = self._options | {name: value for name, value in given.items() if value is not None}
         return Task(self._tasks, self.definition, options, queue or self._queue)
 
+    def schedule_options(self) -> Mapping[str, Any]:
+        """The options for what a schedule enqueues; raises `InvalidArgument` for one that is of a single job."""
+        if given := sorted(self._options.keys() - {"priority", "max_attempts"}):
+            raise InvalidArgument(f"a schedule of task {self.name!r} can't have the options {', '.join(given)}")
+        return self._options
+
     async def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Add one job with these arguments; it is durable when this returns.
 

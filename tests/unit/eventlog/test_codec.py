@@ -45,8 +45,13 @@ from ledgerq.eventlog.events import (
     QueueResumed,
     Rebuilt,
     Requeued,
+    SchedulePaused,
+    ScheduleRemoved,
+    ScheduleResumed,
+    ScheduleSet,
     Sealed,
     Swept,
+    Ticked,
     WriterClosed,
     WriterOpened,
 )
@@ -137,6 +142,33 @@ GOLDEN_2: list[tuple[Event, str]] = [
         "c40122919ba46d61696ca663616e63656cc0a000000028a3616e6e" + SEALED_HEX + "a0",
     ),
     (BulkEnded("mail", 41, 5, 2), "c401239194a46d61696c290502"),
+]
+SCHEDULE = ScheduleSet(
+    *("s", "30 2 * * *", "Europe/Berlin", "mail", "send", None, 7, True, "last", "skip", 60_000, 5000, "app"),
+    *(bytes(range(32)), 1_700_000_001_000, 1_700_000_002_000, 2, "ledgerq", SEALED),
+)
+GOLDEN_2 += [
+    (
+        SCHEDULE,
+        "c4012491dc0013a173aa33302032202a202a202aad4575726f70652f4265726c696ea46d61696ca473656e64c0"
+        + "07c3a46c617374a4736b6970cdea60cd1388a3617070c420000102030405060708090a0b0c0d0e0f1011121314"
+        + "15161718191a1b1c1d1e1fcf0000018bcfe56be8cf0000018bcfe56fd002a76c656467657271"
+        + SEALED_HEX,
+    ),
+    (ScheduleRemoved("s", "ann", SEALED), f"c401259193a173a3616e6e{SEALED_HEX}"),
+    (SchedulePaused("s", "ann", SEALED), f"c401269193a173a3616e6e{SEALED_HEX}"),
+    (
+        ScheduleResumed("s", 1_700_000_001_000, 1_700_000_002_000, "ann", SEALED),
+        f"c401279195a173cf0000018bcfe56be8cf0000018bcfe56fd0a3616e6e{SEALED_HEX}",
+    ),
+    (
+        Ticked("s", 1_700_000_001_000, JOB, "due", 4, 1_700_000_002_000, 1_700_000_003_000),
+        f"c401289199a173cf0000018bcfe56be8{JOB_HEX}a364756504cf0000018bcfe56fd0cf0000018bcfe573b8a0a0",
+    ),
+    (
+        Ticked("s", 1_700_000_001_000, None, "missed", 4, 0, 0),
+        "c401289199a173cf0000018bcfe56be8c0a66d6973736564040000a0a0",
+    ),
 ]
 _CHANGED = {type(event) for event, _ in GOLDEN_2}
 GOLDEN = [*GOLDEN_2, *(golden for golden in GOLDEN_1 if type(golden[0]) not in _CHANGED)]

@@ -99,6 +99,8 @@ def test_every_index_key_is_in_its_own_range_only(queue: str, priority: int, off
         "dead": indexes.dead_key(queue, offset),
         "unique": indexes.unique_key(queue, b"k"),
         "stats": indexes.stats_key(queue),
+        "schedule": indexes.schedule_key(queue),
+        "tick": indexes.tick_key(time_ms, queue),
     }
     assert set(made) == set(RANGES)
     for name, key in made.items():

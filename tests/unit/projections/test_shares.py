@@ -17,7 +17,7 @@ from ledgerq.projections import audit as audit_module
 from ledgerq.projections import rebuild as rebuild_module
 from ledgerq.projections.audit import AuditReport, audit
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import INDEX_PREFIX, STATS
+from ledgerq.projections.indexes import INDEX_PREFIX, OF_NO_JOB
 from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.shares import proof as proof_module
@@ -103,7 +103,7 @@ async def test_shares_are_the_whole_fold_together(ledger: Ledger, count: int) ->
 @needs_sums
 @pytest.mark.parametrize("count", [1, 2, 5])
 async def test_shares_expect_the_index_rows_that_are_there(ledger: Ledger, count: int) -> None:
-    there = {key: row for key, row in rows_in(ledger.disk, INDEX_PREFIX).items() if not key.startswith(STATS)}
+    there = {key: row for key, row in rows_in(ledger.disk, INDEX_PREFIX).items() if not key.startswith(OF_NO_JOB)}
     found = await shares_of(ledger.disk, count)
     assert total([share.expected for share, _ in found]) == sum_of(there, SECRET)
 

@@ -1,0 +1,172 @@
+"""Ticks, ended at every call of the store in every way that a process can end: none is lost, and none comes twice."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from ledgerq.eventlog.errors import LogCorrupt
+from ledgerq.eventlog.events import (
+    Enqueued,
+    SchedulePaused,
+    ScheduleRemoved,
+    ScheduleResumed,
+    ScheduleSet,
+    Ticked,
+)
+from ledgerq.eventlog.memory import MemoryStore
+from ledgerq.worker.engine import ticking, timetable
+from ledgerq.worker.engine.ticking import Ticking
+from ledgerq.worker.queue import Queue
+from ledgerq.worker.tasks.registry import Tasks
+from tests.model.test_bulk_crash_points import until_crash
+from tests.model.test_crash_points import ENDS, CrashPoint, End
+from tests.support.loops import settle
+from tests.support.operators import WHO
+from tests.support.rig import Rig
+
+app = Tasks("app")
+
+
+@app.cron(every=timedelta(minutes=10), missed="all", overlap="queue")
+@app.task(queue="q")
+def poll() -> None: ...
+
+
+@app.task(queue="q")
+def export(tenant: str) -> None: ...
+
+
+async def operate(rig: Rig, point: CrashPoint) -> None:
+    """A schedule in code and one of an operator tick, which is paused, resumed, set anew and removed."""
+    point.store = store = MemoryStore(rig.disk, fault=point)
+    given: dict[str, Any] = {"clock": rig.clock, "entropy": rig.entropy, "commit_interval_ms": 0.0, "tasks": app}
+    queue = rig.queue = await Queue.open(store=store, **given)
+    schedules = queue.schedules
+
+    async def pass_time(minutes: int) -> None:
+        rig.clock.advance(seconds=60 * minutes)
+        await settle()
+        await queue.log.committed()
+
+    policies: dict[str, Any] = {"args": {"tenant": "acme"}, "missed": "all", "overlap": "queue"}
+    await schedules.set("own", timedelta(minutes=7), export, **policies, **WHO)
+    for _ in range(3):
+        await pass_time(7)
+    await schedules.pause("own", **WHO)
+    await pass_time(25)
+    await schedules.resume("own", **WHO)
+    await pass_time(15)
+    await schedules.set("own", timedelta(minutes=4), export, **policies, **WHO)
+    await pass_time(5)
+    await schedules.remove("own", **WHO)
+    await pass_time(5)
+    await queue.close()
+
+
+async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> CrashPoint:
+    """Run the scenario up to its end or the crash."""
+    point = CrashPoint(at, end)
+    await until_crash(rig, point, end, operate(rig, point))
+    return point
+
+
+async def check_promises(rig: Rig) -> int:
+    """Open again, a little later: each tick up to then is there once, in its order, with one job, and no other job is.
+
+    Returns how many ticks there were.
+    """
+    await rig.check()
+    rig.clock.advance(seconds=60 * 30)
+    await rig.open(tasks=app)
+    for _ in range(20):
+        await settle()
+    await rig.queue.close()
+    await rig.check()
+    every: dict[str, int] = {}
+    expected: dict[str, int] = {}
+    paused: set[str] = set()
+    jobs: list[bytes] = []
+    ticked: list[bytes | None] = []
+    for batch in await rig.batches():
+        for event in batch.events:
+            match event:
+                case ScheduleSet():
+                    every[event.name] = int(event.spec.removeprefix("every "))
+                    expected[event.name] = batch.time_ms + every[event.name]
+                case ScheduleResumed():
+                    paused.remove(event.name)
+                    expected[event.name] = batch.time_ms + every[event.name]
+                case SchedulePaused():
+                    paused.add(event.name)
+                case ScheduleRemoved():
+                    del expected[event.name]
+                case Ticked():
+                    assert event.name not in paused
+                    assert event.tick_ms == expected[event.name] <= batch.time_ms
+                    expected[event.name] += every[event.name]
+                    ticked.append(event.job)
+                case Enqueued():
+                    jobs.append(event.id)
+                case _:
+                    pass
+        assert jobs == ticked, "a tick and its job are in one commit"
+    assert len(jobs) == len(set(jobs))
+    late = [name for name, due_ms in expected.items() if name not in paused and due_ms <= rig.clock.now_ms()]
+    assert not late, f"{late} did not tick"
+    return len(ticked)
+
+
+async def test_the_scenario_itself_goes_well() -> None:
+    rig = Rig()
+    point = await run_until_it_ends(rig, None, "error")
+    assert len(point.calls) > 40
+    assert await check_promises(rig) > 13
+
+
+# At some of the calls in `make test`, and at all of them in the proof.
+@pytest.mark.parametrize(
+    ("end", "step"), [("vanish", 5), *(pytest.param(end, 1, marks=pytest.mark.proof) for end in ENDS)]
+)
+async def test_ticks_that_are_ended_at_any_call_of_their_store_go_on_with_the_next_process(end: End, step: int) -> None:
+    point = await run_until_it_ends(Rig(), None, "error")
+    for at, call in [*enumerate(point.calls)][::step]:
+        rig = Rig()
+        await run_until_it_ends(rig, at, end)
+        try:
+            await check_promises(rig)
+        except BaseException as error:
+            raise AssertionError(f"after {end!r} at call {at}, {call!r}: {error!r}") from error
+
+
+def twice(patch: pytest.MonkeyPatch) -> None:
+    """A tick adds its job twice."""
+    real = Ticking._enqueue
+
+    def enqueue(self: Ticking, prepared: Any, replaced: Any) -> None:
+        real(self, prepared, replaced)
+        id = prepared.event.id[:-1] + bytes([prepared.event.id[-1] ^ 1])
+        real(self, prepared._replace(event=replace(prepared.event, id=id)), None)
+
+    patch.setattr(Ticking, "_enqueue", enqueue)
+
+
+def never(patch: pytest.MonkeyPatch) -> None:
+    """A tick is recorded, and its job is not there."""
+    patch.setattr(Ticking, "_enqueue", lambda self, prepared, replaced: None)
+
+
+def left_out(patch: pytest.MonkeyPatch) -> None:
+    """Each second tick is left out."""
+    real = timetable.next_tick
+    patch.setattr(ticking, "next_tick", lambda spec, zone, after_ms: real(spec, zone, real(spec, zone, after_ms)))
+
+
+@pytest.mark.parametrize("defect", [twice, never, left_out])
+async def test_planted_defects_are_noticed(defect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    defect(monkeypatch)
+    rig = Rig()
+    await run_until_it_ends(rig, None, "error")
+    with pytest.raises((AssertionError, LogCorrupt)):
+        await check_promises(rig)
