@@ -6,12 +6,12 @@ from pathlib import Path
 
 import ledgerq
 
-MAX_LINES = 400
+MAX_WORDS = 4_000  # not lines: some Pythons give each argument one of its own
 
 
 def test_help_can_be_read_and_names_what_there_is() -> None:
     text = pydoc.plain(pydoc.render_doc(ledgerq))
-    assert len(text.splitlines()) < MAX_LINES
+    assert len(text.split()) < MAX_WORDS
     errors = {name for name, home in ledgerq._HOME.items() if home == "ledgerq.eventlog.errors"}
     assert not [name for name in {*ledgerq._HOME} - errors if name not in text]
 
