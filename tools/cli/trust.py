@@ -1,0 +1,190 @@
+"""The commands of the transparency log: keygen, publish, receipt, verify. All but keygen only read the store, or none."""
+
+import asyncio
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, ProofRefused
+from ledgerq.tools.console.arguments import AsJson, JobId, Url
+from ledgerq.tools.console.opening import execute, reading
+from ledgerq.tools.console.output import Output, plural, progress
+
+__all__ = ["keygen", "publish", "receipt", "verify"]
+
+_OWNER_ONLY = 0o600
+Destination = Annotated[
+    str | None, typer.Argument(metavar="[DEST]", help="A folder or a bucket; default: tlog below the store.")
+]
+Tree = Annotated[
+    str | None, typer.Option("--tree", metavar="DEST", help="Where it is published; default: tlog below the store.")
+]
+
+
+@contextmanager
+def _needs_the_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "cryptography":
+            raise
+        raise InvalidArgument("signatures need cryptography: pip install 'ledgerq[trust]'") from error
+
+
+def keygen(
+    origin: Annotated[str, typer.Argument(metavar="ORIGIN", help="The log's name for ever, such as example.com/jobs.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write the private key, for you only.")],
+) -> None:
+    """Make the key that signs a log's tree.
+
+    The private key goes into a new file, the verifier key, which auditors need, to stdout.
+    """
+    with _needs_the_extra():
+        from ledgerq.eventlog.trust.notes import SEED_BYTES, SigningKey
+
+        key = SigningKey.of(origin, secrets.token_bytes(SEED_BYTES))
+    try:
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _OWNER_ONLY)
+    except OSError as error:
+        raise InvalidArgument(f"{out} can't be made ({error.strerror}): a key never replaces a file") from error
+    with os.fdopen(fd, "w") as file:
+        file.write(key.encode())
+    Output().line(str(key.verifier))
+
+
+def publish(
+    url: Url,
+    destination: Destination = None,
+    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The private key that keygen made.")] = ...,  # type: ignore[assignment]
+    every: Annotated[
+        float | None, typer.Option("--every", metavar="SECONDS", min=1.0, help="Again and again, until Ctrl-C.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the log as a signed tree that others can verify.
+
+    Reads the store beside its writer, adds what is new, and signs nothing that isn't consistent with what is there.
+    """
+    execute(_publish(url, destination, key, every, Output(as_json=as_json)))
+
+
+async def _publish(url: str, destination: str | None, key_file: Path, every: float | None, output: Output) -> None:
+    with _needs_the_extra():
+        from ledgerq.eventlog.trust.notes import SigningKey
+        from ledgerq.eventlog.trust.places import open_place
+    try:
+        key = SigningKey.parse(key_file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"the key file {key_file} can't be read ({error})") from error
+    place = open_place(url, destination)
+    while True:
+        try:
+            await _publish_once(url, place, key, output, is_first=every is None)
+        except LedgerError as error:
+            if every is None or error.permanent:
+                raise
+            output.note(f"{error}; trying again in {every:g} s")
+        if every is None:
+            return
+        await asyncio.sleep(every)
+
+
+async def _publish_once(url, place, key, output: Output, *, is_first: bool) -> None:  # type: ignore[no-untyped-def]
+    from ledgerq.eventlog.trust.publisher import publish
+
+    async with reading(url) as log:
+        with progress("publishing", quiet=output.as_json or not is_first) as report:
+            done = await publish(log, place, key, progress=report)
+    if output.as_json:
+        fields = {"place": place.name, "origin": key.verifier.name, "size": done.size, "root": done.root.hex()}
+        output.json(fields | {"next_offset": done.next_offset, "new_events": done.events, "new_leaves": done.leaves})
+    else:
+        output.line(
+            f"{plural(done.events, 'event')} new at {place.name}; {key.verifier.name}, {done.size:,} record batches, "
+            f"root {done.root.hex()[:16]}"
+        )
+    output.flush()
+
+
+def receipt(
+    url: Url,
+    job: JobId,
+    tree: Tree = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where to write it; default: stdout.")
+    ] = None,
+) -> None:
+    """Make the receipt of a job: proofs of all its events, which others verify without the store."""
+    execute(_receipt(url, job, tree, out))
+
+
+async def _receipt(url: str, job_id: str, destination: str | None, out: Path | None) -> None:
+    from ledgerq.eventlog.entropy import job_id_bytes
+    from ledgerq.projections.view import LedgerView
+
+    with _needs_the_extra():
+        from ledgerq.eventlog.trust.places import open_place
+        from ledgerq.eventlog.trust.receipts import make_receipt
+    wanted, place = job_id_bytes(job_id), open_place(url, destination)
+    async with reading(url) as log:
+        records = await LedgerView(log).history(wanted)
+        content = await make_receipt(log, place, [record.offset for record in records])
+    if out is None:
+        sys.stdout.write(content.decode())
+        return
+    try:
+        out.write_bytes(content)
+    except OSError as error:
+        raise InvalidArgument(f"{out} can't be written ({error.strerror})") from error
+    Output().line(f"{out}: {plural(len(records), 'event')}, {plural(len(content), 'byte')}")
+
+
+def verify(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The receipt.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="VKEY", help="The log's verifier key, had from elsewhere.")
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="Which logs are trusted, which witnesses must agree."),
+    ] = None,
+    program: Annotated[
+        Path | None,
+        typer.Option("--program", metavar="FILE", help="Write the verifier, one Python file, and nothing else."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a receipt, offline and without any store."""
+    with _needs_the_extra():
+        from ledgerq.eventlog.trust import verifier
+    if program is not None:
+        source = Path(verifier.__file__).read_bytes()
+        try:
+            program.write_bytes(source)
+        except OSError as error:
+            raise InvalidArgument(f"{program} can't be written ({error.strerror})") from error
+        return
+    if file is None or (key is None) == (policy is None):
+        raise InvalidArgument("name a receipt, and either --key or --policy")
+    try:
+        content = file.read_bytes()
+        trusted = key if policy is None else policy.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"a file can't be read ({error})") from error
+    try:
+        known = verifier.policy_of(verifier.VerifierKey.parse(trusted or "")) if policy is None else None
+        found = verifier.check_receipt(content, known or verifier.parse_policy(trusted or ""))
+    except verifier.Refused as error:
+        raise ProofRefused(f"{file} proves nothing: {error}") from error
+    output = Output(as_json=as_json)
+    if as_json:
+        output.json(verifier.verdict(found))
+        return
+    for line in verifier.verdict_lines(found):
+        output.line(line)
