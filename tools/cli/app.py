@@ -1,8 +1,8 @@
 """The command line: `ledgerq COMMAND`, and `rebuild-projections`. This file puts the commands together.
 
 The commands are in read.py, diff.py and top.py (reading), operate.py, bulk.py and schedules.py (changing), worker.py
-(running jobs), repair.py (auditing and rebuilding), trust.py (receipts) and doctor/doctor.py. Here is what they share: how an error becomes
-one line and an exit code.
+(running jobs), repair.py (auditing and rebuilding), trust.py (receipts) and doctor/doctor.py. Here is what they share:
+how an error becomes one line and an exit code.
 
     0  fine        1  found something: differences, no such job, a log that was changed or lost its end
     2  usage       3  the store can't be read or written        4  salvaged, but something promised was lost

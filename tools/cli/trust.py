@@ -1,4 +1,4 @@
-"""The commands of the transparency log: keygen, publish, receipt, verify. All but keygen only read the store, or none."""
+"""The commands of the transparency log: keygen, publish, receipt, verify. None of them writes a store."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,10 @@ from ledgerq.eventlog.errors import InvalidArgument, LedgerError, ProofRefused
 from ledgerq.tools.console.arguments import AsJson, JobId, Url
 from ledgerq.tools.console.opening import execute, reading
 from ledgerq.tools.console.output import Output, plural, progress
+
+if TYPE_CHECKING:
+    from ledgerq.eventlog.trust.notes import SigningKey
+    from ledgerq.eventlog.trust.places import Place
 
 __all__ = ["keygen", "publish", "receipt", "verify"]
 
@@ -35,6 +39,20 @@ def _needs_the_extra() -> Iterator[None]:
         if (error.name or "").partition(".")[0] != "cryptography":
             raise
         raise InvalidArgument("signatures need cryptography: pip install 'ledgerq[trust]'") from error
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{file} can't be read ({error.strerror})") from error
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise InvalidArgument(f"{file} can't be written ({error.strerror})") from error
 
 
 def keygen(
@@ -60,8 +78,8 @@ def keygen(
 
 def publish(
     url: Url,
+    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The private key that keygen made.")],
     destination: Destination = None,
-    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The private key that keygen made.")] = ...,  # type: ignore[assignment]
     every: Annotated[
         float | None, typer.Option("--every", metavar="SECONDS", min=1.0, help="Again and again, until Ctrl-C.")
     ] = None,
@@ -78,10 +96,7 @@ async def _publish(url: str, destination: str | None, key_file: Path, every: flo
     with _needs_the_extra():
         from ledgerq.eventlog.trust.notes import SigningKey
         from ledgerq.eventlog.trust.places import open_place
-    try:
-        key = SigningKey.parse(key_file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"the key file {key_file} can't be read ({error})") from error
+    key = SigningKey.parse(_read(key_file).decode(errors="replace"))
     place = open_place(url, destination)
     while True:
         try:
@@ -95,7 +110,7 @@ async def _publish(url: str, destination: str | None, key_file: Path, every: flo
         await asyncio.sleep(every)
 
 
-async def _publish_once(url, place, key, output: Output, *, is_first: bool) -> None:  # type: ignore[no-untyped-def]
+async def _publish_once(url: str, place: "Place", key: "SigningKey", output: Output, *, is_first: bool) -> None:
     from ledgerq.eventlog.trust.publisher import publish
 
     async with reading(url) as log:
@@ -138,10 +153,7 @@ async def _receipt(url: str, job_id: str, destination: str | None, out: Path | N
     if out is None:
         sys.stdout.write(content.decode())
         return
-    try:
-        out.write_bytes(content)
-    except OSError as error:
-        raise InvalidArgument(f"{out} can't be written ({error.strerror})") from error
+    _write(out, content)
     Output().line(f"{out}: {plural(len(records), 'event')}, {plural(len(content), 'byte')}")
 
 
@@ -164,22 +176,14 @@ def verify(
     with _needs_the_extra():
         from ledgerq.eventlog.trust import verifier
     if program is not None:
-        source = Path(verifier.__file__).read_bytes()
-        try:
-            program.write_bytes(source)
-        except OSError as error:
-            raise InvalidArgument(f"{program} can't be written ({error.strerror})") from error
+        _write(program, _read(Path(verifier.__file__)))
         return
     if file is None or (key is None) == (policy is None):
         raise InvalidArgument("name a receipt, and either --key or --policy")
+    content, text = _read(file), "" if policy is None else _read(policy).decode(errors="surrogateescape")
     try:
-        content = file.read_bytes()
-        trusted = key if policy is None else policy.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"a file can't be read ({error})") from error
-    try:
-        known = verifier.policy_of(verifier.VerifierKey.parse(trusted or "")) if policy is None else None
-        found = verifier.check_receipt(content, known or verifier.parse_policy(trusted or ""))
+        trusted = verifier.parse_policy(text) if key is None else verifier.policy_of(verifier.VerifierKey.parse(key))
+        found = verifier.check_receipt(content, trusted)
     except verifier.Refused as error:
         raise ProofRefused(f"{file} proves nothing: {error}") from error
     output = Output(as_json=as_json)
