@@ -25,6 +25,7 @@ from ledgerq.eventlog.events import (
     BulkEnded,
     Cancelled,
     CancelRequested,
+    Checkpointed,
     Claimed,
     DeadLettered,
     Deleted,
@@ -96,6 +97,7 @@ EVENT_TYPES: Final[dict[int, type[Any]]] = {
     49: WriterClosed,
     50: Rebuilt,
     51: FilesSetAside,
+    52: Checkpointed,
 }
 KIND_OF: Final[dict[type[Any], int]] = {event_type: kind for kind, event_type in EVENT_TYPES.items()}
 

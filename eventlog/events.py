@@ -22,6 +22,7 @@ from ledgerq.eventlog.schedule_events import (
     Ticked,
     TickReason,
 )
+from ledgerq.eventlog.tree_events import Checkpointed
 
 __all__ = [
     "Acked",
@@ -30,6 +31,7 @@ __all__ = [
     "BulkKind",
     "CancelRequested",
     "Cancelled",
+    "Checkpointed",
     "Claimed",
     "DeadLettered",
     "Deleted",
@@ -307,7 +309,7 @@ JobEvent = (
     | Deleted
 )
 QueueEvent = QueuePaused | QueueResumed | BulkBegan | BulkEnded
-LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside
+LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside | Checkpointed
 Event = JobEvent | QueueEvent | ScheduleEvent | LogEvent
 
 SECRET: Final = "the secret"  # noqa: S105 - a name

@@ -12,6 +12,7 @@ from ledgerq.eventlog.events import (
     Acked,
     BulkBegan,
     BulkEnded,
+    Checkpointed,
     DeadLettered,
     Enqueued,
     Event,
@@ -54,6 +55,13 @@ def _check_bulk(offset: int, event: BulkBegan | BulkEnded, open_at: int) -> None
         raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense where the open bulk is {open_at}")
 
 
+def _check_tree(offset: int, event: Checkpointed, before: Checkpointed | None) -> None:
+    """Raise `LogCorrupt` for a tree of events that the log did not have yet, or one that shrank."""
+    is_smaller = before is not None and (event.tree_size < before.tree_size or event.next_offset < before.next_offset)
+    if is_smaller or not 0 < event.next_offset <= offset:
+        raise LogCorrupt(offset, f"the checkpoint of {event.origin!r} is of a tree that this log can't have had")
+
+
 class Transition(NamedTuple):
     """One event with the job before and after it; both None for events that concern no job."""
 
@@ -80,6 +88,8 @@ class Fold:
         self.texts: dict[int, Sealed] = {}
         # Unique keys in events before it were digested with a secret that is lost.
         self.secret_since = 0
+        # The last noted checkpoint of each published tree.
+        self.trees: dict[str, Checkpointed] = {}
         self.next_offset = 0
         self.time_ms = 0
 
@@ -130,6 +140,9 @@ class Fold:
                 self._apply_schedule(offset, time_ms, event)
             elif type(event) is Rebuilt and SECRET in event.names:
                 self.secret_since = offset
+            elif type(event) is Checkpointed:
+                _check_tree(offset, event, self.trees.get(event.origin))
+                self.trees[event.origin] = event
             return None, None
         if TYPE_CHECKING:
             assert isinstance(event, JobEvent)

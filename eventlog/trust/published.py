@@ -4,7 +4,7 @@ from typing import Final
 
 from ledgerq.eventlog.trust.places import Place
 from ledgerq.eventlog.trust.tree import ENTRIES, TILE_HASHES, TileReader
-from ledgerq.eventlog.trust.verifier import Refused, TlogEntry, leaf_hash
+from ledgerq.eventlog.trust.verifier import Checkpoint, Refused, TlogEntry, leaf_hash, root_of_proof
 
 __all__ = ["PublishedTree", "encode_entries"]
 
@@ -18,11 +18,12 @@ def encode_entries(entries: list[bytes]) -> bytes:
 
 
 class PublishedTree(TileReader):
-    """The tree of a checkpoint in a place. What it reads is not trusted until it is compared with a signed root."""
+    """The tree of a checkpoint in a place. What it reads there is not trusted: it is compared with the signed root."""
 
-    def __init__(self, place: Place, size: int) -> None:
-        """Read the tree of this size from `place`; nothing is requested yet."""
-        super().__init__(place.get, size)
+    def __init__(self, place: Place, checkpoint: Checkpoint) -> None:
+        """Read the tree of this checkpoint from `place`; nothing is requested yet."""
+        super().__init__(place.get, checkpoint.size)
+        self._root = checkpoint.root
 
     async def bundle(self, index: int) -> list[bytes]:
         """The encoded entries of a bundle, as many as are in this tree; raises `Refused`."""
@@ -34,10 +35,10 @@ class PublishedTree(TileReader):
         return entries
 
     async def entry(self, index: int) -> TlogEntry:
-        """The entry of a leaf, which is the one that the leaf's hash is made of; raises `Refused`."""
+        """The entry of a leaf, proven to be in the tree that was signed; raises `Refused`."""
         encoded = (await self.bundle(index // TILE_HASHES))[index % TILE_HASHES]
-        if leaf_hash(encoded) != await self.leaf(index):
-            raise Refused(f"the published entry {index} is not the one that was hashed into the tree")
+        if root_of_proof(leaf_hash(encoded), index, self.size, await self.inclusion(index)) != self._root:
+            raise Refused(f"the published entry {index} is not in the tree that was signed")
         return TlogEntry.decode(encoded)
 
     async def find(self, offset: int) -> int | None:

@@ -89,9 +89,9 @@ async def _standing(place: Place, key: SigningKey) -> _Standing:
     checkpoint = open_checkpoint(note, policy_of(key.verifier))
     if checkpoint.size == 0:
         raise Refused("its tree is empty")
-    tree = PublishedTree(place, checkpoint.size)
+    tree = PublishedTree(place, checkpoint)
     growth = Growth(tree.size, await tree.edge())
-    if growth.root() != checkpoint.root or await tree.root() != checkpoint.root:
+    if growth.root() != checkpoint.root:
         raise Refused("its tiles don't make the root that was signed")
     entries = await tree.bundle(tree.size // TILE_HASHES) if tree.size % TILE_HASHES else []
     return _Standing(note, growth, entries, await tree.entry(tree.size - 1))

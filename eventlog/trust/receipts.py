@@ -37,7 +37,7 @@ async def make_receipt(log: LogReader, place: Place, offsets: Sequence[int]) -> 
         raise NotPublished(f"nothing is published at {place.name}: run ledgerq publish, or name the place")
     try:
         policy = policy_of(VerifierKey.parse(key.decode()))
-        tree = PublishedTree(place, open_checkpoint(note, policy).size)
+        tree = PublishedTree(place, open_checkpoint(note, policy))
         secret = await log_secret(log.store)
         proofs = [await _proof(log, tree, place, offset, secret) for offset in offsets]
         receipt = b"".join(proof + b"\n" + note for proof in proofs)

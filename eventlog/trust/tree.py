@@ -170,10 +170,6 @@ class TileReader:
                 low, is_whole = middle, False
         return [*([] if is_whole else [await self._over(low, high)]), *path[::-1]]
 
-    async def leaf(self, index: int) -> bytes:
-        """The hash of a leaf."""
-        return await self._over(index, index + 1)
-
     async def _over(self, low: int, high: int) -> bytes:
         count = high - low
         if count == 0:

@@ -18,6 +18,7 @@ from ledgerq.eventlog.events import (
     BulkEnded,
     Cancelled,
     CancelRequested,
+    Checkpointed,
     Claimed,
     DeadLettered,
     Deleted,
@@ -203,6 +204,13 @@ _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     Ticked: (*(_text, _u64, st.none() | _ids, st.sampled_from(get_args(TickReason)), _u32, _u64, _u64, _text, _words),),
     WriterOpened: (_text, _text, st.none() | _u64),
     WriterClosed: (_text,),
+    Checkpointed: (
+        _text,
+        st.binary(min_size=4, max_size=4),
+        _u64.filter(bool),
+        _u64,
+        st.binary(min_size=32, max_size=32),
+    ),
     Rebuilt: (_text, _text, st.lists(_text, max_size=3).map(tuple), _u64, _u64),
 }
 
