@@ -4,6 +4,7 @@ What stands at the place is read and checked first: the checkpoint is the key's 
 last leaf is what this log holds there. Only then new leaves follow, and the chain of digests is checked on the way. All
 files but the checkpoint are the same whoever writes them and are written first, so a publisher that was killed is run
 again. A file that is there already with another content is never replaced: another log was seen when it was written.
+What the key signed last is kept beside the key: nothing is signed that doesn't go on from that, whatever stands there.
 
 The tree begins with the first record batch of version 2: an older one doesn't name each job's event before.
 """
@@ -23,8 +24,8 @@ from ledgerq.eventlog.trust.entries import BatchLeaf, batch_leaf
 from ledgerq.eventlog.trust.notes import SigningKey, checkpoint_text
 from ledgerq.eventlog.trust.places import CHECKPOINT, Place
 from ledgerq.eventlog.trust.published import PublishedTree, encode_entries
-from ledgerq.eventlog.trust.tree import ENTRIES, TILE_HASHES, Growth, tile_path
-from ledgerq.eventlog.trust.verifier import Refused, TlogEntry, leaf_hash, open_checkpoint, policy_of
+from ledgerq.eventlog.trust.tree import ENTRIES, TILE_HASHES, Growth, TileReader, tile_path
+from ledgerq.eventlog.trust.verifier import Checkpoint, Refused, TlogEntry, leaf_hash, open_checkpoint, policy_of
 
 __all__ = ["KEY_FILE", "Published", "log_secret", "publish", "recorded_leaf"]
 
@@ -33,8 +34,9 @@ _LOG_STOP: Final = keys.after_prefix(keys.LOG_PREFIX)
 
 
 class Published(NamedTuple):
-    """The tree as it is published now; `leaves` and `events` are how many are new. An empty one has size 0."""
+    """The tree as it is published now; `leaves` and `events`: how many are new. An empty one has no note."""
 
+    note: bytes | None
     size: int
     root: bytes
     next_offset: int
@@ -51,21 +53,31 @@ class _Standing(NamedTuple):
     last: TlogEntry | None
 
 
-async def publish(log: LogReader, place: Place, key: SigningKey, *, progress: Progress | None = None) -> Published:
+async def publish(
+    log: LogReader, place: Place, key: SigningKey, *, signed: bytes | None = None, progress: Progress | None = None
+) -> Published:
     """Bring the tree at `place` to the log's head, as this reader sees it, and sign it.
 
-    Raises `TreeForked`, and signs nothing, when what stands there is not a beginning of this log's tree or is another
-    key's; `LogCorrupt` for a log whose chain is broken; `StoreUnavailable`, also when another publisher was faster.
+    `signed`: the note that this key signed last, here or elsewhere. Raises `TreeForked`, and signs nothing, when that
+    or what stands there is not a beginning of this log's tree or is another key's; `LogCorrupt` for a log whose chain
+    is broken; `StoreUnavailable`, also when another publisher was faster.
     """
     async with place.exclusive():
         try:
             standing = await _standing(place, key)
+            last_signed = None if signed is None else open_checkpoint(signed, policy_of(key.verifier))
         except Refused as error:
             raise TreeForked(f"what is published at {place.name} is not to be gone on from: {error}") from error
+        if standing.last is None and not await log.end():
+            return Published(None, 0, standing.growth.root(), 0, 0, 0)
         secret = await log_secret(log.store)
         if standing.last is not None:
             await _check_last(log.store, standing.last, secret, place)
-        return await _grow(log, place, key, standing, secret, progress)
+        grown = await _grow(log, place, standing, secret, progress)
+        await _check_signed(place, grown, last_signed)
+        if not grown.leaves:
+            return grown._replace(note=standing.note)
+        return await _sign(place, key, grown, standing.note)
 
 
 async def log_secret(store: ReadStore) -> bytes:
@@ -116,12 +128,12 @@ async def _check_last(store: ReadStore, last: TlogEntry, secret: bytes, place: P
 
 
 async def _grow(
-    log: LogReader, place: Place, key: SigningKey, standing: _Standing, secret: bytes, progress: Progress | None
+    log: LogReader, place: Place, standing: _Standing, secret: bytes, progress: Progress | None
 ) -> Published:
+    """Write the tiles of all that is new; nothing is signed yet."""
     growth, entries, last = standing.growth, list(standing.entries), standing.last
     size, start = growth.size, await _first_offset(log) if last is None else last.next_offset
     head = await log.head()
-    full: list[str] = []
     async with aclosing(_values(log.store, start)) as values:
         async for offset, value in values:
             leaf = batch_leaf(offset, value, secret)
@@ -134,15 +146,14 @@ async def _grow(
             entries.append(encoded)
             for path, content in growth.append(leaf_hash(encoded)):
                 await _put(place, path, content)
-                full.append(path)
             if len(entries) == TILE_HASHES:
-                full.append(tile_path(ENTRIES, growth.size // TILE_HASHES - 1, TILE_HASHES))
-                await _put(place, full[-1], encode_entries(entries))
+                path = tile_path(ENTRIES, growth.size // TILE_HASHES - 1, TILE_HASHES)
+                await _put(place, path, encode_entries(entries))
                 entries.clear()
             if progress is not None:
                 progress(last.next_offset, head.next_offset)
     if last is None:
-        return Published(0, growth.root(), start, 0, 0)
+        return Published(None, 0, growth.root(), start, 0, 0)
     if (last.next_offset, last.digest) != (head.next_offset, head.digest):
         raise LogCorrupt(last.next_offset, "the log doesn't end where its head is")
     if growth.size > size:
@@ -150,14 +161,33 @@ async def _grow(
             await _put(place, path, content)
         if entries:
             await _put(place, tile_path(ENTRIES, growth.size // TILE_HASHES, len(entries)), encode_entries(entries))
-        await _put(place, KEY_FILE, f"{key.verifier}\n".encode())
-        await place.sync()
-        note = key.sign(checkpoint_text(key.verifier.name, growth.size, growth.root()))
-        if not await place.replace(CHECKPOINT, note, standing.note):
-            raise StoreUnavailable(f"another publisher has written to {place.name} meanwhile: try again")
-        for path in full:
-            await place.remove_folder(f"{path}.p")
-    return Published(growth.size, growth.root(), last.next_offset, growth.size - size, last.next_offset - start)
+    return Published(None, growth.size, growth.root(), last.next_offset, growth.size - size, last.next_offset - start)
+
+
+async def _check_signed(place: Place, grown: Published, signed: Checkpoint | None) -> None:
+    """Raise `TreeForked` unless the tree has the one that was signed last as its beginning."""
+    if signed is None:
+        return
+    what = f"this key has signed a tree of {signed.origin} with {signed.size} leaves"
+    if grown.size < signed.size:
+        raise TreeForked(f"{what}, and the one at {place.name} has {grown.size}: store or tree is an older copy")
+    if await TileReader(place.get, grown.size).root(signed.size) != signed.root:
+        raise TreeForked(f"{what}, and the one at {place.name} begins with others: the log was rewritten")
+
+
+async def _sign(place: Place, key: SigningKey, grown: Published, over: bytes | None) -> Published:
+    await _put(place, KEY_FILE, f"{key.verifier}\n".encode())
+    await place.sync()
+    note = key.sign(checkpoint_text(key.verifier.name, grown.size, grown.root))
+    if not await place.replace(CHECKPOINT, note, over):
+        raise StoreUnavailable(f"another publisher has written to {place.name} meanwhile: try again")
+    # Where the edge was, a tile may be full now, and its partial ones are not needed any more.
+    old, bits = grown.size - grown.leaves, 8
+    while (index := old >> bits) < grown.size >> bits:
+        for level in (ENTRIES, 0) if bits == 8 else (bits // 8 - 1,):
+            await place.remove_folder(f"{tile_path(level, index, TILE_HASHES)}.p")
+        bits += 8
+    return grown._replace(note=note)
 
 
 async def _put(place: Place, path: str, content: bytes) -> None:

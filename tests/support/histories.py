@@ -167,7 +167,8 @@ _ids = st.binary(min_size=16, max_size=16)
 _u64 = st.integers(0, 2**64 - 1)
 _u32 = st.integers(0, 2**32 - 1)
 _states = st.sampled_from(STATES)
-_sealed = st.builds(Sealed, _u64, _u32, st.binary(min_size=32, max_size=32))
+_digests = st.binary(min_size=32, max_size=32)
+_sealed = st.builds(Sealed, _u64, _u32, _digests)
 _words = _text | _sealed
 _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     Enqueued: (

@@ -100,7 +100,7 @@ async def _publish(url: str, destination: str | None, key_file: Path, every: flo
     place = open_place(url, destination)
     while True:
         try:
-            await _publish_once(url, place, key, output, is_first=every is None)
+            await _publish_once(url, place, key, key_file, output, quiet=output.as_json or every is not None)
         except LedgerError as error:
             if every is None or error.permanent:
                 raise
@@ -110,12 +110,20 @@ async def _publish(url: str, destination: str | None, key_file: Path, every: flo
         await asyncio.sleep(every)
 
 
-async def _publish_once(url: str, place: "Place", key: "SigningKey", output: Output, *, is_first: bool) -> None:
+async def _publish_once(
+    url: str, place: "Place", key: "SigningKey", key_file: Path, output: Output, *, quiet: bool
+) -> None:
+    from ledgerq.eventlog.trust.places import FolderPlace
     from ledgerq.eventlog.trust.publisher import publish
 
+    # Beside the key, and not with the store or the tree: whoever owns those can put older copies of both in place.
+    memory, name = FolderPlace(key_file.parent), f"{key_file.name}.signed"
+    signed = await memory.get(name)
     async with reading(url) as log:
-        with progress("publishing", quiet=output.as_json or not is_first) as report:
-            done = await publish(log, place, key, progress=report)
+        with progress("publishing", quiet=quiet) as report:
+            done = await publish(log, place, key, signed=signed, progress=report)
+    if done.note is not None and done.note != signed:
+        await memory.replace(name, done.note, signed)
     if output.as_json:
         fields = {"place": place.name, "origin": key.verifier.name, "size": done.size, "root": done.root.hex()}
         output.json(fields | {"next_offset": done.next_offset, "new_events": done.events, "new_leaves": done.leaves})

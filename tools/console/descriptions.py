@@ -182,9 +182,7 @@ def event_text(event: Event) -> str:
         case FilesSetAside():
             return f"{event.total} files that kept the store from being opened are in {event.folder}"
         case Checkpointed():
-            return (
-                f"{event.origin}: a signed tree of {event.tree_size} batches, up to offset {event.next_offset}"
-            )
+            return f"{event.origin}: a signed tree of {event.tree_size} batches, up to offset {event.next_offset}"
         case _:
             assert_never(event)
 
