@@ -9,8 +9,9 @@ one of them without its neighbours.
 from hashlib import blake2b, sha256
 from typing import Final, NamedTuple
 
-from ledgerq.eventlog.codec import digest_of, pack, stored_batch
+from ledgerq.eventlog.codec import KIND_OF, digest_of, pack, stored_batch
 from ledgerq.eventlog.errors import LogCorrupt
+from ledgerq.eventlog.events import Checkpointed
 from ledgerq.eventlog.trust.tree import root_of
 from ledgerq.eventlog.trust.verifier import COMMITMENT_PREFIX, TlogEntry, leaf_hash
 
@@ -18,6 +19,7 @@ __all__ = ["BatchLeaf", "batch_leaf", "event_salt"]
 
 _HEADER: Final = b"\x97\x01"  # an array of seven, the first of which is the entry's version
 _NIL: Final = b"\xc0"
+_NOTE: Final = KIND_OF[Checkpointed]
 
 
 def event_salt(secret: bytes, offset: int) -> bytes:
@@ -33,6 +35,8 @@ class BatchLeaf(NamedTuple):
     openings: list[bytes]
     """Of each event the salt and its entry: what its commitment hides."""
     inner_hashes: list[bytes]
+    has_notes: bool
+    """Whether one of the events is a `Checkpointed`."""
 
 
 def batch_leaf(base_offset: int, value: bytes, secret: bytes) -> BatchLeaf:
@@ -52,4 +56,4 @@ def batch_leaf(base_offset: int, value: bytes, secret: bytes) -> BatchLeaf:
         hashes.append(leaf_hash(sha256(COMMITMENT_PREFIX + opening).digest()))
         offset += 1
     entry = TlogEntry(base_offset, offset, digest_of(value), root_of(hashes))
-    return BatchLeaf(entry, outer.previous, openings, hashes)
+    return BatchLeaf(entry, outer.previous, openings, hashes, _NOTE in outer.kinds)

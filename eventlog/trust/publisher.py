@@ -4,7 +4,8 @@ What stands at the place is read and checked first: the checkpoint is the key's 
 last leaf is what this log holds there. Only then new leaves follow, and the chain of digests is checked on the way. All
 files but the checkpoint are the same whoever writes them and are written first, so a publisher that was killed is run
 again. A file that is there already with another content is never replaced: another log was seen when it was written.
-What the key signed last is kept beside the key: nothing is signed that doesn't go on from that, whatever stands there.
+What the key signed last is kept beside the key, and the log may note what was signed (`Checkpointed`): nothing is signed
+that doesn't go on from both, whatever stands there.
 
 The tree begins with the first record batch of version 2: an older one doesn't name each job's event before.
 """
@@ -14,8 +15,9 @@ from contextlib import aclosing
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import NO_DIGEST
+from ledgerq.eventlog.codec import NO_DIGEST, decode_batch
 from ledgerq.eventlog.errors import LogCorrupt, StoreUnavailable, TreeForked
+from ledgerq.eventlog.events import Checkpointed
 from ledgerq.eventlog.log import LogReader, Progress
 from ledgerq.eventlog.read_ahead import read_ahead
 from ledgerq.eventlog.side_records import read_secret
@@ -73,8 +75,10 @@ async def publish(
         secret = await log_secret(log.store)
         if standing.last is not None:
             await _check_last(log.store, standing.last, secret, place)
-        grown = await _grow(log, place, standing, secret, progress)
+        noted: list[Checkpointed] = []
+        grown = await _grow(log, place, standing, secret, noted, progress)
         await _check_signed(place, grown, last_signed)
+        await _check_noted(place, grown, [one for one in noted if one.origin == key.verifier.name])
         if not grown.leaves:
             return grown._replace(note=standing.note)
         return await _sign(place, key, grown, standing.note)
@@ -128,9 +132,14 @@ async def _check_last(store: ReadStore, last: TlogEntry, secret: bytes, place: P
 
 
 async def _grow(
-    log: LogReader, place: Place, standing: _Standing, secret: bytes, progress: Progress | None
+    log: LogReader,
+    place: Place,
+    standing: _Standing,
+    secret: bytes,
+    noted: list[Checkpointed],
+    progress: Progress | None,
 ) -> Published:
-    """Write the tiles of all that is new; nothing is signed yet."""
+    """Write the tiles of all that is new, and gather in `noted` what the log notes there; nothing is signed yet."""
     growth, entries, last = standing.growth, list(standing.entries), standing.last
     size, start = growth.size, await _first_offset(log) if last is None else last.next_offset
     head = await log.head()
@@ -141,6 +150,8 @@ async def _grow(
                 raise LogCorrupt(offset, "the record batch doesn't follow from the one before it")
             if offset == 0 and leaf.previous != NO_DIGEST:
                 raise LogCorrupt(offset, "the record batch doesn't follow from the one before it")
+            if leaf.has_notes:
+                noted += [event for event in decode_batch(offset, value).events if isinstance(event, Checkpointed)]
             last = leaf.entry
             encoded = last.encode()
             entries.append(encoded)
@@ -173,6 +184,17 @@ async def _check_signed(place: Place, grown: Published, signed: Checkpoint | Non
         raise TreeForked(f"{what}, and the one at {place.name} has {grown.size}: store or tree is an older copy")
     if await TileReader(place.get, grown.size).root(signed.size) != signed.root:
         raise TreeForked(f"{what}, and the one at {place.name} begins with others: the log was rewritten")
+
+
+async def _check_noted(place: Place, grown: Published, noted: list[Checkpointed]) -> None:
+    """Raise `TreeForked` unless the checkpoints that the log notes are of this tree."""
+    tree = TileReader(place.get, grown.size)
+    for one in noted:
+        if one.tree_size > grown.size or await tree.root(one.tree_size) != one.root:
+            raise TreeForked(
+                f"the log notes that the key of {one.origin} signed a tree with {one.tree_size} leaves, and it is not the "
+                f"beginning of the one at {place.name}: the key was used for another log, or this one was rewritten"
+            )
 
 
 async def _sign(place: Place, key: SigningKey, grown: Published, over: bytes | None) -> Published:

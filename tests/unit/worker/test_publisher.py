@@ -9,6 +9,7 @@ import pytest
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import decode_batch, digest_of, encode_batch, stored_batch
 from ledgerq.eventlog.errors import LogCorrupt, NotPublished, ProofRefused, StoreUnavailable, TreeForked
+from ledgerq.eventlog.events import Checkpointed
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.trust.entries import batch_leaf
 from ledgerq.eventlog.trust.notes import SigningKey
@@ -253,6 +254,27 @@ async def test_nothing_is_signed_that_contradicts_what_the_key_signed_before() -
         other = await publish_to(MemoryPlace(), rig.disk, SigningKey.of("example.com/other", bytes(32)))
         with pytest.raises(TreeForked, match="no log that is trusted"):
             await publish_to(place, rig.disk, signed=other.note)
+
+
+async def test_nothing_is_signed_that_contradicts_what_the_log_notes() -> None:
+    async with Rig() as rig:
+        await some_jobs(rig)
+        place = MemoryPlace()
+        done = await publish_to(place, rig.disk)
+        for size, root, is_good in ((done.size, done.root, True), (2, done.root, False), (999, done.root, False)):
+            disk = copy_of(rig.disk)
+            log = await start_log(disk)
+            log.append(Checkpointed("example.com/other", bytes(4), 1, 1, bytes(32)))
+            log.append(Checkpointed("example.com/jobs", KEY.verifier.key_id, size, done.next_offset, root))
+            await log.committed()
+            await log.close()
+            copy = MemoryPlace(dict(place.files))
+            if is_good:
+                assert (await publish_to(copy, disk)).size == done.size + 1
+            else:
+                with pytest.raises(TreeForked, match="the log notes"):
+                    await publish_to(copy, disk)
+                assert not copy.signed
 
 
 async def test_a_receipt_waits_for_its_checkpoint() -> None:
