@@ -4,8 +4,8 @@ What stands at the place is read and checked first: the checkpoint is the key's 
 last leaf is what this log holds there. Only then new leaves follow, and the chain of digests is checked on the way. All
 files but the checkpoint are the same whoever writes them and are written first, so a publisher that was killed is run
 again. A file that is there already with another content is never replaced: another log was seen when it was written.
-What the key signed last is kept beside the key, and the log may note what was signed (`Checkpointed`): nothing is signed
-that doesn't go on from both, whatever stands there.
+What the key signed last is kept beside the key, and the log may note what was signed (`Checkpointed`): nothing is
+signed that does not go on from both, whatever stands there.
 
 The tree begins with the first record batch of version 2: an older one doesn't name each job's event before.
 """
@@ -192,7 +192,7 @@ async def _check_noted(place: Place, grown: Published, noted: list[Checkpointed]
     for one in noted:
         if one.tree_size > grown.size or await tree.root(one.tree_size) != one.root:
             raise TreeForked(
-                f"the log notes that the key of {one.origin} signed a tree with {one.tree_size} leaves, and it is not the "
+                f"the log notes that the key of {one.origin} signed a tree with {one.tree_size} leaves, and it is no "
                 f"beginning of the one at {place.name}: the key was used for another log, or this one was rewritten"
             )
 
