@@ -484,8 +484,9 @@ def verdict_lines(receipt: Receipt) -> list[str]:
     found = verdict(receipt)
     by = f", cosigned by {', '.join(found['witnesses'])}" if found["witnesses"] else ""
     lines = [f"{one['offset']:>10}  {one['time']}  {one['event']}" for one in found["events"]]
+    count = "1 event" if len(lines) == 1 else f"{len(lines)} events"
     return [
-        f"verified: job {found['job_id']}, {len(lines)} events, none left out between the first and the last",
+        f"verified: job {found['job_id']}, {count}, none left out between the first and the last",
         f"log {found['origin']}, in its signed tree of {found['tree_size']} record batches{by}",
         *lines,
     ]
