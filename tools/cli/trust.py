@@ -58,6 +58,7 @@ def _write(file: Path, content: bytes) -> None:
 def keygen(
     origin: Annotated[str, typer.Argument(metavar="ORIGIN", help="The log's name for ever, such as example.com/jobs.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write the private key, for you only.")],
+    as_json: AsJson = False,
 ) -> None:
     """Make the key that signs a log's tree.
 
@@ -73,7 +74,11 @@ def keygen(
         raise InvalidArgument(f"{out} can't be made ({error.strerror}): a key never replaces a file") from error
     with os.fdopen(fd, "w") as file:
         file.write(key.encode())
-    Output().line(str(key.verifier))
+    output = Output(as_json=as_json)
+    if as_json:
+        output.json({"origin": origin, "verifier_key": str(key.verifier), "file": str(out)})
+    else:
+        output.line(str(key.verifier))
 
 
 def publish(
@@ -85,7 +90,7 @@ def publish(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish the log as a signed tree that others can verify.
+    """Publish the log as a signed tree.
 
     Reads the store beside its writer, adds what is new, and signs nothing that isn't consistent with what is there.
     """
@@ -142,12 +147,16 @@ def receipt(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Where to write it; default: stdout.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Make the receipt of a job: proofs of all its events, which others verify without the store."""
-    execute(_receipt(url, job, tree, out))
+    """Make the receipt of a job.
+
+    Proofs of all its events, which others verify without the store.
+    """
+    execute(_receipt(url, job, tree, out, Output(as_json=as_json)))
 
 
-async def _receipt(url: str, job_id: str, destination: str | None, out: Path | None) -> None:
+async def _receipt(url: str, job_id: str, destination: str | None, out: Path | None, output: Output) -> None:
     from ledgerq.eventlog.entropy import job_id_bytes
     from ledgerq.projections.view import LedgerView
 
@@ -158,11 +167,15 @@ async def _receipt(url: str, job_id: str, destination: str | None, out: Path | N
     async with reading(url) as log:
         records = await LedgerView(log).history(wanted)
         content = await make_receipt(log, place, [record.offset for record in records])
-    if out is None:
+    if out is not None:
+        _write(out, content)
+    if output.as_json:
+        place_of_it = {"receipt": content.decode()} if out is None else {"file": str(out)}
+        output.json({"job_id": job_id, "events": len(records), "bytes": len(content), **place_of_it})
+    elif out is None:
         sys.stdout.write(content.decode())
-        return
-    _write(out, content)
-    Output().line(f"{out}: {plural(len(records), 'event')}, {plural(len(content), 'byte')}")
+    else:
+        output.line(f"{out}: {plural(len(records), 'event')}, {plural(len(content), 'byte')}")
 
 
 def verify(
@@ -180,7 +193,10 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify a receipt, offline and without any store."""
+    """Verify a receipt, offline.
+
+    Needs neither the store nor the published tree.
+    """
     with _needs_the_extra():
         from ledgerq.eventlog.trust import verifier
     if program is not None:

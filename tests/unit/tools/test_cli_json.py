@@ -22,6 +22,7 @@ VALUES = {
     "QUEUE": "mail",
     "JOB": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "JOB...": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    "ORIGIN": "a name",
     "A": "0",
     "B": "1",
     "DIR": "/dev/null/folder",

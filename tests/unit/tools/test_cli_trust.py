@@ -33,6 +33,8 @@ def test_from_a_key_to_a_verified_receipt(cli: Cli, ledger: Ledger, tmp_path: Pa
     key, receipt = tmp_path / "log.key", tmp_path / "receipt"
     vkey = cli.ok("keygen", "example.com/jobs", "--out", key).out.strip()
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    more = cli.ok("keygen", "example.com/more", "--out", tmp_path / "more", "--json").json
+    assert more["verifier_key"].startswith("example.com/more+")
     assert "can't be made" in cli.fails(2, "keygen", "example.com/jobs", "--out", key)
     first = cli.ok("publish", ledger.url, "--key", key, "--json").json
     assert (first["origin"], first["new_leaves"], first["place"]) == (
@@ -46,6 +48,8 @@ def test_from_a_key_to_a_verified_receipt(cli: Cli, ledger: Ledger, tmp_path: Pa
     good = cli.ok("verify", receipt, "--key", vkey)
     assert good.out.startswith(f"verified: job {ledger.dead}, 3 events")
     assert receipt.read_text() == cli.ok("receipt", ledger.url, ledger.dead).out
+    found = cli.ok("receipt", ledger.url, ledger.dead, "--json").json
+    assert (found["receipt"], found["events"], found["job_id"]) == (receipt.read_text(), 3, ledger.dead)
     policy = tmp_path / "policy"
     policy.write_text(f"log {vkey}\nquorum none\n")
     events = cli.ok("verify", receipt, "--policy", policy, "--json").json["events"]
