@@ -78,13 +78,14 @@ class FolderPlace:
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
         """Hold the lock; raises `StoreUnavailable` while another one does."""
-        fd = await self._run(self._lock)
+        fd = await self._run(self.lock_now)
         try:
             yield
         finally:
             os.close(fd)
 
-    def _lock(self) -> int:
+    def lock_now(self) -> int:
+        """A descriptor that holds the lock until it is closed; blocks, and raises `StoreUnavailable` and OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _READABLE_BY_ALL)
         try:
@@ -96,9 +97,10 @@ class FolderPlace:
 
     async def get(self, name: str) -> bytes | None:
         """See `Place`."""
-        return await self._run(self._get, name)
+        return await self._run(self.get_now, name)
 
-    def _get(self, name: str) -> bytes | None:
+    def get_now(self, name: str) -> bytes | None:
+        """Like `get`; blocks, and raises OSError."""
         try:
             return read_small(self._folder / name, MAX_FILE_BYTES)
         except (FileNotFoundError, NotADirectoryError):
@@ -110,9 +112,11 @@ class FolderPlace:
 
     async def replace(self, name: str, content: bytes, over: bytes | None) -> bool:
         """See `Place`; to be called under the lock."""
-        if await self.get(name) != over:
-            return False
-        return await self._run(self._write, name, content, os.replace)
+        return await self._run(self.replace_now, name, content, over)
+
+    def replace_now(self, name: str, content: bytes, over: bytes | None) -> bool:
+        """Like `replace`; blocks, and raises OSError."""
+        return self.get_now(name) == over and self._write(name, content, os.replace)
 
     def _write(self, name: str, content: bytes, put: Callable[[Path, Path], None]) -> bool:
         path = self._folder / name

@@ -10,7 +10,7 @@ from typing import Final
 
 from ledgerq.eventlog.trust.verifier import Refused, node_hash
 
-__all__ = ["ENTRIES", "Growth", "TileReader", "inclusion_path", "root_of", "tile_path"]
+__all__ = ["ENTRIES", "Growth", "TileReader", "check_consistency", "inclusion_path", "root_of", "tile_path"]
 
 TILE_HASHES: Final = 256
 _TILE_LEVELS: Final = 8
@@ -52,6 +52,33 @@ def tile_path(level: int | str, index: int, width: int) -> str:
         digits.insert(0, f"x{index % 1000:03}")
     path = f"tile/{level}/{'/'.join(digits)}"
     return path if width == TILE_HASHES else f"{path}.p/{width}"
+
+
+def check_consistency(old: int, old_root: bytes, size: int, root: bytes, proof: Sequence[bytes]) -> None:
+    """Raise `Refused` unless the proof shows that the tree of `old` leaves is the beginning of the one of `size`."""
+    if not 0 <= old <= size:
+        raise Refused(f"a tree of {size} leaves does not begin with one of {old}")
+    if old in (0, size):
+        if proof or (old == size and old_root != root):
+            raise Refused("two trees of one size differ" if not proof else "the consistency proof is too long")
+        return
+    at, last, path = old - 1, size - 1, list(proof)
+    while at & 1:
+        at, last = at >> 1, last >> 1
+    first = old_root if not old & (old - 1) else (path.pop(0) if path else b"")
+    before = after = first
+    for other in path:
+        if last == 0:
+            raise Refused("the consistency proof is too long")
+        if at & 1 or at == last:
+            before, after = node_hash(other, before), node_hash(other, after)
+            while at and not at & 1:
+                at, last = at >> 1, last >> 1
+        else:
+            after = node_hash(after, other)
+        at, last = at >> 1, last >> 1
+    if last or (before, after) != (old_root, root):
+        raise Refused("the consistency proof does not lead from the one tree to the other")
 
 
 class Growth:

@@ -163,12 +163,17 @@ class VerifierKey(NamedTuple):
     def verify(self, text: bytes, signature: bytes) -> None:
         """Raise `Refused` unless this is the key's signature of the note's text, or its cosignature."""
         if self.kind == WITNESS_KEY:
-            text = b"cosignature/v1\ntime %d\n" % int.from_bytes(signature[:8]) + text
+            text = cosigned_text(text, int.from_bytes(signature[:8]))
             signature = signature[8:]
         try:
             Ed25519PublicKey.from_public_bytes(self.public).verify(signature, text)
         except InvalidSignature as error:
             raise Refused(f"the signature of {self.name} is wrong") from error
+
+
+def cosigned_text(text: bytes, time_s: int) -> bytes:
+    """What a witness signs of a checkpoint."""
+    return b"cosignature/v1\ntime %d\n" % time_s + text
 
 
 def is_key_name(name: str) -> bool:
@@ -220,7 +225,7 @@ def parse_policy(text: str) -> Policy:
             case ["witness", name, key] | ["witness", name, key, _] if name not in {"none", *witnesses, *groups}:
                 witnesses[name] = VerifierKey.parse(key)
             case ["group", name, least, *members] if members and name not in {"none", *witnesses, *groups}:
-                k = {"all": len(members), "any": 1}.get(least) or _number(least)
+                k = {"all": len(members), "any": 1}.get(least) or number_of(least)
                 known = all(member in witnesses or member in groups for member in members)
                 if not known or not 1 <= k <= len(members) or members_so_far & {*members}:
                     raise Refused(f"the policy's group {name!r} can't be met as it is written")
@@ -254,9 +259,9 @@ class Checkpoint(NamedTuple):
 
 def open_checkpoint(note: bytes, policy: Policy) -> Checkpoint:
     """The checkpoint in a signed note; raises `Refused` unless it is good by the policy."""
-    text, signatures = _split_note(note)
+    text, signatures = split_note(note)
     origin, size_text, root_text, *_ = [*text.decode().split("\n"), "", ""]
-    size, root = _number(size_text), decode_base64(root_text)
+    size, root = number_of(size_text), decode_base64(root_text)
     logs = [key for key in policy.logs if key.name == origin]
     if not logs or len(root) != 32:
         raise Refused(f"the checkpoint is one of {origin!r}, which is no log that is trusted here")
@@ -276,8 +281,8 @@ def open_checkpoint(note: bytes, policy: Policy) -> Checkpoint:
     return Checkpoint(origin, size, root, text, tuple(cosigned), min(times, default=None))
 
 
-def _split_note(note: bytes) -> tuple[bytes, list[tuple[str, bytes, bytes]]]:
-    """The signed text of a note, and (key name, key id, signature) of each of its signatures."""
+def split_note(note: bytes) -> tuple[bytes, list[tuple[str, bytes, bytes]]]:
+    """The signed text of a note, and (key name, key id, signature) of each of its signatures; raises `Refused`."""
     try:
         whole = note.decode()
     except UnicodeDecodeError as error:
@@ -296,7 +301,8 @@ def _split_note(note: bytes) -> tuple[bytes, list[tuple[str, bytes, bytes]]]:
     return f"{text}\n".encode(), found
 
 
-def _number(text: str) -> int:
+def number_of(text: str) -> int:
+    """The number in a decimal text without leading zeros; raises `Refused` for any other text."""
     if not _NUMBER.fullmatch(text):
         raise Refused(f"{text[:30]!r} is no number as it is written by rule")
     return int(text)
@@ -377,7 +383,7 @@ def _event(lines: list[str], checkpoint: Checkpoint) -> ProvenEvent:
     extra_line, index_line, *hashes = [*lines, "", ""] if len(lines) < 2 else lines
     if not (extra_line.startswith("extra ") and index_line.startswith("index ") and len(hashes) <= _MAX_PROOF_HASHES):
         raise Refused("a proof of the receipt has not the lines that it must have")
-    extra, index = decode_base64(extra_line[6:]), _number(index_line[6:])
+    extra, index = decode_base64(extra_line[6:]), number_of(index_line[6:])
     path = [decode_base64(line) for line in hashes]
     at = _ENTRY.size + _INNER.size
     if len(extra) < at or any(len(one) != 32 for one in path):

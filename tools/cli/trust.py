@@ -17,6 +17,7 @@ from ledgerq.tools.console.opening import execute, reading
 from ledgerq.tools.console.output import Output, plural, progress
 
 if TYPE_CHECKING:
+    from ledgerq.eventlog.trust.cosigning import AskedWitness
     from ledgerq.eventlog.trust.notes import SigningKey
     from ledgerq.eventlog.trust.places import Place
 
@@ -32,7 +33,8 @@ Tree = Annotated[
 
 
 @contextmanager
-def _needs_the_extra() -> Iterator[None]:
+def needs_the_extra() -> Iterator[None]:
+    """Raise `InvalidArgument` where the block can't import what signs and verifies."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -55,19 +57,31 @@ def _write(file: Path, content: bytes) -> None:
         raise InvalidArgument(f"{file} can't be written ({error.strerror})") from error
 
 
+def read_key(file: Path) -> "SigningKey":
+    """The private key in a file; raises `InvalidArgument`."""
+    with needs_the_extra():
+        from ledgerq.eventlog.trust.notes import SigningKey
+
+    return SigningKey.parse(_read(file).decode(errors="replace"))
+
+
 def keygen(
     origin: Annotated[str, typer.Argument(metavar="ORIGIN", help="The log's name for ever, such as example.com/jobs.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write the private key, for you only.")],
+    for_witness: Annotated[bool, typer.Option("--witness", help="Make the key of a witness of others' logs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the key that signs a log's tree.
 
+    Or with --witness the key of a witness, whose name is then ORIGIN.
+
     The private key goes into a new file, the verifier key, which auditors need, to stdout.
     """
-    with _needs_the_extra():
+    with needs_the_extra():
         from ledgerq.eventlog.trust.notes import SEED_BYTES, SigningKey
+        from ledgerq.eventlog.trust.verifier import LOG_KEY, WITNESS_KEY
 
-        key = SigningKey.of(origin, secrets.token_bytes(SEED_BYTES))
+    key = SigningKey.of(origin, secrets.token_bytes(SEED_BYTES), WITNESS_KEY if for_witness else LOG_KEY)
     try:
         fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _OWNER_ONLY)
     except OSError as error:
@@ -88,24 +102,30 @@ def publish(
     every: Annotated[
         float | None, typer.Option("--every", metavar="SECONDS", min=1.0, help="Again and again, until Ctrl-C.")
     ] = None,
+    witness: Annotated[
+        list[str] | None, typer.Option("--witness", metavar="URL,VKEY", help="Have it cosigned; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish the log as a signed tree.
 
     Reads the store beside its writer, adds what is new, and signs nothing that isn't consistent with what is there.
     """
-    execute(_publish(url, destination, key, every, Output(as_json=as_json)))
+    execute(_publish(url, destination, key, every, witness or [], Output(as_json=as_json)))
 
 
-async def _publish(url: str, destination: str | None, key_file: Path, every: float | None, output: Output) -> None:
-    with _needs_the_extra():
-        from ledgerq.eventlog.trust.notes import SigningKey
+async def _publish(
+    url: str, destination: str | None, key_file: Path, every: float | None, witnesses: list[str], output: Output
+) -> None:
+    with needs_the_extra():
+        from ledgerq.eventlog.trust.cosigning import AskedWitness
         from ledgerq.eventlog.trust.places import open_place
-    key = SigningKey.parse(_read(key_file).decode(errors="replace"))
+    key = read_key(key_file)
+    asked = [AskedWitness.parse(one) for one in witnesses]
     place = open_place(url, destination)
     while True:
         try:
-            await _publish_once(url, place, key, key_file, output, quiet=output.as_json or every is not None)
+            await _publish_once(url, place, key, key_file, asked, output, quiet=output.as_json or every is not None)
         except LedgerError as error:
             if every is None or error.permanent:
                 raise
@@ -116,8 +136,16 @@ async def _publish(url: str, destination: str | None, key_file: Path, every: flo
 
 
 async def _publish_once(
-    url: str, place: "Place", key: "SigningKey", key_file: Path, output: Output, *, quiet: bool
+    url: str,
+    place: "Place",
+    key: "SigningKey",
+    key_file: Path,
+    witnesses: "list[AskedWitness]",
+    output: Output,
+    *,
+    quiet: bool,
 ) -> None:
+    from ledgerq.eventlog.trust.cosigning import cosign
     from ledgerq.eventlog.trust.places import FolderPlace
     from ledgerq.eventlog.trust.publisher import publish
 
@@ -129,13 +157,20 @@ async def _publish_once(
             done = await publish(log, place, key, signed=signed, progress=report)
     if done.note is not None and done.note != signed:
         await memory.replace(name, done.note, signed)
+    cosigned: list[str] = []
+    if witnesses and done.note is not None:
+        checkpoint, troubles = await cosign(place, key.verifier, witnesses)
+        cosigned = [one.name for one in checkpoint.cosigned]
+        for trouble in troubles:
+            output.note(trouble)
     if output.as_json:
         fields = {"place": place.name, "origin": key.verifier.name, "size": done.size, "root": done.root.hex()}
-        output.json(fields | {"next_offset": done.next_offset, "new_events": done.events, "new_leaves": done.leaves})
+        more = {"new_events": done.events, "new_leaves": done.leaves, "witnesses": cosigned}
+        output.json(fields | {"next_offset": done.next_offset} | more)
     else:
         output.line(
             f"{plural(done.events, 'event')} new at {place.name}; {key.verifier.name}, {done.size:,} record batches, "
-            f"root {done.root.hex()[:16]}"
+            f"root {done.root.hex()[:16]}{''.join(f', cosigned by {name}' for name in cosigned)}"
         )
     output.flush()
 
@@ -160,7 +195,7 @@ async def _receipt(url: str, job_id: str, destination: str | None, out: Path | N
     from ledgerq.eventlog.entropy import job_id_bytes
     from ledgerq.projections.view import LedgerView
 
-    with _needs_the_extra():
+    with needs_the_extra():
         from ledgerq.eventlog.trust.places import open_place
         from ledgerq.eventlog.trust.receipts import make_receipt
     wanted, place = job_id_bytes(job_id), open_place(url, destination)
@@ -197,7 +232,7 @@ def verify(
 
     Needs neither the store nor the published tree.
     """
-    with _needs_the_extra():
+    with needs_the_extra():
         from ledgerq.eventlog.trust import verifier
     if program is not None:
         _write(program, _read(Path(verifier.__file__)))

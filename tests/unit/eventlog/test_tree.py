@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledgerq.eventlog.trust.tree import Growth, TileReader, inclusion_path, root_of, tile_path
+from ledgerq.eventlog.trust.tree import Growth, TileReader, check_consistency, inclusion_path, root_of, tile_path
 from ledgerq.eventlog.trust.verifier import Refused, node_hash, root_of_proof
 
 
@@ -93,7 +93,16 @@ async def test_each_root_and_each_proof_of_small_trees() -> None:
             assert inclusion_path(hashes, index) == await tree.inclusion(index) == path
             assert root_of_proof(hashes[index], index, size, path) == root
             assert await tree.consistency(index + 1) == naive_subproof(index + 1, hashes, is_whole=True)
-            assert await tree.root(index + 1) == naive_root(hashes[: index + 1])
+            old, proof = naive_root(hashes[: index + 1]), await tree.consistency(index + 1)
+            assert await tree.root(index + 1) == old
+            check_consistency(index + 1, old, size, root, proof)
+            for wrong in ([*proof, root], proof[:-1], [*proof[:-1], bytes(32)], proof[1:]):
+                if wrong != proof:
+                    with pytest.raises(Refused):
+                        check_consistency(index + 1, old, size, root, wrong)
+            for roots in ((bytes(32), root), (old, bytes(32))):
+                with pytest.raises(Refused):
+                    check_consistency(index + 1, roots[0], size, roots[1], proof)
 
 
 @settings(max_examples=12, deadline=None)

@@ -3,14 +3,26 @@
 import asyncio
 import shutil
 import stat
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from ledgerq.eventlog import keys
+from ledgerq.eventlog.clock import ManualClock
+from ledgerq.eventlog.trust.notes import SigningKey
 from ledgerq.eventlog.trust.places import CHECKPOINT, FolderPlace
+from ledgerq.eventlog.trust.verifier import WITNESS_KEY, VerifierKey
+from ledgerq.eventlog.trust.witness import Witness
+from ledgerq.tools.witness.witness_server import WitnessServer
 from ledgerq.worker.queue import Queue
 from tests.support.cli_rig import Cli, Ledger, change_rows, make_ledger
+from tests.unit.tools.test_cli_json import told
 
 
 @pytest.fixture
@@ -90,6 +102,73 @@ def newest(cli: Cli, ledger: Ledger) -> str:
     """The id of the newest pending job."""
     found: str = cli.ok("jobs", ledger.url, "mail", "--state", "pending", "--json").lines[-1]["job_id"]
     return found
+
+
+@contextmanager
+def served(folder: Path, key: Path, vkey: str) -> Iterator[str]:
+    """A witness that serves from a thread; gives its address."""
+    log = VerifierKey.parse(vkey)
+    at_work = Witness(FolderPlace(folder), SigningKey.parse(key.read_text()), [log])
+    server = WitnessServer(at_work, "127.0.0.1", 0, ManualClock())
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server.url
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        at_work.close()
+
+
+def asked(url: str, body: bytes | None = None) -> tuple[int, bytes]:
+    """The answer of a server."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_a_witness_cosigns_over_http(cli: Cli, ledger: Ledger, tmp_path: Path) -> None:
+    key, own, receipt = tmp_path / "k", tmp_path / "w", tmp_path / "r"
+    vkey = cli.ok("keygen", "example.com/jobs", "--out", key).out.strip()
+    seer = cli.ok("keygen", "w.example", "--witness", "--out", own).out.strip()
+    assert "a witness needs a key" in cli.fails(2, "witness", tmp_path / "x", "--key", key, "--log", vkey)
+    assert "a witness is URL,VKEY" in cli.fails(2, "publish", ledger.url, "--key", key, "--witness", "x,y")
+    publish = ["publish", ledger.url, "--key", key, "--witness"]
+    with served(tmp_path / "seen", own, vkey) as url:
+        assert cli.ok(*publish, f"{url},{seer}", "--json").json["witnesses"] == ["w.example"]
+        asyncio.run(one_more(ledger.url))
+        assert ", cosigned by w.example" in cli.ok(*publish, f"{url},{seer}").out
+        note = (Path(ledger.url) / "tlog" / CHECKPOINT).read_bytes()
+        name = sha256(b"example.com/jobs").hexdigest()
+        assert asked(f"{url}/{name}/checkpoint") == (200, note)
+        assert [asked(f"{url}/{path}")[0] for path in ("", name, f"{'0' * 64}/checkpoint", "x/y/z")] == [404] * 4
+        assert [asked(f"{url}/{path}", b"x")[0] for path in ("add-checkpoint", "x")] == [400, 404]
+        busy = ("witness", tmp_path / "x", "--key", own, "--log", vkey, "--port", url.rpartition(":")[2])
+        assert "the witness can't listen" in cli.fails(2, *busy)
+    asyncio.run(one_more(ledger.url))
+    ran = cli.ok(*publish, f"{url},{seer}", "--json")
+    assert ran.json["witnesses"] == []
+    assert "w.example did not cosign" in ran.err
+    policy = tmp_path / "policy"
+    policy.write_text(f"log {vkey}\nwitness W {seer}\nquorum W\n")
+    cli.ok("receipt", ledger.url, ledger.dead, "--out", receipt)
+    assert "not cosigned as the policy asks" in cli.fails(1, "verify", receipt, "--policy", policy)
+    with served(tmp_path / "seen", own, vkey) as url:
+        cli.ok(*publish, f"{url},{seer}")
+    cli.ok("receipt", ledger.url, ledger.dead, "--out", receipt)
+    assert "cosigned by w.example" in cli.ok("verify", receipt, "--policy", policy).out
+
+
+@pytest.mark.proof
+async def test_a_witness_runs_until_it_is_stopped(tmp_path: Path) -> None:
+    own = SigningKey.of("w.example", bytes(32), WITNESS_KEY)
+    (tmp_path / "w").write_text(own.encode())
+    log = str(SigningKey.of("example.com/jobs", bytes(32)).verifier)
+    found = await told("witness", str(tmp_path / "seen"), "--key", str(tmp_path / "w"), "--log", log, "--port", "0")
+    assert found["verifier_key"] == str(own.verifier)
 
 
 def test_a_store_without_its_secret_is_not_published(cli: Cli, ledger: Ledger, tmp_path: Path) -> None:
