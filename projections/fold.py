@@ -13,10 +13,13 @@ from ledgerq.eventlog.events import (
     BulkBegan,
     BulkEnded,
     Checkpointed,
+    Claimed,
     DeadLettered,
     Enqueued,
     Event,
+    Expired,
     JobEvent,
+    Moved,
     QueueEvent,
     Rebuilt,
     ScheduleEvent,
@@ -60,6 +63,16 @@ def _check_tree(offset: int, event: Checkpointed, before: Checkpointed | None) -
     is_smaller = before is not None and (event.tree_size < before.tree_size or event.next_offset < before.next_offset)
     if is_smaller or not 0 < event.next_offset <= offset:
         raise LogCorrupt(offset, f"the checkpoint of {event.origin!r} is of a tree that this log can't have had")
+
+
+def _check_start(offset: int, time_ms: int, job: Job, event: JobEvent) -> None:
+    """Raise `LogCorrupt` for a claim of a job that has expired, and for one that expired before its time."""
+    is_claim = type(event) is Claimed
+    if is_claim or type(event) is Expired:
+        before_ms = job.starts_before_ms
+        if (time_ms >= before_ms > 0) if is_claim else not time_ms >= before_ms > 0:
+            what = "was claimed at" if is_claim else "expired at"
+            raise LogCorrupt(offset, f"the job {what} {time_ms} ms, and is to start before {before_ms or 'no time'}")
 
 
 class Transition(NamedTuple):
@@ -129,20 +142,7 @@ class Fold:
         if states is None:
             if distance:
                 raise LogCorrupt(offset, f"the event {type(event).__name__} names one before it, and is of no job")
-            if isinstance(event, QueueEvent):
-                if not _is_name(event.queue):
-                    raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
-                counters = self.counters_of(event.queue)
-                if isinstance(event, BulkBegan | BulkEnded):
-                    _check_bulk(offset, event, counters.bulk)
-                counters.follow(event, offset)
-            elif isinstance(event, ScheduleEvent):
-                self._apply_schedule(offset, time_ms, event)
-            elif type(event) is Rebuilt and SECRET in event.names:
-                self.secret_since = offset
-            elif type(event) is Checkpointed:
-                _check_tree(offset, event, self.trees.get(event.origin))
-                self.trees[event.origin] = event
+            self._apply_other(offset, time_ms, event)
             return None, None
         if TYPE_CHECKING:
             assert isinstance(event, JobEvent)
@@ -167,12 +167,18 @@ class Fold:
                 _check_terms(offset, event.terms)
             queue, after = event.queue, born(event, offset, time_ms)
         else:
+            if before.spec.terms is not None:
+                _check_start(offset, time_ms, before, event)
             queue, after = before.spec.queue, evolve(before, event, offset, time_ms)
         if ("gone" if after is None else after.state) not in allowed:
             raise LogCorrupt(offset, f"the event {type(event).__name__} leads to a state that it can't lead to")
         if after is not None and (after.due_ms | after.sweep_at_ms) < 0:
             raise LogCorrupt(offset, f"the event {type(event).__name__} names a time before 1970")
         self.counters_of(queue).apply(before, event, after)
+        if type(event) is Moved and after is not None:
+            if not _is_name(event.queue) or event.queue == queue:
+                raise LogCorrupt(offset, f"a job can't be moved from queue {queue!r} to {event.queue[:40]!r}")
+            self.counters_of(event.queue).arrive(after)
         if before is not None and before.texts and (after is None or after.texts != before.texts):
             for at in before.texts if after is None else set(before.texts).difference(after.texts):
                 self.texts.pop(at, None)
@@ -184,6 +190,23 @@ class Fold:
             if type(event) is DeadLettered:
                 self.without_payload.add(id)
         return before, after
+
+    def _apply_other(self, offset: int, time_ms: int, event: Event) -> None:
+        """Apply an event of no job."""
+        if isinstance(event, QueueEvent):
+            if not _is_name(event.queue):
+                raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
+            counters = self.counters_of(event.queue)
+            if isinstance(event, BulkBegan | BulkEnded):
+                _check_bulk(offset, event, counters.bulk)
+            counters.follow(event, offset)
+        elif isinstance(event, ScheduleEvent):
+            self._apply_schedule(offset, time_ms, event)
+        elif type(event) is Rebuilt and SECRET in event.names:
+            self.secret_since = offset
+        elif type(event) is Checkpointed:
+            _check_tree(offset, event, self.trees.get(event.origin))
+            self.trees[event.origin] = event
 
     def _apply_schedule(self, offset: int, time_ms: int, event: ScheduleEvent) -> None:
         before = self.schedules.get(event.name)

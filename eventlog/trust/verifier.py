@@ -74,6 +74,8 @@ KIND_NAMES: Final = {
     10: "swept",
     14: "dead-lettered",
     15: "deleted",
+    16: "expired",
+    17: "moved",
 }
 
 
