@@ -217,6 +217,7 @@ def test_a_rule_counts_before_the_job_and_its_queue(
         lambda: on(OSError, attempts=True),
         lambda: on(OSError, base=-1),
         lambda: on(OSError, cap=float("nan")),
+        lambda: on(OSError, base=9, cap=3),
         lambda: on(OSError, dead=True, attempts=3),
         lambda: on(OSError, dead=1),  # type: ignore[arg-type]
     ],
