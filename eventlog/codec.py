@@ -25,6 +25,7 @@ from ledgerq.eventlog.events import (
     BulkEnded,
     Cancelled,
     CancelRequested,
+    Checkpointed,
     Claimed,
     DeadLettered,
     Deleted,
@@ -65,6 +66,7 @@ __all__ = [
     "encode_batch",
     "encode_batch_pieces",
     "encode_head",
+    "stored_batch",
 ]
 
 BATCH_VERSION: Final = 2
@@ -103,6 +105,7 @@ EVENT_TYPES: Final[dict[int, type[Any]]] = {
     49: WriterClosed,
     50: Rebuilt,
     51: FilesSetAside,
+    52: Checkpointed,
 }
 KIND_OF: Final[dict[type[Any], int]] = {event_type: kind for kind, event_type in EVENT_TYPES.items()}
 
@@ -225,7 +228,7 @@ def decode_batch(base_offset: int, value: bytes) -> RecordBatch:
     Raises `LogCorrupt` for a malformed value, `FormatTooNew` for a newer version, `UnknownEventType` for an event that
     this version doesn't know.
     """
-    outer, rows = _opened(base_offset, value)
+    outer, rows = stored_batch(base_offset, value)
     try:
         events = [_DECODERS[kind](row) for kind, row in zip(outer.kinds, rows, strict=True)]
     except (KeyError, ValueError, RecursionError):  # an old kind, or one to be named by its offset
@@ -252,8 +255,8 @@ _decode_rows: Final = Decoder(list[Raw]).decode
 _DECODERS: Final = {kind: Decoder(event_type).decode for kind, event_type in EVENT_TYPES.items()}
 
 
-def _opened(base_offset: int, value: bytes) -> tuple[_Outer, list[Raw]]:
-    """A record batch and its events, each still encoded."""
+def stored_batch(base_offset: int, value: bytes) -> tuple[_Outer, list[Raw]]:
+    """A record batch and its events, each still encoded. Raises like `decode_batch`, but not for its events."""
     try:
         outer = _decode_outer(value)
         kinds = len(outer.kinds)

@@ -30,12 +30,14 @@ __all__ = [
     "LogCorrupt",
     "LogPoisoned",
     "LogRolledBack",
+    "NotPublished",
     "NotRebuilt",
     "OutcomeUnknown",
     "PayloadMissing",
     "PayloadTooLarge",
     "ProjectionDrift",
     "ProjectionFailed",
+    "ProofRefused",
     "QueueClosed",
     "ResultGone",
     "ResultTooLarge",
@@ -45,6 +47,7 @@ __all__ = [
     "StoreInUse",
     "StoreNotFound",
     "StoreUnavailable",
+    "TreeForked",
     "UnknownEventType",
     "WrongLoop",
     "WrongProcess",
@@ -321,6 +324,20 @@ class NotRebuilt(LedgerError):
 
 class PayloadMissing(LedgerError):
     """A live job's payload is not in the store or doesn't match its digest; the job can be cancelled, not run."""
+
+
+class TreeForked(LedgerError):
+    """What is published as its tree doesn't follow from this log, or another key signed it; nothing was signed."""
+
+
+class NotPublished(LedgerError):
+    """An event is in no published tree yet; publish again, or wait for the one who does."""
+
+    permanent: ClassVar[bool] = False
+
+
+class ProofRefused(LedgerError):
+    """A receipt or a checkpoint doesn't prove what it shows."""
 
 
 class WrongProcess(LedgerError):

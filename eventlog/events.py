@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 from msgspec import Meta
 
 from ledgerq.eventlog.facts import Fact, Id, Sealed, Text
-from ledgerq.eventlog.log_events import FilesSetAside, LogEvent, Rebuilt, WriterClosed, WriterOpened
+from ledgerq.eventlog.log_events import Checkpointed, FilesSetAside, LogEvent, Rebuilt, WriterClosed, WriterOpened
 from ledgerq.eventlog.schedule_events import (
     MissedPolicy,
     OverlapPolicy,
@@ -32,6 +32,7 @@ __all__ = [
     "BulkKind",
     "CancelRequested",
     "Cancelled",
+    "Checkpointed",
     "Claimed",
     "DeadLettered",
     "Deleted",

@@ -1,8 +1,12 @@
-"""The events of the log itself: who wrote it, and what was done to its store."""
+"""The events of the log itself: who wrote it, what was done to its store, what was published of it."""
 
-from ledgerq.eventlog.facts import Fact
+from typing import Annotated
 
-__all__ = ["FilesSetAside", "LogEvent", "Rebuilt", "WriterClosed", "WriterOpened"]
+from msgspec import Meta
+
+from ledgerq.eventlog.facts import Count, Digest, Fact
+
+__all__ = ["Checkpointed", "FilesSetAside", "LogEvent", "Rebuilt", "WriterClosed", "WriterOpened"]
 
 
 class WriterOpened(Fact, frozen=True):
@@ -44,4 +48,18 @@ class FilesSetAside(Fact, frozen=True):
     names: tuple[str, ...]
 
 
-LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside
+class Checkpointed(Fact, frozen=True):
+    """A checkpoint of the log's published tree was seen, with a good signature of the key `key_id` of `origin`.
+
+    Its tree has `tree_size` leaves, one for each record batch from the tree's beginning up to `next_offset`, and this
+    root.
+    """
+
+    origin: str
+    key_id: Annotated[bytes, Meta(min_length=4, max_length=4)]
+    tree_size: Annotated[int, Meta(ge=1)]
+    next_offset: Count
+    root: Digest
+
+
+LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside | Checkpointed

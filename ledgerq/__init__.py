@@ -49,12 +49,14 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.errors import LogCorrupt as LogCorrupt
     from ledgerq.eventlog.errors import LogPoisoned as LogPoisoned
     from ledgerq.eventlog.errors import LogRolledBack as LogRolledBack
+    from ledgerq.eventlog.errors import NotPublished as NotPublished
     from ledgerq.eventlog.errors import NotRebuilt as NotRebuilt
     from ledgerq.eventlog.errors import OutcomeUnknown as OutcomeUnknown
     from ledgerq.eventlog.errors import PayloadMissing as PayloadMissing
     from ledgerq.eventlog.errors import PayloadTooLarge as PayloadTooLarge
     from ledgerq.eventlog.errors import ProjectionDrift as ProjectionDrift
     from ledgerq.eventlog.errors import ProjectionFailed as ProjectionFailed
+    from ledgerq.eventlog.errors import ProofRefused as ProofRefused
     from ledgerq.eventlog.errors import QueueClosed as QueueClosed
     from ledgerq.eventlog.errors import ResultGone as ResultGone
     from ledgerq.eventlog.errors import ResultTooLarge as ResultTooLarge
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.errors import StoreInUse as StoreInUse
     from ledgerq.eventlog.errors import StoreNotFound as StoreNotFound
     from ledgerq.eventlog.errors import StoreUnavailable as StoreUnavailable
+    from ledgerq.eventlog.errors import TreeForked as TreeForked
     from ledgerq.eventlog.errors import UnknownEventType as UnknownEventType
     from ledgerq.eventlog.errors import WrongLoop as WrongLoop
     from ledgerq.eventlog.errors import WrongProcess as WrongProcess
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
     from ledgerq.worker.claim_stream import claims as claims
     from ledgerq.worker.claims import Claim as Claim
     from ledgerq.worker.claims import EnqueueResult as EnqueueResult
+    from ledgerq.worker.engine.checkpoints import Checkpoints as Checkpoints
     from ledgerq.worker.execution import JobContext as JobContext
     from ledgerq.worker.metrics.endpoint import Metrics as Metrics
     from ledgerq.worker.options import NewJob as NewJob
@@ -121,12 +125,14 @@ _HOME = {
     "LogCorrupt": "ledgerq.eventlog.errors",
     "LogPoisoned": "ledgerq.eventlog.errors",
     "LogRolledBack": "ledgerq.eventlog.errors",
+    "NotPublished": "ledgerq.eventlog.errors",
     "NotRebuilt": "ledgerq.eventlog.errors",
     "OutcomeUnknown": "ledgerq.eventlog.errors",
     "PayloadMissing": "ledgerq.eventlog.errors",
     "PayloadTooLarge": "ledgerq.eventlog.errors",
     "ProjectionDrift": "ledgerq.eventlog.errors",
     "ProjectionFailed": "ledgerq.eventlog.errors",
+    "ProofRefused": "ledgerq.eventlog.errors",
     "QueueClosed": "ledgerq.eventlog.errors",
     "ResultGone": "ledgerq.eventlog.errors",
     "ResultTooLarge": "ledgerq.eventlog.errors",
@@ -134,6 +140,7 @@ _HOME = {
     "StoreInUse": "ledgerq.eventlog.errors",
     "StoreNotFound": "ledgerq.eventlog.errors",
     "StoreUnavailable": "ledgerq.eventlog.errors",
+    "TreeForked": "ledgerq.eventlog.errors",
     "UnknownEventType": "ledgerq.eventlog.errors",
     "WrongLoop": "ledgerq.eventlog.errors",
     "WrongProcess": "ledgerq.eventlog.errors",
@@ -157,6 +164,7 @@ _HOME = {
     "Retry": "ledgerq.worker.outcomes",
     "Snooze": "ledgerq.worker.outcomes",
     "claims": "ledgerq.worker.claim_stream",
+    "Checkpoints": "ledgerq.worker.engine.checkpoints",
     "Queue": "ledgerq.worker.queue",
     "RetryRule": "ledgerq.worker.retry_rules",
     "on": "ledgerq.worker.retry_rules",

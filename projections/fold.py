@@ -12,6 +12,7 @@ from ledgerq.eventlog.events import (
     Acked,
     BulkBegan,
     BulkEnded,
+    Checkpointed,
     Claimed,
     DeadLettered,
     Enqueued,
@@ -59,6 +60,13 @@ def _check_bulk(offset: int, event: BulkBegan | BulkEnded, open_at: int) -> None
         raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense where the open bulk is {open_at}")
 
 
+def _check_tree(offset: int, event: Checkpointed, before: Checkpointed | None) -> None:
+    """Raise `LogCorrupt` for a tree of events that the log did not have yet, or one that shrank."""
+    is_smaller = before is not None and (event.tree_size < before.tree_size or event.next_offset < before.next_offset)
+    if is_smaller or not 0 < event.next_offset <= offset:
+        raise LogCorrupt(offset, f"the checkpoint of {event.origin!r} is of a tree that this log can't have had")
+
+
 def _check_start(offset: int, time_ms: int, job: Job, event: JobEvent) -> None:
     """Raise `LogCorrupt` for a claim of a job that has expired, and for one that expired before its time."""
     is_claim = type(event) is Claimed
@@ -96,6 +104,8 @@ class Fold:
         self.texts: dict[int, Sealed] = {}
         # Unique keys in events before it were digested with a secret that is lost.
         self.secret_since = 0
+        # The last noted checkpoint of each published tree.
+        self.trees: dict[str, Checkpointed] = {}
         self.next_offset = 0
         self.time_ms = 0
 
@@ -135,19 +145,7 @@ class Fold:
         if states is None:
             if distance:
                 raise LogCorrupt(offset, f"the event {type(event).__name__} names one before it, and is of no job")
-            if isinstance(event, QueueEvent):
-                if not _is_name(event.queue):
-                    raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
-                counters = self.counters_of(event.queue)
-                if isinstance(event, BulkBegan | BulkEnded):
-                    _check_bulk(offset, event, counters.bulk)
-                counters.follow(event, offset)
-            elif isinstance(event, ScheduleEvent):
-                self._apply_schedule(offset, time_ms, event)
-            elif isinstance(event, ValueEvent):
-                self.values.apply(offset, event)
-            elif type(event) is Rebuilt and SECRET in event.names:
-                self.secret_since = offset
+            self._apply_other(offset, time_ms, event)
             return None, None
         if TYPE_CHECKING:
             assert isinstance(event, JobEvent)
@@ -195,6 +193,25 @@ class Fold:
             if type(event) is DeadLettered:
                 self.without_payload.add(id)
         return before, after
+
+    def _apply_other(self, offset: int, time_ms: int, event: Event) -> None:
+        """Apply an event of no job."""
+        if isinstance(event, QueueEvent):
+            if not _is_name(event.queue):
+                raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
+            counters = self.counters_of(event.queue)
+            if isinstance(event, BulkBegan | BulkEnded):
+                _check_bulk(offset, event, counters.bulk)
+            counters.follow(event, offset)
+        elif isinstance(event, ScheduleEvent):
+            self._apply_schedule(offset, time_ms, event)
+        elif isinstance(event, ValueEvent):
+            self.values.apply(offset, event)
+        elif type(event) is Rebuilt and SECRET in event.names:
+            self.secret_since = offset
+        elif type(event) is Checkpointed:
+            _check_tree(offset, event, self.trees.get(event.origin))
+            self.trees[event.origin] = event
 
     def _apply_schedule(self, offset: int, time_ms: int, event: ScheduleEvent) -> None:
         before = self.schedules.get(event.name)

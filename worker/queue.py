@@ -23,6 +23,7 @@ from ledgerq.worker.bulk import Bulk
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine import commands, decisions, settlement
+from ledgerq.worker.engine.checkpoints import Checkpoints, begin_noting
 from ledgerq.worker.engine.core import DEFAULT_OPTIONS, Core, open_core
 from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.engine.enqueue import Enqueuer
@@ -82,6 +83,7 @@ class Queue(QueueEffects):
         wait: float | None = 0.0,
         tracer_provider: "TracerProvider | None" = None,
         tasks: "Tasks | None" = None,
+        checkpoints: Checkpoints | None = None,
     ) -> Opening[Self]:
         """Open the store at `url` (or `store`, already open) for writing.
 
@@ -93,7 +95,8 @@ class Queue(QueueEffects):
         are kept in memory; commits follow each other at least `commit_interval_ms` apart (None: the fewer events
         one has, the longer it waits for more, up to 50 ms on object stores and 2 ms elsewhere; after a quiet time
         none waits: see eventlog/pace.py); `projections` are the user's own; `tracer_provider` switches tracing on, see
-        tracing/spans.py; `tasks` are enqueued to this queue. Use the result with `await` or `async with`.
+        tracing/spans.py; `tasks` are enqueued to this queue; the log notes published `checkpoints`. Use the result with
+        `await` or `async with`.
 
         Raises `InvalidArgument`, `StoreUnavailable`, `LogRolledBack` (unless `accept_rollback`), `LogCorrupt`,
         `FormatTooNew`, `NotRebuilt`, `StoreInUse`, and `Fenced` when another one took it over at the same moment.
@@ -120,6 +123,8 @@ class Queue(QueueEffects):
                 projections=projections,
             )
             queue = cls(core, tracer_provider)
+            if checkpoints is not None:
+                await begin_noting(core, checkpoints)
             await begin_ticks(core, tasks)
             if tasks is not None:
                 core.on_close.append(tasks.opened(queue))

@@ -137,12 +137,12 @@ class Objects:
         """Remove an object. Raises `StoreUnavailable` with the cause."""
         await self.run(obstore.delete, self._store, name)
 
-    async def names(self) -> list[str]:
-        """The names of all objects under the prefix. Raises `StoreUnavailable` with the cause."""
-        return await self.run(self._names)
+    async def names(self, folder: str | None = None) -> list[str]:
+        """The names of all objects under the prefix, or in a `folder`. Raises `StoreUnavailable` with the cause."""
+        return await self.run(self._names, folder)
 
-    def _names(self) -> list[str]:
-        return sorted(found["path"] for some in obstore.list(self._store) for found in some)
+    def _names(self, folder: str | None) -> list[str]:
+        return sorted(found["path"] for some in obstore.list(self._store, prefix=folder) for found in some)
 
     async def has_any(self, folder: str) -> bool:
         """Whether there is an object under `folder`. Raises `StoreUnavailable` with the cause."""

@@ -29,7 +29,8 @@ def test_console_script_has_a_target(script: str) -> None:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["otel"]]
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["otel"], *extras["trust"]]
     declared = {re.split(r"[\[<>=~! ]", line)[0].replace("_", "-").lower() for line in wanted}
     owners = importlib.metadata.packages_distributions()
     bad = []

@@ -40,7 +40,10 @@ TOP_LEVEL = {
 AMBIENT = {"eventlog/clock.py", "eventlog/entropy.py"}
 
 # (name of the check, "file" or "file:name") -> why. An exception that no finding needs any more fails the check.
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("file_sizes", "eventlog/trust/verifier.py"): "an auditor gets it alone, as the one file that there is to read",
+    ("prints", "eventlog/trust/verifier.py:print"): "alone it is a program",
+}
 
 
 class Source(NamedTuple):

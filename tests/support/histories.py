@@ -19,6 +19,7 @@ from ledgerq.eventlog.events import (
     BulkKind,
     Cancelled,
     CancelRequested,
+    Checkpointed,
     Claimed,
     DeadLettered,
     Deleted,
@@ -185,7 +186,8 @@ _ids = st.binary(min_size=16, max_size=16)
 _u64 = st.integers(0, 2**64 - 1)
 _u32 = st.integers(0, 2**32 - 1)
 _states = st.sampled_from(STATES)
-_sealed = st.builds(Sealed, _u64, _u32, st.binary(min_size=32, max_size=32))
+_digests = st.binary(min_size=32, max_size=32)
+_sealed = st.builds(Sealed, _u64, _u32, _digests)
 _words = _text | _sealed
 _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     Enqueued: (
@@ -226,6 +228,13 @@ _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     KvDeleted: (_text, st.none() | _ids, st.booleans()),
     WriterOpened: (_text, _text, st.none() | _u64),
     WriterClosed: (_text,),
+    Checkpointed: (
+        _text,
+        st.binary(min_size=4, max_size=4),
+        _u64.filter(bool),
+        _u64,
+        st.binary(min_size=32, max_size=32),
+    ),
     Rebuilt: (_text, _text, st.lists(_text, max_size=3).map(tuple), _u64, _u64),
 }
 

@@ -1,8 +1,8 @@
 """The command line: `ledgerq COMMAND`, and `rebuild-projections`. This file puts the commands together.
 
 The commands are in read.py, diff.py and top.py (reading), operate.py, bulk.py and schedules.py (changing), worker.py
-(running jobs), repair.py (auditing and rebuilding) and doctor/doctor.py. Here is what they share: how an error becomes
-one line and an exit code.
+(running jobs), repair.py (auditing and rebuilding), trust.py and witness.py (receipts), doctor/doctor.py. Here is what
+they share: how an error becomes one line and an exit code.
 
     0  fine        1  found something: differences, no such job, a log that was changed or lost its end
     2  usage       3  the store can't be read or written        4  salvaged, but something promised was lost
@@ -26,7 +26,20 @@ import typer
 
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.runtime.redaction import redact_urls
-from ledgerq.tools.cli import bulk, completion, diff, operate, read, repair, schedules, top, values, worker
+from ledgerq.tools.cli import (
+    bulk,
+    completion,
+    diff,
+    operate,
+    read,
+    repair,
+    schedules,
+    top,
+    trust,
+    values,
+    witness,
+    worker,
+)
 from ledgerq.tools.console.opening import ClosedPipe, execute
 from ledgerq.tools.console.output import printable, rich_console
 from ledgerq.tools.doctor import doctor
@@ -52,6 +65,9 @@ _FINDINGS: Final = (
     errors.LogCorrupt,
     errors.LogRolledBack,
     errors.ProjectionDrift,
+    errors.TreeForked,
+    errors.NotPublished,
+    errors.ProofRefused,
 )
 # What the parser raises for bad usage: typer shows only this one of its tree.
 _PARSER_ERROR: Final[Any] = typer.BadParameter.__mro__[2]
@@ -163,6 +179,8 @@ def _full_app() -> typer.Typer:
     app.command()(operate.resume)
     app.command()(exporter.exporter)
     app.add_typer(_monitoring_app(), name="monitoring")
+    for command in (trust.keygen, trust.publish, trust.receipt, trust.verify, witness.witness):
+        app.command()(command)
     app.command("doctor")(doctor.doctor)
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command(context_settings=passed_on)(bench)

@@ -16,6 +16,7 @@ from ledgerq.eventlog.events import (
     BulkEnded,
     Cancelled,
     CancelRequested,
+    Checkpointed,
     Claimed,
     DeadLettered,
     Deleted,
@@ -89,7 +90,7 @@ def _event_json(event: Event) -> dict[str, Any]:
             fields["job_id"] = job_id_text(value)
         elif name == "job":
             fields["job_id"] = None if value is None else job_id_text(value)
-        elif name == "digest":
+        elif name in ("digest", "root", "key_id"):
             fields[name] = value.hex()
         elif name in _MOMENTS:
             fields |= time_json(name.removesuffix("_ms"), value)
@@ -181,6 +182,8 @@ def event_text(event: Event) -> str:
             return f"{', '.join(event.names)}: {rows}, by {event.actor}: {event.reason}"
         case FilesSetAside():
             return f"{event.total} files that kept the store from being opened are in {event.folder}"
+        case Checkpointed():
+            return f"{event.origin}: a signed tree of {event.tree_size} batches, up to offset {event.next_offset}"
         case _:
             assert_never(event)
 

@@ -32,6 +32,7 @@ from ledgerq.eventlog.events import (
     BulkEnded,
     Cancelled,
     CancelRequested,
+    Checkpointed,
     Claimed,
     DeadLettered,
     Deleted,
@@ -148,6 +149,10 @@ GOLDEN_2: list[tuple[Event, str]] = [
         "c40122919ca46d61696ca663616e63656cc0a000000028a3616e6e" + SEALED_HEX + "a0a0",
     ),
     (BulkEnded("mail", 41, 5, 2), "c401239194a46d61696c290502"),
+    (
+        Checkpointed("example.com/jobs", b"\1\2\3\4", 403, 602, bytes(range(32))),
+        "c401349195b06578616d706c652e636f6d2f6a6f6273c40401020304cd0193cd025ac420" + bytes(range(32)).hex(),
+    ),
 ]
 SCHEDULE = ScheduleSet(
     *("s", "30 2 * * *", "Europe/Berlin", "mail", "send", None, 7, True, "last", "skip", 60_000, 5000, "app"),

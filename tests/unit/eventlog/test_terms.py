@@ -9,7 +9,9 @@ from ledgerq.eventlog.terms import Terms, decode_terms, encode_terms
 from ledgerq.projections.fold import Fold
 
 
-@pytest.mark.parametrize("terms", [Terms(), Terms("send"), Terms("send", 7), Terms("", 7), Terms("", 0, 5), Terms("send", 0, 0, 9)])
+@pytest.mark.parametrize(
+    "terms", [Terms(), Terms("send"), Terms("send", 7), Terms("", 7), Terms("", 0, 5), Terms("send", 0, 0, 9)]
+)
 def test_terms_come_back(terms: Terms) -> None:
     assert decode_terms(encode_terms(terms)) == terms
 
@@ -20,11 +22,13 @@ def test_defaults_at_the_end_are_not_written() -> None:
 
 
 def test_terms_of_a_newer_version_are_refused() -> None:
-    with pytest.raises(FormatTooNew, match="a job has 5 terms, this ledgerq knows task, .*, deadline_ms: upgrade it"):
+    with pytest.raises(FormatTooNew, match=r"a job has 5 terms, this ledgerq knows task, .*, deadline_ms: upgrade it"):
         decode_terms(pack(("send", 0, 0, 0, "more")))
 
 
-@pytest.mark.parametrize("value", [b"", b"\xc1", pack("send"), pack((1,)), pack(("send", "json")), pack(("send", 0, -1))])
+@pytest.mark.parametrize(
+    "value", [b"", b"\xc1", pack("send"), pack((1,)), pack(("send", "json")), pack(("send", 0, -1))]
+)
 def test_malformed_terms_are_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match=r"terms can't be decoded|not msgpack"):
         decode_terms(value)

@@ -23,6 +23,7 @@ VALUES = {
     "TO": "other",
     "JOB": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "JOB...": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+    "ORIGIN": "a name",
     "A": "0",
     "B": "1",
     "DIR": "/dev/null/folder",

@@ -28,7 +28,7 @@ def test_bash_completes_commands_and_options(cli: Cli, tmp_path: Path) -> None:
         assert ran.stderr == ""
         return set(ran.stdout.split())
 
-    assert completed("ledgerq", "re") == {"requeue", "resume", "rebuild-projections"}
+    assert completed("ledgerq", "re") == {"requeue", "resume", "receipt", "rebuild-projections"}
     assert completed("ledgerq", "stats", "--a") == {"--as-of"}
 
 

@@ -1,0 +1,1 @@
+"""`ledgerq witness`: a small witness of published logs, over HTTP."""
