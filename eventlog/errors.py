@@ -16,6 +16,8 @@ __all__ = [
     "ClaimLost",
     "ClockWentBack",
     "DuplicateJobId",
+    "EffectConflict",
+    "EffectsTooLarge",
     "Fenced",
     "FormatTooNew",
     "InvalidArgument",
@@ -74,6 +76,10 @@ class ResultTooLarge(InvalidArgument):
     """A job's result is above 1 MiB; store it elsewhere and return a reference. Nothing was written."""
 
 
+class EffectsTooLarge(InvalidArgument):
+    """A value is above 64 KiB, or a job or a transaction has too many effects; this one was not added."""
+
+
 class ResultGone(LedgerError, LookupError):
     """A result is not in the store any more: its job was swept (the log has its history), or its row is lost."""
 
@@ -105,6 +111,12 @@ class ScheduleNotFound(LedgerError, LookupError):
 
 class DuplicateJobId(LedgerError):
     """A `job_id` given by the caller is in use already; nothing was written."""
+
+
+class EffectConflict(LedgerError):
+    """A key is not as an effect expected it to be; none of the effects was committed. Read it again, and try again."""
+
+    permanent = False
 
 
 class InvalidState(LedgerError):

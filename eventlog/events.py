@@ -23,6 +23,7 @@ from ledgerq.eventlog.schedule_events import (
     Ticked,
     TickReason,
 )
+from ledgerq.eventlog.value_events import KvDeleted, KvSet, ValueEvent
 
 __all__ = [
     "Acked",
@@ -39,6 +40,8 @@ __all__ = [
     "Expired",
     "FilesSetAside",
     "JobEvent",
+    "KvDeleted",
+    "KvSet",
     "LeaseExpired",
     "LogEvent",
     "MissedPolicy",
@@ -67,6 +70,7 @@ __all__ = [
     "TickReason",
     "Ticked",
     "UniqueUntil",
+    "ValueEvent",
     "WriterClosed",
     "WriterOpened",
 ]
@@ -293,7 +297,7 @@ JobEvent = (
     | Moved
 )
 QueueEvent = QueuePaused | QueueResumed | BulkBegan | BulkEnded
-Event = JobEvent | QueueEvent | ScheduleEvent | LogEvent
+Event = JobEvent | QueueEvent | ScheduleEvent | ValueEvent | LogEvent
 
 SECRET: Final = "the secret"  # noqa: S105 - a name
 """The name in `Rebuilt` for the store's secret; no projection can have it."""

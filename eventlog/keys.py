@@ -12,12 +12,13 @@ Integers in keys are big-endian, so that the order of bytes is the order of numb
     l/ OFFSET                       a record batch; OFFSET (u64) is the offset of its first event
     p/ OFFSET                       a payload; OFFSET (u64) is the offset of the job's enqueued event
     t/ OFFSET                       a text: an error, a reason; OFFSET (u64) is that of the event with which it came
+    k/ KEY                          the value of a key: the offset (u64) of its KvSet event, then salt and value
     x/ NAME NUL KEY                 the rows of a user's projection
 """
 
 from collections.abc import Sequence
 
-from ledgerq.eventlog.errors import InvalidQueueName
+from ledgerq.eventlog.errors import InvalidArgument, InvalidQueueName
 
 __all__ = [
     "FORMAT_KEY",
@@ -27,6 +28,7 @@ __all__ = [
     "HINT_PREFIX",
     "LOG_PREFIX",
     "MAX_PRIORITY",
+    "MAX_VALUE_KEY_BYTES",
     "MAX_QUEUE_NAME_BYTES",
     "META_PREFIX",
     "PAYLOAD_PREFIX",
@@ -34,6 +36,7 @@ __all__ = [
     "SECRET_BYTES",
     "SECRET_KEY",
     "TEXT_PREFIX",
+    "VALUE_PREFIX",
     "after_prefix",
     "hint_key",
     "hint_position",
@@ -47,6 +50,7 @@ __all__ = [
     "queue_name_bytes",
     "queue_names",
     "text_key",
+    "value_key",
 ]
 
 FORMAT_VERSION = 3
@@ -60,9 +64,11 @@ PROJECTION_PREFIX = b"m/projection/"
 LOG_PREFIX = b"l/"
 PAYLOAD_PREFIX = b"p/"
 TEXT_PREFIX = b"t/"
+VALUE_PREFIX = b"k/"
 ROWS_PREFIX = b"x/"
 
 MAX_QUEUE_NAME_BYTES = 255
+MAX_VALUE_KEY_BYTES = 1024
 MAX_PRIORITY = 2**32 - 1
 """A priority is a u32 in keys and in hints."""
 
@@ -84,6 +90,19 @@ def payload_key(offset: int) -> bytes:
 def text_key(offset: int) -> bytes:
     """`t/` and the offset of the event with which the text came as u64."""
     return TEXT_PREFIX + offset.to_bytes(_OFFSET_BYTES)
+
+
+def value_key(key: str) -> bytes:
+    """`k/` and the key in UTF-8; raises `InvalidArgument` unless it is 1 to 1,024 bytes without NUL."""
+    try:
+        encoded = key.encode()
+    except (UnicodeEncodeError, AttributeError) as error:
+        raise InvalidArgument(f"the key {key!r} is not text that UTF-8 can hold") from error
+    if not 1 <= len(encoded) <= MAX_VALUE_KEY_BYTES or b"\0" in encoded:
+        raise InvalidArgument(
+            f"the key {key[:40]!r} has {len(encoded)} bytes: a key has 1 to {MAX_VALUE_KEY_BYTES} bytes without NUL"
+        )
+    return VALUE_PREFIX + encoded
 
 
 def offset_of(key: bytes) -> int:

@@ -1,4 +1,4 @@
-"""The side records: payloads, texts and results, which stand beside the log, where they can be deleted.
+"""The side records: payloads, texts, results and values of keys, which stand beside the log, where they can be deleted.
 
 Each holds a random salt, and the log has its digest: so nothing about it can be guessed, and each change is found. Of a
 unique key the log has a digest that is keyed with the store's secret, so that equal keys are equal there.
@@ -16,19 +16,25 @@ from ledgerq.eventlog.store import ReadStore
 
 __all__ = [
     "MAX_RESULT_BYTES",
+    "MAX_VALUE_BYTES",
     "PayloadRecord",
     "SALT_BYTES",
+    "ValueRow",
     "decode_payload",
     "decode_result",
     "decode_text",
+    "decode_value_row",
     "encode_payload",
     "encode_sealed",
+    "encode_value_row",
     "key_digest",
     "read_secret",
 ]
 
 SALT_BYTES: Final = 16
 MAX_RESULT_BYTES: Final = 1024 * 1024
+MAX_VALUE_BYTES: Final = 64 * 1024
+_OFFSET_BYTES: Final = 8
 _packer = msgpack.Packer(autoreset=True)
 
 
@@ -87,6 +93,28 @@ def decode_result(value: bytes) -> bytes:
     if type(result) is not bytes:
         raise ValueError("a result's row holds no bytes")
     return result
+
+
+class ValueRow(NamedTuple):
+    """The row of a key: the offset of the event that set it, and what its digest is of, salt and value."""
+
+    offset: int
+    sealed: bytes
+
+    @property
+    def value(self) -> bytes:
+        """The value; raises `ValueError` when that is malformed."""
+        return decode_result(self.sealed)
+
+
+def encode_value_row(offset: int, sealed: bytes) -> bytes:
+    """The row of a key: the offset as u64, and what `encode_sealed` made of salt and value."""
+    return offset.to_bytes(_OFFSET_BYTES) + sealed
+
+
+def decode_value_row(row: bytes) -> ValueRow:
+    """The parts of a key's row, of any bytes: whether they are right, its digest tells."""
+    return ValueRow(int.from_bytes(row[:_OFFSET_BYTES]), row[_OFFSET_BYTES:])
 
 
 def key_digest(key: bytes, secret: bytes) -> bytes:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.errors import ClaimLost as ClaimLost
     from ledgerq.eventlog.errors import ClockWentBack as ClockWentBack
     from ledgerq.eventlog.errors import DuplicateJobId as DuplicateJobId
+    from ledgerq.eventlog.errors import EffectConflict as EffectConflict
+    from ledgerq.eventlog.errors import EffectsTooLarge as EffectsTooLarge
     from ledgerq.eventlog.errors import Fenced as Fenced
     from ledgerq.eventlog.errors import FormatTooNew as FormatTooNew
     from ledgerq.eventlog.errors import InvalidArgument as InvalidArgument
@@ -105,6 +107,8 @@ _HOME = {
     "ClaimLost": "ledgerq.eventlog.errors",
     "ClockWentBack": "ledgerq.eventlog.errors",
     "DuplicateJobId": "ledgerq.eventlog.errors",
+    "EffectConflict": "ledgerq.eventlog.errors",
+    "EffectsTooLarge": "ledgerq.eventlog.errors",
     "Fenced": "ledgerq.eventlog.errors",
     "FormatTooNew": "ledgerq.eventlog.errors",
     "InvalidArgument": "ledgerq.eventlog.errors",

@@ -21,7 +21,13 @@ from ledgerq.eventlog.recorded_audit import RecordedAudit
 from ledgerq.eventlog.recovery.log_end import readable_part
 from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.store import Anchor, ReadStore
-from ledgerq.projections.deep_audit import Difference, missing_secret, payload_differences, text_differences
+from ledgerq.projections.deep_audit import (
+    Difference,
+    missing_secret,
+    payload_differences,
+    text_differences,
+    value_differences,
+)
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, ULID_BYTES, decode_job, parse_key
 from ledgerq.projections.repair.comparison import (
@@ -203,6 +209,8 @@ async def _differences(
         async for some in compare_projection(store, name, rows):
             for mismatch in some:
                 yield describe(mismatch)
+    async for difference in value_differences(store, fold.values):
+        yield difference
     if deep:
         for differences in (payload_differences(store, fold), text_differences(store, fold)):
             async for difference in differences:

@@ -1,11 +1,12 @@
-"""The deep part of an audit: what stands beside the log is what the log has the digests of.
+"""The part of an audit for what stands beside the log: it is what the log has the digests of.
 
-Payloads, texts, and the store's secret, by the unique keys that were digested with it. audit.py does the rest.
+Values of keys; and, in a deep audit, payloads, texts, and the store's secret, by the unique keys that were digested
+with it. audit.py does the rest.
 """
 
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
@@ -18,8 +19,16 @@ from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.payloads import MISSING, read_payload
 from ledgerq.projections.texts import MISSING as MISSING_TEXT
 from ledgerq.projections.texts import stored_texts
+from ledgerq.projections.values import SetValue, StoredValue, missing_text, stored_values
 
-__all__ = ["Difference", "missing_secret", "payload_differences", "text_differences"]
+__all__ = [
+    "Difference",
+    "missing_secret",
+    "payload_differences",
+    "text_differences",
+    "value_difference",
+    "value_differences",
+]
 
 _PAYLOAD_ROWS: Final = 256
 _PAYLOAD_KEY_BYTES: Final = len(keys.payload_key(0))
@@ -113,3 +122,22 @@ async def text_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Differ
         elif text.fault:
             want = f"{text.sealed.size_bytes} bytes with digest {text.sealed.digest.hex()}"
             yield Difference("text", where, text.key, want, None if text.fault == MISSING_TEXT else text.fault)
+
+
+async def value_differences(store: ReadStore, values: Mapping[str, SetValue]) -> AsyncIterator[Difference]:
+    """The values that are missing, changed, of another version, or of no key."""
+    async for stored in stored_values(store, values):
+        if (difference := value_difference(stored)) is not None:
+            yield difference
+
+
+def value_difference(stored: StoredValue) -> Difference | None:
+    """What differs in the row of a key."""
+    name = f"key {stored.key[len(keys.VALUE_PREFIX) :].decode(errors='replace')!r}"
+    if stored.wanted is None:
+        size = None if stored.row is None else f"{len(stored.row)} bytes that no event has"
+        return None if size is None else Difference("value", name, stored.key, None, size)
+    if not stored.fault:
+        return None
+    want = f"{stored.wanted.size_bytes} bytes of version {stored.wanted.offset}, digest {stored.wanted.digest.hex()}"
+    return Difference("value", name, stored.key, want, missing_text(stored.fault))

@@ -25,6 +25,7 @@ from ledgerq.eventlog.events import (
     ScheduleSet,
     Sealed,
     Ticked,
+    ValueEvent,
 )
 from ledgerq.eventlog.keys import MAX_PRIORITY, MAX_QUEUE_NAME_BYTES
 from ledgerq.eventlog.terms import decode_terms
@@ -32,6 +33,7 @@ from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
 from ledgerq.projections.job_table import JobTable
 from ledgerq.projections.schedule import Schedule, evolve_schedule, schedule_fault
 from ledgerq.projections.stats import QueueCounters
+from ledgerq.projections.values import SetKeys
 
 __all__ = ["Fold", "Transition"]
 
@@ -78,15 +80,16 @@ class Transition(NamedTuple):
 
 
 class Fold:
-    """All jobs not yet swept, and all counters, after the events applied so far.
+    """All jobs not yet swept, all counters, schedules and keys with values, after the events applied so far.
 
-    Memory goes with the jobs, a quarter of a kilobyte for each.
+    Memory goes with the jobs and the keys, a quarter of a kilobyte for each.
     """
 
     def __init__(self) -> None:
         self.jobs = JobTable()
         self.counters: dict[str, QueueCounters] = {}
         self.schedules: dict[str, Schedule] = {}
+        self.values = SetKeys()
         # Of the jobs that are there, those whose payload the log records as lost.
         self.without_payload: set[bytes] = set()
         # By offset, the texts that stand beside the log: of the jobs and schedules that are there, and of other events.
@@ -141,6 +144,8 @@ class Fold:
                 counters.follow(event, offset)
             elif isinstance(event, ScheduleEvent):
                 self._apply_schedule(offset, time_ms, event)
+            elif isinstance(event, ValueEvent):
+                self.values.apply(offset, event)
             elif type(event) is Rebuilt and SECRET in event.names:
                 self.secret_since = offset
             return None, None

@@ -1,18 +1,19 @@
 """The audit of what came since the last one: it starts from the state that a clean, recorded audit has proven.
 
-It verifies the chain from there on, folds the jobs that had an event since, and compares their rows and all counters.
+It verifies the chain from there on, folds the jobs that had an event since, and compares their rows, all counters, and
+the values set since.
 The log before is read again only for the earlier events of those jobs, and is not verified. Rows of other jobs,
 payloads, hints, users' projections and the blocks of the files are for an audit that looks at everything.
 """
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Final
+from typing import Final, TypeVar
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.entropy import job_id_ms
 from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt, ProjectionDrift
-from ledgerq.eventlog.events import Enqueued, Event
+from ledgerq.eventlog.events import Enqueued, Event, ValueEvent
 from ledgerq.eventlog.log import Chain, LogReader, Progress, Verified
 from ledgerq.eventlog.recorded_audit import AuditStart, RecordedAudit
 from ledgerq.eventlog.store import Anchor, ReadStore
@@ -24,7 +25,7 @@ from ledgerq.projections.audit import (
     gathered,
     schedules_as_rows,
 )
-from ledgerq.projections.deep_audit import Difference, missing_secret
+from ledgerq.projections.deep_audit import Difference, missing_secret, value_difference
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import (
     decode_job,
@@ -39,9 +40,12 @@ from ledgerq.projections.job import Job
 from ledgerq.projections.repair.comparison import Mismatch, compare_schedules, compare_stats
 from ledgerq.projections.schedule import Schedule
 from ledgerq.projections.stats import QueueCounters
+from ledgerq.projections.values import StoredValue, value_fault
 from ledgerq.projections.view import ID_SLACK_MS
 
 __all__ = ["audit_since"]
+
+T = TypeVar("T", bytes, str)
 
 _FULL: Final = "run an audit of everything, with --record"
 _REMEDY: Final = (
@@ -132,11 +136,16 @@ def _id(event: Event) -> bytes | None:
 
 
 class _Touched:
-    """The jobs that had an event since the last audit: `state` is their fold, `keys` all keys that each had since."""
+    """The jobs that had an event since the last audit: `state` is their fold, `keys` all keys that each had since.
+
+    `set_keys`: the keys whose values were set or deleted since.
+    """
 
     def __init__(self, counters: dict[str, QueueCounters], schedules: dict[str, Schedule]) -> None:
         self.state = Fold()
+        self.state.values.is_whole = False
         self.keys: dict[bytes, set[bytes]] = {}
+        self.set_keys: set[str] = set()
         self._counters = counters
         self._schedules = schedules
 
@@ -179,6 +188,8 @@ class _Touched:
             for offset, event, distance in batch.steps():
                 if offset >= begin:
                     _, _, _, before, after = self.state.apply(offset, batch.time_ms, event, distance)
+                    if isinstance(event, ValueEvent):
+                        self.set_keys.add(event.key)
                     self._note(before)
                     self._note(after)
 
@@ -204,7 +215,7 @@ async def _first_offset(log: LogReader, older: set[bytes]) -> int:
     return first
 
 
-def _pieces(items: list[bytes]) -> Iterable[list[bytes]]:
+def _pieces(items: list[T]) -> Iterable[list[T]]:
     return (items[at : at + _ROWS] for at in range(0, len(items), _ROWS))
 
 
@@ -224,6 +235,13 @@ async def _differences(store: ReadStore, touched: _Touched) -> AsyncIterator[Dif
         for key, found in zip(in_order, await store.get_many(in_order), strict=True):
             if found != wanted[key]:
                 yield describe(Mismatch(key, wanted[key], found))
+    for names in _pieces(sorted(touched.set_keys)):
+        in_order = [keys.value_key(name) for name in names]
+        for name, key, row in zip(names, in_order, await store.get_many(in_order), strict=True):
+            value = touched.state.values.get(name)
+            stored = StoredValue(key, value, row, "" if value is None else value_fault(value, row))
+            if (difference := value_difference(stored)) is not None:
+                yield difference
     for mismatches in (compare_stats(store, touched.state), compare_schedules(store, touched.state)):
         async for some in mismatches:
             for mismatch in some:

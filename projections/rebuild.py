@@ -34,6 +34,7 @@ from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import BUILT_IN, JOBS, STATS, Projection, ProjectionHost
 from ledgerq.projections.shares.share import usable_jobs
 from ledgerq.projections.shares.whole import fold_whole
+from ledgerq.projections.values import stored_values
 
 __all__ = ["RebuildReport", "rebuild"]
 
@@ -42,6 +43,7 @@ class RebuildReport(NamedTuple):
     """The report of a rebuild: which projections, from which log, and how many rows it set and removed.
 
     `lost`: jobs whose payload could not be copied into a new store, and the offsets of texts that could not.
+    `lost_keys`: keys whose values are gone, which the log records as deleted.
     `is_recorded`: the log has the event of it. `is_secret_new`: the store's secret was missing, and a new one was made.
     """
 
@@ -54,6 +56,7 @@ class RebuildReport(NamedTuple):
     lost_texts: tuple[int, ...] = ()
     is_recorded: bool = False
     is_secret_new: bool = False
+    lost_keys: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -112,15 +115,16 @@ async def rebuild(
             await _cut(log, writer, verified, host)
         async for some in _mismatches(store, fold, host, rows, names):
             await writer.set_many({mismatch.key: mismatch.expected for mismatch in some})
+        lost_keys = await _remove_values(store, fold, writer) if JOBS in names else ()
         await writer.flush()
     report = RebuildReport(names, verified, len(fold.jobs), writer.rows_put, writer.rows_deleted)
-    report = report._replace(is_secret_new=is_secret_new)
-    if report.changed or marker is not None or rolled_back or outdated or is_secret_new:
+    report = report._replace(is_secret_new=is_secret_new, lost_keys=lost_keys)
+    if report.changed or lost_keys or marker is not None or rolled_back or outdated or is_secret_new:
         follow = await _up_to_date(store, host, end)
         log = EventLog(store, clock=clock, commit_hook=Finish(follow))
         made = (*names, SECRET) if is_secret_new else names
         last = Rebuilt(actor, reason, made, report.rows_put, report.rows_deleted)
-        await finish(log, last, accept_rollback=until is not None)
+        await finish(log, last, lost_keys=lost_keys, accept_rollback=until is not None)
         report = report._replace(is_recorded=True)
     return report
 
@@ -193,6 +197,17 @@ async def _mismatches(
         if name in host.projections:
             async for some in compare_projection(store, name, rows):
                 yield some
+
+
+async def _remove_values(store: Store, fold: Fold, writer: RowWriter) -> tuple[str, ...]:
+    """Remove the values that no event set or that are not what it set; returns the keys that have none then."""
+    lost: list[str] = []
+    async for stored in stored_values(store, fold.values):
+        if stored.wanted is not None and stored.fault:
+            lost.append(stored.key[len(keys.VALUE_PREFIX) :].decode())
+        if stored.row is not None and (stored.wanted is None or stored.fault):
+            await writer.set(stored.key, None)
+    return tuple(lost)
 
 
 async def _cut(log: LogReader, writer: RowWriter, verified: Verified, host: ProjectionHost) -> None:

@@ -4,18 +4,33 @@ import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
-from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.errors import InvalidArgument, InvalidState
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.effects import Effects, StagedValues
 from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.job_logging import Outcome
 from ledgerq.worker.retry_rules import RetryRule
 
+if TYPE_CHECKING:
+    from ledgerq.worker.tasks.handle import Handle
+    from ledgerq.worker.tasks.task import Task
+
 __all__ = ["Handler", "JobContext", "Settler", "Trace", "Tracer"]
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
+class EffectMaker(Protocol):
+    """The part of a queue by which a job has effects."""
+
+    def effects(self) -> Effects:
+        """New effects, as `Queue.effects`."""
 
 
 class JobContext:
@@ -24,16 +39,43 @@ class JobContext:
     `state` is what the lifespan of the worker's tasks yielded, None without one.
     """
 
-    def __init__(self, claim: Claim, in_thread: InThread | None = None) -> None:
+    def __init__(self, claim: Claim, in_thread: InThread | None = None, queue: EffectMaker | None = None) -> None:
         self.claim = claim
         self.stop_requested = False
         self.state: Any = None
+        self.staged: Effects | None = None
+        """The effects of this try, if it has any."""
         self._in_thread = in_thread
+        self._queue = queue
 
     def in_thread(self, function: Callable[[], Any]) -> Awaitable[Any]:
         """Run the part of the try that is a plain function in a thread of the worker's; one at a time."""
         assert self._in_thread is not None
         return self._in_thread(function)
+
+    def _effects(self) -> Effects:
+        if (effects := self.staged) is None:
+            if self._queue is None:
+                raise InvalidState("this job has no queue, so it can have no effects")
+            effects = self.staged = self._queue.effects()
+        return effects
+
+    @property
+    def kv(self) -> StagedValues:
+        """The values of keys: `get` reads now, `set` and `delete` are committed with the job's end, see `enqueue`."""
+        return self._effects().kv
+
+    @overload
+    def enqueue(self, task: "Task[P, R]", /, *args: P.args, **kwargs: P.kwargs) -> "Handle[R]": ...
+    @overload
+    def enqueue(self, queue: str, payload: bytes, /, **options: Any) -> "Handle[bytes | None]": ...
+    def enqueue(self, what: Any, /, *args: Any, **kwargs: Any) -> "Handle[Any]":
+        """Enqueue a job in the commit in which this one is acked, or not at all: see `Effects.enqueue`.
+
+        What a try has set and enqueued is dropped when it fails, is timed out, cancelled or given back, or its claim is
+        lost; `raise Dead(..., keep=True)` commits it with the dead letter.
+        """
+        return self._effects().enqueue(what, *args, **kwargs)
 
     @property
     def payload(self) -> bytes:
@@ -139,7 +181,10 @@ class Handler(NamedTuple):
 class Settler(Protocol):
     """The protocol of a queue by which a job is settled."""
 
-    async def ack(self, claim: Claim, result: bytes | None = None) -> None:
+    def effects(self) -> Effects:
+        """New effects, as `Queue.effects`; called when a job has some."""
+
+    async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
         """Ack a claim, as `Queue.ack` does."""
 
     async def ack_many(self, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
@@ -153,6 +198,7 @@ class Settler(Protocol):
         dead: bool = False,
         error_type: str = "",
         rule: RetryRule | None = None,
+        effects: Effects | None = None,
     ) -> None:
         """Nack a claim, as `Queue.nack` does."""
 

@@ -21,7 +21,14 @@ _TASKS: Final = f"{Path(__file__).parent}/tasks/"
 
 
 class Dead(Exception):
-    """Raised by a handler: this job can never succeed, make it a dead letter at once, with this text as its error."""
+    """Raised by a handler: this job can never succeed, make it a dead letter at once, with this text as its error.
+
+    `keep`: the effects of this try are committed with the dead letter, instead of being dropped.
+    """
+
+    def __init__(self, *args: object, keep: bool = False) -> None:
+        super().__init__(*args)
+        self.keep = keep
 
 
 class ArgumentsDontFit(Dead):

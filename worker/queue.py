@@ -21,6 +21,7 @@ from ledgerq.projections.job import Job
 from ledgerq.projections.runner import Projection
 from ledgerq.worker.bulk import Bulk
 from ledgerq.worker.claims import Claim, EnqueueResult
+from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine import commands, decisions, settlement
 from ledgerq.worker.engine.core import DEFAULT_OPTIONS, Core, open_core
 from ledgerq.worker.engine.dispatcher import WatchCallback
@@ -28,7 +29,7 @@ from ledgerq.worker.engine.enqueue import Enqueuer
 from ledgerq.worker.engine.scheduling import begin_ticks
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
-from ledgerq.worker.queue_reads import QueueReads
+from ledgerq.worker.queue_effects import QueueEffects
 from ledgerq.worker.retry_rules import RetryRule
 from ledgerq.worker.schedules import Schedules
 from ledgerq.worker.tracing.provider import check_provider, traced_enqueuer
@@ -43,7 +44,7 @@ __all__ = ["Queue"]
 _MAX_CLAIMS: Final = 10_000
 
 
-class Queue(QueueReads):
+class Queue(QueueEffects):
     """A durable job queue on one store: `await Queue.open(url)`, or `async with Queue.open(url) as queue`."""
 
     def __init__(self, core: Core, tracer_provider: "TracerProvider | None" = None) -> None:
@@ -248,13 +249,14 @@ class Queue(QueueReads):
             self._log.check()
         return await self._dispatcher.claim(queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker)
 
-    async def ack(self, claim: Claim, result: bytes | None = None) -> None:
+    async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
         """Ack a claim: its work is done. Raises `ClaimLost`, and appends nothing, when it is no longer current.
 
         `result`: at most 1 MiB, kept as long as the job's record, in the same commit; raises `ResultTooLarge`.
+        `effects`: come in the same commit, or the claim is still current: raises `EffectConflict`, `DuplicateJobId`.
         """
         self._log.check()
-        await settlement.ack(self._core, claim, result)
+        await settlement.ack(self._core, claim, result, effects)
 
     async def ack_many(self, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
         """Ack all claims in one commit. When some are lost the others are acked all the same; raises `ClaimLost`.
@@ -272,15 +274,26 @@ class Queue(QueueReads):
         dead: bool = False,
         error_type: str = "",
         rule: RetryRule | None = None,
+        effects: Effects | None = None,
     ) -> None:
         """Nack a claim: its try failed; retry after backoff or `delay` seconds, or dead (asked for, or no try left).
 
         `error_type`: the name of the exception's class; `rule`: that of the exception, made by `on`, which goes before
         the job's attempts and the queue's backoff. Raises `ClaimLost`, and appends nothing, when the claim is over.
+        `effects`: with `dead=True` they are committed with the dead letter; raises as `ack` does.
         """
         self._log.check()
         delay_ms = None if delay is None else seconds_ms("delay", delay)
-        await settlement.nack(self._core, claim, error, delay_ms=delay_ms, dead=dead, error_type=error_type, rule=rule)
+        await settlement.nack(
+            self._core,
+            claim,
+            error,
+            delay_ms=delay_ms,
+            dead=dead,
+            error_type=error_type,
+            rule=rule,
+            effects=effects,
+        )
 
     async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
         """Give the claim back unused: pending at once or due in `delay` seconds, the try not counted.

@@ -1,6 +1,6 @@
 """The reading half of a queue: jobs, their payloads, results, histories and counters, and waits for the ends of jobs.
 
-Each answer is durable when it is given. Next: queue.py has the other half.
+Each answer is durable when it is given. Next: queue_effects.py has what is committed together, queue.py the rest.
 """
 
 from collections.abc import Sequence

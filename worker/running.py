@@ -13,7 +13,9 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
+from ledgerq.eventlog.errors import DuplicateJobId, EffectConflict
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine.decisions import is_last
 from ledgerq.worker.execution import Handler, JobContext, Settler, Trace, Tracer
 from ledgerq.worker.job_logging import Outcome, say_outcome
@@ -48,7 +50,7 @@ class Running:
 
     __slots__ = (
         *("_begun_s", "_handler", "_job", "_runner", "_task", "_thread", "_timer", "_took_s", "_trace"),
-        *("arrived_ms", "begun", "begun_ms", "claim", "error", "handling", "interrupt", "result", "stopped"),
+        *("arrived_ms", "begun", "begun_ms", "claim", "effects", "error", "handling", "interrupt", "result", "stopped"),
     )
 
     def __init__(self, runner: Runner, claim: Claim, handler: Handler, arrived_ms: int) -> None:
@@ -62,6 +64,8 @@ class Running:
         """What the handler raised."""
         self.result: bytes | None = None
         """What its job is acked with."""
+        self.effects: Effects | None = None
+        """What is to be committed with its end."""
         self.interrupt: KeyboardInterrupt | None = None
         """The exception by which the handler ends the process: its try has failed, and the worker has to end, too."""
         self._runner = runner
@@ -76,7 +80,7 @@ class Running:
     def begin(self) -> None:
         """Begin the handler. Its end, soon or late, is reported to `Runner.handled`, and never within this call."""
         runner, handler = self._runner, self._handler
-        self._job = JobContext(self.claim, self._call_in_thread)
+        self._job = JobContext(self.claim, self._call_in_thread, self._runner.queue)
         self._begun_s = stopwatch_s()
         self.begun_ms = runner.clock.now_ms()
         self.begun = self.handling = True
@@ -187,6 +191,9 @@ class Running:
             self._trace.handled(self.error)
         self._took_s = stopwatch_s() - self._begun_s
         self.handling = False
+        if self._job is not None and (effects := self._job.staged) is not None:
+            effects.close("the try is over")
+            self.effects = effects or None
         # Thousands may be on their way to the log: what only the handler needed goes now.
         self._task = self._job = self._timer = None
         if self._thread is not None and self._thread.done():
@@ -202,8 +209,8 @@ class Running:
 
     @property
     def is_done(self) -> bool:
-        """Whether the handler ended well, so that an ack is all that is left."""
-        return self.begun and self.error is None and self.stopped != "lost"
+        """Whether the handler ended well, so that an ack without effects is all that is left."""
+        return self.begun and self.error is None and self.effects is None and self.stopped != "lost"
 
     @property
     def keeps_slot(self) -> bool:
@@ -221,7 +228,7 @@ class Running:
         await asyncio.wait({waiting})
 
     async def settle(self) -> Outcome:
-        """Settle a claim whose handler did not end well, or never began. Raises the queue's errors."""
+        """Settle a claim whose handler did not end well, never began, or has effects. Raises the queue's errors."""
         queue, claim, error = self._runner.queue, self.claim, self.error
         if self.stopped == "lost":
             return "lost"
@@ -236,18 +243,38 @@ class Running:
             return await self._fail(TimeoutError(text), text)
         if self.stopped == "deadline":
             return await self._fail(TimeoutError(_STOP_ERRORS["deadline"]), _STOP_ERRORS["deadline"])
-        assert error is not None
+        if error is None:
+            return await self._ack_with_effects()
         if isinstance(error, Snooze):
             await queue.release(claim, plain_text(error), delay=error.delay)
             return "released"
         name = type(error).__name__
         if isinstance(error, Dead):
-            await queue.nack(claim, plain_text(error) or "dead", dead=True, error_type=name)
-            return "dead"
+            return await self._bury(error)
         if isinstance(error, Retry):
             await queue.nack(claim, plain_text(error), delay=error.delay, error_type=name)
             return "dead" if is_last(claim.attempt, claim.max_attempts, None) else "retry"
         return await self._fail(error, error_text(error))
+
+    async def _ack_with_effects(self) -> Outcome:
+        try:
+            await self._runner.queue.ack(self.claim, self.result, effects=self.effects)
+        except (EffectConflict, DuplicateJobId) as error:
+            self.error = error
+            return await self._fail(error, plain_text(error))
+        return "done"
+
+    async def _bury(self, error: Dead) -> Outcome:
+        queue, text, name = self._runner.queue, plain_text(error) or "dead", type(error).__name__
+        if self.effects is None or not error.keep:
+            await queue.nack(self.claim, text, dead=True, error_type=name)
+            return "dead"
+        try:
+            await queue.nack(self.claim, text, dead=True, error_type=name, effects=self.effects)
+        except (EffectConflict, DuplicateJobId) as conflict:
+            self.error = conflict
+            return await self._fail(conflict, plain_text(conflict))
+        return "dead"
 
     async def _fail(self, error: BaseException, text: str) -> Outcome:
         claim, rule = self.claim, rule_for(error, self._handler.retry)

@@ -107,7 +107,10 @@ class Settling:
     async def _settle(self, running: Running) -> None:
         outcome: Outcome = "unknown"
         try:
+            begun_ms = self._clock.now_ms()
             outcome = await running.settle()
+            if outcome == "done":
+                self._committed(self._clock.now_ms() - begun_ms)
         except ClaimLost:
             outcome = "lost"
         except Exception as error:

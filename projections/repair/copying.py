@@ -1,4 +1,4 @@
-"""Copying a proven log into a new store: its record batches, its live payloads and texts, fresh projections.
+"""Copying a proven log into a new store: its record batches, its live payloads, texts and values, fresh projections.
 
 `copy_into` makes it from a store that can be read, salvage.py from what is left of one that can't. A job whose payload
 is gone is a dead letter there, with that error, instead of one that can't be run.
@@ -19,25 +19,26 @@ from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import index_entries, schedule_rows, stats_key
 from ledgerq.projections.payloads import LostPayload, payload_fault, read_payload
 from ledgerq.projections.rebuild import RebuildReport
-from ledgerq.projections.repair.row_writer import COPY_MARKER, FORMAT, RowWriter
+from ledgerq.projections.repair.row_writer import COMMIT_EVENTS, COPY_MARKER, FORMAT, RowWriter, append_lost_keys
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.runner import BUILT_IN
 from ledgerq.projections.texts import stored_texts
+from ledgerq.projections.values import stored_values
 
 __all__ = ["KEEP_DEAD_MS", "Lost", "NewStore", "copy_into"]
 
 # As long as a queue keeps dead jobs by default: the options of the queue that they were in are not known here.
 KEEP_DEAD_MS: Final = 7 * 24 * 3_600_000
-_COMMIT_EVENTS: Final = 2000
 _PAYLOAD_ROWS: Final = 100
 
 
 class Lost(NamedTuple):
-    """What could not be copied: payloads with their jobs, the offsets of texts, and whether the secret is lost."""
+    """What could not be copied: payloads with their jobs, offsets of texts, whether the secret is lost, and keys."""
 
     payloads: list[LostPayload]
     texts: list[int]
     secret: bool
+    keys: list[str]
 
 
 class NewStore:
@@ -89,15 +90,20 @@ class NewStore:
             for number, (job, why) in enumerate(letters, 1):
                 sweep_at_ms = max(self._clock.now_ms(), verified.head.time_ms) + KEEP_DEAD_MS
                 log.append(DeadLettered(job.id, sweep_at_ms, actor, why), job.last_offset)
-                if number % _COMMIT_EVENTS == 0:
+                if number % COMMIT_EVENTS == 0:
                     await log.committed()
-            await log.committed()
+            await append_lost_keys(log, lost.keys)
             log.append(Rebuilt(actor, reason, names, writer.rows_put, writer.rows_deleted))
             await log.committed()
         finally:
             await log.stop()
         report = RebuildReport(BUILT_IN, verified, jobs, writer.rows_put, writer.rows_deleted)
-        return report._replace(lost=tuple(lost.payloads), lost_texts=tuple(lost.texts), is_secret_new=lost.secret)
+        return report._replace(
+            lost=tuple(lost.payloads),
+            lost_texts=tuple(lost.texts),
+            is_secret_new=lost.secret,
+            lost_keys=tuple(lost.keys),
+        )
 
 
 class _Folding:
@@ -164,6 +170,7 @@ async def copy_into(
                 await new.put(key, value)
         payloads = await _copy_payloads(source, new, fold)
         texts = await _copy_texts(source, new, fold)
+        lost_keys = await _copy_values(source, new, fold)
         try:
             secret = await read_secret(source)
         except RowUnreadable:
@@ -171,7 +178,8 @@ async def copy_into(
         if secret is not None:
             await new.put(keys.SECRET_KEY, secret)
         is_secret_lost = secret is None and format_version == keys.FORMAT_VERSION
-        return await new.finish(verified, fold, Lost(payloads, texts, is_secret_lost), actor=actor, reason=reason)
+        lost = Lost(payloads, texts, is_secret_lost, lost_keys)
+        return await new.finish(verified, fold, lost, actor=actor, reason=reason)
 
 
 async def _copy_texts(source: ReadStore, new: NewStore, fold: Fold) -> list[int]:
@@ -182,6 +190,17 @@ async def _copy_texts(source: ReadStore, new: NewStore, fold: Fold) -> list[int]
             await new.put(text.key, text.value)
         elif text.sealed is not None:
             lost.append(text.sealed.at)
+    return lost
+
+
+async def _copy_values(source: ReadStore, new: NewStore, fold: Fold) -> list[str]:
+    """Write the values that are there; returns the keys of those that are lost."""
+    lost: list[str] = []
+    async for stored in stored_values(source, fold.values):
+        if stored.wanted is not None and stored.row is not None and not stored.fault:
+            await new.put(stored.key, stored.row)
+        elif stored.wanted is not None:
+            lost.append(stored.key[len(keys.VALUE_PREFIX) :].decode())
     return lost
 
 

@@ -4,22 +4,23 @@ Used by rebuild.py, in place, and by copying.py, into a new store.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Self
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.errors import LedgerError
-from ledgerq.eventlog.events import Rebuilt
+from ledgerq.eventlog.events import KvDeleted, Rebuilt
 from ledgerq.eventlog.store import Anchor, Batch, Store
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Transition
 from ledgerq.projections.runner import ProjectionHost
 
-__all__ = ["COPY_MARKER", "FORMAT", "Finish", "RowWriter", "finish"]
+__all__ = ["COMMIT_EVENTS", "COPY_MARKER", "FORMAT", "Finish", "RowWriter", "append_lost_keys", "finish"]
 
 _BATCH_ROWS: Final = 20_000
 _BATCH_BYTES: Final = 8 * 1024 * 1024
+COMMIT_EVENTS: Final = 2000
 COPY_MARKER: Final = pack(("copy",))
 FORMAT: Final = str(keys.FORMAT_VERSION).encode()
 
@@ -91,9 +92,9 @@ class RowWriter:
 
 
 class Finish:
-    """The hook of the commit that ends a rebuild: it removes the marker, and lets projections follow it.
+    """The hook of the commits that end a rebuild: the last removes the marker; and projections follow them.
 
-    All rows are of the present format by then, so the same commit sets the format.
+    All rows are of the present format by then, so the last commit sets the format.
     """
 
     def __init__(self, host: ProjectionHost) -> None:
@@ -101,11 +102,12 @@ class Finish:
         self._filled: tuple[Commit, dict[bytes, bytes | None]] | None = None
 
     def fill(self, commit: Commit, batch: Batch) -> None:
-        """Add the rows that follow from the last event."""
+        """Add the rows that follow from these events."""
         if self._filled is None or self._filled[0] is not commit:
             events = enumerate(commit.events, commit.base_offset)
             transitions = [Transition(offset, commit.time_ms, event, None, None) for offset, event in events]
-            changes: dict[bytes, bytes | None] = {keys.REBUILD_KEY: None, keys.FORMAT_KEY: FORMAT}
+            is_last = type(commit.events[-1]) is Rebuilt
+            changes: dict[bytes, bytes | None] = {keys.REBUILD_KEY: None, keys.FORMAT_KEY: FORMAT} if is_last else {}
             self._host.project(transitions, commit.base_offset + len(commit.events), changes)
             self._filled = (commit, changes)
         batch.update(self._filled[1])
@@ -117,11 +119,21 @@ class Finish:
         """Do nothing: the commit's waiters get the error."""
 
 
-async def finish(log: EventLog, last: Rebuilt, *, accept_rollback: bool) -> None:
-    """Write the event that ends a rebuild, through a log whose hook removes the marker with it."""
+async def append_lost_keys(log: EventLog, lost: Iterable[str]) -> None:
+    """Record that these keys have no value any more."""
+    for number, key in enumerate(lost, 1):
+        log.append(KvDeleted(key, lost=True))
+        if number % COMMIT_EVENTS == 0:
+            await log.committed()
+    await log.committed()
+
+
+async def finish(log: EventLog, last: Rebuilt, *, lost_keys: Iterable[str], accept_rollback: bool) -> None:
+    """Write the events that end a rebuild, through a log whose hook removes the marker with the last."""
     await log.start(accept_rollback=accept_rollback)
-    log.append(last)
     try:
+        await append_lost_keys(log, lost_keys)
+        log.append(last)
         await log.committed()
     finally:
         await log.stop()

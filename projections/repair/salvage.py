@@ -31,11 +31,13 @@ from ledgerq.projections.payloads import MISSING, LostPayload, payload_fault
 from ledgerq.projections.rebuild import RebuildReport
 from ledgerq.projections.repair.copying import Lost, NewStore
 from ledgerq.projections.texts import text_fault
+from ledgerq.projections.values import value_fault
 
 __all__ = ["LostJob", "SalvageReport", "salvage"]
 
 _LOG_RANGES: Final = tuple((prefix, keys.after_prefix(prefix)) for prefix in (keys.LOG_PREFIX, keys.META_PREFIX))
-_OTHER_RANGES: Final = tuple((prefix, keys.after_prefix(prefix)) for prefix in (keys.PAYLOAD_PREFIX, keys.TEXT_PREFIX))
+_BESIDE: Final = (keys.PAYLOAD_PREFIX, keys.TEXT_PREFIX, keys.VALUE_PREFIX)
+_OTHER_RANGES: Final = tuple((prefix, keys.after_prefix(prefix)) for prefix in _BESIDE)
 _JOB_RANGES: Final = ((JOB, keys.after_prefix(JOB)),)
 _OFFSET_KEY_BYTES: Final = len(keys.log_key(0))
 _MAX_LOST_JOBS: Final = 100_000
@@ -87,9 +89,11 @@ class SalvageReport(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything promised was recovered: the log up to the last commit, payloads, texts, the secret."""
+        """Whether everything promised was recovered: the log up to the last commit, payloads, texts, values, secret."""
         rebuilt = self.rebuilt
-        return self.is_reached and not (rebuilt.lost or rebuilt.lost_texts or rebuilt.is_secret_new)
+        return self.is_reached and not (
+            rebuilt.lost or rebuilt.lost_texts or rebuilt.lost_keys or rebuilt.is_secret_new
+        )
 
 
 async def salvage(
@@ -145,8 +149,9 @@ class _Salvage:
             if self._secret is not None:
                 await new.put(keys.SECRET_KEY, self._secret[1])
             kept = dict(sorted(Counter(job.queue for job in fold.jobs.values()).items()))
-            payloads, texts = await self._copy_side_records(new, fold)
-            lost = Lost(payloads, texts, self._secret is None and self._format_version() == keys.FORMAT_VERSION)
+            payloads, texts, lost_keys = await self._copy_side_records(new, fold)
+            is_secret_lost = self._secret is None and self._format_version() == keys.FORMAT_VERSION
+            lost = Lost(payloads, texts, is_secret_lost, lost_keys)
             rebuilt = await new.finish(verified, fold, lost, actor=actor, reason=reason)
         end = verified.head.next_offset
         if anchor is not None and self._damaged.is_anchor_in_doubt and end <= anchor.next_offset:
@@ -262,16 +267,23 @@ class _Salvage:
                 continue
             return verified, fold, why
 
-    async def _copy_side_records(self, new: NewStore, fold: Fold) -> tuple[list[LostPayload], list[int]]:
-        """Write the payloads and texts found anywhere; returns the jobs and the offsets of which they are not."""
+    async def _copy_side_records(self, new: NewStore, fold: Fold) -> tuple[list[LostPayload], list[int], list[str]]:
+        """Write payloads, texts and values found anywhere; returns jobs, offsets and keys of which they are not."""
         live = {job.offset: job for job in fold.jobs.values()}
-        texts = dict(fold.texts)
+        texts, values = dict(fold.texts), {keys.value_key(key): value for key, value in fold.values.items()}
         found: list[tuple[bytes, bytes]] = []
         changed: dict[int, str] = {}
 
         def take(row: SstRow) -> None:
             key, value, _ = row
-            if value is None or len(key) != _OFFSET_KEY_BYTES:
+            if value is None:
+                return
+            if key.startswith(keys.VALUE_PREFIX):
+                if key in values and not value_fault(values[key], value):
+                    found.append((key, value))
+                    del values[key]
+                return
+            if len(key) != _OFFSET_KEY_BYTES:
                 return
             offset = keys.offset_of(key)
             if key.startswith(keys.TEXT_PREFIX):
@@ -290,7 +302,7 @@ class _Salvage:
 
         files = await asyncio.to_thread(sorted_files, self._folder)
         for number, path in enumerate(files):
-            if not live and not texts:
+            if not (live or texts or values):
                 break
             await asyncio.to_thread(self._read_file, path, _OTHER_RANGES, take)
             for key, value in found:
@@ -299,7 +311,11 @@ class _Salvage:
             if self._progress is not None:
                 self._progress(number + 1, len(files))
         lost = [job for _, job in sorted(live.items()) if job.id not in fold.without_payload]
-        return [LostPayload(job, changed.get(job.offset, _NOT_FOUND)) for job in lost], sorted(texts)
+        return (
+            [LostPayload(job, changed.get(job.offset, _NOT_FOUND)) for job in lost],
+            sorted(texts),
+            [key[len(keys.VALUE_PREFIX) :].decode() for key in sorted(values)],
+        )
 
     async def _lost_jobs(self, end: int) -> list[LostJob]:
         """Jobs enqueued at `end` or later, by batches that don't connect, and by index rows that outlived the log."""

@@ -17,7 +17,7 @@ from ledgerq.eventlog.log import LogReader, Progress, Verified
 from ledgerq.eventlog.runtime.waits import side_by_side
 from ledgerq.eventlog.slate.row_sums import SECRET_BYTES, RowSum, can_sum, total
 from ledgerq.eventlog.store import ReadStore
-from ledgerq.projections.deep_audit import missing_secret
+from ledgerq.projections.deep_audit import missing_secret, value_differences
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import INDEX_PREFIX, OF_NO_JOB
 from ledgerq.projections.repair.comparison import FirstPlaces, compare_hints, compare_schedules, compare_stats
@@ -64,7 +64,7 @@ async def prove_clean(
             async with side_by_side(store.sum_rows(*one, secret) for one in ranges) as sums:
                 shares = [await finish_share(verified, fold, own), *await elsewhere]
                 found = await sums
-        return await _proof(store, fold.schedules, shares, found, format_version)
+        return await _proof(store, fold, shares, found, format_version)
     except (LogCorrupt, LogPoisoned, FormatTooNew):
         return None
 
@@ -79,7 +79,7 @@ def _ranges(sample: list[bytes], count: int) -> list[tuple[bytes, bytes]]:
 
 async def _proof(
     store: ReadStore,
-    schedules: dict[str, Schedule],
+    own: Fold,
     shares: list[Share | None],
     found: list[RowSum | None],
     format_version: int,
@@ -89,7 +89,7 @@ async def _proof(
     if len(right) < len(shares) or len(there) < len(found) or total(share.expected for share in right) != total(there):
         return None
     fold, first = Fold(), FirstPlaces()
-    fold.schedules = schedules
+    fold.schedules = own.schedules
     for share in right:
         include_counters(fold, share)
         for prefix, place in share.first.items():
@@ -99,5 +99,7 @@ async def _proof(
         async for some in mismatches:
             if some:
                 return None
+    async for _ in value_differences(store, own.values):
+        return None
     jobs, lost = sum(share.jobs for share in right), sum(len(share.without_payload) for share in right)
-    return Proof(right[0].verified, jobs, lost, fold.counters, schedules)
+    return Proof(right[0].verified, jobs, lost, fold.counters, own.schedules)

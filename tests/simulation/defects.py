@@ -45,7 +45,7 @@ Patch = pytest.MonkeyPatch
 def ack_told_before_the_flush(patch: Patch) -> None:
     """`ack` and `ack_many` return while their events are only staged."""
 
-    async def ack(parts: Any, claim: Any, result: Any = None) -> None:
+    async def ack(parts: Any, claim: Any, result: Any = None, effects: Any = None) -> None:
         settlement._stage_ack(parts, claim, result)
 
     async def ack_many(parts: Any, claims: Any, results: Any = None) -> None:

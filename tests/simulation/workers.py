@@ -12,6 +12,7 @@ from typing import Any, Final
 from ledgerq.eventlog.errors import ClaimLost
 from ledgerq.eventlog.events import CancelRequested
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.effects import Effects
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.outcomes import Dead, Retry, Snooze
 from ledgerq.worker.retry_rules import RetryRule
@@ -95,10 +96,10 @@ class _Between(QueueRelay):
         self._oracle.renewed(renewed)
         return renewed
 
-    async def ack(self, claim: Claim, result: bytes | None = None) -> None:
+    async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
         """See `Queue.ack`."""
         self._ended_well(claim)
-        await self._settle(claim, "acked", lambda: self.queue.ack(claim, result))
+        await self._settle(claim, "acked", lambda: self.queue.ack(claim, result, effects))
 
     def _ended_well(self, claim: Claim) -> None:
         how, _ = self.ended.get((claim.id, claim.offset), ("", None))
@@ -134,6 +135,7 @@ class _Between(QueueRelay):
         dead: bool = False,
         error_type: str = "",
         rule: RetryRule | None = None,
+        effects: Effects | None = None,
     ) -> None:
         """See `Queue.nack`."""
         how, more = self.ended.get((claim.id, claim.offset), ("", None))
@@ -151,7 +153,7 @@ class _Between(QueueRelay):
         if _DEADLINE in error and is_early and not self._world.clock_went_back:
             self.broke("timeout", f"of {claim.offset} it reports that {error}, which is at {claim.deadline_ms} ms")
         self._world.ledger.side.given.add((claim.id, error))
-        await self._settle(claim, "nacked", lambda: self.queue.nack(claim, error, delay, dead))
+        await self._settle(claim, "nacked", lambda: self.queue.nack(claim, error, delay, dead, effects=effects))
         asked = any(type(one.event) is CancelRequested and one.offset > claim.offset for one in job.life)
         if _CANCELLED in error and not asked:
             self.broke("settled", f"of {claim.offset} it reports that {error}, without a request")

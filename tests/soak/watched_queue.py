@@ -8,6 +8,7 @@ from typing import Any, Final
 from ledgerq.eventlog.errors import ClaimLost
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Claim, EnqueueResult
+from ledgerq.worker.effects import Effects
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.retry_rules import RetryRule
@@ -73,9 +74,9 @@ class WatchedQueue(QueueRelay):
                 self.facts.report([f"! the payload of job {claim.job_id} is not what was enqueued"])
         return claims
 
-    async def ack(self, claim: Claim, result: bytes | None = None) -> None:
+    async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
         """See `Queue.ack`."""
-        await self._settle("A", claim, self.queue.ack(claim, result))
+        await self._settle("A", claim, self.queue.ack(claim, result, effects))
 
     async def ack_many(self, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
         """See `Queue.ack_many`."""
@@ -99,9 +100,10 @@ class WatchedQueue(QueueRelay):
         dead: bool = False,
         error_type: str = "",
         rule: RetryRule | None = None,
+        effects: Effects | None = None,
     ) -> None:
         """See `Queue.nack`."""
-        await self._settle("N", claim, self.queue.nack(claim, error, delay, dead, error_type, rule))
+        await self._settle("N", claim, self.queue.nack(claim, error, delay, dead, error_type, rule, effects))
 
     async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
         """See `Queue.release`."""

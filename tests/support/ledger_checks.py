@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.codec import digest_of
-from ledgerq.eventlog.events import STATES, Deleted, ScheduleRemoved, ScheduleSet, Sealed, Swept
+from ledgerq.eventlog.events import STATES, Deleted, KvDeleted, KvSet, ScheduleRemoved, ScheduleSet, Sealed, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.eventlog.side_records import decode_payload, decode_result, decode_text, key_digest
@@ -29,7 +29,7 @@ from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["all_rows", "check_ledger"]
 
-_RANGES = (b"m/", b"l/", b"p/", b"t/", b"i/", b"x/")
+_RANGES = (b"m/", b"l/", b"p/", b"t/", b"k/", b"i/", b"x/")
 
 
 async def all_rows(store: ReadStore, start: bytes = b"\0", stop: bytes = b"\xff") -> dict[bytes, bytes]:
@@ -64,6 +64,7 @@ async def check_ledger(
     if anchored:
         await log.check_anchor(await store.read_anchor())
     fold, texts, set_at = Fold(), dict[int, tuple[bytes | None, Sealed]](), dict[str, int]()
+    values: dict[bytes, tuple[int, bytes]] = {}
     async for batch in log.batches():
         fold.apply_batch(batch)
         for offset, event in enumerate(batch.events, batch.base_offset):
@@ -71,6 +72,10 @@ async def check_ledger(
             if isinstance(event, ScheduleSet | ScheduleRemoved):
                 texts.pop(set_at.get(event.name, -1), None)
                 set_at[event.name] = offset if isinstance(event, ScheduleSet) else -1
+            if isinstance(event, KvSet):
+                values[keys.value_key(event.key)] = (offset, event.digest)
+            elif isinstance(event, KvDeleted):
+                del values[keys.value_key(event.key)]
             if isinstance(text, Sealed) and text.at == offset:
                 texts[offset] = (getattr(event, "id", None), text)
             if isinstance(event, Swept | Deleted):
@@ -81,6 +86,7 @@ async def check_ledger(
     check_hints(rows)
     check_payloads(fold, rows, without_payload)
     check_texts(fold, rows, texts, {*without_payload, *without_text})
+    check_values(rows, values)
     return fold
 
 
@@ -145,6 +151,12 @@ def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Col
             assert job.spec.unique_key == key_digest(unique, rows[keys.SECRET_KEY]), f"{job.job_id} has another key"
     orphans = [key for key in rows if key.startswith(keys.PAYLOAD_PREFIX) and key not in owners]
     assert not orphans, f"payloads of no job: {orphans[:5]}"
+
+
+def check_values(rows: Mapping[bytes, bytes], values: Mapping[bytes, tuple[int, bytes]]) -> None:
+    """Check that each key has the value that was set last, and no other key has one."""
+    found = {key: (int.from_bytes(row[:8]), digest_of(row[8:])) for key, row in rows.items() if key.startswith(b"k/")}
+    assert found == values, f"keys that differ: {[key for key in found | values if found.get(key) != values.get(key)]}"
 
 
 def check_texts(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import LedgerError
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
@@ -35,6 +36,10 @@ class QueueRelay:
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
         """See `Queue.watch`."""
         self.queue.watch(claim, callback)
+
+    def effects(self) -> Effects:
+        """See `Queue.effects`."""
+        return self.queue.effects()
 
     async def close(self) -> None:
         """See `Queue.close`."""

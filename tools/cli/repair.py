@@ -326,6 +326,7 @@ def _rebuild_result(location: str, report: "RebuildReport", output: Output, unch
                 "jobs": report.jobs,
                 "lost_payloads": [lost_payload_json(lost) for lost in report.lost],
                 "lost_texts": report.lost_texts,
+                "lost_keys": report.lost_keys,
                 "secret_is_new": report.is_secret_new,
                 "events": report.verified.events,
                 "head": {"offset": head.next_offset, "digest": head.digest.hex()},

@@ -120,6 +120,8 @@ def _result(report: "SalvageReport") -> str:
         lost.append(f"the payloads of {len(report.rebuilt.lost)} jobs")
     if report.rebuilt.lost_texts:
         lost.append(plural(len(report.rebuilt.lost_texts), "text"))
+    if report.rebuilt.lost_keys:
+        lost.append(f"the values of {plural(len(report.rebuilt.lost_keys), 'key')}")
     if report.rebuilt.is_secret_new:
         lost.append("the secret")
     return f"holds all that can be proven; lost: {', '.join(lost)}"
@@ -140,13 +142,17 @@ def lost_payload_lines(lost: "Sequence[LostPayload]", limit: int = _MAX_LINES) -
 
 
 def lost_beside(report: "RebuildReport") -> Iterator[tuple[str, str]]:
-    """Lines about the texts that are lost, and about a new secret."""
+    """Lines about the texts and the values that are lost, and about a new secret."""
     if report.lost_texts:
         yield (
             "texts",
             f"lost those of the events at {', '.join(map(str, report.lost_texts[:_MAX_LINES]))}"
             + (f" and {len(report.lost_texts) - _MAX_LINES} more" if len(report.lost_texts) > _MAX_LINES else ""),
         )
+    if report.lost_keys:
+        names = ", ".join(map(repr, report.lost_keys[:_MAX_LINES]))
+        more = f" and {len(report.lost_keys) - _MAX_LINES} more" if len(report.lost_keys) > _MAX_LINES else ""
+        yield "values", f"lost those of the keys {names}{more}, which are deleted now"
     if report.is_secret_new:
         yield "secret", "it was missing, and is a new one: unique keys of unfinished jobs are not recognised"
 
@@ -189,5 +195,6 @@ def _json(report: "SalvageReport", into: str) -> dict[str, Any]:
         "lost_jobs": [job._asdict() for job in report.lost_jobs],
         "lost_payloads": [lost_payload_json(lost) for lost in report.rebuilt.lost],
         "lost_texts": report.rebuilt.lost_texts,
+        "lost_keys": report.rebuilt.lost_keys,
         "secret_is_new": report.rebuilt.is_secret_new,
     }

@@ -23,6 +23,8 @@ from ledgerq.eventlog.events import (
     Event,
     Expired,
     FilesSetAside,
+    KvDeleted,
+    KvSet,
     LeaseExpired,
     Moved,
     Nacked,
@@ -46,6 +48,7 @@ from ledgerq.eventlog.terms import Terms, decode_terms
 from ledgerq.projections.stats import QueueStats
 from ledgerq.tools.console.output import json_bytes, local_time, shorten, utc_time
 from ledgerq.tools.console.schedule_descriptions import schedule_text
+from ledgerq.tools.console.value_descriptions import value_text
 
 __all__ = [
     "event_name",
@@ -165,6 +168,8 @@ def event_text(event: Event) -> str:
             return f"of queue {event.queue}, begun at offset {event.at}: {event.changed} changed, {event.skipped} not"
         case ScheduleSet() | ScheduleRemoved() | SchedulePaused() | ScheduleResumed() | Ticked():
             return schedule_text(event)
+        case KvSet() | KvDeleted():
+            return value_text(event)
         case WriterOpened():
             lost = event.rolled_back_from
             accepted = "" if lost is None else f", accepted the loss of what followed up to offset {lost}"

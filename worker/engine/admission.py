@@ -46,9 +46,20 @@ class Admission:
 
     async def stage_all(self, batch: Sequence[Prepared]) -> list[EnqueueResult]:
         """Stage all of them in one commit, or none: raises `DuplicateJobId`. A unique hit answers `created=False`."""
+        # No other call stages the keys of these while they are looked up.
+        async with self.looked_up(batch) as stage:
+            return await self.together(batch, stage)
+
+    @asynccontextmanager
+    async def looked_up(self, batch: Sequence[Prepared]) -> AsyncIterator[Callable[[Prepared], EnqueueResult]]:
+        """Reserve the ids and unique keys of these jobs while the block runs; yields what stages each, once.
+
+        Waits until the log takes more. Raises `DuplicateJobId`.
+        """
         lock_keys = [key for prepared in batch for key in _keys(prepared)]
         if not lock_keys:
-            return await self._stage_together(batch, self.stage)
+            yield self.stage
+            return
         async with self._locks.hold(lock_keys):
             own_ids = [p.event.id for p in batch if p.own_id]
             while True:
@@ -77,17 +88,24 @@ class Admission:
                     self.hold(wanted[0], prepared.event.id)
                 return result
 
-            # No other call stages these keys while their locks are held.
-            return await self._stage_together(batch, stage)
+            yield stage
 
-    async def _stage_together(
-        self, batch: Sequence[Prepared], stage: Callable[[Prepared], EnqueueResult]
+    async def together(
+        self,
+        batch: Sequence[Prepared],
+        stage: Callable[[Prepared], EnqueueResult],
+        first: Callable[[], None] = lambda: None,
     ) -> list[EnqueueResult]:
-        """Stage all in one commit: many of them a few at a time, to the end also when the caller is cancelled."""
+        """Stage all in one commit: many of them a few at a time, to the end also when the caller is cancelled.
+
+        And `first` is called right before, in the same commit; when it raises, no job is staged.
+        """
         if len(batch) <= _PIECE_JOBS:
+            first()
             return [stage(prepared) for prepared in batch]
 
         async def in_pieces() -> list[EnqueueResult]:
+            first()
             results: list[EnqueueResult] = []
             for at, prepared in enumerate(batch):
                 if at and at % _PIECE_JOBS == 0:

@@ -15,6 +15,7 @@ from ledgerq.eventlog.entropy import Entropy, SystemEntropy
 from ledgerq.eventlog.errors import (
     ClaimLost,
     DuplicateJobId,
+    EffectConflict,
     InvalidArgument,
     InvalidState,
     JobNotFound,
@@ -237,7 +238,7 @@ class Core:
         """Delay a refusal until the state that it rests on is durable: a refusal is an answer, too."""
         try:
             yield
-        except (ClaimLost, DuplicateJobId, InvalidState, JobNotFound):
+        except (ClaimLost, DuplicateJobId, EffectConflict, InvalidState, JobNotFound):
             await self.log.committed()
             raise
 

@@ -8,12 +8,14 @@ from typing import Final
 from msgspec.structs import replace
 
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, ResultTooLarge
-from ledgerq.eventlog.events import JobEvent
+from ledgerq.eventlog.events import JobEvent, Nacked
 from ledgerq.eventlog.side_records import MAX_RESULT_BYTES
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.engine.core import Core
+from ledgerq.worker.engine.effect_staging import stage_effects
 from ledgerq.worker.retry_rules import RetryRule
 
 __all__ = ["ack", "ack_many", "check_result", "nack", "release"]
@@ -42,11 +44,19 @@ async def _until_not_full(core: Core) -> None:
         core.log.check()
 
 
-async def ack(core: Core, claim: Claim, result: bytes | None = None) -> None:
+async def ack(core: Core, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
     """Ack a claim, as `Queue.ack` does."""
     if result is not None:
         check_result(result)
         await _until_not_full(core)
+    if effects:
+
+        def settle() -> bool:
+            _stage_ack(core, claim, result)
+            return True
+
+        await stage_effects(core, effects, job=claim.id, settle=settle)
+        return
     try:
         _stage_ack(core, claim, result)
     except ClaimLost:
@@ -102,11 +112,13 @@ async def nack(
     dead: bool,
     error_type: str = "",
     rule: RetryRule | None = None,
+    effects: Effects | None = None,
 ) -> None:
     """Nack a claim, as `Queue.nack` does."""
-    async with core.refusing():
+
+    def decide() -> tuple[Job | None, list[JobEvent]]:
         job = core.writer_state.claimed.get(claim.id)
-        events = decisions.nack(
+        return job, decisions.nack(
             job,
             claim.offset,
             options=core.options(claim.queue),
@@ -118,6 +130,20 @@ async def nack(
             error_type=error_type,
             rule=rule,
         )
+
+    def settle() -> bool:
+        job, events = decide()
+        _stage(core, claim, job, events)
+        # One whose cancellation was requested is cancelled; a dead one may be moved then.
+        return isinstance(first := events[0], Nacked) and first.to == "dead"
+
+    if effects:
+        if not dead:
+            raise InvalidArgument("the effects of a job are committed when it is done or dead: give dead=True")
+        await stage_effects(core, effects, job=claim.id, settle=settle)
+        return
+    async with core.refusing():
+        job, events = decide()
     await _settle(core, claim, job, events)
 
 
@@ -130,9 +156,13 @@ async def release(core: Core, claim: Claim, reason: str, *, delay_ms: int = 0) -
     await _settle(core, claim, job, events)
 
 
-async def _settle(core: Core, claim: Claim, job: Job | None, events: Sequence[JobEvent]) -> None:
+def _stage(core: Core, claim: Claim, job: Job | None, events: Sequence[JobEvent]) -> None:
     core.dispatcher.forget(claim)
     for event in events:
         job = core.writer_state.apply(job, event, claim.record)
+
+
+async def _settle(core: Core, claim: Claim, job: Job | None, events: Sequence[JobEvent]) -> None:
+    _stage(core, claim, job, events)
     core.dispatcher.serve()
     await core.log.committed()

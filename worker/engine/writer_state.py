@@ -32,7 +32,16 @@ from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
-from ledgerq.eventlog.events import TEXT_FIELDS, Enqueued, JobEvent, LogEvent, Moved, QueueEvent, ScheduleEvent
+from ledgerq.eventlog.events import (
+    TEXT_FIELDS,
+    Enqueued,
+    JobEvent,
+    LogEvent,
+    Moved,
+    QueueEvent,
+    ScheduleEvent,
+    ValueEvent,
+)
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.store import Batch
 from ledgerq.eventlog.writer import Commit, EventLog
@@ -44,6 +53,7 @@ from ledgerq.projections.stats import QueueCounters
 from ledgerq.worker.engine import commit_rows
 from ledgerq.worker.engine.commit_rows import Changes, Touched
 from ledgerq.worker.engine.kept_schedules import KeptSchedules
+from ledgerq.worker.engine.kept_values import KeptValues
 from ledgerq.worker.engine.ready_window import FIRST_POSITION, PayloadBudget, Position, ReadyWindow
 
 __all__ = ["WriterState"]
@@ -99,6 +109,7 @@ class WriterState:
         self.windows: dict[str, ReadyWindow] = {}
         self.hints: dict[str, Position] = {}
         self.schedules = KeptSchedules()
+        self.values = KeptValues()
         self.on_change: Callable[[Job | None, Job | None], None] = lambda before, after: None
         self.on_commit: Callable[[], None] = lambda: None
         self.on_failure: Callable[[LedgerError], None] = lambda error: None
@@ -214,6 +225,13 @@ class WriterState:
         if self.host.active:
             self._transitions.append(Transition(offset, self.log.time_ms, event, None, None))
 
+    def apply_value(self, event: ValueEvent, sealed: bytes = b"") -> None:
+        """Stage the event of a key; `sealed`: salt and value of one that is set."""
+        offset = self.log.append(event)
+        self.values.apply(event, sealed, offset, self.log.commit())
+        if self.host.active:
+            self._transitions.append(Transition(offset, self.log.time_ms, event, None, None))
+
     # ------------------------------------------------------------------ reading
 
     def undurable(self, id: bytes) -> bool:
@@ -307,6 +325,8 @@ class WriterState:
     def committed(self, commit: Commit) -> None:
         """Drop the jobs of the oldest commit in flight, which is durable now."""
         self.durable_counters.update(self._in_flight.popleft().counted)
+        if self.values.undurable:
+            self.values.committed(commit.base_offset + len(commit.events))
         self.on_commit()
 
     def failed(self, error: LedgerError) -> None:

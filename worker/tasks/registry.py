@@ -228,12 +228,13 @@ class Tasks:
         return able[0]
 
     @contextmanager
-    def inline(self, state: Any = None) -> Iterator[None]:
+    def inline(self, state: Any = None, values: dict[str, bytes] | None = None) -> Iterator[None]:
         """Run tasks at once, in the call of `enqueue` and without a queue, while the block runs: for tests.
 
-        `state` is their `job.state`. A task that raises has a handle whose `result` raises `JobFailed`.
+        `state` is their `job.state`; `values` the keys that they read and change. What one enqueues by its job is run
+        when it has returned. A task that raises has a handle whose `result` raises `JobFailed`.
         """
-        before, self.inlined = self.inlined, InlineRun(self.middleware, state)
+        before, self.inlined = self.inlined, InlineRun(self.middleware, state, {} if values is None else values)
         try:
             yield
         finally:

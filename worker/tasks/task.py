@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -177,6 +177,10 @@ class Task(Generic[P, R]):
     def handle(self, job_id: str) -> Handle[R]:
         """The handle of a job of this task that was enqueued before, perhaps by another process."""
         return Handle(self._queue or self._tasks.queue, job_id, self.signature)
+
+    def new_job(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NewJob:
+        """The job of a call with these arguments; raises `InvalidArgument` for arguments that don't fit."""
+        return self._new_job(self.signature.encode(args, kwargs))
 
     def _new_job(self, payload: bytes) -> NewJob:
         job = NewJob(payload, task=self.name, **self._options)

@@ -39,6 +39,8 @@ from ledgerq.eventlog.events import (
     Event,
     Expired,
     FilesSetAside,
+    KvDeleted,
+    KvSet,
     LeaseExpired,
     Moved,
     Nacked,
@@ -173,6 +175,12 @@ GOLDEN_2 += [
         Ticked("s", 1_700_000_001_000, None, "missed", 4, 0, 0),
         "c401289199a173cf0000018bcfe56be8c0a66d6973736564040000a0a0",
     ),
+]
+GOLDEN_2 += [
+    (KvSet("orders/1", 20, bytes(range(32))), f"c401299194a86f72646572732f3114c420{bytes(range(32)).hex()}c0"),
+    (KvSet("k", 20, bytes(32), JOB), f"c401299194a16b14c420{'00' * 32}{JOB_HEX}"),
+    (KvDeleted("k", None, True), "c4012a9193a16bc0c3"),
+    (KvDeleted("k", JOB), f"c4012a9193a16b{JOB_HEX}c2"),
 ]
 _CHANGED = {type(event) for event, _ in GOLDEN_2}
 GOLDEN = [*GOLDEN_2, *(golden for golden in GOLDEN_1 if type(golden[0]) not in _CHANGED)]

@@ -14,6 +14,7 @@ from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.worker.claim_stream import claims
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import QueueOptions
@@ -179,11 +180,14 @@ class Double:
         if not self.held and not any(self.jobs.values()):
             self.empty.set()
 
+    def effects(self) -> Effects:
+        raise NotImplementedError
+
     async def ack_many(self, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
         for claim in claims:
             await self.ack(claim)
 
-    async def ack(self, claim: Claim, result: bytes | None = None) -> None:
+    async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
         """Done."""
         self._settled(claim, "ack")
 
@@ -195,6 +199,7 @@ class Double:
         dead: bool = False,
         error_type: str = "",
         rule: RetryRule | None = None,
+        effects: Effects | None = None,
     ) -> None:
         """Failed."""
         self._settled(claim, "nack", error.splitlines()[-1], delay, dead)
