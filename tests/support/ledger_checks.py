@@ -156,7 +156,9 @@ def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Col
 def check_values(rows: Mapping[bytes, bytes], values: Mapping[bytes, tuple[int, bytes]]) -> None:
     """Check that each key has the value that was set last, and no other key has one."""
     found = {key: (int.from_bytes(row[:8]), digest_of(row[8:])) for key, row in rows.items() if key.startswith(b"k/")}
-    assert found == values, f"keys that differ: {[key for key in found | values if found.get(key) != values.get(key)]}"
+    assert found == values, (
+        f"keys that differ: {[key for key in {*found, *values} if found.get(key) != values.get(key)]}"
+    )
 
 
 def check_texts(

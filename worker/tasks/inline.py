@@ -1,7 +1,7 @@
 """Tasks that run in the call of `enqueue`, without a queue: for tests."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ledgerq.eventlog.clock import SystemClock
@@ -35,7 +35,7 @@ class InlineHandle(Handle[R_co]):
         self.created = True
         self.set(value, error)
 
-    def set(self, value: R_co | None, error: Exception | None) -> None:  # type: ignore[misc]
+    def set(self, value: R_co | None, error: Exception | None) -> None:
         """Have this result, or what was raised."""
         self._value = value
         self._error = error
@@ -61,6 +61,7 @@ class InlineRun:
         self._values = values
         self._versions: dict[str, int] = dict.fromkeys(values, 1)
         self._changes = 1
+        self.loop: asyncio.AbstractEventLoop
 
     async def run(self, definition: "Definition", job: NewJob) -> InlineHandle[Any]:
         """Run the task of a job once, then what it has enqueued; arguments and results are turned into JSON and back.
@@ -70,6 +71,7 @@ class InlineRun:
         return await self._run(definition, prepare_inline(definition.queue, dict(job), definition.name))
 
     async def _run(self, definition: "Definition", prepared: Prepared) -> InlineHandle[Any]:
+        self.loop = asyncio.get_running_loop()
         event, now_ms = prepared.event, SystemClock().now_ms()
         context = JobContext(
             Claim(
@@ -85,7 +87,7 @@ class InlineRun:
                 prepared.record,
                 event.terms,
             ),
-            _call,
+            asyncio.to_thread,
             self,
         )
         context.state = self._state
@@ -124,21 +126,14 @@ class InlineRun:
         """New effects."""
         return Effects(self)
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that runs: inline, a plain function runs in it, too."""
-        return asyncio.get_running_loop()
-
     def prepare(self, queue: str, job: Mapping[str, Any]) -> Prepared:
         """Check a job, and give it its id."""
         return prepare_inline(queue, job, None)
 
     def handle(self, job_id: str, definition: "Definition | None") -> Handle[Any]:
         """The handle of a job, which has no result before the one that enqueues it has ended."""
-        waiting = (
-            None if definition is not None else InvalidState(f"job {job_id} is for no task, so it doesn't run inline")
-        )
-        return InlineHandle(job_id, None, waiting)
+        foreign = InvalidState(f"job {job_id} is for no task, so it doesn't run inline")
+        return InlineHandle(job_id, None, foreign if definition is None else None)
 
     def seal(self, value: bytes) -> bytes:
         """A value with a salt."""
@@ -157,7 +152,3 @@ def prepare_inline(queue: str, job: Mapping[str, Any], task: str | None) -> Prep
     now_ms, payload = SystemClock().now_ms(), given.pop("payload")
     secret, entropy = b"", SystemEntropy()
     return prepare(queue, payload, options=DEFAULT_OPTIONS, now_ms=now_ms, entropy=entropy, secret=secret, **given)
-
-
-async def _call(function: Callable[[], Any]) -> Any:
-    return function()
