@@ -135,6 +135,12 @@ async def make_ledger(**options: Any) -> Ledger:
         await queue.schedules.set("hourly", timedelta(hours=1), note, **WHO)
         await queue.schedules.set("paused", timedelta(hours=2), note, **WHO)
         await queue.schedules.pause("paused", **WHO)
+        async with queue.transaction() as t:
+            for key in ("kept", "deleted", "set twice"):
+                t.kv.set(key, b"first")
+        async with queue.transaction() as t:
+            t.kv.delete("deleted")
+            t.kv.set("set twice", b"second")
         await queue.close()
         # A hint that lags is right.
         rig.disk.rows[keys.hint_key("mail")] = bytes(12)

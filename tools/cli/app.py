@@ -26,7 +26,7 @@ import typer
 
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.runtime.redaction import redact_urls
-from ledgerq.tools.cli import bulk, completion, diff, operate, read, repair, schedules, top, worker
+from ledgerq.tools.cli import bulk, completion, diff, operate, read, repair, schedules, top, values, worker
 from ledgerq.tools.console.opening import ClosedPipe, execute
 from ledgerq.tools.console.output import printable, rich_console
 from ledgerq.tools.doctor import doctor
@@ -158,6 +158,7 @@ def _full_app() -> typer.Typer:
     app.command("cancel-all")(bulk.cancel_all)
     app.command()(bulk.move)
     app.command()(schedules.schedules)
+    app.command()(values.kv)
     app.command()(operate.pause)
     app.command()(operate.resume)
     app.command()(exporter.exporter)

@@ -7,7 +7,7 @@ from ledgerq.eventlog.events import KvSet, ValueEvent
 from ledgerq.projections.values import KvKey, KvPast
 from ledgerq.tools.console.output import json_bytes
 
-__all__ = ["KEY_COLUMNS", "key_json", "key_row", "past_json", "value_text"]
+__all__ = ["KEY_COLUMNS", "key_json", "key_row", "past_json", "past_text", "value_text"]
 
 KEY_COLUMNS: Final = ["key", "version", "bytes"]
 
@@ -38,3 +38,11 @@ def past_json(key: str, found: KvPast) -> dict[str, Any]:
     """What a key has, or had, as JSON; `value` is null where it is not kept any more."""
     value = None if found.value is None else json_bytes(found.value)
     return {"key": key, "version": found.version, "digest": found.digest.hex(), "value": value}
+
+
+def past_text(found: KvPast) -> str:
+    """What a key has, or had, for people."""
+    if found.value is None:
+        return f"version {found.version}, digest {found.digest.hex()}: overwritten or deleted since, and not kept"
+    value = json_bytes(found.value)
+    return value if isinstance(value, str) else f"base64 {value['base64']}"
