@@ -63,4 +63,7 @@ async def _show(url: str, key: str, as_of: int | None, output: Output) -> None:
         found = await ValueView(log).at(key, await log.end() if as_of is None else as_of)
     if found is None:
         raise InvalidArgument(f"key {key!r} has no value" + ("" if as_of is None else f" before offset {as_of}"))
-    output.state(past_text(found), past_json(key, found))
+    if output.as_json:
+        output.json(past_json(key, found))
+    else:
+        output.line(past_text(found))
