@@ -133,21 +133,7 @@ class Fold:
         elif (name := TEXT_FIELDS.get(type(event))) is not None:
             self._add_text(offset, getattr(event, name))
         if states is None:
-            if distance:
-                raise LogCorrupt(offset, f"the event {type(event).__name__} names one before it, and is of no job")
-            if isinstance(event, QueueEvent):
-                if not _is_name(event.queue):
-                    raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
-                counters = self.counters_of(event.queue)
-                if isinstance(event, BulkBegan | BulkEnded):
-                    _check_bulk(offset, event, counters.bulk)
-                counters.follow(event, offset)
-            elif isinstance(event, ScheduleEvent):
-                self._apply_schedule(offset, time_ms, event)
-            elif isinstance(event, ValueEvent):
-                self.values.apply(offset, event)
-            elif type(event) is Rebuilt and SECRET in event.names:
-                self.secret_since = offset
+            self._apply_other(offset, time_ms, event, distance)
             return None, None
         if TYPE_CHECKING:
             assert isinstance(event, JobEvent)
@@ -195,6 +181,23 @@ class Fold:
             if type(event) is DeadLettered:
                 self.without_payload.add(id)
         return before, after
+
+    def _apply_other(self, offset: int, time_ms: int, event: Event, distance: int | None) -> None:
+        if distance:
+            raise LogCorrupt(offset, f"the event {type(event).__name__} names one before it, and is of no job")
+        if isinstance(event, QueueEvent):
+            if not _is_name(event.queue):
+                raise LogCorrupt(offset, f"{event.queue[:40]!r} is no queue's name")
+            counters = self.counters_of(event.queue)
+            if isinstance(event, BulkBegan | BulkEnded):
+                _check_bulk(offset, event, counters.bulk)
+            counters.follow(event, offset)
+        elif isinstance(event, ScheduleEvent):
+            self._apply_schedule(offset, time_ms, event)
+        elif isinstance(event, ValueEvent):
+            self.values.apply(offset, event)
+        elif type(event) is Rebuilt and SECRET in event.names:
+            self.secret_since = offset
 
     def _apply_schedule(self, offset: int, time_ms: int, event: ScheduleEvent) -> None:
         before = self.schedules.get(event.name)
