@@ -19,7 +19,7 @@ from ledgerq.eventlog.side_records import encode_sealed
 from ledgerq.projections import job as jobs
 from ledgerq.projections import runner, selection, stats
 from ledgerq.projections.indexes import CLAIMED, SCHEDULED, leading_ms
-from ledgerq.worker import bulk, execution
+from ledgerq.worker import bulk, execution, running
 from ledgerq.worker.claims import Waiter
 from ledgerq.worker.engine import (
     admission,
@@ -28,6 +28,7 @@ from ledgerq.worker.engine import (
     core,
     decisions,
     dispatcher,
+    effect_staging,
     leases,
     maintenance,
     ready_window,
@@ -591,6 +592,23 @@ def secret_taken_and_not_written(patch: Patch) -> None:
     patch.setattr(appender.Appender, "find_secret", find_secret)
 
 
+def effects_left_out(patch: Patch) -> None:
+    """A job is acked, and what it has set is dropped."""
+    patch.setattr(writer_state.WriterState, "apply_value", lambda self, event, sealed=b"": None)
+
+
+def effects_of_tries_that_failed(patch: Patch) -> None:
+    """What a try has set is committed though it failed."""
+    real = running.Running._fail
+
+    async def fail(self: Any, error: BaseException, text: str) -> Any:
+        if self.effects is not None:
+            await effect_staging.stage_effects(self._runner.queue.queue._core, self.effects, job=self.claim.id)
+        return await real(self, error, text)
+
+    patch.setattr(running.Running, "_fail", fail)
+
+
 DEFECTS: dict[str, Callable[[Patch], None]] = {
     one.__name__: one
     for one in (
@@ -605,6 +623,8 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         payload_deleted_with_the_ack,
         wake_up_lost,
         scheduled_jobs_overlooked,
+        effects_left_out,
+        effects_of_tries_that_failed,
         promoted_too_early,
         chained_to_a_wrong_digest,
         digests_not_checked,

@@ -20,6 +20,7 @@ from ledgerq.projections.stats import QueueCounters
 from tests.model.job import Model, Violation
 from tests.simulation.projection import NAME, Counts
 from tests.simulation.side_rows import SideRows
+from tests.simulation.value_rows import ValueRows
 
 __all__ = ["SimLedger"]
 
@@ -35,6 +36,7 @@ class SimLedger:
         self.commits = 0
         self.records: list[Record] = []
         self.side = SideRows(disk)
+        self.values = ValueRows(disk)
         self._counts = Counts()
         self._on_enqueued = on_enqueued
         self._fold = Fold()
@@ -66,6 +68,7 @@ class SimLedger:
             if key.startswith(keys.PAYLOAD_PREFIX) and key not in self.disk.rows:
                 self._check_gone(key)
         self.side.end(changes)
+        self.values.end(changes)
         for queue in {key[len(_STATS) :].decode() for key in touched if key.startswith(_STATS)}:
             self._check_counts(queue)
         for key, value in changes.items():
@@ -110,6 +113,7 @@ class SimLedger:
             for row in () if before is None else index_entries(before):
                 self._wanted.pop(row, None)
             self._wanted.update({} if after is None else index_entries(after))
+        self.values.take(batch)
         return touched
 
     def _check_distance(self, offset: int, event: Event, distance: int) -> None:
@@ -200,6 +204,7 @@ class SimLedger:
             if hashlib.blake2b(rows[key], digest_size=32).digest() != job.spec.payload_digest:
                 raise Violation("payload", f"the payload of {job.job_id} was altered")
         self.side.check_everything()
+        self.values.check_everything()
         digest, offset = bytes(32), 0
         for key in [key for key in rows if key.startswith(keys.LOG_PREFIX)]:
             batch = decode_batch(offset, rows[key])

@@ -62,6 +62,7 @@ def make_plan(seed: int) -> Plan:
     # By a generator of its own, so that the other draws of a seed stay what they were.
     settings["max_crashes"] = random.Random(f"crashes {seed}").choice((None, 1, 2, 3))
     settings["overlap"] = random.Random(f"overlap {seed}").random() < 0.5
+    settings["effects"] = random.Random(f"effects {seed}").random() < 0.15
     dead = random.Random(f"dead letters {seed}")
     # From a queue to one further on, so that none goes around.
     settings["dead letters"] = {

@@ -274,6 +274,8 @@ class Workers(Calls):
             finally:
                 running.remove(claim)
                 self._look_back(process, between, claim, begun_ms, timeout_ms)
+            if world.plan.settings["effects"]:
+                self._stage(job)
             between.ended_ms[key] = world.loop.now_ms()
             how = rng.randrange(8)
             delay_s = rng.choice((None, 0.01))
@@ -289,6 +291,19 @@ class Workers(Calls):
                 raise Snooze(0.02)
 
         return handle
+
+    def _stage(self, job: JobContext) -> None:
+        """Set a key or two, and delete one, whatever becomes of this try."""
+        chance = random.Random(f"effects of {job.offset}")
+        staged = self._world.ledger.values.staged.setdefault((job.id, job.offset), {})
+        for _ in range(chance.randrange(4)):
+            key = f"k{chance.randrange(4)}"
+            if chance.random() < 0.3:
+                staged[key] = None
+                job.kv.delete(key)
+            else:
+                staged[key] = b"%d" % job.offset
+                job.kv.set(key, b"%d" % job.offset)
 
     def _look_back(
         self, process: Process, between: _Between, claim: Claim, begun_ms: int, timeout_ms: int | None

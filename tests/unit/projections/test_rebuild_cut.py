@@ -9,7 +9,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.codec import decode_batch, decode_head
 from ledgerq.eventlog.errors import LogCorrupt, LogRolledBack
-from ledgerq.eventlog.events import Rebuilt
+from ledgerq.eventlog.events import KvDeleted, Rebuilt
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
 from ledgerq.projections.audit import audit
@@ -67,6 +67,10 @@ async def test_everything_ends_at_the_offset_that_was_given(pristine: Ledger, le
             k: v for k, v in rows_in(pristine.disk, b"l/").items() if keys.offset_of(k) < until
         }
         last = decode_batch(until, ledger.disk.rows[keys.log_key(until)])
+        if report.lost_keys:
+            assert last.events == [KvDeleted(key, lost=True) for key in report.lost_keys]
+            at = last.next_offset
+            last = decode_batch(at, ledger.disk.rows[keys.log_key(at)])
         assert with_texts(ledger.disk.rows, last.events) == [
             Rebuilt("ann", "because", ("jobs", "stats", "kinds", "states"), report.rows_put, report.rows_deleted)
         ]
