@@ -21,7 +21,7 @@ Limit = Annotated[int, typer.Option(min=1, help="At most so many keys.")]
 def kv(
     url: Url, key: Key = None, prefix: Prefix = "", as_of: AsOf = None, limit: Limit = 100, as_json: AsJson = False
 ) -> None:
-    """List keys that jobs and transactions set, or show a value.
+    """List the keys that jobs set, or show a value.
 
     Only the newest value of a key is kept: of an older one --as-of shows the version and the digest.
     """
