@@ -67,7 +67,8 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     claim; else when it was finished. `texts` are the offsets of its events whose texts or results stand beside the
     log, the last `MAX_OFFSETS` of them: those of older ones are deleted. `error_type` is the exception's class of
     `last_error`, `result` the place of what the handler returned, `crashes` how many tries in a row ended their
-    process, `snoozes` how often in a row it was given back to be tried later.
+    process, `snoozes` how often in a row it was given back to be tried later, `kept` whether the current claim goes on
+    when its writer ends.
     """
 
     spec: Enqueued
@@ -91,6 +92,7 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     result: Sealed | None = None
     crashes: int = 0
     snoozes: int = 0
+    kept: bool = False
 
     @property
     def error(self) -> str:
@@ -164,10 +166,11 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     state: State
     text: Text | None = None
     error_type, result, crashes, snoozes = job.error_type, job.result, job.crashes, job.snoozes
+    kept = False
     match event:
         case Claimed():
             state, attempt = "claimed", event.attempt
-            claim_offset, lease_ms, worker = offset, event.lease_ms, event.worker
+            claim_offset, lease_ms, worker, kept = offset, event.lease_ms, event.worker, event.kept
             held = held and job.spec.unique_until != "claimed"
         case Acked():
             state, sweep_at_ms, held = "done", event.sweep_at_ms, False
@@ -187,7 +190,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             state, since_ms = "pending", job.since_ms
         case CancelRequested():
             state, lease_ms, cancel_request = "claimed", job.lease_ms, (event.actor, event.reason)
-            text, since_ms = event.reason, job.since_ms
+            text, since_ms, kept = event.reason, job.since_ms, job.kept
         case Cancelled():
             state, sweep_at_ms, held, text = "cancelled", event.sweep_at_ms, False, event.reason
         case DeadLettered():
@@ -223,4 +226,5 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         result,
         crashes,
         snoozes,
+        kept,
     )

@@ -75,13 +75,16 @@ class EnqueueResult:
 class Waiter:
     """A claim call that waits for jobs of one or several queues."""
 
-    __slots__ = ("future", "lease_ms", "limit", "queues", "worker")
+    __slots__ = ("future", "kept", "lease_ms", "limit", "queues", "worker")
 
-    def __init__(self, queues: Sequence[str], limit: int, lease_ms: int | None, worker: str | None) -> None:
+    def __init__(
+        self, queues: Sequence[str], limit: int, lease_ms: int | None, worker: str | None, kept: bool = False
+    ) -> None:
         self.queues = queues
         self.limit = limit
         self.lease_ms = lease_ms
         self.worker = worker
+        self.kept = kept
         self.future: asyncio.Future[list[Claim]] = asyncio.get_running_loop().create_future()
 
 

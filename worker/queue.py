@@ -217,13 +217,15 @@ class Queue(QueueReads):
         lease: float | None = None,
         wait: float | None = 0.0,
         worker: str | None = None,
+        kept: bool = False,
     ) -> list[Claim]:
         """Take up to `limit` (1 to 10,000) pending jobs, in order of priority, then of enqueueing.
 
         `queue` may be several names: the first that has jobs is served. `lease`: seconds until the claim ends by itself
         (None: the queue's option). `wait`: seconds to wait when there is none (0: not at all, None: without end).
-        `worker`: the name of the claimer, for the log. Returns [] when the wait is over. The claims are durable when
-        this returns.
+        `worker`: the name of the claimer, for the log. `kept`: for a holder in another process; the claims go on when
+        this writer ends, and have a full lease anew from when the next one opens the store. Returns [] when the wait is
+        over. The claims are durable when this returns.
         """
         self._log.check()
         queues = queue_names(queue)
@@ -240,11 +242,14 @@ class Queue(QueueReads):
         if self._log.full:
             await self._log.until_not_full()
             self._log.check()
-        return await self._dispatcher.claim(queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker)
+        return await self._dispatcher.claim(
+            queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker, kept=kept
+        )
 
     async def ack(self, claim: Claim, result: bytes | None = None) -> None:
         """Ack a claim: its work is done. Raises `ClaimLost`, and appends nothing, when it is no longer current.
 
+        An ack that is repeated, while the job's record is kept, changes nothing and returns.
         `result`: at most 1 MiB, kept as long as the job's record, in the same commit; raises `ResultTooLarge`.
         """
         self._log.check()

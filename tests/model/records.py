@@ -57,6 +57,7 @@ class ModelJob:
     requeues: int = 0
     crashes: int = 0
     snoozes: int = 0
+    kept: bool = False
     life: list[Moment] = field(default_factory=list)
 
 

@@ -70,12 +70,12 @@ def claim_handed_over_before_the_flush(patch: Patch) -> None:
     """A claim is returned while its event is only staged."""
 
     async def claim(
-        self: Any, queues: Sequence[str], *, limit: int, lease_ms: int | None, wait_ms: int | None, worker: str | None
+        self: Any, queues: Sequence[str], *, limit: int, lease_ms: int | None, wait_ms: int | None, **more: Any
     ) -> list[Any]:
         for queue in queues:
-            if claims := self._take(queue, limit, lease_ms, worker):
+            if claims := self._take(queue, limit, lease_ms, **more):
                 return list(claims)
-        return list(await self._wait(Waiter(queues, limit, lease_ms, worker), wait_ms))
+        return list(await self._wait(Waiter(queues, limit, lease_ms, **more), wait_ms))
 
     patch.setattr(dispatcher.Dispatcher, "claim", claim)
 
@@ -361,6 +361,21 @@ def stop_forgotten_at_the_end_of_a_lease(patch: Patch) -> None:
     patch.setattr(decisions, "expire", lambda job, **more: real(replace(job, cancel_request=None), **more))
 
 
+def kept_claims_end_with_their_writer(patch: Patch) -> None:
+    """A takeover ends the claims of holders in other processes, too."""
+    real = takeover._claimed
+
+    async def claimed(state: Any) -> Any:
+        return [replace(job, kept=False) for job in await real(state)]
+
+    patch.setattr(takeover, "_claimed", claimed)
+
+
+def kept_claims_without_leases(patch: Patch) -> None:
+    """A claim that outlived its writer never ends by itself."""
+    patch.setattr(dispatcher.Dispatcher, "keep_claims", lambda self: None)
+
+
 def backoff_left_out(patch: Patch) -> None:
     """A failed try is tried again at once."""
     patch.setattr(decisions, "backoff_ms", lambda attempt, options, fraction: 0)
@@ -600,6 +615,8 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         reads_told_before_the_flush,
         drained_before_the_flush,
         stop_forgotten_at_the_end_of_a_lease,
+        kept_claims_end_with_their_writer,
+        kept_claims_without_leases,
         backoff_left_out,
         waiting_counted_from_the_beginning,
         promoted_a_minute_late,

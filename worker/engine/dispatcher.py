@@ -127,7 +127,7 @@ class Dispatcher:
         while not paused and (waiter := self.waiters.first(queue)) is not None:
             if self._earlier_may_bring(waiter, queue):
                 break
-            claims = self._take(queue, waiter.limit, waiter.lease_ms, waiter.worker)
+            claims = self._take(queue, waiter.limit, waiter.lease_ms, waiter.worker, waiter.kept)
             if not claims:
                 break
             self.waiters.remove(waiter)
@@ -155,14 +155,17 @@ class Dispatcher:
             not self._writer_state.paused(queue) and self._writer_state.window(queue).first() is not None
         )
 
-    def _take(self, queue: str, limit: int, lease_ms: int | None, worker: str | None) -> list[Claim]:
+    def _take(
+        self, queue: str, limit: int, lease_ms: int | None, worker: str | None, kept: bool = False
+    ) -> list[Claim]:
         """Claim up to `limit` jobs of the window whose payloads are in memory."""
         writer_state, window = self._writer_state, self._writer_state.window(queue)
         if lease_ms is None:
             lease_ms = to_ms(self._options_of(queue).lease_s)
         claims: list[Claim] = []
         while len(claims) < limit and (ready := window.take()) is not None:
-            job = writer_state.apply(ready.job, decisions.claim(ready.job, lease_ms=lease_ms, worker=worker))
+            event = decisions.claim(ready.job, lease_ms=lease_ms, worker=worker, kept=kept)
+            job = writer_state.apply(ready.job, event)
             assert job is not None
             assert ready.payload is not None
             spec = job.spec
@@ -186,7 +189,14 @@ class Dispatcher:
         return claims
 
     async def claim(
-        self, queues: Sequence[str], *, limit: int, lease_ms: int | None, wait_ms: int | None, worker: str | None
+        self,
+        queues: Sequence[str],
+        *,
+        limit: int,
+        lease_ms: int | None,
+        wait_ms: int | None,
+        worker: str | None,
+        kept: bool = False,
     ) -> list[Claim]:
         """Claim up to `limit` jobs of the first of `queues` that has any; durable when this returns.
 
@@ -197,11 +207,11 @@ class Dispatcher:
         claims: list[Claim] = []
         for queue in queues:
             if self.waiters.first(queue) is None and not self._writer_state.paused(queue):
-                claims = self._take(queue, limit, lease_ms, worker)
+                claims = self._take(queue, limit, lease_ms, worker, kept)
                 if claims or self._may_bring(queue):
                     break
         if not claims:
-            claims = await self._wait(Waiter(queues, limit, lease_ms, worker), wait_ms)
+            claims = await self._wait(Waiter(queues, limit, lease_ms, worker, kept), wait_ms)
         try:
             if claims:
                 await self._writer_state.log.committed()
@@ -223,6 +233,12 @@ class Dispatcher:
                 claim.lease_expires_ms = expires_ms  # no caller has it yet
                 begun.append(claim)
         return begun
+
+    def keep_claims(self) -> None:
+        """Begin full leases, from now, for the claims that outlived the last writer, whose renewals are not known."""
+        now_ms = self._clock.now_ms()
+        for job in self._writer_state.claimed.values():
+            self.leases.hold(Lease(now_ms + job.lease_ms, job.id, job.claim_offset, now_ms))
 
     async def _wait(self, waiter: Waiter, wait_ms: int | None) -> list[Claim]:
         if wait_ms == 0:

@@ -51,14 +51,29 @@ async def ack(core: Core, claim: Claim, result: bytes | None = None) -> None:
         _stage_ack(core, claim, result)
     except ClaimLost:
         await core.log.committed()  # a refusal waits for what it rests on, too
-        raise
+        if await not_acked(core, [claim]):
+            raise
     await core.log.committed()
+
+
+async def not_acked(core: Core, claims: Sequence[Claim]) -> list[Claim]:
+    """Those of these claims, none of which is current, that have not acked their jobs: the others are repeated calls."""
+    jobs = await core.writer_state.jobs([claim.id for claim in claims])
+    now_ms, lost = core.clock.now_ms(), []
+    for claim, job in zip(claims, jobs, strict=True):
+        try:
+            # A claim can't have become current again meanwhile.
+            decisions.ack(job, claim.offset, options=core.options(claim.queue), now_ms=now_ms)
+        except ClaimLost:
+            lost.append(claim)
+    return lost
 
 
 def _stage_ack(core: Core, claim: Claim, result: bytes | None = None) -> None:
     writer_state = core.writer_state
     job = writer_state.claimed.get(claim.id)
     event = decisions.ack(job, claim.offset, options=core.options(claim.queue), now_ms=core.clock.now_ms())
+    assert event is not None  # the job is claimed
     core.dispatcher.forget(claim)
     if result is not None:
         event = replace(event, result=core.log.put_beside(result))
@@ -87,6 +102,9 @@ async def ack_many(core: Core, claims: Sequence[Claim], results: Sequence[bytes 
         except ClaimLost:
             lost.append(claim)
     await core.log.committed()
+    if lost:
+        lost = await not_acked(core, lost)
+        await core.log.committed()
     if lost:
         names = ", ".join(claim.job_id for claim in lost[:_NAMED_CLAIMS])
         words = f"{len(lost)} of {len(claims)} claims are not current any more, the others were acked: {names}"
