@@ -5,12 +5,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.terms import decode_terms
 
-__all__ = ["Claim", "EnqueueResult", "Waiter", "ClaimWaiters"]
+__all__ = ["Claim", "ClaimName", "EnqueueResult", "Waiter", "ClaimWaiters"]
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +58,20 @@ class Claim:
     def lease_expires_at(self) -> datetime:
         """`lease_expires_ms` as a time in UTC."""
         return datetime.fromtimestamp(self.lease_expires_ms / 1000, UTC)
+
+
+class ClaimName(NamedTuple):
+    """A claim as its holder in another process names it: by its job and its offset. `queue` is the job's."""
+
+    queue: str
+    id: bytes
+    offset: int
+    record: PayloadRecord | None = None
+
+    @property
+    def job_id(self) -> str:
+        """The ULID's text."""
+        return job_id_text(self.id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,13 +117,10 @@ class Model:
             end_bulk(counts, [job for job in self.jobs.values() if job.queue == event.queue], offset, event)
         elif isinstance(event, WriterOpened):
             self.opened_at = offset
-            current = [
-                self.jobs[id] for (id, at), how in self.claims.items() if not how and at == self.jobs[id].claim_offset
-            ]
-            self.suspects = 0 if self._is_closed else sum(not job.kept for job in current)
-            for job in current:
-                if job.kept:  # a full lease, from some time after this on
-                    self.leases[job.id, job.claim_offset] = self.time_ms + job.lease_ms
+            held = [self.jobs[id] for (id, _), how in self.claims.items() if not how]
+            self.suspects = 0 if self._is_closed else sum(not one.kept for one in held)
+            # Those that are kept have a full lease, from some time after this on.
+            self.leases |= {(one.id, one.claim_offset): self.time_ms + one.lease_ms for one in held if one.kept}
         elif isinstance(event, Enqueued):
             self._enqueued(offset, event)
         elif type(event) in _COUNTED:

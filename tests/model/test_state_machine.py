@@ -168,7 +168,8 @@ class QueueMachine(RuleBasedStateMachine):
         except ClaimLost:
             assert self.rig.queue.log.next_offset == offset
         else:
-            assert how == "ack" and self.model.has_acked(claim), "a lost claim was settled"
+            assert how == "ack", "a lost claim was settled"
+            assert self.model.has_acked(claim), "a lost claim acked"
             assert self.rig.queue.log.next_offset == offset
 
     def pick_claim(self, number: int) -> tuple[str, Claim]:

@@ -45,11 +45,11 @@ def ack_told_before_the_flush(patch: Patch) -> None:
     """`ack` and `ack_many` return while their events are only staged."""
 
     async def ack(parts: Any, claim: Any, result: Any = None) -> None:
-        settlement._stage_ack(parts, claim, result)
+        settlement.stage_ack(parts, claim, result)
 
     async def ack_many(parts: Any, claims: Any, results: Any = None) -> None:
         for claim in claims:
-            settlement._stage_ack(parts, claim)
+            settlement.stage_ack(parts, claim)
 
     patch.setattr(settlement, "ack", ack)
     patch.setattr(settlement, "ack_many", ack_many)
@@ -318,7 +318,7 @@ def cancel_forgotten(patch: Patch) -> None:
 
 def given_up_claims_kept(patch: Patch) -> None:
     """Claims for a call that was cancelled are not given back."""
-    patch.setattr(dispatcher.Dispatcher, "_give_back", lambda self, claims: None)
+    patch.setattr(dispatcher.Dispatcher, "give_back", lambda self, claims: None)
 
 
 def lease_begins_before_its_holder_knows(patch: Patch) -> None:

@@ -66,7 +66,7 @@ def claim(job: Job, *, lease_ms: int, worker: str | None, kept: bool = False) ->
 
 
 def ack(job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int) -> Acked | None:
-    """Ack a current claim: its work is done. None for a claim that has acked its job already: a call that is repeated."""
+    """Ack a current claim: its work is done. None for one that has acked its job already: the call is repeated."""
     if job is not None and job.state == "done" and job.claim_offset == claim_offset:
         return None
     job = current(job, claim_offset)

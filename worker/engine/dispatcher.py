@@ -30,7 +30,7 @@ from dataclasses import replace
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import LedgerError
 from ledgerq.projections.job import Job
-from ledgerq.worker.claims import Claim, ClaimWaiters, Waiter
+from ledgerq.worker.claims import Claim, ClaimName, ClaimWaiters, Waiter
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.engine.leases import Lease, Leases
 from ledgerq.worker.engine.refill import WindowRefill
@@ -94,7 +94,7 @@ class Dispatcher:
         if job.cancel_request is not None:
             asyncio.get_running_loop().call_soon(callback, "cancel")
 
-    def forget(self, claim: Claim) -> None:
+    def forget(self, claim: Claim | ClaimName) -> None:
         """Drop the watcher of a claim that its holder settles now."""
         watcher = self.watchers.get(claim.id)
         if watcher is not None and watcher[0] == claim.offset:
@@ -216,7 +216,7 @@ class Dispatcher:
             if claims:
                 await self._writer_state.log.committed()
         except asyncio.CancelledError:
-            self._give_back(claims)
+            self.give_back(claims)
             raise
         return self._begin_leases(claims)
 
@@ -257,7 +257,7 @@ class Dispatcher:
         except asyncio.CancelledError:
             future = waiter.future
             if future.done() and not future.cancelled() and future.exception() is None:
-                self._give_back(future.result())
+                self.give_back(future.result())
             raise
         finally:
             self.waiters.remove(waiter)
@@ -268,7 +268,7 @@ class Dispatcher:
             for queue in waiter.queues[1:]:
                 self._serve_line(queue)  # what was kept for this call may be for the next one
 
-    def _give_back(self, claims: list[Claim]) -> None:
+    def give_back(self, claims: list[Claim]) -> None:
         """Release claims that their caller did not receive: pending again, as if they had never been claimed."""
         if self._writer_state.log.failure is not None or self._ended is not None:
             return
@@ -285,13 +285,18 @@ class Dispatcher:
         self.serve()
 
     def extend(self, claim: Claim, lease_ms: int) -> Claim:
-        """Renew the lease to `lease_ms` from now. Memory only: a renewal is no transition. Raises `ClaimLost`."""
+        """Renew the lease to `lease_ms` from now, see `renew`."""
+        expires_ms = self.renew(claim, lease_ms)
+        return replace(claim, lease_ms=lease_ms, lease_expires_ms=expires_ms)
+
+    def renew(self, claim: Claim | ClaimName, lease_ms: int) -> int:
+        """Let the lease end in `lease_ms`; returns when that is. No transition: it is in memory only. May raise `ClaimLost`."""
         if self.leases.expires_ms(claim.id, claim.offset) is None:
             decisions.current(None, claim.offset)
         now_ms = self._clock.now_ms()
         expires_ms = now_ms + lease_ms
         self.leases.hold(Lease(expires_ms, claim.id, claim.offset, now_ms))
-        return replace(claim, lease_ms=lease_ms, lease_expires_ms=expires_ms)
+        return expires_ms
 
     # ------------------------------------------------------------------ failures and the end
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -11,12 +11,25 @@ from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, ResultTooLarge
 from ledgerq.eventlog.events import JobEvent
 from ledgerq.eventlog.side_records import MAX_RESULT_BYTES
 from ledgerq.projections.job import Job
-from ledgerq.worker.claims import Claim
+from ledgerq.worker.claims import Claim, ClaimName
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.engine.core import Core
 from ledgerq.worker.retry_rules import RetryRule
 
-__all__ = ["ack", "ack_many", "check_result", "nack", "release"]
+__all__ = [
+    "ack",
+    "ack_many",
+    "check_result",
+    "nack",
+    "not_acked",
+    "release",
+    "stage_ack",
+    "stage_nack",
+    "stage_release",
+    "until_not_full",
+]
+
+Claimed = TypeVar("Claimed", Claim, ClaimName)
 
 _NAMED_CLAIMS: Final = 10
 # To seal results of so many bytes holds the event loop for less than a millisecond.
@@ -36,7 +49,8 @@ def check_result(result: bytes | None) -> None:
         )
 
 
-async def _until_not_full(core: Core) -> None:
+async def until_not_full(core: Core) -> None:
+    """Wait until the log takes more."""
     if core.log.full:
         await core.log.until_not_full()
         core.log.check()
@@ -46,9 +60,9 @@ async def ack(core: Core, claim: Claim, result: bytes | None = None) -> None:
     """Ack a claim, as `Queue.ack` does."""
     if result is not None:
         check_result(result)
-        await _until_not_full(core)
+        await until_not_full(core)
     try:
-        _stage_ack(core, claim, result)
+        stage_ack(core, claim, result)
     except ClaimLost:
         await core.log.committed()  # a refusal waits for what it rests on, too
         if await not_acked(core, [claim]):
@@ -56,10 +70,11 @@ async def ack(core: Core, claim: Claim, result: bytes | None = None) -> None:
     await core.log.committed()
 
 
-async def not_acked(core: Core, claims: Sequence[Claim]) -> list[Claim]:
-    """Those of these claims, none of which is current, that have not acked their jobs: the others are repeated calls."""
+async def not_acked(core: Core, claims: Sequence[Claimed]) -> list[Claimed]:
+    """Those of these claims, of which none is current, that have not acked their jobs: the rest is repeated calls."""
     jobs = await core.writer_state.jobs([claim.id for claim in claims])
-    now_ms, lost = core.clock.now_ms(), []
+    now_ms = core.clock.now_ms()
+    lost: list[Claimed] = []
     for claim, job in zip(claims, jobs, strict=True):
         try:
             # A claim can't have become current again meanwhile.
@@ -69,7 +84,7 @@ async def not_acked(core: Core, claims: Sequence[Claim]) -> list[Claim]:
     return lost
 
 
-def _stage_ack(core: Core, claim: Claim, result: bytes | None = None) -> None:
+def stage_ack(core: Core, claim: Claim | ClaimName, result: bytes | None = None) -> None:
     writer_state = core.writer_state
     job = writer_state.claimed.get(claim.id)
     event = decisions.ack(job, claim.offset, options=core.options(claim.queue), now_ms=core.clock.now_ms())
@@ -91,14 +106,14 @@ async def ack_many(core: Core, claims: Sequence[Claim], results: Sequence[bytes 
     staged_bytes = 0
     for claim, result in zip(claims, repeat(None) if results is None else results, strict=False):
         if result is not None:
-            await _until_not_full(core)
+            await until_not_full(core)
             staged_bytes += len(result)
             if staged_bytes > _AT_ONCE_BYTES:
                 staged_bytes = len(result)
                 await asyncio.sleep(0)
                 core.log.check()
         try:
-            _stage_ack(core, claim, result)
+            stage_ack(core, claim, result)
         except ClaimLost:
             lost.append(claim)
     await core.log.committed()
@@ -111,9 +126,17 @@ async def ack_many(core: Core, claims: Sequence[Claim], results: Sequence[bytes 
         raise ClaimLost(words, (claim.offset for claim in lost))
 
 
-async def nack(
+async def nack(core: Core, claim: Claim, error: str, **how: Any) -> None:
+    """Nack a claim, as `Queue.nack` does; `how` as for `stage_nack`."""
+    async with core.refusing():
+        stage_nack(core, claim, error, **how)
+    core.dispatcher.serve()
+    await core.log.committed()
+
+
+def stage_nack(
     core: Core,
-    claim: Claim,
+    claim: Claim | ClaimName,
     error: str,
     *,
     delay_ms: int | None,
@@ -121,36 +144,40 @@ async def nack(
     error_type: str = "",
     rule: RetryRule | None = None,
 ) -> None:
-    """Nack a claim, as `Queue.nack` does."""
-    async with core.refusing():
-        job = core.writer_state.claimed.get(claim.id)
-        events = decisions.nack(
-            job,
-            claim.offset,
-            options=core.options(claim.queue),
-            now_ms=core.clock.now_ms(),
-            error=error,
-            delay_ms=delay_ms,
-            dead=dead,
-            fraction=core.entropy.fraction(),
-            error_type=error_type,
-            rule=rule,
-        )
-    await _settle(core, claim, job, events)
+    """Stage what follows from a nack."""
+    job = core.writer_state.claimed.get(claim.id)
+    events = decisions.nack(
+        job,
+        claim.offset,
+        options=core.options(claim.queue),
+        now_ms=core.clock.now_ms(),
+        error=error,
+        delay_ms=delay_ms,
+        dead=dead,
+        fraction=core.entropy.fraction(),
+        error_type=error_type,
+        rule=rule,
+    )
+    _stage(core, claim, job, events)
 
 
 async def release(core: Core, claim: Claim, reason: str, *, delay_ms: int = 0) -> None:
     """Release a claim, as `Queue.release` does."""
     async with core.refusing():
-        job = core.writer_state.claimed.get(claim.id)
-        options, now_ms = core.options(claim.queue), core.clock.now_ms()
-        events = decisions.release(job, claim.offset, options=options, now_ms=now_ms, error=reason, delay_ms=delay_ms)
-    await _settle(core, claim, job, events)
+        stage_release(core, claim, reason, delay_ms=delay_ms)
+    core.dispatcher.serve()
+    await core.log.committed()
 
 
-async def _settle(core: Core, claim: Claim, job: Job | None, events: Sequence[JobEvent]) -> None:
+def stage_release(core: Core, claim: Claim | ClaimName, reason: str, *, delay_ms: int = 0) -> None:
+    """Stage what follows from a release."""
+    job = core.writer_state.claimed.get(claim.id)
+    options, now_ms = core.options(claim.queue), core.clock.now_ms()
+    events = decisions.release(job, claim.offset, options=options, now_ms=now_ms, error=reason, delay_ms=delay_ms)
+    _stage(core, claim, job, events)
+
+
+def _stage(core: Core, claim: Claim | ClaimName, job: Job | None, events: Sequence[JobEvent]) -> None:
     core.dispatcher.forget(claim)
     for event in events:
         job = core.writer_state.apply(job, event, claim.record)
-    core.dispatcher.serve()
-    await core.log.committed()
