@@ -28,6 +28,7 @@ __all__ = [
     "LogCorrupt",
     "LogPoisoned",
     "LogRolledBack",
+    "NotAllowed",
     "NotRebuilt",
     "OutcomeUnknown",
     "PayloadMissing",
@@ -40,6 +41,8 @@ __all__ = [
     "RowUnreadable",
     "ShareFailed",
     "ScheduleNotFound",
+    "ServiceError",
+    "ServiceUnavailable",
     "StoreInUse",
     "StoreNotFound",
     "StoreUnavailable",
@@ -138,6 +141,22 @@ class StoreUnavailable(LedgerError):
 
 class OutcomeUnknown(StoreUnavailable):
     """A commit was not confirmed in time: it may or may not be in the log. Open the queue again to learn which."""
+
+
+class NotAllowed(LedgerError):
+    """The service refuses: without a token that it knows, or with one whose scopes or queues don't include this."""
+
+
+class ServiceError(LedgerError):
+    """A service answered with an error that this ledgerq doesn't know, or with something that is no answer."""
+
+    def __init__(self, message: str, *, permanent: bool = True) -> None:
+        super().__init__(message)
+        self.permanent = permanent  # type: ignore[misc]
+
+
+class ServiceUnavailable(StoreUnavailable):
+    """No address of the service could be reached in time, or none is the writer; the message has what each answered."""
 
 
 class StoreNotFound(LedgerError):

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.errors import LogCorrupt as LogCorrupt
     from ledgerq.eventlog.errors import LogPoisoned as LogPoisoned
     from ledgerq.eventlog.errors import LogRolledBack as LogRolledBack
+    from ledgerq.eventlog.errors import NotAllowed as NotAllowed
     from ledgerq.eventlog.errors import NotRebuilt as NotRebuilt
     from ledgerq.eventlog.errors import OutcomeUnknown as OutcomeUnknown
     from ledgerq.eventlog.errors import PayloadMissing as PayloadMissing
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.errors import ResultGone as ResultGone
     from ledgerq.eventlog.errors import ResultTooLarge as ResultTooLarge
     from ledgerq.eventlog.errors import ScheduleNotFound as ScheduleNotFound
+    from ledgerq.eventlog.errors import ServiceError as ServiceError
+    from ledgerq.eventlog.errors import ServiceUnavailable as ServiceUnavailable
     from ledgerq.eventlog.errors import StoreInUse as StoreInUse
     from ledgerq.eventlog.errors import StoreNotFound as StoreNotFound
     from ledgerq.eventlog.errors import StoreUnavailable as StoreUnavailable
@@ -117,6 +120,7 @@ _HOME = {
     "LogCorrupt": "ledgerq.eventlog.errors",
     "LogPoisoned": "ledgerq.eventlog.errors",
     "LogRolledBack": "ledgerq.eventlog.errors",
+    "NotAllowed": "ledgerq.eventlog.errors",
     "NotRebuilt": "ledgerq.eventlog.errors",
     "OutcomeUnknown": "ledgerq.eventlog.errors",
     "PayloadMissing": "ledgerq.eventlog.errors",
@@ -127,6 +131,8 @@ _HOME = {
     "ResultGone": "ledgerq.eventlog.errors",
     "ResultTooLarge": "ledgerq.eventlog.errors",
     "ScheduleNotFound": "ledgerq.eventlog.errors",
+    "ServiceError": "ledgerq.eventlog.errors",
+    "ServiceUnavailable": "ledgerq.eventlog.errors",
     "StoreInUse": "ledgerq.eventlog.errors",
     "StoreNotFound": "ledgerq.eventlog.errors",
     "StoreUnavailable": "ledgerq.eventlog.errors",

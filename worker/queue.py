@@ -36,6 +36,7 @@ from ledgerq.worker.tracing.provider import check_provider, traced_enqueuer
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
+    from ledgerq.worker.remote.remote_queue import RemoteQueue
     from ledgerq.worker.tasks.registry import Tasks
 
 __all__ = ["Queue"]
@@ -125,6 +126,23 @@ class Queue(QueueReads):
             return queue
 
         return Opening(make)
+
+    @staticmethod
+    def connect(
+        urls: str, *, token: str | None = None, tasks: "Tasks | None" = None, patience: float = 60.0
+    ) -> "Opening[RemoteQueue]":
+        """Connect to the service (`ledgerq serve`) at `urls`, one or several addresses separated by commas.
+
+        `patience`: for so many seconds a call is repeated, at each address in turn, while none answers it; then it
+        raises `ServiceUnavailable`. Use the result with `await` or `async with`; see worker/remote/remote_queue.py.
+
+        Raises `InvalidArgument`, `NotAllowed`, `ServiceUnavailable`.
+        """
+        try:
+            from ledgerq.worker.remote.remote_queue import connect
+        except ImportError as error:
+            raise InvalidArgument("Queue.connect needs a client library: pip install 'ledgerq[client]'") from error
+        return connect(urls, token=token, tasks=tasks, patience=patience)
 
     async def close(self) -> None:
         """Commit what is staged, end all tasks, close the store. Claims still held end when it is next opened."""

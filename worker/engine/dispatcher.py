@@ -290,7 +290,7 @@ class Dispatcher:
         return replace(claim, lease_ms=lease_ms, lease_expires_ms=expires_ms)
 
     def renew(self, claim: Claim | ClaimName, lease_ms: int) -> int:
-        """Let the lease end in `lease_ms`; returns when that is. No transition: it is in memory only. May raise `ClaimLost`."""
+        """Let the lease end in `lease_ms`; returns when that is. It is in memory only. May raise `ClaimLost`."""
         if self.leases.expires_ms(claim.id, claim.offset) is None:
             decisions.current(None, claim.offset)
         now_ms = self._clock.now_ms()
