@@ -26,7 +26,7 @@ import typer
 
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.runtime.redaction import redact_urls
-from ledgerq.tools.cli import bulk, completion, diff, operate, read, repair, schedules, top, worker
+from ledgerq.tools.cli import bulk, completion, diff, operate, read, repair, schedules, serve, top, worker
 from ledgerq.tools.console.opening import ClosedPipe, execute
 from ledgerq.tools.console.output import printable, rich_console
 from ledgerq.tools.doctor import doctor
@@ -148,6 +148,7 @@ def _full_app() -> typer.Typer:
     app.command()(operate.enqueue)
     app.command()(read.show)
     app.command()(worker.worker)
+    app.command()(serve.serve)
     app.command()(read.history)
     app.command()(read.log)
     app.command()(diff.diff)

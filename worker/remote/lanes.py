@@ -54,7 +54,7 @@ class Lanes:
 
     def _start(self) -> None:
         self._starting = False
-        if self._waiting and not self._closed:
+        if self._waiting and not self._closed and len(self._tasks) < _LANES:
             task = asyncio.create_task(self._run(), name="ledgerq-lane")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -88,7 +88,8 @@ class Lanes:
         return groups
 
     async def close(self) -> None:
-        """Take no more calls; those on their way have some seconds."""
+        """Take no more calls; those that were made have some seconds."""
+        self._start()
         self._closed = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSE_LIMIT_S)

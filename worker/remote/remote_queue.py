@@ -23,7 +23,9 @@ from ledgerq.eventlog.keys import queue_name_bytes, queue_names
 from ledgerq.eventlog.runtime.event_loop import running_loop
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.worker.claims import Claim, EnqueueResult
+from ledgerq.worker.engine.decisions import MAX_ERROR_CHARS, MAX_TYPE_CHARS, clip
 from ledgerq.worker.engine.dispatcher import WatchCallback
+from ledgerq.worker.engine.settlement import check_result
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
 from ledgerq.worker.remote import wire
@@ -172,6 +174,7 @@ class RemoteQueue(RemoteReads):
         queues = queue_names(queue)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise InvalidArgument(f"limit is a whole number from 1 on, not {limit!r}")
+        worker = None if worker is None else clip(worker, MAX_TYPE_CHARS)
         wait_ms = None if wait is None else seconds_ms("wait", wait)
         loop = asyncio.get_running_loop()
         over_s = None if wait_ms is None else loop.time() + wait_ms / 1000
@@ -187,6 +190,7 @@ class RemoteQueue(RemoteReads):
 
     async def ack(self, claim: Claim, result: bytes | None = None) -> None:
         """Ack a claim, as `Queue.ack` does."""
+        check_result(result)
         self._heartbeat.forget(claim)
         await self._settle(wire.AckOp(claim=_name(claim), result=result))
 
@@ -195,6 +199,8 @@ class RemoteQueue(RemoteReads):
         if results is not None and len(results) != len(claims):
             raise InvalidArgument(f"ack_many got {len(results)} results for {len(claims)} claims: give one for each")
         given = [None] * len(claims) if results is None else results
+        for result in given:
+            check_result(result)
         for claim in claims:
             self._heartbeat.forget(claim)
         ops = [_encoded(wire.AckOp(claim=_name(c), result=result)) for c, result in zip(claims, given, strict=True)]
@@ -221,6 +227,7 @@ class RemoteQueue(RemoteReads):
         rule: RetryRule | None = None,
     ) -> None:
         """Nack a claim, as `Queue.nack` does. When an answer is lost, the repeated call may raise `ClaimLost`."""
+        error, error_type = clip(error, MAX_ERROR_CHARS), clip(error_type, MAX_TYPE_CHARS)
         self._heartbeat.forget(claim)
         body = None
         if rule is not None:
@@ -232,6 +239,7 @@ class RemoteQueue(RemoteReads):
 
     async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
         """Release a claim, as `Queue.release` does. When an answer is lost, the repeated call may raise `ClaimLost`."""
+        reason = clip(reason, MAX_ERROR_CHARS)
         self._heartbeat.forget(claim)
         await self._settle(wire.ReleaseOp(claim=_name(claim), reason=reason, delay=delay))
 

@@ -14,6 +14,7 @@ from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import Page
+from ledgerq.worker.engine.decisions import operator
 from ledgerq.worker.options import seconds_ms
 from ledgerq.worker.remote import wire
 from ledgerq.worker.remote.transport import Transport
@@ -121,6 +122,7 @@ class RemoteReads:
 
     async def _post(self, path: str, answer: type[T], actor: str, reason: str) -> T:
         self._check()
+        actor, reason = operator(actor, reason)
         body = wire.ReasonBody(reason=reason, actor=actor)
         found, _ = await self._transport.call("POST", path, answer, body=body)
         return found

@@ -82,6 +82,7 @@ class Transport:
         loop = asyncio.get_running_loop()
         data = None if body is None else msgspec.msgpack.encode(body)
         over_s, pause_s, tries, reasons = loop.time() + self._patience_s, _FIRST_PAUSE_S, 0, dict[str, str]()
+        first = self._at
         while True:
             address = self._addresses[self._at]
             try:
@@ -97,13 +98,13 @@ class Transport:
                 reasons[address] = str(error) or type(error).__name__
             tries += 1
             self._at = (self._addresses.index(address) + 1) % len(self._addresses)
-            if loop.time() + pause_s > over_s:
+            if self._at == first and loop.time() + pause_s > over_s:
                 told = "; ".join(f"{place}: {reason}" for place, reason in reasons.items())
                 raise ServiceUnavailable(
                     f"the service did not answer within {self._patience_s:g} s, and whether it did the call is not "
                     f"known ({told})"
                 )
-            if self._at == 0:
+            if self._at == first:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
