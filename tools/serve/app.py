@@ -180,7 +180,7 @@ class ServiceApp:
         kind, _, token = headers.get(b"authorization", b"").partition(b" ")
         caller = self._callers.get(hashlib.sha256(token.strip()).digest()) if kind.lower() == b"bearer" else None
         if caller is None:
-            raise _Refusal(401, "NotAllowed", "give a token: Authorization: Bearer TOKEN", close=True)
+            raise _Refusal(401, "NotAllowed", "give a token: Authorization: Bearer TOKEN")
         return caller
 
     def _check_epoch(self, headers: Mapping[bytes, bytes]) -> None:
@@ -194,7 +194,7 @@ class ServiceApp:
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         limit = self._limits.body_bytes
-        too_large = _Refusal(413, "PayloadTooLarge", f"a request has at most {limit} bytes: split it", close=True)
+        too_large = _Refusal(413, "PayloadTooLarge", f"a request has at most {limit} bytes: split it")
         length = headers.get(b"content-length", b"0")
         if len(length) > 20 or not length.isdigit() or int(length) > limit:
             raise too_large

@@ -66,6 +66,7 @@ def guarded(
         _stuck: asyncio.TimerHandle | None = None
         _head_bytes = 0
         _in_head = True
+        _in_body = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             """Begin to wait for a request."""
@@ -103,11 +104,26 @@ def guarded(
 
         def on_headers_complete(self) -> None:
             """The head is there."""
-            self._in_head = False
+            self._in_head, self._in_body = False, True
+            self._in_time()
+            super().on_headers_complete()
+
+        def _in_time(self) -> None:
             if self._late is not None:
                 self._late.cancel()
                 self._late = None
-            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            """The body is there, too."""
+            self._in_body = False
+            self._in_time()
+            super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            """The answer is made: what is left of a body that nobody reads is thrown away, but not for long."""
+            if self._in_body and self._late is None:
+                self._late = self.loop.call_later(head_s, self.transport.abort)
+            super().on_response_complete()
 
         def pause_writing(self) -> None:
             """The client does not take its answer as fast as it is made."""
