@@ -91,11 +91,11 @@ def guarded(
 
         def data_received(self, data: bytes) -> None:
             """Bound the head of a request, which the parser would gather without an end."""
+            super().data_received(data)
             if self._in_head:
                 self._head_bytes += len(data)
-            super().data_received(data)
-            if self._in_head and self._head_bytes > head_bytes:
-                self.transport.abort()
+                if self._head_bytes > head_bytes:
+                    self.transport.abort()
 
         def on_message_begin(self) -> None:
             """The next request begins."""
