@@ -158,19 +158,17 @@ def _in_a_row(job: Job, event: Nacked) -> tuple[int, int]:
 
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     """The job after `event`, which stands at `offset` in a commit of `time_ms`; None when the job is gone."""
-    held = job.unique_held
-    attempt, due_ms, sweep_at_ms = job.attempt, 0, 0
+    held, attempt, due_ms, sweep_at_ms = job.unique_held, job.attempt, 0, 0
     claim_offset, lease_ms, worker = job.claim_offset, 0, job.worker
     error, since_ms = job.last_error, time_ms
     cancel_request: tuple[str, Text] | None = None
     state: State
     text: Text | None = None
     error_type, result, crashes, snoozes = job.error_type, job.result, job.crashes, job.snoozes
-    kept = False
     match event:
         case Claimed():
             state, attempt = "claimed", event.attempt
-            claim_offset, lease_ms, worker, kept = offset, event.lease_ms, event.worker, event.kept
+            claim_offset, lease_ms, worker = offset, event.lease_ms, event.worker
             held = held and job.spec.unique_until != "claimed"
         case Acked():
             state, sweep_at_ms, held = "done", event.sweep_at_ms, False
@@ -190,7 +188,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             state, since_ms = "pending", job.since_ms
         case CancelRequested():
             state, lease_ms, cancel_request = "claimed", job.lease_ms, (event.actor, event.reason)
-            text, since_ms, kept = event.reason, job.since_ms, job.kept
+            text, since_ms = event.reason, job.since_ms
         case Cancelled():
             state, sweep_at_ms, held, text = "cancelled", event.sweep_at_ms, False, event.reason
         case DeadLettered():
@@ -226,5 +224,5 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         result,
         crashes,
         snoozes,
-        kept,
+        state == "claimed" and (event.kept if type(event) is Claimed else job.kept),
     )

@@ -9,8 +9,8 @@
 from types import TracebackType
 from typing import Any
 
-from ledgerq.tools.serve.app import ServiceApp
 from ledgerq.tools.serve.server import Server
+from ledgerq.tools.serve.service_app import ServiceApp
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.remote.remote_queue import RemoteQueue, connect

@@ -150,8 +150,8 @@ async def test_a_writer_that_is_over_is_never_talked_to_again() -> None:
 
 
 async def _serve_again(rig: RemoteRig) -> str:
-    from ledgerq.tools.serve.app import ServiceApp
     from ledgerq.tools.serve.server import Server
+    from ledgerq.tools.serve.service_app import ServiceApp
     from ledgerq.worker.options import QueueOptions
 
     rig.server = await Server.start(ServiceApp(rig.local, default=QueueOptions()))

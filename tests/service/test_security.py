@@ -13,10 +13,10 @@ import pytest
 
 from ledgerq import InvalidArgument, NotAllowed, PayloadTooLarge, Queue
 from ledgerq.tools.cli.app import run
-from ledgerq.tools.serve.app import Limits, ServiceApp
 from ledgerq.tools.serve.openapi import openapi
 from ledgerq.tools.serve.routes import ROUTES, find
-from ledgerq.tools.serve.server import Server, check_address, guarded, parse_address
+from ledgerq.tools.serve.server import Guarded, Server, check_address, parse_address
+from ledgerq.tools.serve.service_app import Limits, ServiceApp
 from ledgerq.tools.serve.tokens import SCOPES, Caller, load_tokens
 from ledgerq.worker.options import QueueOptions
 from tests.support.operators import WHO
@@ -39,7 +39,7 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """The rig's queue, served."""
     app = ServiceApp(rig.queue, tokens, default=QueueOptions(), limits=limits)
-    server = await Server.start(app, protocol=guarded(**guard))
+    server = await Server.start(app, protocol=type("Strict", (Guarded,), guard))
     try:
         yield server
     finally:
@@ -100,7 +100,7 @@ async def test_each_route_needs_a_token_and_its_scope() -> None:
         async with serving(rig, callers(**tokens)) as server:
             for route in ROUTES:
                 path = route.path.format(id=NO_JOB, queue="q")
-                body = {} if route.body is not None else None
+                body: Any = {} if route.body is not None else None
                 for token in (None, "wrong", "", "no-such-token"):
                     status, error = await ask(server, route.method, path, body, token)
                     assert (status, error["error"]) == (401, "NotAllowed"), route
@@ -278,11 +278,11 @@ async def test_calls_that_wait_are_bounded() -> None:
 
 async def test_slow_clients_are_cut() -> None:
     async with Rig() as rig:
-        async with serving(rig, head_s=0.02, head_bytes=2000) as server:
+        async with serving(rig, head_limit_s=0.02, max_head_bytes=2000) as server:
             assert await send(server) == b""
             assert await send(server, b"GET / HTTP/1.1\r\n") == b""
             assert await send(server, b"GET /healthz HTTP/1.1\r\n\r\nGET") != b""
-        async with serving(rig, head_bytes=2000) as server:
+        async with serving(rig, max_head_bytes=2000) as server:
             assert await send(server, b"GET / HTTP/1.1\r\nx: ", b"y" * 5000) == b""
         async with serving(rig, limits=Limits(body_s=0.02)) as server:
             answer = await send(server, b"POST /v1/ops HTTP/1.1\r\ncontent-length: 10\r\n\r\n{")
@@ -290,7 +290,7 @@ async def test_slow_clients_are_cut() -> None:
 
 
 async def test_a_client_that_does_not_take_its_answer_is_cut() -> None:
-    async with Rig() as rig, serving(rig, take_s=0.02) as server:
+    async with Rig() as rig, serving(rig, take_limit_s=0.02) as server:
         await rig.queue.enqueue_many("q", [b"x" * 1_000_000] * 20)
         body = b'{"queues": ["q"], "limit": 20}'
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
@@ -305,7 +305,7 @@ async def test_a_client_that_does_not_take_its_answer_is_cut() -> None:
 
 
 async def test_above_the_limit_of_connections_a_new_one_is_cut() -> None:
-    async with Rig() as rig, serving(rig, connections=1) as server:
+    async with Rig() as rig, serving(rig, max_connections=1) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /healthz HTTP/1.1\r\n\r\n")
         assert (await reader.readline()).split()[1] == b"200"

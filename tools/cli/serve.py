@@ -54,8 +54,8 @@ async def _serve(
     output: Output,
 ) -> None:
     try:
-        from ledgerq.tools.serve.app import ServiceApp
         from ledgerq.tools.serve.server import Server, check_address, parse_address
+        from ledgerq.tools.serve.service_app import ServiceApp
     except ImportError as error:
         raise InvalidArgument("serve needs a server: pip install 'ledgerq[serve]'") from error
     from ledgerq.tools.serve.tokens import load_tokens
@@ -110,4 +110,7 @@ def _of(given: Mapping[str, Any]) -> "QueueOptions":
     if not isinstance(given, dict):
         raise InvalidArgument(f"the options of a queue are a table, not {given!r}")
     # TOML writes 30 seconds as a whole number.
-    return QueueOptions(**{name: float(value) if name.endswith("_s") else value for name, value in given.items()})
+    values: dict[str, Any] = {
+        name: float(value) if name.endswith("_s") and type(value) is int else value for name, value in given.items()
+    }
+    return QueueOptions(**values)

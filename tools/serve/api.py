@@ -17,7 +17,7 @@ from ledgerq.worker.remote.ops import Ops, new_jobs
 
 __all__ = ["Api"]
 
-_MAX_PAGE: Final = 1000
+_MAX_PAGE_ROWS: Final = 1000
 _MAX_OFFSET: Final = 2**63
 
 
@@ -108,7 +108,7 @@ class Api:
     async def jobs(self, call: Call) -> wire.JobsPage:
         """A page of a queue's jobs, all states or one."""
         call.caller.allow("read", call.name)
-        state, limit = call.text("state"), int(call.number("limit", 100, _MAX_PAGE))
+        state, limit = call.text("state"), int(call.number("limit", 100, _MAX_PAGE_ROWS))
         found = next((one for one in STATES if one == state), None)
         if state is not None and found is None:
             raise InvalidArgument(f"state is one of {', '.join(STATES)}, not {state!r}")
@@ -119,7 +119,7 @@ class Api:
         """Events of the log from an offset on; only for tokens of all queues."""
         if call.caller.prefixes is not None:
             raise NotAllowed(f"the token {call.caller.name!r} is for some queues, and the log is of all")
-        start, limit = int(call.number("from", 0, _MAX_OFFSET)), int(call.number("limit", 100, _MAX_PAGE))
+        start, limit = int(call.number("from", 0, _MAX_OFFSET)), int(call.number("limit", 100, _MAX_PAGE_ROWS))
         log = self._queue.log
         found = [record async for record in log.read(start, start + limit)]
         await log.committed()

@@ -15,9 +15,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.tools.serve.app import ServiceApp
+from ledgerq.tools.serve.service_app import ServiceApp
 
-__all__ = ["Server", "check_address", "guarded", "parse_address"]
+__all__ = ["Guarded", "Server", "check_address", "parse_address"]
 
 _MAX_HEAD_BYTES: Final = 32 * 1024
 _HEAD_LIMIT_S: Final = 15.0
@@ -50,94 +50,88 @@ def check_address(host: str, *, has_tokens: bool) -> None:
         )
 
 
-def guarded(
-    *,
-    connections: int = _MAX_CONNECTIONS,
-    head_s: float = _HEAD_LIMIT_S,
-    head_bytes: int = _MAX_HEAD_BYTES,
-    take_s: float = _TAKE_LIMIT_S,
-) -> type[HttpToolsProtocol]:
-    """The protocol of a connection, with these limits."""
+class Guarded(HttpToolsProtocol):
+    """A connection that is cut when its client takes too much."""
 
-    class Guarded(HttpToolsProtocol):
-        """A connection that is cut when its client takes too much."""
+    max_connections = _MAX_CONNECTIONS
+    head_limit_s = _HEAD_LIMIT_S
+    max_head_bytes = _MAX_HEAD_BYTES
+    take_limit_s = _TAKE_LIMIT_S
 
-        _late: asyncio.TimerHandle | None = None
-        _stuck: asyncio.TimerHandle | None = None
-        _head_bytes = 0
-        _in_head = True
-        _in_body = False
+    _late: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = True
+    _in_body = False
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            """Begin to wait for a request."""
-            super().connection_made(transport)
-            if len(self.connections) > connections:
-                transport.abort()
-                return
-            self._await_head()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            transport.abort()
+            return
+        self._await_head()
 
-        def _await_head(self) -> None:
-            self._in_head, self._head_bytes = True, 0
-            if self._late is None:
-                self._late = self.loop.call_later(head_s, self.transport.abort)
+    def _await_head(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        if self._late is None:
+            self._late = self.loop.call_later(self.head_limit_s, self.transport.abort)
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            """Stop waiting."""
-            for timer in (self._late, self._stuck):
-                if timer is not None:
-                    timer.cancel()
-            self._late = self._stuck = None
-            super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        for timer in (self._late, self._stuck):
+            if timer is not None:
+                timer.cancel()
+        self._late = self._stuck = None
+        super().connection_lost(exc)
 
-        def data_received(self, data: bytes) -> None:
-            """Bound the head of a request, which the parser would gather without an end."""
-            super().data_received(data)
-            if self._in_head:
-                self._head_bytes += len(data)
-                if self._head_bytes > head_bytes:
-                    self.transport.abort()
+    def data_received(self, data: bytes) -> None:
+        """Bound the head of a request, which the parser would gather without an end."""
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.max_head_bytes:
+                self.transport.abort()
 
-        def on_message_begin(self) -> None:
-            """The next request begins."""
-            self._await_head()
-            super().on_message_begin()
+    def on_message_begin(self) -> None:
+        """The next request begins."""
+        self._await_head()
+        super().on_message_begin()
 
-        def on_headers_complete(self) -> None:
-            """The head is there."""
-            self._in_head, self._in_body = False, True
-            self._in_time()
-            super().on_headers_complete()
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._in_head, self._in_body = False, True
+        self._in_time()
+        super().on_headers_complete()
 
-        def _in_time(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
-        def on_message_complete(self) -> None:
-            """The body is there, too."""
-            self._in_body = False
-            self._in_time()
-            super().on_message_complete()
+    def on_message_complete(self) -> None:
+        """The body is there, too."""
+        self._in_body = False
+        self._in_time()
+        super().on_message_complete()
 
-        def on_response_complete(self) -> None:
-            """The answer is made: what is left of a body that nobody reads is thrown away, but not for long."""
-            if self._in_body and self._late is None:
-                self._late = self.loop.call_later(head_s, self.transport.abort)
-            super().on_response_complete()
+    def on_response_complete(self) -> None:
+        """The answer is made: what is left of a body that nobody reads is thrown away, but not for long."""
+        if self._in_body and self._late is None:
+            self._late = self.loop.call_later(self.head_limit_s, self.transport.abort)
+        super().on_response_complete()
 
-        def pause_writing(self) -> None:
-            """The client does not take its answer as fast as it is made."""
-            super().pause_writing()
-            self._stuck = self.loop.call_later(take_s, self.transport.abort)
+    def pause_writing(self) -> None:
+        """The client does not take its answer as fast as it is made."""
+        super().pause_writing()
+        self._stuck = self.loop.call_later(self.take_limit_s, self.transport.abort)
 
-        def resume_writing(self) -> None:
-            """It goes on."""
-            if self._stuck is not None:
-                self._stuck.cancel()
-                self._stuck = None
-            super().resume_writing()
-
-    return Guarded
+    def resume_writing(self) -> None:
+        """It goes on."""
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+        super().resume_writing()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -191,7 +185,7 @@ class Server:
             reason = getattr(error, "strerror", None) or str(error)
             raise InvalidArgument(f"the service can't listen at {host} port {port}: {reason}") from error
         listening.listen(_BACKLOG)  # who comes before the loop is there waits
-        return cls(app, host, listening, protocol or guarded())
+        return cls(app, host, listening, protocol or Guarded)
 
     @property
     def url(self) -> str:

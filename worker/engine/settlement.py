@@ -85,6 +85,7 @@ async def not_acked(core: Core, claims: Sequence[Claimed]) -> list[Claimed]:
 
 
 def stage_ack(core: Core, claim: Claim | ClaimName, result: bytes | None = None) -> None:
+    """Stage an ack of a claim that is current."""
     writer_state = core.writer_state
     job = writer_state.claimed.get(claim.id)
     event = decisions.ack(job, claim.offset, options=core.options(claim.queue), now_ms=core.clock.now_ms())
