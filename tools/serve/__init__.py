@@ -1,1 +1,1 @@
-"""The service: a queue over HTTP, for other processes, machines and languages. Start with service_app.py and routes.py."""
+"""The service: a queue over HTTP, for other processes and machines. Start with service_app.py and routes.py."""
