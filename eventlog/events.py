@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 from msgspec import Meta
 
 from ledgerq.eventlog.facts import Fact, Id, Sealed, Text
+from ledgerq.eventlog.log_events import FilesSetAside, LogEvent, Rebuilt, WriterClosed, WriterOpened
 from ledgerq.eventlog.schedule_events import (
     MissedPolicy,
     OverlapPolicy,
@@ -35,11 +36,13 @@ __all__ = [
     "Deleted",
     "Enqueued",
     "Event",
+    "Expired",
     "FilesSetAside",
     "JobEvent",
     "LeaseExpired",
     "LogEvent",
     "MissedPolicy",
+    "Moved",
     "Nacked",
     "OverlapPolicy",
     "Promoted",
@@ -78,7 +81,7 @@ UniqueUntil = Literal["finished", "claimed"]
 """How long a job holds its unique key: until it is finished, or until it is claimed for the first time."""
 
 
-BulkKind = Literal["requeue", "cancel", "delete"]
+BulkKind = Literal["requeue", "cancel", "delete", "move"]
 """What a bulk does to each of its jobs."""
 
 
@@ -209,6 +212,25 @@ class Deleted(Fact, frozen=True):
     reason: Text
 
 
+class Expired(Fact, frozen=True):
+    """The job was not started in time: cancelled, and the record is kept until `sweep_at_ms`."""
+
+    id: Id
+    sweep_at_ms: int
+
+
+class Moved(Fact, frozen=True):
+    """The job goes on in another queue, with no attempts used and without its unique key; a dead one is pending there.
+
+    `reason` is empty where a queue's own rule moved its dead letter.
+    """
+
+    id: Id
+    queue: str
+    actor: str
+    reason: Text
+
+
 class QueuePaused(Fact, frozen=True):
     """No job of the queue is handed out until it is resumed."""
 
@@ -232,7 +254,7 @@ class BulkBegan(Fact, frozen=True):
     changed last, 0 for no limit. `error_chars`: of so many characters at the end of `reason`, before its last one, is
     the text that the error has to contain. `until`: of jobs that changed at this offset or later none is touched (by a
     cancellation: that were enqueued then). The events of its jobs have the same `reason`, which stands beside the log
-    once.
+    once. `to` is the queue to which jobs are moved.
     """
 
     queue: str
@@ -246,6 +268,7 @@ class BulkBegan(Fact, frozen=True):
     actor: str
     reason: Text
     task: str = ""
+    to: str = ""
 
 
 class BulkEnded(Fact, frozen=True):
@@ -255,45 +278,6 @@ class BulkEnded(Fact, frozen=True):
     at: Annotated[int, Meta(ge=0)]
     changed: Annotated[int, Meta(ge=0)]
     skipped: Annotated[int, Meta(ge=0)]
-
-
-class WriterOpened(Fact, frozen=True):
-    """A writer took over the store. `rolled_back_from`: the offset of a loss that the user accepted, else None."""
-
-    writer: str
-    version: str
-    rolled_back_from: int | None
-
-
-class WriterClosed(Fact, frozen=True):
-    """The writer ended in good order."""
-
-    writer: str
-
-
-class Rebuilt(Fact, frozen=True):
-    """Projections were made anew from the log: `rows_put` and `rows_deleted` say how many rows that took.
-
-    `names`: which; "the secret" is among them when the store's secret was missing, and a new one was made: a unique key
-    has another digest from here on.
-    """
-
-    actor: str
-    reason: str
-    names: tuple[str, ...]
-    rows_put: int
-    rows_deleted: int
-
-
-class FilesSetAside(Fact, frozen=True):
-    """Files that kept the store from being opened, and that no promised commit needs, were moved out of its way.
-
-    `folder` is where they are, below the store's. `total`: how many; `names`: the first hundred ("wal/000...1.sst").
-    """
-
-    folder: str
-    total: int
-    names: tuple[str, ...]
 
 
 JobEvent = (
@@ -309,9 +293,10 @@ JobEvent = (
     | Swept
     | DeadLettered
     | Deleted
+    | Expired
+    | Moved
 )
 QueueEvent = QueuePaused | QueueResumed | BulkBegan | BulkEnded
-LogEvent = WriterOpened | WriterClosed | Rebuilt | FilesSetAside
 Event = JobEvent | QueueEvent | ScheduleEvent | LogEvent
 
 SECRET: Final = "the secret"  # noqa: S105 - a name
@@ -319,7 +304,9 @@ SECRET: Final = "the secret"  # noqa: S105 - a name
 
 TEXT_FIELDS: Final[dict[type[Any], str]] = {
     Nacked: "error",
-    **dict.fromkeys((CancelRequested, Cancelled, Requeued, Deleted, QueuePaused, QueueResumed, BulkBegan), "reason"),
+    **dict.fromkeys(
+        (CancelRequested, Cancelled, Requeued, Deleted, Moved, QueuePaused, QueueResumed, BulkBegan), "reason"
+    ),
     **dict.fromkeys((ScheduleSet, ScheduleRemoved, SchedulePaused, ScheduleResumed, Ticked), "reason"),
 }
 """The field of an event in which somebody's own words stand."""

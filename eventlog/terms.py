@@ -5,10 +5,10 @@ at the end is not written; a version that doesn't know a field refuses the terms
 """
 
 from functools import lru_cache
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.msgpack import Decoder
 from msgspec.structs import astuple
 
@@ -22,10 +22,15 @@ JSON: Final = 0
 
 
 class Terms(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """What a job is to be done by: `task` is the name of one, empty for none; `content_type` that of its payload."""
+    """What a job is to be done by: `task` is the name of one, empty for none; `content_type` that of its payload.
+
+    No try begins from `expires_ms` on; none begins or runs from `deadline_ms` on (ms since the Unix epoch, 0: never).
+    """
 
     task: str = ""
     content_type: int = JSON
+    expires_ms: Annotated[int, Meta(ge=0)] = 0
+    deadline_ms: Annotated[int, Meta(ge=0)] = 0
 
 
 _decode: Final = Decoder(Terms).decode

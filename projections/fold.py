@@ -12,10 +12,13 @@ from ledgerq.eventlog.events import (
     Acked,
     BulkBegan,
     BulkEnded,
+    Claimed,
     DeadLettered,
     Enqueued,
     Event,
+    Expired,
     JobEvent,
+    Moved,
     QueueEvent,
     Rebuilt,
     ScheduleEvent,
@@ -52,6 +55,16 @@ def _check_bulk(offset: int, event: BulkBegan | BulkEnded, open_at: int) -> None
     wrong = open_at or event.until > offset if isinstance(event, BulkBegan) else not open_at or event.at != open_at
     if wrong:
         raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense where the open bulk is {open_at}")
+
+
+def _check_start(offset: int, time_ms: int, job: Job, event: JobEvent) -> None:
+    """Raise `LogCorrupt` for a claim of a job that has expired, and for one that expired before its time."""
+    is_claim = type(event) is Claimed
+    if is_claim or type(event) is Expired:
+        before_ms = job.starts_before_ms
+        if (time_ms >= before_ms > 0) if is_claim else not time_ms >= before_ms > 0:
+            what = "was claimed at" if is_claim else "expired at"
+            raise LogCorrupt(offset, f"the job {what} {time_ms} ms, and is to start before {before_ms or 'no time'}")
 
 
 class Transition(NamedTuple):
@@ -154,12 +167,18 @@ class Fold:
                 _check_terms(offset, event.terms)
             queue, after = event.queue, born(event, offset, time_ms)
         else:
+            if before.spec.terms is not None:
+                _check_start(offset, time_ms, before, event)
             queue, after = before.spec.queue, evolve(before, event, offset, time_ms)
         if ("gone" if after is None else after.state) not in allowed:
             raise LogCorrupt(offset, f"the event {type(event).__name__} leads to a state that it can't lead to")
         if after is not None and (after.due_ms | after.sweep_at_ms) < 0:
             raise LogCorrupt(offset, f"the event {type(event).__name__} names a time before 1970")
         self.counters_of(queue).apply(before, event, after)
+        if type(event) is Moved and after is not None:
+            if not _is_name(event.queue) or event.queue == queue:
+                raise LogCorrupt(offset, f"a job can't be moved from queue {queue!r} to {event.queue[:40]!r}")
+            self.counters_of(event.queue).arrive(after)
         if before is not None and before.texts and (after is None or after.texts != before.texts):
             for at in before.texts if after is None else set(before.texts).difference(after.texts):
                 self.texts.pop(at, None)

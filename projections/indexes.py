@@ -6,6 +6,7 @@ Integers are big-endian; a ULID is its 16 bytes; a queue's name holds no NUL.
     i/pending/ QUEUE NUL PRIORITY OFFSET    ULID; priority u32, offset (u64) of the enqueued event
     i/scheduled/ DUE OFFSET                 ULID; due ms u64, offset (u64) of the enqueued event
     i/claimed/ ULID                         empty
+    i/expiry/ MS OFFSET                     ULID; scheduled and pending jobs that expire, ms u64, as above
     i/finished/ SWEEP-AT ULID               empty; done, dead and cancelled jobs, sweep-at ms u64
     i/dead/ QUEUE NUL OFFSET                ULID; offset (u64) of the enqueued event
     i/unique/ QUEUE NUL KEY                 ULID of the job that holds the key
@@ -28,6 +29,7 @@ from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.keys import FORMAT_VERSION, MAX_PRIORITY, after_prefix, queue_name_bytes
+from ledgerq.eventlog.terms import decode_terms
 from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.schedule import Schedule
 
@@ -39,6 +41,7 @@ __all__ = [
     "dead_key",
     "decode_job",
     "decode_schedule",
+    "expiry_key",
     "finished_key",
     "index_entries",
     "index_rows",
@@ -61,6 +64,7 @@ JOB: Final = b"i/job/"
 PENDING: Final = b"i/pending/"
 SCHEDULED: Final = b"i/scheduled/"
 CLAIMED: Final = b"i/claimed/"
+EXPIRY: Final = b"i/expiry/"
 FINISHED_PREFIX: Final = b"i/finished/"
 DEAD: Final = b"i/dead/"
 UNIQUE: Final = b"i/unique/"
@@ -74,6 +78,7 @@ RANGES: Final = {
     "pending": PENDING,
     "scheduled": SCHEDULED,
     "claimed": CLAIMED,
+    "expiry": EXPIRY,
     "finished": FINISHED_PREFIX,
     "dead": DEAD,
     "unique": UNIQUE,
@@ -119,6 +124,11 @@ def pending_position(key: bytes) -> tuple[int, int]:
 def scheduled_key(due_ms: int, offset: int) -> bytes:
     """`i/scheduled/`, due ms u64, offset u64."""
     return SCHEDULED + _due_offset.pack(due_ms, offset)
+
+
+def expiry_key(expires_ms: int, offset: int) -> bytes:
+    """`i/expiry/`, ms u64, offset u64."""
+    return EXPIRY + _due_offset.pack(expires_ms, offset)
 
 
 def finished_key(sweep_at_ms: int, id: bytes) -> bytes:
@@ -210,6 +220,8 @@ def index_rows(job: Job) -> dict[bytes, bytes]:
         entries[finished_key(job.sweep_at_ms, id)] = b""
         if state == "dead":
             entries[dead_key(job.spec.queue, job.offset)] = id
+    if job.spec.terms is not None and state in ("pending", "scheduled") and (expires_ms := job.starts_before_ms):
+        entries[expiry_key(expires_ms, job.offset)] = id
     if job.unique_held and job.spec.unique_key is not None:
         entries[unique_key(job.spec.queue, job.spec.unique_key)] = id
     return entries
@@ -218,7 +230,8 @@ def index_rows(job: Job) -> dict[bytes, bytes]:
 def row_count(job: Job) -> int:
     """The number of index rows of a job in this state: `len(index_entries(job))`, without making them."""
     # Its own, one for its state, and these.
-    return 2 + (job.state == "dead") + (job.unique_held and job.spec.unique_key is not None)
+    expires = job.spec.terms is not None and job.state in ("pending", "scheduled") and job.starts_before_ms > 0
+    return 2 + (job.state == "dead") + expires + (job.unique_held and job.spec.unique_key is not None)
 
 
 def decode_job(value: bytes) -> Job:
@@ -230,6 +243,8 @@ def decode_job(value: bytes) -> Job:
         numbers = (job.offset, job.due_ms, job.sweep_at_ms)
         if not (0 <= job.spec.priority <= MAX_PRIORITY and min(numbers) >= 0 and max(numbers) <= _MAX_U64):
             raise ValueError("a number that no key can hold")
+        if job.spec.terms is not None:
+            decode_terms(job.spec.terms)
     except (ValueError, TypeError, RecursionError) as error:
         raise ProjectionDrift(f"a job's index row can't be decoded ({error}): run rebuild-projections") from error
     return job
@@ -293,9 +308,9 @@ def _parse(name: str, rest: bytes, value: bytes) -> IndexKey:
     if name == "finished":
         return IndexKey(name, f"sweep at {_u64.unpack(rest[:8])[0]} ms, job {job_id_text(rest[8:])}", rest[8:])
     id = value if len(value) == ULID_BYTES else None
-    if name == "scheduled":
+    if name in ("scheduled", "expiry"):
         due_ms, offset = _due_offset.unpack(rest)
-        return IndexKey(name, f"due {due_ms} ms, offset {offset}", id)
+        return IndexKey(name, f"{'due' if name == 'scheduled' else 'expires'} {due_ms} ms, offset {offset}", id)
     queue, _, tail = rest.partition(b"\0")
     where = f"queue {queue.decode()!r}"
     if name == "pending":

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Final, assert_never
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.events import (
@@ -19,8 +20,10 @@ from ledgerq.eventlog.events import (
     DeadLettered,
     Deleted,
     Enqueued,
+    Expired,
     JobEvent,
     LeaseExpired,
+    Moved,
     Nacked,
     Promoted,
     Requeued,
@@ -52,6 +55,8 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
         Swept: {"done": ("gone",), "dead": ("gone",), "cancelled": ("gone",)},
         DeadLettered: {"pending": ("dead",), "scheduled": ("dead",), "claimed": ("dead",)},
         Deleted: {"done": ("gone",), "dead": ("gone",), "cancelled": ("gone",)},
+        Expired: {"pending": ("cancelled",), "scheduled": ("cancelled",)},
+        Moved: {"pending": ("pending",), "scheduled": ("scheduled",), "dead": ("pending",)},
     }
 )
 
@@ -59,7 +64,8 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
 class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A job's whole state, as the fold of its events. Times are ms since the Unix epoch; 0 where none applies.
 
-    `spec` is its first event, `offset` and `enqueued_ms` that event's offset and time; `changed_ms` is the commit time
+    `spec` is its first event (with the queue in which it is now), `offset` and `enqueued_ms` that event's offset and
+    time; `changed_ms` is the commit time
     of the last event, `claim_offset` the offset of the current (or last) claim, `offsets` those of its later events, of
     which a job that has very many keeps the last `MAX_OFFSETS`. `cancel_request` is (actor, reason) of a cancellation
     that the worker has yet to follow. `since_ms` is when the present state, as users see it, began: for a scheduled or
@@ -67,8 +73,8 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     claim; else when it was finished. `texts` are the offsets of its events whose texts or results stand beside the
     log, the last `MAX_OFFSETS` of them: those of older ones are deleted. `error_type` is the exception's class of
     `last_error`, `result` the place of what the handler returned, `crashes` how many tries in a row ended their
-    process, `snoozes` how often in a row it was given back to be tried later, `kept` whether the current claim goes on
-    when its writer ends.
+    process, `snoozes` how often in a row it was given back to be tried later, `moved_from` the queue in which it was
+    before, empty for one that was never moved, `kept` whether the current claim goes on when its writer ends.
     """
 
     spec: Enqueued
@@ -92,6 +98,7 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     result: Sealed | None = None
     crashes: int = 0
     snoozes: int = 0
+    moved_from: str = ""
     kept: bool = False
 
     @property
@@ -134,6 +141,14 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
         """The name of the task that the job is for, None when it is for none."""
         return None if self.spec.terms is None else decode_terms(self.spec.terms).task or None
 
+    @property
+    def starts_before_ms(self) -> int:
+        """No try begins at this time or later; 0 for a job that does not expire."""
+        if self.spec.terms is None:
+            return 0
+        terms = decode_terms(self.spec.terms)
+        return min(terms.expires_ms or terms.deadline_ms, terms.deadline_ms or terms.expires_ms)
+
 
 def may(state: str, event_type: type[JobEvent]) -> bool:
     """Whether a job in `state` can have an event of this type."""
@@ -156,11 +171,35 @@ def _in_a_row(job: Job, event: Nacked) -> tuple[int, int]:
     return (0, job.snoozes + 1) if event.to == "scheduled" else (job.crashes, job.snoozes)
 
 
+def _and_last(offsets: tuple[int, ...], offset: int) -> tuple[int, ...]:
+    return (*offsets, offset) if len(offsets) < MAX_OFFSETS else (*offsets[1 - MAX_OFFSETS :], offset)
+
+
+def _moved(job: Job, event: Moved, offset: int, time_ms: int) -> Job:
+    """The job in its new queue, with all that its tries there begin from."""
+    has_text = type(event.reason) is Sealed and event.reason.at == offset
+    return replace(
+        job,
+        spec=replace(job.spec, queue=event.queue),
+        state="scheduled" if job.state == "scheduled" else "pending",
+        attempt=0,
+        changed_ms=time_ms,
+        sweep_at_ms=0,
+        unique_held=False,
+        offsets=_and_last(job.offsets, offset),
+        since_ms=job.due_ms or time_ms,
+        texts=_and_last(job.texts, offset) if has_text else job.texts,
+        crashes=0,
+        snoozes=0,
+        moved_from=job.queue,
+    )
+
+
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     """The job after `event`, which stands at `offset` in a commit of `time_ms`; None when the job is gone."""
-    held, attempt, due_ms, sweep_at_ms = job.unique_held, job.attempt, 0, 0
+    held, error = job.unique_held, job.last_error
+    attempt, due_ms, sweep_at_ms, since_ms = job.attempt, 0, 0, time_ms
     claim_offset, lease_ms, worker = job.claim_offset, 0, job.worker
-    error, since_ms = job.last_error, time_ms
     cancel_request: tuple[str, Text] | None = None
     state: State
     text: Text | None = None
@@ -171,31 +210,31 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             claim_offset, lease_ms, worker = offset, event.lease_ms, event.worker
             held = held and job.spec.unique_until != "claimed"
         case Acked():
-            state, sweep_at_ms, held = "done", event.sweep_at_ms, False
+            state, sweep_at_ms = "done", event.sweep_at_ms
             text = result = event.result
         case Nacked():
             state, due_ms, sweep_at_ms, error = event.to, event.due_ms, event.sweep_at_ms, event.error
-            text, error_type = error, event.error_type
+            text, error_type, since_ms = error, event.error_type, event.due_ms or time_ms
             attempt -= event.released
             crashes, snoozes = _in_a_row(job, event)
-            since_ms = due_ms or time_ms
-            held = held and state != "dead"
         case LeaseExpired():
             state, sweep_at_ms, error, error_type = event.to, event.sweep_at_ms, event.reason, ""
             crashes, snoozes = crashes + event.crashed, 0
-            held = held and state != "dead"
         case Promoted():
             state, since_ms = "pending", job.since_ms
         case CancelRequested():
             state, lease_ms, cancel_request = "claimed", job.lease_ms, (event.actor, event.reason)
             text, since_ms = event.reason, job.since_ms
-        case Cancelled():
-            state, sweep_at_ms, held, text = "cancelled", event.sweep_at_ms, False, event.reason
+        case Cancelled() | Expired():
+            state, sweep_at_ms = "cancelled", event.sweep_at_ms
+            text = event.reason if isinstance(event, Cancelled) else None
         case DeadLettered():
-            state, sweep_at_ms, error, held, error_type = "dead", event.sweep_at_ms, event.reason, False, ""
+            state, sweep_at_ms, error, error_type = "dead", event.sweep_at_ms, event.reason, ""
         case Requeued():
             state, attempt, crashes, snoozes, text = "pending", 0, 0, 0, event.reason
             held = job.spec.unique_key is not None and job.spec.unique_until == "finished"
+        case Moved():
+            return _moved(job, event, offset, time_ms)
         case Swept() | Deleted():
             return None
         case Enqueued():
@@ -216,13 +255,14 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         sweep_at_ms,
         error,
         cancel_request,
-        held,
-        (*job.offsets, offset) if len(job.offsets) < MAX_OFFSETS else (*job.offsets[1:], offset),
+        held and state not in FINISHED,
+        _and_last(job.offsets, offset),
         since_ms,
-        (*job.texts[-MAX_OFFSETS + 1 :], offset) if type(text) is Sealed and text.at == offset else job.texts,
+        _and_last(job.texts, offset) if type(text) is Sealed and text.at == offset else job.texts,
         error_type,
         result,
         crashes,
         snoozes,
+        job.moved_from,
         state == "claimed" and (event.kept if type(event) is Claimed else job.kept),
     )

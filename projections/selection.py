@@ -15,11 +15,21 @@ from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument
 from ledgerq.eventlog.events import STATES, BulkKind, State
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.indexes import decode_job, job_key
-from ledgerq.projections.job import FINISHED, Job
+from ledgerq.projections.job import Job
 from ledgerq.projections.texts import jobs_with_texts
 from ledgerq.projections.view import LedgerView, listing_prefix
 
-__all__ = ["BULK_STATES", "EXAMPLES", "Filter", "Survey", "bulk_states", "matching", "survey", "with_error"]
+__all__ = [
+    "BULK_STATES",
+    "EXAMPLES",
+    "Filter",
+    "Survey",
+    "bulk_states",
+    "check_move",
+    "matching",
+    "survey",
+    "with_error",
+]
 
 EXAMPLES: Final = 20
 # To decode so many jobs, or texts of errors, holds the event loop for less than a millisecond.
@@ -30,6 +40,7 @@ BULK_STATES: Final[dict[BulkKind, tuple[State, ...]]] = {
     "requeue": ("dead",),
     "cancel": ("scheduled", "pending", "claimed"),
     "delete": ("done", "dead", "cancelled"),
+    "move": ("scheduled", "pending", "dead"),
 }
 """The states of the jobs that can be changed so, in the order in which a job comes into them."""
 
@@ -118,12 +129,20 @@ def bulk_states(what: BulkKind, filter: Filter) -> tuple[State, ...]:
     if not isinstance(filter, Filter):
         raise InvalidArgument(f"the jobs are chosen by a Filter, not {filter!r}")
     if filter.state is None:
-        if what == "delete":
-            raise InvalidArgument(f"say which jobs to delete: state={', '.join(sorted(FINISHED))}")
+        if what in ("delete", "move"):
+            raise InvalidArgument(f"say which jobs to {what}: state={', '.join(BULK_STATES[what])}")
         return BULK_STATES[what]
     if filter.state not in BULK_STATES[what]:
         raise InvalidArgument(f"jobs that are {filter.state} can't be changed so ({what}): {BULK_STATES[what]} can")
     return (filter.state,)
+
+
+def check_move(filter: Filter, to: str) -> None:
+    """Raise `InvalidArgument` where jobs can't be moved to."""
+    bulk_states("move", filter)
+    keys.queue_name_bytes(to)
+    if to == filter.queue:
+        raise InvalidArgument(f"the jobs are in queue {to!r} already: name another one")
 
 
 async def matching(store: ReadStore, filter: Filter, states: Sequence[State]) -> AsyncGenerator[list[Job], None]:

@@ -22,8 +22,10 @@ from ledgerq.eventlog.events import (
     DeadLettered,
     Deleted,
     Enqueued,
+    Expired,
     JobEvent,
     LeaseExpired,
+    Moved,
     Nacked,
     Promoted,
     QueueEvent,
@@ -40,7 +42,8 @@ from ledgerq.projections.job import Job
 __all__ = ["TOTALS", "QueueStats", "StatsDelta", "QueueCounters", "stats_delta"]
 
 # The order is part of the format: append only. `dead`: jobs that became dead, for whatever reason; `released`: claims
-# given back unused; `dead_lettered`: jobs whose payload was lost; `deleted`: jobs deleted by an operator.
+# given back unused; `dead_lettered`: jobs whose payload was lost; `deleted`: jobs deleted by an operator; `expired`:
+# jobs that were not started in time; `moved_out` and `moved_in`: jobs that went to another queue, and came from one.
 TOTALS: Final = (
     "enqueued",
     "promoted",
@@ -56,6 +59,9 @@ TOTALS: Final = (
     "released",
     "dead_lettered",
     "deleted",
+    "expired",
+    "moved_out",
+    "moved_in",
 )
 _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Enqueued: 0,
@@ -70,12 +76,15 @@ _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Swept: 9,
     DeadLettered: 12,
     Deleted: 13,
+    Expired: 14,
+    Moved: 15,
 }
 _ENQUEUED_TOTAL: Final = 0
 _CLAIMED_TOTAL: Final = 2
 _ACKED_TOTAL: Final = 3
 _DEAD: Final = 10
 _RELEASED: Final = 11
+_MOVED_IN: Final = 16
 # Totals from here on came later: a row leaves out those at its end that are zero, as rows before them did.
 _FIRST_TOTALS: Final = 12
 _PENDING: Final = STATES.index("pending")
@@ -93,9 +102,12 @@ class StatsDelta(NamedTuple):
 
 
 def stats_delta(before: Job | None, event: JobEvent, after: Job | None) -> StatsDelta:
-    """The change of its queue's counters by `event`, given the job before and after it."""
+    """The change of its queue's counters by `event`, given the job before and after it.
+
+    A job that is moved leaves its queue; the other one's counters have it by `QueueCounters.arrive`.
+    """
     left = None if before is None else before.state
-    entered = None if after is None else after.state
+    entered = None if after is None or type(event) is Moved else after.state
     return _delta(left, entered, _TOTAL_OF[type(event)], type(event) is Nacked and event.released)
 
 
@@ -182,6 +194,10 @@ class QueueCounters:
                 self.now[delta.entered] += 1
         for total in delta.totals:
             self.totals[total] += 1
+
+    def arrive(self, after: Job) -> None:
+        """Count a job that was moved here from another queue."""
+        self.add(StatsDelta(-1, _STATE_AT[after.state], (_MOVED_IN,)))
 
     def include(self, other: "QueueCounters") -> None:
         """Add the counts of the same queue's other jobs."""

@@ -1,4 +1,4 @@
-"""Changes of many jobs at once: requeue, cancel or delete all jobs that match, a thousand of them at a time.
+"""Changes of many jobs at once: requeue, cancel, delete or move all jobs that match, a thousand of them at a time.
 
 Theory of operation.
 
@@ -22,7 +22,7 @@ from typing import Final
 from ledgerq.eventlog.errors import InvalidArgument, InvalidState
 from ledgerq.eventlog.events import BulkBegan, BulkEnded, BulkKind
 from ledgerq.projections.job import Job
-from ledgerq.projections.selection import Filter, bulk_states, matching, survey
+from ledgerq.projections.selection import Filter, bulk_states, check_move, matching, survey
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.engine.bulk_change import Changing, OpenBulk, changed_before, in_scope, meaning, open_bulk
 from ledgerq.worker.engine.core import Core
@@ -37,9 +37,9 @@ class BulkResult:
     """The result of a bulk, or of a dry run.
 
     `count`: jobs that match (of a dry run), or that were changed. `skipped`: jobs that match and could not be changed,
-    since another one holds their unique key. `examples`: the first 20, as they were. `token`: the offset of the log's
-    end when it began; give it to the real call, and no job that has changed since is touched. `offset`: that of the
-    event with which it began; None when nothing was changed.
+    since another one holds their unique key, or they may not be started any more. `examples`: the first 20, as they
+    were. `token`: the offset of the log's end when it began; give it to the real call, and no job that has changed
+    since is touched. `offset`: that of the event with which it began; None when nothing was changed.
     """
 
     what: BulkKind
@@ -105,6 +105,24 @@ class Bulk:
         """Delete finished jobs (of one state) before their retention is over: records, payloads, errors and results."""
         return await self._run("delete", filter, actor, reason, dry_run, expect, token)
 
+    async def move(
+        self,
+        filter: Filter,
+        to: str,
+        *,
+        actor: str,
+        reason: str,
+        dry_run: bool = True,
+        expect: int | None = None,
+        token: int | None = None,
+    ) -> BulkResult:
+        """Move jobs (of one state: dead, pending or scheduled) to another queue, where no attempts count.
+
+        Dead ones are pending there. A unique key is given up.
+        """
+        check_move(filter, to)
+        return await self._run("move", filter, actor, reason, dry_run, expect, token, to)
+
     async def resume(self) -> list[BulkResult]:
         """Finish the bulks that were interrupted; their results count all jobs that they changed since they began."""
         core = self._core
@@ -124,6 +142,7 @@ class Bulk:
         dry_run: bool,
         expect: int | None,
         token: int | None,
+        to: str = "",
     ) -> BulkResult:
         core = self._core
         core.log.check()
@@ -138,7 +157,7 @@ class Bulk:
             core.log.check()
             if (counters := core.writer_state.counters.get(filter.queue)) is not None and counters.bulk:
                 opened = await open_bulk(core, filter.queue)
-                if opened.what != what or meaning(opened.filter) != meaning(filter):
+                if (opened.what, opened.to) != (what, to) or meaning(opened.filter) != meaning(filter):
                     raise InvalidState(
                         f"the bulk that began at offset {opened.offset} ({opened.what}, by {opened.actor}) was "
                         f"interrupted: finish it first, with resume"
@@ -148,7 +167,7 @@ class Bulk:
             await core.log.committed()
             if expect is not None and (count := await self._count(what, filter, until)) > expect:
                 raise InvalidState(f"{count} jobs match now, more than the {expect} expected: look at them again")
-            return await self._begin(what, filter, until, actor, reason)
+            return await self._begin(what, filter, until, actor, reason, to)
 
     async def _count(self, what: BulkKind, filter: Filter, until: int) -> int:
         count = 0
@@ -156,7 +175,7 @@ class Bulk:
             count += sum(in_scope(what, job, until) for job in jobs)
         return count
 
-    async def _begin(self, what: BulkKind, filter: Filter, until: int, actor: str, reason: str) -> BulkResult:
+    async def _begin(self, what: BulkKind, filter: Filter, until: int, actor: str, reason: str, to: str) -> BulkResult:
         """Begin a bulk, unless there is no job for it."""
         core = self._core
         async with aclosing(matching(core.log.store, filter, bulk_states(what, filter))) as pages:
@@ -182,9 +201,10 @@ class Bulk:
             actor,
             core.log.put_beside(text),
             filter.task or "",
+            to,
         )
         offset = core.writer_state.apply_other(event)
-        return await self._finish(OpenBulk(offset, what, filter, until, actor, event.reason), is_new=True)
+        return await self._finish(OpenBulk(offset, what, filter, until, actor, event.reason, to), is_new=True)
 
     async def _finish(self, opened: OpenBulk, *, is_new: bool = False) -> BulkResult:
         """Change all jobs that are left, and end the bulk."""

@@ -40,6 +40,11 @@ class Claim:
         return None if self.terms is None else decode_terms(self.terms).task or None
 
     @property
+    def deadline_ms(self) -> int:
+        """When a try has to be over, in ms since the Unix epoch; 0 for no such time."""
+        return 0 if self.terms is None else decode_terms(self.terms).deadline_ms
+
+    @property
     def job_id(self) -> str:
         """The ULID's text."""
         return job_id_text(self.id)

@@ -41,6 +41,8 @@ class QueueOptions(_Frozen):
     max_crashes: Annotated[int, Field(ge=1, le=1_000_000)] | None = 3
     """Tries in a row that ended their process, or their lease, before a job is dead whatever tries are left; None: no
     limit."""
+    dead_letter_queue: Annotated[str, Field(min_length=1)] | None = None
+    """The queue to which a job that dies is moved, in the same commit: it is pending there. None: it stays, as dead."""
     lease_s: Positive = 30.0
     """How long a claim holds without renewal."""
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = 1000
@@ -66,6 +68,8 @@ class NewJob(_Frozen):
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] | None = None
     delay: Seconds | None = None
     run_at: datetime | None = None
+    expires: Seconds | datetime | None = None
+    deadline: Seconds | datetime | None = None
     max_attempts: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     unique_key: str | bytes | None = None
     unique_until: UniqueUntil = "finished"

@@ -192,6 +192,8 @@ class Queue(QueueReads):
         priority: int | None = None,
         delay: float | None = None,
         run_at: datetime | None = None,
+        expires: float | datetime | None = None,
+        deadline: float | datetime | None = None,
         max_attempts: int | None = None,
         unique_key: str | bytes | None = None,
         unique_until: UniqueUntil = "finished",
@@ -202,6 +204,8 @@ class Queue(QueueReads):
         """Add one job; it is durable when this returns.
 
         `priority`: lower first (0 to 2^32-1). `delay` (seconds) or `run_at` (aware datetime): not before then.
+        `expires` and `deadline` (seconds from now, or aware datetimes): no try begins later, a retry neither, and a job
+        that still waits then is cancelled; at its deadline a try that runs is stopped, too.
         `unique_key`: while an unfinished job of the queue has it (`unique_until="claimed"`: one never claimed), nothing
         is added and `created` is False. `job_id`: a ULID of your own; raises `DuplicateJobId` when it is in use.
         `task`: the name of the task that it is for, whose arguments the payload is, as a JSON object.
@@ -215,6 +219,8 @@ class Queue(QueueReads):
             priority=priority,
             delay=delay,
             run_at=run_at,
+            expires=expires,
+            deadline=deadline,
             max_attempts=max_attempts,
             unique_key=unique_key,
             unique_until=unique_until,

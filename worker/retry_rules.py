@@ -40,6 +40,8 @@ def on(
     for name, seconds in (("base", base), ("cap", cap)):
         if seconds is not None:
             seconds_ms(name, seconds)
+    if base is not None and cap is not None and base > cap:
+        raise InvalidArgument(f"base={base!r} is more than cap={cap!r}, so no retry would wait for it")
     if type(dead) is not bool or (dead and not attempts is base is cap is None):
         raise InvalidArgument("dead=True means no retry: give it alone, without attempts, base and cap")
     return RetryRule(errors, attempts, base, cap, dead)

@@ -23,9 +23,10 @@ from ledgerq.worker.retry_rules import rule_for
 
 __all__ = ["Runner", "Running", "StopReason"]
 
-StopReason = Literal["cancel", "lost", "timeout", "released"]
+StopReason = Literal["cancel", "lost", "timeout", "deadline", "released"]
 _STOP_ERRORS: Final = {
     "cancel": "stopped: its cancellation was requested",
+    "deadline": "stopped: the job's deadline is over",
     "released": "released: the worker ended",
     "late": "released: no handler was free for it in time",
 }
@@ -82,11 +83,23 @@ class Running:
         runner.queue.watch(self.claim, self._told)
         if handler.timeout_ms is not None:
             self._timer = runner.clock.call_at(self.begun_ms + handler.timeout_ms, partial(self.stop, "timeout"))
+        if self.claim.terms is not None and (deadline_ms := self.claim.deadline_ms):
+            self._keep_deadline(deadline_ms)
         if handler.is_async and runner.tracer is None and self.stopped is None:
             self._make_task(None)
         else:
             # A stop of the claim that is due by now must come before a thread or a span begins, which can't be undone.
             asyncio.get_running_loop().call_soon(self._begin)
+
+    def _keep_deadline(self, deadline_ms: int) -> None:
+        """Stop the try when its job's deadline is over, unless it has to end before."""
+        timeout_ms = self._handler.timeout_ms
+        if deadline_ms <= self.begun_ms:
+            self.stop("deadline")
+        elif timeout_ms is None or deadline_ms < self.begun_ms + timeout_ms:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._runner.clock.call_at(deadline_ms, partial(self.stop, "deadline"))
 
     def _begin(self) -> None:
         if self.stopped is not None:
@@ -221,6 +234,8 @@ class Running:
         if self.stopped == "timeout":
             text = f"timed out after {(self._handler.timeout_ms or 0) / 1000:g} s"
             return await self._fail(TimeoutError(text), text)
+        if self.stopped == "deadline":
+            return await self._fail(TimeoutError(_STOP_ERRORS["deadline"]), _STOP_ERRORS["deadline"])
         assert error is not None
         if isinstance(error, Snooze):
             await queue.release(claim, plain_text(error), delay=error.delay)

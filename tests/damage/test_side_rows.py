@@ -35,6 +35,7 @@ from ledgerq.worker.queue import Queue
 from tests.support.cli_rig import BASE_MS, Cli
 from tests.support.ledger_checks import all_rows
 from tests.support.operators import WHO
+from tests.tiers import sampled
 
 Rows = dict[bytes, bytes]
 Changes = dict[bytes, bytes | None]
@@ -175,7 +176,7 @@ TEXT_HARMS: dict[str, tuple[Callable[[Whole], Changes], int]] = {
 """What is done, and how many texts that costs."""
 
 
-@pytest.mark.parametrize("name", TEXT_HARMS)
+@pytest.mark.parametrize("name", sampled(TEXT_HARMS))
 def test_a_harmed_text_is_named_and_costs_only_itself(cli: Cli, whole: Whole, folder: Path, name: str) -> None:
     do, count = TEXT_HARMS[name]
     changes = do(whole)
@@ -216,7 +217,9 @@ def test_a_text_that_only_an_older_file_holds_is_salvaged(cli: Cli, whole: Whole
     }
 
 
-@pytest.mark.parametrize("key", [keys.text_key(0), keys.text_key(10_000), b"t/", b"t/x", keys.text_key(1) + b"x"])
+@pytest.mark.parametrize(
+    "key", sampled([keys.text_key(0), keys.text_key(10_000), b"t/", b"t/x", keys.text_key(1) + b"x"])
+)
 def test_a_text_of_no_event_is_named_and_not_copied(cli: Cli, whole: Whole, folder: Path, key: bytes) -> None:
     harm(folder, {key: encode_sealed(bytes(16), "mine")})
     cli.ok("audit", folder)
@@ -231,7 +234,7 @@ def test_a_text_of_no_event_is_named_and_not_copied(cli: Cli, whole: Whole, fold
 # ---------------------------------------------------------------------- the secret
 
 
-@pytest.mark.parametrize("value", [None, b"", bytes(31)])
+@pytest.mark.parametrize("value", sampled([None, b"", bytes(31)]))
 def test_a_missing_secret_is_named_and_made_anew(cli: Cli, whole: Whole, folder: Path, value: bytes | None) -> None:
     harm(folder, {keys.SECRET_KEY: value})
     for deep in ([], ["--deep"]):
@@ -320,7 +323,7 @@ FORGERIES = {
 }
 
 
-@pytest.mark.parametrize("name", FORGERIES)
+@pytest.mark.parametrize("name", sampled(FORGERIES))
 def test_a_forged_life_is_named_by_its_offset_though_the_chain_is_whole(
     cli: Cli, whole: Whole, folder: Path, name: str
 ) -> None:

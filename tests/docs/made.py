@@ -23,7 +23,8 @@ from ledgerq.projections.job import TRANSITIONS, evolve
 from ledgerq.projections.metrics.catalogue import markdown as metrics
 from ledgerq.tools.cli import app
 from ledgerq.worker.engine import decisions, settlement
-from ledgerq.worker.engine.writer_state import WriterState, index_changes
+from ledgerq.worker.engine.commit_rows import index_changes
+from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.queue import Queue
 from tests.docs.pages import ROOT, page_files
 

@@ -33,7 +33,7 @@ from ledgerq.projections.fold import Fold
 from ledgerq.projections.indexes import decode_job, index_entries, parse_key
 from ledgerq.projections.stats import QueueCounters
 from ledgerq.tools.cli.app import run
-from ledgerq.tools.console import descriptions
+from ledgerq.tools.console import descriptions, job_descriptions
 
 __all__ = ["COMMANDS", "OLD_KIND", "TARGETS", "command_line", "run_command_line"]
 
@@ -100,9 +100,9 @@ def _batch(value: bytes) -> None:
 
 
 def _show(job: Any) -> None:
-    json.dumps(descriptions.job_json(job))
-    descriptions.job_row(job)
-    descriptions.job_facts(job, None)
+    json.dumps(job_descriptions.job_json(job))
+    job_descriptions.job_row(job)
+    job_descriptions.job_facts(job, None)
 
 
 def head(data: bytes) -> None:
@@ -137,7 +137,7 @@ def payload(data: bytes) -> None:
     except ValueError:
         return
     assert decode_payload(encode_payload(*record)) == record
-    json.dumps(descriptions.payload_json(record))
+    json.dumps(job_descriptions.payload_json(record))
 
 
 def text(data: bytes) -> None:

@@ -10,6 +10,7 @@ from ledgerq.eventlog.events import (
     DeadLettered,
     Deleted,
     LeaseExpired,
+    Moved,
     Nacked,
     Requeued,
 )
@@ -21,8 +22,9 @@ _KINDS: Final[dict[str, tuple[type[Any], ...]]] = {
     "requeue": (Requeued,),
     "cancel": (Cancelled, CancelRequested),
     "delete": (Deleted,),
+    "move": (Moved,),
 }
-_STATES: Final = {"requeue": ("dead",), "cancel": UNFINISHED, "delete": ()}
+_STATES: Final = {"requeue": ("dead",), "cancel": UNFINISHED, "delete": (), "move": ()}
 
 
 def begin_bulk(counts: QueueCounts, offset: int, event: BulkBegan) -> None:
@@ -42,6 +44,8 @@ def change_in_bulk(counts: QueueCounts, job: ModelJob, offset: int, event: Any, 
         return
     if not isinstance(event, _KINDS[bulk.event.what]) or not _is_meant(bulk, job):
         raise Violation("bulk", f"{event} at {offset}, of {job.state}, is none that {bulk.event} is to bring")
+    if isinstance(event, Moved) and event.queue != bulk.event.to:
+        raise Violation("bulk", f"{event} at {offset} is not to where {bulk.event} moves jobs")
     if isinstance(event, CancelRequested):
         bulk.asked.add(job.id)
     bulk.changed += 1
@@ -55,9 +59,16 @@ def end_bulk(counts: QueueCounts, jobs: list[ModelJob], offset: int, event: Bulk
     if bulk.event.what == "cancel" and bulk.event.state is not None:
         return  # a job may have come into that state since
     left = [job for job in jobs if _is_meant(bulk, job) and not job.stop_asked]
-    keyed = sum(job.unique_key is not None and not job.until_claimed for job in left)
-    if len(left) > keyed or (keyed > event.skipped) or (left and bulk.event.what != "requeue"):
+    is_start = bulk.event.what in ("requeue", "move")
+    excused = sum(
+        (job.starts_before_ms > 0 and is_start) or (bulk.event.what == "requeue" and _wants_key(job)) for job in left
+    )
+    if len(left) > excused or len(left) > event.skipped:
         raise Violation("bulk", f"{event} at {offset} leaves {[(job.id.hex(), job.state) for job in left[:5]]}")
+
+
+def _wants_key(job: ModelJob) -> bool:
+    return job.unique_key is not None and not job.until_claimed
 
 
 def _is_meant(bulk: ModelBulk, job: ModelJob) -> bool:

@@ -7,8 +7,10 @@ clock is judged where that clock stands still between two events, in the simulat
 decision to its commit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
+
+import msgpack
 
 from ledgerq.eventlog.events import (
     Acked,
@@ -21,7 +23,9 @@ from ledgerq.eventlog.events import (
     Deleted,
     Enqueued,
     Event,
+    Expired,
     LeaseExpired,
+    Moved,
     Nacked,
     Promoted,
     QueuePaused,
@@ -52,6 +56,8 @@ _COUNTED: Final[dict[type[Any], str]] = {
     Swept: "swept",
     Deleted: "deleted",
     DeadLettered: "dead_lettered",
+    Expired: "expired",
+    Moved: "moved_out",
 }
 
 
@@ -67,12 +73,15 @@ class Model:
         wall_ms: Callable[[], int] = lambda: 0,
         options: tuple[int, int] | None = None,
         max_crashes: int | None = 3,
+        dead_letters: Mapping[str, str] | None = None,
     ) -> None:
         self._now_ms = now_ms
         self._wall_ms = wall_ms
         self._is_timed = options is not None
         self._keep_ms, self._backoff_ms = options or (0, 0)
         self._max_crashes = max_crashes
+        self._dead_letters = dead_letters or {}
+        self._to_move: ModelJob | None = None  # it died, and its queue has another one for dead letters
         self.jobs: dict[bytes, ModelJob] = {}
         self.queues: dict[str, QueueCounts] = {}
         self.pending: dict[str, dict[bytes, tuple[int, int]]] = {}
@@ -106,7 +115,9 @@ class Model:
     def apply(self, offset: int, time_ms: int, event: Event, bulk: int = -1) -> None:
         """Apply one durable event; `bulk` is the offset of the event that has its reason. Raises `Violation`."""
         self.time_ms = time_ms
-        if isinstance(event, QueuePaused | QueueResumed | Enqueued | BulkBegan | BulkEnded):
+        if self._to_move is not None and not (isinstance(event, Moved) and event.id == self._to_move.id):
+            raise Violation("dead", f"{self._to_move.id.hex()} died before {offset} and was not moved")
+        if isinstance(event, QueuePaused | QueueResumed | Enqueued | BulkBegan | BulkEnded | Moved):
             counts = self.counts(event.queue)
             counts.first_offset = offset if counts.first_offset < 0 else counts.first_offset
         if isinstance(event, QueuePaused | QueueResumed):
@@ -128,7 +139,10 @@ class Model:
             if job is None:
                 raise Violation("log", f"{event} at {offset} is about a job that was never enqueued")
             change_in_bulk(self.counts(job.queue), job, offset, event, bulk)
-            self._change(job, offset, event)
+            if isinstance(event, Moved):
+                self._move(job, offset, event)
+            else:
+                self._change(job, offset, event)
         self._is_closed = isinstance(event, WriterClosed | Rebuilt)
 
     def _enqueued(self, offset: int, event: Enqueued) -> None:
@@ -148,6 +162,7 @@ class Model:
             self.time_ms,
             due_ms=event.due_ms,
             since_ms=event.due_ms or self.time_ms,
+            starts_before_ms=_starts_before_ms(event),
             changed_at_ms=self._now_ms(),
         )
         job.life.append(Moment(offset, self.time_ms, event, state, 0))
@@ -197,6 +212,33 @@ class Model:
             job.ends += 1
             if after == "dead":
                 counts.count("dead")
+                if self._dead_letters.get(job.queue, job.queue) != job.queue:
+                    self._to_move = job
+
+    def _move(self, job: ModelJob, offset: int, event: Moved) -> None:
+        self._must_be(job, offset, event, "dead", "pending", "scheduled")
+        by_rule, self._to_move = self._to_move is not None, None
+        if by_rule and (event.queue, event.actor) != (self._dead_letters[job.queue], "ledgerq"):
+            raise Violation("dead", f"{event} at {offset} is not where the dead letters of {job.queue!r} go")
+        if (not by_rule and event.actor == "ledgerq") or event.queue == job.queue:
+            raise Violation("state", f"{event} at {offset}, and nothing asked for it")
+        after, was_dead = "scheduled" if job.state == "scheduled" else "pending", job.state == "dead"
+        left, entered = self.counts(job.queue), self.counts(event.queue)
+        left.count("moved_out")
+        entered.count("moved_in")
+        left.states[job.state] -= 1
+        entered.states[after] = entered.states.get(after, 0) + 1
+        self.pending.setdefault(job.queue, {}).pop(job.id, None)
+        self._drop_key(job)
+        job.queue, job.state, job.changed_at_ms = event.queue, after, self._now_ms()
+        job.attempt = job.crashes = job.snoozes = 0
+        job.stop_asked = False
+        job.moves += was_dead
+        job.since_ms = job.due_ms if after == "scheduled" else self.time_ms
+        if after == "pending":
+            self.pending.setdefault(job.queue, {})[job.id] = (job.priority, job.offset)
+            self.pending_since_ms[job.id] = self._now_ms()
+        job.life.append(Moment(offset, self.time_ms, event, after, 0))
 
     def _must_be(self, job: ModelJob, offset: int, event: Any, *states: str) -> None:
         if job.state not in states:
@@ -213,6 +255,8 @@ class Model:
         self._must_be(job, offset, event, "pending")
         if job.stop_asked:
             raise Violation("stop", f"{job.id.hex()} was claimed at {offset}, and somebody had asked that it stops")
+        if 0 < job.starts_before_ms <= self.time_ms:
+            raise Violation("late", f"{job.id.hex()} was claimed at {offset}, and is to start before {self.time_ms}")
         if self.counts(job.queue).paused:
             raise Violation("paused", f"{job.id.hex()} was claimed at {offset} from a paused queue")
         first = min(self.pending[job.queue].values())
@@ -317,6 +361,14 @@ class Model:
         job.sweep_at_ms = event.sweep_at_ms
         return "cancelled"
 
+    def _not_started(self, job: ModelJob, offset: int, event: Expired) -> str:
+        self._must_be(job, offset, event, "pending", "scheduled")
+        if not 0 < job.starts_before_ms <= self.time_ms:
+            raise Violation("early", f"{event} at {offset}, {self.time_ms}: it may start up to {job.starts_before_ms}")
+        self._keep(offset, event.sweep_at_ms)
+        job.sweep_at_ms = event.sweep_at_ms
+        return "cancelled"
+
     def _requeued(self, job: ModelJob, offset: int, event: Requeued) -> str:
         self._must_be(job, offset, event, "dead")
         job.attempt = job.crashes = job.snoozes = 0
@@ -353,4 +405,13 @@ _HOW: Final[dict[type[Any], Any]] = {
     Swept: Model._swept,
     Deleted: Model._deleted,
     DeadLettered: Model._dead_lettered,
+    Expired: Model._not_started,
 }
+
+
+def _starts_before_ms(event: Enqueued) -> int:
+    """The first of the times at which it expires and at which its deadline is over; 0 for none."""
+    if event.terms is None:
+        return 0
+    times = msgpack.unpackb(event.terms)[2:4]
+    return min((ms for ms in times if ms), default=0)

@@ -55,6 +55,8 @@ class ModelJob:
     key_held: bool = False
     ends: int = 0
     requeues: int = 0
+    moves: int = 0  # of a dead letter to another queue
+    starts_before_ms: int = 0
     crashes: int = 0
     snoozes: int = 0
     kept: bool = False

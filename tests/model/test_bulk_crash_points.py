@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ledgerq.eventlog.errors import LedgerError
-from ledgerq.eventlog.events import BulkBegan, BulkEnded, CancelRequested, Deleted, Requeued
+from ledgerq.eventlog.events import BulkBegan, BulkEnded, CancelRequested, Deleted, Moved, Requeued
 from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.projections import selection
 from ledgerq.projections.selection import Filter
@@ -33,7 +33,7 @@ def one_job_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def operate(rig: Rig, point: CrashPoint, results: list[BulkResult]) -> None:
-    """Some jobs die, are requeued, and are cancelled while some are claimed; what is dead and cancelled is deleted."""
+    """Jobs die, are requeued, moved, and cancelled while some are claimed; what is dead and cancelled is deleted."""
     point.store = store = MemoryStore(rig.disk, fault=point)
     queue = rig.queue = await Queue.open(store=store, clock=rig.clock, entropy=rig.entropy, commit_interval_ms=0.0)
     await queue.enqueue_many("q", [NewJob(b"", unique_key=f"key {number}") for number in range(JOBS)])
@@ -41,11 +41,12 @@ async def operate(rig: Rig, point: CrashPoint, results: list[BulkResult]) -> Non
         await queue.nack(claim, "boom", dead=True)
     changes = queue.bulk
     results.append(await changes.requeue(Filter(queue="q", error="boom"), **WHO, dry_run=False))
-    claims = await queue.claim("q", limit=2)
-    results.append(await changes.cancel(Filter(queue="q"), **WHO, dry_run=False))
+    results.append(await changes.move(Filter(queue="q", state="pending"), "r", **WHO, dry_run=False))
+    claims = await queue.claim("r", limit=2)
+    results.append(await changes.cancel(Filter(queue="r"), **WHO, dry_run=False))
     for claim in claims:
         await queue.nack(claim, "stopped")
-    results.append(await changes.delete(Filter(queue="q", state="cancelled"), **WHO, dry_run=False))
+    results.append(await changes.delete(Filter(queue="r", state="cancelled"), **WHO, dry_run=False))
     await queue.close()
 
 
@@ -88,7 +89,7 @@ async def check_promises(rig: Rig, results: list[BulkResult]) -> None:
     assert len(began) == len(ended) >= len(results) + len(finished)
     assert [result.count for result in results] == [JOBS] * len(results)
     assert [(event.changed, event.skipped) for event in ended] == [(JOBS, 0)] * len(ended)
-    for kind, what in ((Requeued, "requeue"), (Deleted, "delete")):
+    for kind, what in ((Requeued, "requeue"), (Moved, "move"), (Deleted, "delete")):
         ids = [event.id for event in events if isinstance(event, kind)]
         assert len(ids) == len(set(ids)) == JOBS * sum(event.what == what for event in began)
     asked = [event.id for event in events if isinstance(event, CancelRequested)]
@@ -98,7 +99,7 @@ async def check_promises(rig: Rig, results: list[BulkResult]) -> None:
 async def test_the_scenario_itself_goes_well() -> None:
     rig = Rig()
     point, results = await run_until_it_ends(rig, None, "error")
-    assert [result.what for result in results] == ["requeue", "cancel", "delete"]
+    assert [result.what for result in results] == ["requeue", "move", "cancel", "delete"]
     assert len(point.calls) > 60
     await check_promises(rig, results)
 

@@ -24,6 +24,7 @@ from ledgerq.worker.claims import Waiter
 from ledgerq.worker.engine import (
     admission,
     commands,
+    commit_rows,
     core,
     decisions,
     dispatcher,
@@ -122,23 +123,23 @@ def interrupted_claims_stay(patch: Patch) -> None:
 
 
 def _rows_left(prefix: bytes) -> Callable[[Patch], None]:
-    real = writer_state.index_changes
+    real = commit_rows.index_changes
 
     def index_changes(touched: Any) -> Any:
         return {key: value for key, value in real(touched).items() if value is not None or not key.startswith(prefix)}
 
-    return lambda patch: patch.setattr(writer_state, "index_changes", index_changes)
+    return lambda patch: patch.setattr(commit_rows, "index_changes", index_changes)
 
 
 def payload_deleted_with_the_ack(patch: Patch) -> None:
     """A done job's payload goes at once, not when it is swept."""
-    real = writer_state.index_changes
+    real = commit_rows.index_changes
 
     def index_changes(touched: Any) -> Any:
         done = [after for _, after in touched.values() if after is not None and after.state == "done"]
         return real(touched) | {keys.payload_key(after.offset): None for after in done}
 
-    patch.setattr(writer_state, "index_changes", index_changes)
+    patch.setattr(commit_rows, "index_changes", index_changes)
 
 
 def wake_up_lost(patch: Patch) -> None:
@@ -256,6 +257,32 @@ def bulk_open_for_ever(patch: Patch) -> None:
 
     patch.setattr(bulk.Bulk, "resume", resume)
     patch.setattr(bulk.Bulk, "_finish", finish)
+
+
+def expired_jobs_handed_out(patch: Patch) -> None:
+    """A job that has expired is like any other."""
+    patch.setattr(decisions, "is_too_late", lambda job, time_ms: False)
+
+
+def expired_jobs_wait(patch: Patch) -> None:
+    """A job that has expired is cancelled when it would be claimed, and not before."""
+    patch.setattr(maintenance.Maintenance, "schedule_expiry", lambda self, waiting: None)
+    patch.setattr(maintenance.Maintenance, "_not_started", lambda self, job, *, now_ms: [])
+
+
+def dead_letters_stay(patch: Patch) -> None:
+    """A job that dies stays where it is."""
+    patch.setattr(decisions, "_dead_letter", lambda job, options: [])
+
+
+def moved_jobs_left_in_their_window(patch: Patch) -> None:
+    """A job that is moved stays in the window of its old queue, too."""
+    real = writer_state.WriterState._arrive
+
+    def arrive(self: Any, left: Any, after: Any) -> Any:
+        return real(self, ready_window.ReadyWindow(1, ready_window.PayloadBudget(0)), after)
+
+    patch.setattr(writer_state.WriterState, "_arrive", arrive)
 
 
 def counters_drift(patch: Patch) -> None:
@@ -517,13 +544,13 @@ def only_the_oldest_commit_is_newer_than_the_store(patch: Patch) -> None:
 
 def text_deleted_with_the_ack(patch: Patch) -> None:
     """A done job's texts go at once, not when it is swept."""
-    real = writer_state.index_changes
+    real = commit_rows.index_changes
 
     def index_changes(touched: Any) -> Any:
         done = [after for _, after in touched.values() if after is not None and after.state == "done"]
         return real(touched) | {keys.text_key(at): None for after in done for at in after.texts}
 
-    patch.setattr(writer_state, "index_changes", index_changes)
+    patch.setattr(commit_rows, "index_changes", index_changes)
 
 
 def distances_count_from_the_first_event(patch: Patch) -> None:
@@ -604,6 +631,10 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         crashes_not_counted,
         claimed_jobs_left_by_a_bulk,
         bulk_open_for_ever,
+        expired_jobs_handed_out,
+        expired_jobs_wait,
+        dead_letters_stay,
+        moved_jobs_left_in_their_window,
         counters_drift,
         newest_first,
         hints_lead,

@@ -50,7 +50,13 @@ class Machine:
         self.disk = SimDisk()
         self.oracle = Oracle()
         options = (plan.settings["keep_ms"], plan.settings["backoff_ms"])
-        self.oracle.model = model = Model(self.loop.now_ms, self.clock.now_ms, options, plan.settings["max_crashes"])
+        self.oracle.model = model = Model(
+            self.loop.now_ms,
+            self.clock.now_ms,
+            options,
+            plan.settings["max_crashes"],
+            plan.settings["dead letters"],
+        )
         self.ledger = SimLedger(self.disk, self.oracle.enqueued_event, model)
         self.entropy = SeededEntropy(plan.seed)
         self.faults: list[Fault] = []
@@ -198,6 +204,8 @@ class Machine:
             keep_dead_s=settings["keep_ms"] / 1000,
             keep_cancelled_s=settings["keep_ms"] / 1000,
         )
+        dead_letters = settings["dead letters"].items()
+        queues = {queue: options.model_copy(update={"dead_letter_queue": to}) for queue, to in dead_letters}
         wait_s = _OPEN_AGAIN_S
         while process.alive:
             process.store = SimStore(self, process)
@@ -206,6 +214,7 @@ class Machine:
                 core = Core(
                     process.store,
                     default=options,
+                    queues=queues,
                     ready_window=settings["ready_window"],
                     commit_interval_ms=settings["commit_interval_ms"],
                     overlap=settings["overlap"],
@@ -310,7 +319,7 @@ class Machine:
         process.alive = False
         process.killed = True
         self._kills += 1
-        if self._kills % _KILLS_UNTIL_SET_ASIDE == 0:
+        if self._kills % _KILLS_UNTIL_SET_ASIDE == 0 and not any(one.alive for one in self.processes):
             # As if power had failed: what the next opener found in its way, the next writer has to record.
             self.disk.set_aside[f"set-aside/{self._kills}"] = [f"wal/{self._kills}.sst"]
         self._drop_tasks(process, KILL_TURNS)

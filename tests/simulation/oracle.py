@@ -72,7 +72,8 @@ class Oracle:
             return
         self.refused.add(token)
         holder = self.model.jobs.get(answer.id)
-        if unique is None or holder is None or (holder.queue, holder.unique_key) != (queue, unique):
+        queues = () if holder is None else (holder.queue, holder.life[0].event.queue)  # it may have been moved since
+        if unique is None or holder is None or queue not in queues or holder.unique_key != unique:
             raise Violation("unique", f"enqueue of {token} was answered with {answer.id.hex()}, which has not its key")
         if token in self.durable:
             raise Violation("unique", f"enqueue of {token} said that nothing was added, and added a job")
@@ -142,8 +143,9 @@ class Oracle:
         for job in self.model.jobs.values():
             if job.state in UNFINISHED or (swept and job.state != "gone"):
                 raise Violation("lost", f"{job.id.hex()} enqueued at {job.offset} ends as {job.state}")
-            if job.ends != job.requeues + 1:
-                raise Violation("repeated", f"{job.id.hex()} ended {job.ends} times, requeued {job.requeues} times")
+            if job.ends != job.requeues + job.moves + 1:
+                begun = f"requeued {job.requeues} times, moved {job.moves} times"
+                raise Violation("repeated", f"{job.id.hex()} ended {job.ends} times, {begun}")
         current = [key for key, how in self.model.claims.items() if not how]
         if current:
             raise Violation("lost", f"claims are current for ever: {current[:5]}")

@@ -62,6 +62,13 @@ def make_plan(seed: int) -> Plan:
     # By a generator of its own, so that the other draws of a seed stay what they were.
     settings["max_crashes"] = random.Random(f"crashes {seed}").choice((None, 1, 2, 3))
     settings["overlap"] = random.Random(f"overlap {seed}").random() < 0.5
+    dead = random.Random(f"dead letters {seed}")
+    # From a queue to one further on, so that none goes around.
+    settings["dead letters"] = {
+        queue: queues[dead.randrange(at + 1, len(queues))]
+        for at, queue in enumerate(queues[:-1])
+        if dead.random() < 0.3
+    }
     old = random.Random(f"format 2 {seed}")
     settings["format 2"] = old.choices(queues, k=old.randrange(1, 5)) if old.random() < 0.2 else []
     length_ms = rng.choice((2, 10, 30, 120)) * _S
@@ -82,6 +89,8 @@ def make_plan(seed: int) -> Plan:
         cancel = rng.choice((0, 1, 5, 50, 500)) if what in _CALLS and rng.random() < 0.08 else None
         moves.append(Move(at_ms, what, args, cancel))
     moves += _bulks(random.Random(f"bulks {seed}"), queues, length_ms)
+    moves += _moves_away(random.Random(f"moves {seed}"), queues, length_ms)
+    _add_times(random.Random(f"times {seed}"), moves, length_ms)
     moves = _kept(random.Random(f"kept {seed}"), moves)
     if settings["overlap"] and settings["checks_clock"]:
         moves += _clock_steps(random.Random(f"clock steps {seed}"), length_ms)
@@ -122,6 +131,28 @@ def _bulks(rng: random.Random, queues: tuple[str, ...], length_ms: int) -> list[
         cancel = rng.choice((0, 1, 5, 50)) if rng.random() < 0.15 else None
         moves.append(Move(rng.randrange(length_ms), "bulk", args, cancel))
     return moves
+
+
+def _moves_away(rng: random.Random, queues: tuple[str, ...], length_ms: int) -> list[Move]:
+    """Bulks that move jobs to another queue, by a generator of their own."""
+    moves: list[Move] = []
+    for _ in range(rng.choice((0, 0, 0, 1, 3)) if len(queues) > 1 else 0):
+        queue, to = rng.sample(queues, 2)
+        state = rng.choice(("dead", "pending", "pending", "scheduled"))
+        args = {"what": "move", "queue": queue, "state": state, "error": None, "to": to}
+        moves.append(Move(rng.randrange(length_ms), "bulk", args, rng.choice((None, None, None, 0, 5))))
+    return moves
+
+
+def _add_times(rng: random.Random, moves: list[Move], length_ms: int) -> None:
+    """Let some jobs expire, or have a deadline, by a generator of their own."""
+    share = rng.choice((0, 0, 0.1, 0.5))
+    for move in moves:
+        for job in [move.args] * (move.what == "enqueue") + move.args.get("jobs", []):
+            for name in ("expires", "deadline"):
+                if rng.random() < share:
+                    after_ms = rng.choice((1, 20, 700, 5 * _S, length_ms, _HOUR_MS))
+                    job[f"{name}_ms"] = job.get("delay_ms", 0) + after_ms
 
 
 _CALLS: Final = frozenset(

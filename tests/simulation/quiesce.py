@@ -65,7 +65,8 @@ async def _drain(world: Machine, process: Process) -> None:
     if any(counts.bulk is not None for counts in model.queues.values()):
         raise Violation("bulk", "a bulk is open after all were finished")
     while any(job.state in UNFINISHED for job in model.jobs.values()):
-        claims = await queue.claim(names, limit=5, wait=3600.0)
+        names = [name for name, counts in model.queues.items() if counts.first_offset >= 0]  # one may be moved to
+        claims = await queue.claim(names, limit=5, wait=60.0)
         for claim in claims:
             lease_ms = round(queue.options(claim.queue).lease_s * 1000)
             world.oracle.receive(claim, lease_ms, world.clock.now_ms())

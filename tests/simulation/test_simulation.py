@@ -58,6 +58,7 @@ FIRST_SEED = {
     "refusals_told_before_the_flush": 60,
     "sent_behind_a_refused_commit": 1040,
     "stop_forgotten_at_the_end_of_a_lease": 70,
+    "wake_up_lost": 60,
 }
 
 

@@ -45,7 +45,9 @@ def _look(world: Machine) -> int | None:
 def _due_ms(world: Machine, job: ModelJob) -> int | None:
     """When something must happen to a job by itself, by the wall clock."""
     if job.state == "scheduled":
-        return job.due_ms
+        return min(job.due_ms, job.starts_before_ms or job.due_ms)
+    if job.state == "pending" and job.starts_before_ms:
+        return job.starts_before_ms
     if job.state in ("done", "dead", "cancelled"):
         return job.sweep_at_ms
     if job.state == "claimed":

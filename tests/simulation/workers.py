@@ -27,6 +27,7 @@ __all__ = ["Workers"]
 _GRACE_MS: Final = 5000
 _TIMEOUT_MS: Final = 1000
 _TIMED_OUT: Final = "timed out"
+_DEADLINE: Final = "the job's deadline is over"
 _CANCELLED: Final = "its cancellation was requested"
 _IN_TIME: Final = "no handler was free for it in time"
 Key = tuple[bytes, int]
@@ -141,11 +142,14 @@ class _Between(QueueRelay):
         in_time = how == "cancelled" and now_ms - since_ms < _TIMEOUT_MS and self._world.jumped_ms < since_ms
         expected = (how, delay, dead) in (("retry", more, False), ("dead", None, True), ("failed", None, False))
         # A handler can end in the very moment in which its stop is requested.
-        is_told = _TIMED_OUT in error or _CANCELLED in error
+        is_told = any(text in error for text in (_TIMED_OUT, _CANCELLED, _DEADLINE))
         if not expected and (not is_told or dead or delay is not None or how == "ack"):
             self.broke("settled", f"it nacks {claim.offset} ({error}, {delay}, {dead}), which ended with {how!r}")
         if _TIMED_OUT in error and in_time:
             self.broke("timeout", f"of {claim.offset} it reports that {error}, after {now_ms - since_ms} ms")
+        is_early = not 0 < claim.deadline_ms <= self._world.clock.now_ms()
+        if _DEADLINE in error and is_early and not self._world.clock_went_back:
+            self.broke("timeout", f"of {claim.offset} it reports that {error}, which is at {claim.deadline_ms} ms")
         self._world.ledger.side.given.add((claim.id, error))
         await self._settle(claim, "nacked", lambda: self.queue.nack(claim, error, delay, dead))
         asked = any(type(one.event) is CancelRequested and one.offset > claim.offset for one in job.life)

@@ -8,6 +8,7 @@ has an unknown outcome and is not recorded; one that fails without a reason brea
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
@@ -71,6 +72,9 @@ class Workload(Claimers, Workers, Observers):
             named["max_attempts"] = job["max_attempts"]
         if "delay_ms" in job:
             named["delay"] = job["delay_ms"] / 1000
+        for name in ("expires", "deadline"):
+            if f"{name}_ms" in job:
+                named[name] = job[f"{name}_ms"] / 1000
         if "unique" in job:
             named |= {"unique_key": b"key-%d" % job["unique"], "unique_until": job["until"]}
         if "own_id" in job:
@@ -160,14 +164,16 @@ class Workload(Claimers, Workers, Observers):
         if what == "requeue" and after == before:
             raise Violation("too early", f"{what} of {id.hex()} returned before its event was durable")
 
-    async def _bulk(self, process: Process, what: str, queue: str, state: State | None, error: str | None) -> None:
+    async def _bulk(
+        self, process: Process, what: str, queue: str, state: State | None, error: str | None, to: str | None = None
+    ) -> None:
         bulk, model = self._queue(process).bulk, self._oracle.model
         if what != "resume":
             why = f"a whim at {len(self._world.ledger.records)}"
             self.give(queue, why if error is None else f"{why} (jobs whose error has: {error})")
-            known = {"actor": "someone", "reason": why}
+            known: dict[str, Any] = {"actor": "someone", "reason": why}
             filter = Filter(queue=queue, state=state, error=error)
-            change = getattr(bulk, what)
+            change: Callable[..., Any] = getattr(bulk, what) if to is None else partial(bulk.move, to=to)
             seen = await self.call(process, f"bulk {what} {queue}", change(filter, **known))
             if len(seen.examples) != min(seen.count, 20) or seen.offset is not None:
                 raise Violation("bulk", f"a dry run says {seen}")

@@ -20,6 +20,7 @@ from ledgerq.projections.indexes import (
     claimed_key,
     dead_key,
     decode_job,
+    expiry_key,
     finished_key,
     job_key,
     pending_key,
@@ -123,6 +124,7 @@ async def make_ledger(**options: Any) -> Ledger:
         jobs["cancelled"] = (await queue.enqueue("mail", b"cancelled")).id
         await queue.cancel((await queue.jobs("mail", state="pending")).jobs[0].job_id, **WHO)
         jobs["scheduled"] = (await queue.enqueue("mail", b"s", delay=1e6)).id
+        jobs["expiring"] = (await queue.enqueue("mail", b"e", priority=5, expires=1e6, delay=1e5)).id
         for i in range(3):
             jobs[f"pending {i}"] = (await queue.enqueue("mail", b"%d" % i, priority=i)).id
         jobs["unique"] = (await queue.enqueue("mail", b"u", unique_key="k", headers={"a": "b"})).id
@@ -236,6 +238,7 @@ _EXTRA = {
     "job": job_key(NOBODY),
     "pending": pending_key("mail", 7, 10_000),
     "scheduled": scheduled_key(9, 10_000),
+    "expiry": expiry_key(9, 10_000),
     "claimed": claimed_key(NOBODY),
     "finished": finished_key(9, NOBODY),
     "dead": dead_key("mail", 10_000),

@@ -16,6 +16,7 @@ from ledgerq.eventlog.events import (
     Acked,
     BulkBegan,
     BulkEnded,
+    BulkKind,
     Cancelled,
     CancelRequested,
     Claimed,
@@ -23,9 +24,11 @@ from ledgerq.eventlog.events import (
     Deleted,
     Enqueued,
     Event,
+    Expired,
     JobEvent,
     LeaseExpired,
     MissedPolicy,
+    Moved,
     Nacked,
     OverlapPolicy,
     Promoted,
@@ -44,6 +47,7 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
+from ledgerq.eventlog.terms import JSON, Terms, encode_terms
 from ledgerq.projections.fold import Fold, Transition
 from ledgerq.projections.job import TRANSITIONS, Job
 
@@ -55,6 +59,9 @@ UNIQUE_KEYS = (None, None, b"k", b"k\0k")
 quick = settings(deadline=None, derandomize=True, max_examples=60)
 some = settings(deadline=None, derandomize=True, max_examples=120)
 thorough = settings(deadline=None, derandomize=True, max_examples=300)
+
+
+_MAX_STEP_MS = 2
 
 
 def job_id(number: int) -> bytes:
@@ -86,12 +93,17 @@ def history_of(choices: Sequence[int]) -> list[Transition]:
             Step(event_type, job)
             for job in fold.jobs.values()
             for event_type, allowed in TRANSITIONS.items()
-            if job.state in allowed and not (event_type is Requeued and _key_is_taken(fold, job))
+            if job.state in allowed
+            and not (event_type is Requeued and _key_is_taken(fold, job))
+            and not (event_type is Expired and not job.starts_before_ms)
+            and not (event_type is Claimed and 0 < job.starts_before_ms <= time_ms + _MAX_STEP_MS)
         ]
         chance, chosen = divmod(choice, len(steps))
-        chance, step_ms = divmod(chance, 3)
+        chance, step_ms = divmod(chance, _MAX_STEP_MS + 1)
         time_ms += step_ms
         event_type, job = steps[chosen]
+        if event_type is Expired and job is not None:
+            time_ms = max(time_ms, job.starts_before_ms)
         if event_type is Enqueued:
             made += 1
         event = _event(fold, event_type, job, made, chance, time_ms)
@@ -124,6 +136,7 @@ def _event(fold: Fold, event_type: type[Any], job: Job | None, made: int, chance
             due_ms=time_ms + 1 + chance % 7 if delayed else 0,
             unique_key=key_bytes,
             unique_until="claimed" if until else "finished",
+            terms=encode_terms(Terms("", JSON, time_ms + 1 + chance % 23)) if chance % 4 == 1 else None,
         )
         probe = Fold().apply(0, 0, event).after
         return replace(event, unique_key=None) if probe is not None and _key_is_taken(fold, probe) else event
@@ -149,6 +162,10 @@ def _job_event(event_type: type[JobEvent], job: Job, chance: int, time_ms: int) 
         return DeadLettered(job.id, later_ms, "ann", "the payload is lost")
     if event_type in (CancelRequested, Requeued, Deleted):
         return event_type(job.id, "ann", "why not")
+    if event_type is Expired:
+        return Expired(job.id, later_ms)
+    if event_type is Moved:
+        return Moved(job.id, next(name for name in QUEUES if name != job.queue), "ann", "elsewhere")
     assert event_type in (Promoted, Swept)
     return event_type(job.id)
 
@@ -185,11 +202,13 @@ _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     Swept: (_ids,),
     DeadLettered: (_ids, _u64, _text, _text),
     Deleted: (_ids, _text, _words),
+    Expired: (_ids, _u64),
+    Moved: (_ids, _text, _text, _words),
     QueuePaused: (_text, _text, _words),
     QueueResumed: (_text, _text, _words),
     BulkBegan: (
-        *(_text, st.sampled_from(["requeue", "cancel", "delete"]), st.none() | _states, _text),
-        *(_u32, _u64, _u64, _u64, _text, _words, _text),
+        *(_text, st.sampled_from(get_args(BulkKind)), st.none() | _states, _text),
+        *(_u32, _u64, _u64, _u64, _text, _words, _text, _text),
     ),
     BulkEnded: (_text, _u64, _u32, _u32),
     ScheduleSet: (

@@ -112,7 +112,8 @@ def check_counts(fold: Fold) -> None:
     for queue, counters in fold.counters.items():
         assert counters.now == counted[queue].now, f"queue {queue!r} counts {counters.now}, has {counted[queue].now}"
         totals = counters.view(queue).totals
-        assert totals["enqueued"] - totals["swept"] - totals["deleted"] == sum(counters.now)
+        came, went = totals["enqueued"] + totals["moved_in"], totals["moved_out"]
+        assert came - went - totals["swept"] - totals["deleted"] == sum(counters.now)
 
 
 def check_hints(rows: Mapping[bytes, bytes]) -> None:

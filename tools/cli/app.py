@@ -157,6 +157,7 @@ def _full_app() -> typer.Typer:
     app.command()(operate.cancel)
     app.command()(bulk.dead)
     app.command("cancel-all")(bulk.cancel_all)
+    app.command()(bulk.move)
     app.command()(schedules.schedules)
     app.command()(operate.pause)
     app.command()(operate.resume)

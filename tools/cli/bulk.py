@@ -1,4 +1,4 @@
-"""The commands that look at, or change, many jobs at once: dead and cancel-all. Each is a dry run without --apply.
+"""The commands that look at, or change, many jobs at once: dead, cancel-all, move. Each is a dry run without --apply.
 
 A dry run only reads the store, beside its writer.
 """
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ledgerq.projections.job import Job
     from ledgerq.projections.selection import Filter
 
-__all__ = ["cancel_all", "dead"]
+__all__ = ["cancel_all", "dead", "move"]
 
-_DONE = {"requeue": "requeued", "cancel": "cancelled or asked to stop", "delete": "deleted"}
+_DONE = {"requeue": "requeued", "cancel": "cancelled or asked to stop", "delete": "deleted", "move": "moved"}
 _RESUME = "Finish what an interrupted change of many jobs began, in all queues, and nothing else."
 
 TaskName = Annotated[str | None, typer.Option("--task", metavar="NAME", help="Of this task.")]
@@ -49,6 +49,7 @@ class _Order(NamedTuple):
     reason: str | None
     access: Access
     accept_rollback: bool
+    to: str | None = None
 
 
 def dead(
@@ -119,6 +120,39 @@ def cancel_all(
     execute(_run(url, filter, order, "cancel", Output(as_json=as_json)))
 
 
+def move(
+    url: Url,
+    queue: QueueName,
+    to: Annotated[str, typer.Argument(metavar="TO", help="The queue that they are moved to.")],
+    actor: Actor,
+    state: Annotated[str, typer.Option(help="Those that are so: dead, pending or scheduled.")] = "dead",
+    task: TaskName = None,
+    error_type: ErrorType = None,
+    error: ErrorText = None,
+    before: Before = None,
+    after: After = None,
+    apply: Apply = False,
+    expect: Expect = None,
+    token: Token = None,
+    resume: Resume = False,
+    reason: Why = None,
+    take_over: TakeOver = False,
+    wait: Wait = 0.0,
+    accept_rollback: AcceptRollback = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move jobs of a queue that match to another one.
+
+    It shows how many match, and some of them. Without --apply nothing is changed. In their new queue no attempts count;
+    dead ones are pending there.
+
+    With --apply this opens the store for writing, which would stop a writer at work: refused without --take-over.
+    """
+    filter = _filter(queue, state, task, error_type, error, before, after)
+    order = _Order("move", apply, resume, expect, token, actor, reason, Access(take_over, wait), accept_rollback, to)
+    execute(_run(url, filter, order, "move", Output(as_json=as_json)))
+
+
 def _filter(
     queue: str,
     state: Any,
@@ -139,11 +173,13 @@ def _filter(
 
 
 async def _run(url: str, filter: "Filter", order: _Order, kind: "BulkKind", output: Output) -> None:
-    from ledgerq.projections.selection import bulk_states, survey
+    from ledgerq.projections.selection import bulk_states, check_move, survey
     from ledgerq.projections.view import LedgerView
     from ledgerq.worker.engine.decisions import operator
 
     bulk_states(kind, filter)
+    if order.to is not None:
+        check_move(filter, order.to)
     if order.resume or order.apply:
         if order.resume:
             await _resume(url, order, output)
@@ -174,14 +210,15 @@ async def _run(url: str, filter: "Filter", order: _Order, kind: "BulkKind", outp
 async def _apply(url: str, filter: "Filter", order: _Order, what: "BulkKind", output: Output) -> None:
     async with opened_queue(url, order.access, accept_rollback=order.accept_rollback) as queue:
         require_queue(url, filter.queue, await queue.queues())
-        change = getattr(queue.bulk, what)
-        done = await change(
+        where = {} if order.to is None else {"to": order.to}
+        done = await getattr(queue.bulk, what)(
             filter,
             actor=order.actor,
             reason=order.reason,
             dry_run=False,
             expect=order.expect,
             token=order.token,
+            **where,
         )
     _say_done(done, output)
 
@@ -206,7 +243,7 @@ def _say_done(done: Any, output: Output) -> None:
 
 
 def _show(jobs: "list[Job]", output: Output) -> None:
-    from ledgerq.tools.console.descriptions import JOB_COLUMNS, JOB_RIGHT, job_row
+    from ledgerq.tools.console.job_descriptions import JOB_COLUMNS, JOB_RIGHT, job_row
 
     if jobs:
         output.table(JOB_COLUMNS, [job_row(job) for job in jobs], right=JOB_RIGHT)
@@ -215,7 +252,7 @@ def _show(jobs: "list[Job]", output: Output) -> None:
 def _json(
     what: str | None, queue: str, count: int, skipped: int, token: int, offset: int | None, jobs: "list[Job]"
 ) -> dict[str, Any]:
-    from ledgerq.tools.console.descriptions import job_json
+    from ledgerq.tools.console.job_descriptions import job_json
 
     counts = {"count": count, "skipped": skipped, "token": token, "offset": offset}
     return {"what": what, "queue": queue} | counts | {"examples": [job_json(job) for job in jobs]}

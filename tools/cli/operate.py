@@ -44,6 +44,12 @@ def enqueue(
     run_at: Annotated[
         str | None, typer.Option(metavar="TIME", help="Not before this time (ISO 8601; local time without a zone).")
     ] = None,
+    expires: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="No try begins later; a job that still waits is cancelled.")
+    ] = None,
+    deadline: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="As --expires, and a try that runs then is stopped.")
+    ] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Tries before it is dead (default 3).")] = None,
     unique_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Add nothing while an unfinished job of the queue has this key.")
@@ -72,6 +78,8 @@ def enqueue(
         "priority": priority,
         "delay": delay,
         "run_at": None if run_at is None else _moment(run_at),
+        "expires": expires,
+        "deadline": deadline,
         "max_attempts": max_attempts,
         "unique_key": unique_key,
         "unique_until": unique_until,
@@ -202,7 +210,7 @@ async def _change(
 
 def _say_changed(job: "Job", output: Output) -> None:
     if output.as_json:
-        from ledgerq.tools.console.descriptions import job_json
+        from ledgerq.tools.console.job_descriptions import job_json
 
         output.json(job_json(job))
     elif job.cancel_request is not None:

@@ -83,7 +83,7 @@ def jobs(
 async def _jobs(url: str, queue: str, state: Any, limit: int, after: str | None, output: Output) -> None:
     from ledgerq.eventlog.keys import queue_name_bytes
     from ledgerq.projections.view import LedgerView
-    from ledgerq.tools.console.descriptions import JOB_COLUMNS, JOB_RIGHT, job_json, job_row
+    from ledgerq.tools.console.job_descriptions import JOB_COLUMNS, JOB_RIGHT, job_json, job_row
 
     rows: list[list[str]] = []
     async with reading(url) as reader:
@@ -119,7 +119,7 @@ def show(url: Url, job: JobId, as_of: AsOf = None, as_json: AsJson = False) -> N
 async def _show(url: str, job_id: str, as_of: str | None, output: Output) -> None:
     from ledgerq.eventlog.entropy import job_id_bytes
     from ledgerq.projections.view import LedgerView
-    from ledgerq.tools.console.descriptions import job_facts, job_json, payload_json, result_json
+    from ledgerq.tools.console.job_descriptions import job_facts, job_json, payload_json, result_json
 
     wanted = job_id_bytes(job_id)
     async with reading(url) as reader:

@@ -21,8 +21,10 @@ from ledgerq.eventlog.events import (
     Deleted,
     Enqueued,
     Event,
+    Expired,
     FilesSetAside,
     LeaseExpired,
+    Moved,
     Nacked,
     Promoted,
     QueuePaused,
@@ -40,34 +42,22 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
-from ledgerq.eventlog.side_records import PayloadRecord
-from ledgerq.eventlog.terms import decode_terms
-from ledgerq.projections.job import Job
+from ledgerq.eventlog.terms import Terms, decode_terms
 from ledgerq.projections.stats import QueueStats
 from ledgerq.tools.console.output import json_bytes, local_time, shorten, utc_time
 from ledgerq.tools.console.schedule_descriptions import schedule_text
 
 __all__ = [
-    "JOB_COLUMNS",
-    "JOB_RIGHT",
     "event_name",
     "event_text",
-    "job_facts",
-    "job_json",
-    "job_row",
-    "payload_json",
     "record_json",
     "record_line",
-    "result_json",
     "stats_json",
     "stats_table",
     "time_json",
 ]
 
-JOB_COLUMNS: Final = ("job", "queue", "state", "priority", "attempts", "enqueued", "due", "error")
-JOB_RIGHT: Final = ("priority", "attempts")
 _ERROR_CHARS: Final = 60
-_PAYLOAD_CHARS: Final = 2000
 _WORD: Final = re.compile(r"(?<!^)(?=[A-Z])")
 # These are points in time; other times of an event are durations.
 _MOMENTS: Final = ("due_ms", "sweep_at_ms", "after_ms", "before_ms", "tick_ms", "next_ms")
@@ -105,13 +95,13 @@ def _event_json(event: Event) -> dict[str, Any]:
         elif name == "payload_digest":
             fields[name] = value.hex()
         elif name == "unique_key":
-            fields |= _key_json(value)
+            fields |= key_json(value)
         elif name in ("error", "reason"):
-            fields[name] = _text_json(value)
+            fields[name] = text_json(value)
         elif name == "result":
             fields["result_digest"] = None if value is None else value.digest.hex()
         elif name == "terms":
-            fields["task"] = _task(value)
+            fields |= terms_json(value)
         elif isinstance(value, bytes):
             fields[name] = json_bytes(value)
         else:
@@ -119,12 +109,12 @@ def _event_json(event: Event) -> dict[str, Any]:
     return fields
 
 
-def _text_json(text: Text) -> str | dict[str, Any]:
+def text_json(text: Text) -> str | dict[str, Any]:
     """A text as JSON; of one that is not there (any more) what the log has of it."""
     return text if isinstance(text, str) else {"text": None, "digest": text.digest.hex()}
 
 
-def _key_json(key: bytes | None) -> dict[str, Any]:
+def key_json(key: bytes | None) -> dict[str, Any]:
     """A unique key as the log has it: its digest, or, up to format 2, the key itself."""
     is_digest = key is not None and len(key) == DIGEST_BYTES
     plain = None if key is None or is_digest else json_bytes(key)
@@ -161,10 +151,16 @@ def event_text(event: Event) -> str:
             return f"now {event.to}: {event.reason}"
         case CancelRequested() | Cancelled() | Requeued() | DeadLettered() | Deleted():
             return f"by {event.actor}: {event.reason}"
+        case Expired():
+            return f"was not started in time, kept until {local_time(event.sweep_at_ms)}"
+        case Moved():
+            why = f": {event.reason}" if event.reason else " as a dead letter"
+            return f"to queue {event.queue} by {event.actor}{why}"
         case QueuePaused() | QueueResumed():
             return f"queue {event.queue} by {event.actor}: {event.reason}"
         case BulkBegan():
-            return f"{event.what} jobs of queue {event.queue}, by {event.actor}: {event.reason}"
+            to = f" to queue {event.to}" if event.to else ""
+            return f"{event.what} jobs of queue {event.queue}{to}, by {event.actor}: {event.reason}"
         case BulkEnded():
             return f"of queue {event.queue}, begun at offset {event.at}: {event.changed} changed, {event.skipped} not"
         case ScheduleSet() | ScheduleRemoved() | SchedulePaused() | ScheduleResumed() | Ticked():
@@ -185,8 +181,8 @@ def event_text(event: Event) -> str:
 
 
 def _enqueued_text(event: Enqueued) -> str:
-    task = [] if event.terms is None else [f"task {_task(event.terms)}"]
-    parts = [f"queue {event.queue}", *task, f"priority {event.priority}", f"up to {event.max_attempts} attempts"]
+    terms = [f"{name} {value}" for name, value in terms_facts(event.terms)]
+    parts = [f"queue {event.queue}", *terms, f"priority {event.priority}", f"up to {event.max_attempts} attempts"]
     parts.append(f"payload record of {event.payload_bytes} bytes")
     if event.due_ms:
         parts.append(f"due {local_time(event.due_ms)}")
@@ -195,125 +191,26 @@ def _enqueued_text(event: Enqueued) -> str:
     return ", ".join(parts)
 
 
-def _task(terms: bytes | None) -> str | None:
-    """The task that a job is for; of terms that are damaged, or of a newer version, that they can't be read."""
+def _terms(terms: bytes | None) -> Terms:
+    """A job's terms; of ones that are damaged, or of a newer version, that they can't be read."""
     try:
-        return None if terms is None else decode_terms(terms).task or None
+        return Terms() if terms is None else decode_terms(terms)
     except (ValueError, FormatTooNew):
-        return "(terms that this version can't read)"
+        return Terms("(terms that this version can't read)")
 
 
-def _key_text(key: bytes) -> str:
-    text = json_bytes(key)
-    return repr(text) if isinstance(text, str) else key.hex()
+def terms_json(value: bytes | None) -> dict[str, Any]:
+    """The terms of a job as JSON."""
+    terms = _terms(value)
+    times = time_json("expires", terms.expires_ms) | time_json("deadline", terms.deadline_ms)
+    return {"task": terms.task or None} | times
 
 
-def job_json(job: Job) -> dict[str, Any]:
-    """A job's whole state as JSON, without its payload."""
-    spec, request = job.spec, job.cancel_request
-    return {
-        "job_id": job.job_id,
-        "queue": job.queue,
-        "task": _task(spec.terms),
-        "state": job.state,
-        "priority": job.priority,
-        "attempt": job.attempt,
-        "max_attempts": job.max_attempts,
-        **time_json("enqueued", job.enqueued_ms),
-        **time_json("changed", job.changed_ms),
-        **time_json("due", job.due_ms),
-        **time_json("sweep_at", job.sweep_at_ms),
-        "worker": job.worker,
-        "lease_ms": job.lease_ms or None,
-        "error": _text_json(job.last_error) or None,
-        "error_type": job.error_type or None,
-        "result_digest": None if job.result is None else job.result.digest.hex(),
-        "cancel_request": None if request is None else {"actor": request[0], "reason": _text_json(request[1])},
-        **_key_json(spec.unique_key),
-        "unique_until": None if spec.unique_key is None else spec.unique_until,
-        "unique_held": job.unique_held,
-        "payload_record_bytes": spec.payload_bytes,
-        "payload_digest": spec.payload_digest.hex(),
-        "offsets": [job.offset, *job.offsets],
-    }
-
-
-def payload_json(record: PayloadRecord | None) -> dict[str, Any]:
-    """What a job carries; nulls when that is gone."""
-    if record is None:
-        return {"headers": None, "payload": None, "payload_bytes": None}
-    key = {} if record.unique_key is None else {"unique_key": json_bytes(record.unique_key)}
-    payload = json_bytes(record.payload)
-    return {"headers": record.headers or {}, "payload": payload, "payload_bytes": len(record.payload), **key}
-
-
-def result_json(result: bytes | None) -> dict[str, Any]:
-    """What a job's handler returned; null when that is nothing, or gone."""
-    return {"result": None if result is None else json_bytes(result)}
-
-
-def job_row(job: Job) -> list[str]:
-    """A job as a row under `JOB_COLUMNS`."""
-    return [
-        job.job_id,
-        job.queue,
-        job.state,
-        str(job.priority),
-        f"{job.attempt}/{job.max_attempts}",
-        local_time(job.enqueued_ms, "seconds"),
-        local_time(job.due_ms, "seconds") if job.due_ms else "-",
-        shorten(job.error, _ERROR_CHARS) or "-",
-    ]
-
-
-def job_facts(job: Job, record: PayloadRecord | None, result: bytes | None = None) -> list[tuple[str, str]]:
-    """A job's state as names and values; what does not apply is left out."""
-    facts = [
-        ("job", job.job_id),
-        ("queue", job.queue),
-        *([] if job.spec.terms is None else [("task", str(_task(job.spec.terms)))]),
-        ("state", job.state),
-        ("priority", str(job.priority)),
-        ("attempts", f"{job.attempt}/{job.max_attempts}"),
-        ("enqueued", local_time(job.enqueued_ms)),
-        ("changed", local_time(job.changed_ms)),
-    ]
-    if job.due_ms:
-        facts.append(("due", local_time(job.due_ms)))
-    if job.sweep_at_ms:
-        facts.append(("kept until", local_time(job.sweep_at_ms)))
-    if job.worker:
-        facts.append(("worker", job.worker))
-    if job.lease_ms:
-        facts.append(("lease", f"{job.lease_ms / 1000:g} s at first, by the event at offset {job.claim_offset}"))
-    if job.cancel_request is not None:
-        facts.append(("cancel", "requested by {}: {}".format(*job.cancel_request)))
-    if job.spec.unique_key is not None:
-        held = "held" if job.unique_held else "not held any more"
-        key = f"with digest {job.spec.unique_key.hex()[:16]}"
-        if record is not None and record.unique_key is not None:
-            key = _key_text(record.unique_key)
-        facts.append(("unique key", f"{key} until {job.spec.unique_until}, {held}"))
-    if job.error:
-        facts.append(("error", job.error[-_PAYLOAD_CHARS:]))
-    if record is not None:
-        facts += [(f"header {name}", value) for name, value in (record.headers or {}).items()]
-        facts.append(("bytes", str(len(record.payload))))
-        facts.append(("payload", _payload_text(record.payload)))
-    if result is not None:
-        facts.append(("result", _payload_text(result)))
-    return facts
-
-
-def _payload_text(payload: bytes) -> str:
-    text = json_bytes(payload[:_PAYLOAD_CHARS] if _is_text(payload) else payload)
-    if isinstance(text, str):
-        return text + (f"... ({len(payload)} bytes)" if len(payload) > _PAYLOAD_CHARS else "")
-    return f"base64 {text['base64'][:_PAYLOAD_CHARS]}"
-
-
-def _is_text(payload: bytes) -> bool:
-    return isinstance(json_bytes(payload), str) and len(payload) <= _PAYLOAD_CHARS
+def terms_facts(value: bytes | None) -> list[tuple[str, str]]:
+    """The terms of a job as names and values; what does not apply is left out."""
+    terms = _terms(value)
+    times = (("expires", terms.expires_ms), ("deadline", terms.deadline_ms))
+    return [("task", terms.task)] * bool(terms.task) + [(name, local_time(ms)) for name, ms in times if ms]
 
 
 def stats_json(stats: QueueStats) -> dict[str, Any]:

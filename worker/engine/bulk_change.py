@@ -32,6 +32,8 @@ class OpenBulk(NamedTuple):
     until: int
     actor: str
     reason: Text
+    to: str = ""
+    """The queue to which jobs are moved."""
     is_lost: bool = False
     """The text that errors have to contain is gone, so no further job can be told to match."""
 
@@ -56,7 +58,7 @@ async def open_bulk(core: Core, queue: str) -> OpenBulk:
         before=_moment(event.before_ms),
         after=_moment(event.after_ms),
     )
-    return OpenBulk(offset, event.what, filter, event.until, event.actor, event.reason, is_lost=text is None)
+    return OpenBulk(offset, event.what, filter, event.until, event.actor, event.reason, event.to, text is None)
 
 
 class Changing:
@@ -139,8 +141,10 @@ class Changing:
             now_ms=core.clock.now_ms(),
             actor=opened.actor,
             reason=opened.reason,
+            to=opened.to,
         )
         if event is None:
+            self.skipped += opened.what != "cancel" and decisions.is_too_late(job, core.clock.now_ms())
             return False
         if len(self.examples) < EXAMPLES:
             self.examples.append(job)

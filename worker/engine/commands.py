@@ -50,7 +50,8 @@ async def requeue(core: Core, job_id: str, *, actor: str, reason: str) -> Job:
                 job = await find(core, job_id)
             other = None if holder is None else job_id_text(holder)
             async with core.refusing():
-                event = decisions.requeue(job, unique_holder=other, actor=actor, reason=reason)
+                now_ms = core.clock.now_ms()
+                event = decisions.requeue(job, now_ms=now_ms, unique_holder=other, actor=actor, reason=reason)
             job = core.writer_state.apply(job, event) or job
             core.admission.requeued(job)
         core.dispatcher.serve()

@@ -173,6 +173,8 @@ class Core:
         self.dispatcher.job_changed(before, after)
         if self.on_move is not None and after is not None:
             self.on_move(after)
+        if after is not None and after.spec.terms is not None and after.state in ("pending", "scheduled"):
+            self.maintenance.schedule_expiry(after)
         if after is not None and after.state not in ("pending", "claimed"):
             self.maintenance.schedule(after)
             if self.end_waits.waiters and after.state in FINISHED:
@@ -299,7 +301,22 @@ def _checked_options(
     for options in (default, *kept.values()):
         if not isinstance(options, QueueOptions):
             raise InvalidArgument(f"a queue's options are QueueOptions, not {options!r}")
+        if options.dead_letter_queue is not None:
+            queue_name_bytes(options.dead_letter_queue)
+    for name in kept:
+        _check_dead_letters(name, default, kept)
     return default, kept
+
+
+def _check_dead_letters(name: str, default: QueueOptions, kept: Mapping[str, QueueOptions]) -> None:
+    """Raise `InvalidArgument` for dead letters that would go around without an end."""
+    way = [name]
+    while (to := kept.get(way[-1], default).dead_letter_queue) is not None and to != way[-1]:
+        if to in way:
+            raise InvalidArgument(
+                f"dead letters would go around: {' -> '.join((*way, to))}; end at a queue without one"
+            )
+        way.append(to)
 
 
 def _pace(location: str, interval_ms: float | None, overlap: bool | None) -> CommitPace:

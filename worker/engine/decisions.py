@@ -15,8 +15,10 @@ from ledgerq.eventlog.events import (
     Claimed,
     DeadLettered,
     Deleted,
+    Expired,
     JobEvent,
     LeaseExpired,
+    Moved,
     Nacked,
     Promoted,
     Requeued,
@@ -37,7 +39,9 @@ __all__ = [
     "expire",
     "in_bulk",
     "is_last",
+    "is_too_late",
     "lose_payload",
+    "not_started",
     "nack",
     "promote",
     "release",
@@ -63,6 +67,18 @@ def claim(job: Job, *, lease_ms: int, worker: str | None, kept: bool = False) ->
     if not may(job.state, Claimed):
         _refuse(job, "claimed", "it must be pending")
     return Claimed(job.id, job.attempt + 1, lease_ms, worker, kept)
+
+
+def is_too_late(job: Job, time_ms: int) -> bool:
+    """Whether no try of the job may begin at this time: it expires before, or its deadline is over."""
+    return job.spec.terms is not None and 0 < job.starts_before_ms <= time_ms
+
+
+def not_started(job: Job, *, options: QueueOptions, now_ms: int, by_ms: int) -> list[JobEvent]:
+    """Cancel a waiting job that was not started by then; no event before that, or for any other job."""
+    if not may(job.state, Expired) or not is_too_late(job, by_ms):
+        return []
+    return [Expired(job.id, now_ms + to_ms(options.keep_cancelled_s))]
 
 
 def ack(job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int) -> Acked | None:
@@ -96,7 +112,8 @@ def nack(
     if job.cancel_request is not None:
         return [Nacked(job.id, "pending", 0, 0, False, error, error_type), _follow_request(job, options, now_ms)]
     if dead or is_last(job.attempt, job.max_attempts, rule):
-        return [Nacked(job.id, "dead", 0, now_ms + to_ms(options.keep_dead_s), False, error, error_type)]
+        sweep_at_ms = now_ms + to_ms(options.keep_dead_s)
+        return [Nacked(job.id, "dead", 0, sweep_at_ms, False, error, error_type), *_dead_letter(job, options)]
     if delay_ms is None:
         delay_ms = backoff_ms(job.attempt, options, fraction, rule)
     if delay_ms <= 0:
@@ -125,8 +142,9 @@ def release(
     if delay_ms <= 0:
         return [Nacked(job.id, "pending", 0, 0, True, error)]
     if job.snoozes + 1 >= MAX_SNOOZES:
-        why = f"put off {MAX_SNOOZES:,} times in a row: {error}"
-        return [Nacked(job.id, "dead", 0, now_ms + to_ms(options.keep_dead_s), True, clip(why, MAX_ERROR_CHARS))]
+        why = clip(f"put off {MAX_SNOOZES:,} times in a row: {error}", MAX_ERROR_CHARS)
+        sweep_at_ms = now_ms + to_ms(options.keep_dead_s)
+        return [Nacked(job.id, "dead", 0, sweep_at_ms, True, why), *_dead_letter(job, options)]
     return [Nacked(job.id, "scheduled", now_ms + delay_ms, 0, True, error)]
 
 
@@ -146,7 +164,8 @@ def expire(job: Job, *, options: QueueOptions, now_ms: int, reason: str, crashed
     is_poison = crashed and options.max_crashes is not None and crashes >= options.max_crashes
     if is_poison or job.attempt >= job.max_attempts:
         why = f"killed its worker {crashes} {'time' if crashes == 1 else 'times'}" if is_poison else reason
-        return [LeaseExpired(job.id, "dead", now_ms + to_ms(options.keep_dead_s), why, crashed)]
+        sweep_at_ms = now_ms + to_ms(options.keep_dead_s)
+        return [LeaseExpired(job.id, "dead", sweep_at_ms, why, crashed), *_dead_letter(job, options)]
     return [LeaseExpired(job.id, "pending", 0, reason, crashed)]
 
 
@@ -182,23 +201,31 @@ def cancel(job: Job, *, options: QueueOptions, now_ms: int, actor: str, reason: 
     return [] if job.cancel_request is not None else [CancelRequested(job.id, actor, reason)]
 
 
-def requeue(job: Job, *, unique_holder: str | None, actor: str, reason: str) -> Requeued:
-    """Give a dead job a new start; refused while another job holds its unique key (`unique_holder`: that job's id)."""
+def requeue(job: Job, *, now_ms: int, unique_holder: str | None, actor: str, reason: str) -> Requeued:
+    """Give a dead job a new start; refused while another job holds its unique key (`unique_holder`: that job's id).
+
+    And for one that would be too late.
+    """
     actor, reason = operator(actor, reason)
     if not may(job.state, Requeued):
         _refuse(job, "requeued", "only a dead job can be")
+    if is_too_late(job, now_ms):
+        raise InvalidState(f"job {job.job_id} can't be requeued: it was to start before a time that is over")
     if unique_holder is not None:
         raise InvalidState(f"job {job.job_id} can't be requeued: job {unique_holder} holds its unique key now")
     return Requeued(job.id, actor, reason)
 
 
 def in_bulk(
-    what: BulkKind, job: Job, *, options: QueueOptions, now_ms: int, actor: str, reason: Text
+    what: BulkKind, job: Job, *, options: QueueOptions, now_ms: int, actor: str, reason: Text, to: str = ""
 ) -> JobEvent | None:
     """Change one of many jobs, whose operator and reason were checked; None for one that can't be changed so now."""
+    late = is_too_late(job, now_ms)
     match what:
         case "requeue":
-            return Requeued(job.id, actor, reason) if may(job.state, Requeued) else None
+            return Requeued(job.id, actor, reason) if may(job.state, Requeued) and not late else None
+        case "move":
+            return Moved(job.id, to, actor, reason) if may(job.state, Moved) and not late else None
         case "delete":
             return Deleted(job.id, actor, reason) if may(job.state, Deleted) else None
         case "cancel":
@@ -246,6 +273,12 @@ def operator(actor: str, reason: str) -> tuple[str, str]:
         if not isinstance(text, str) or not text.strip() or len(text) > MAX_OPERATOR_CHARS:
             raise InvalidArgument(f"{name} must be text of 1 to {MAX_OPERATOR_CHARS} characters: the log keeps it")
     return clip(actor, MAX_OPERATOR_CHARS), clip(reason, MAX_OPERATOR_CHARS)
+
+
+def _dead_letter(job: Job, options: QueueOptions) -> list[JobEvent]:
+    """Move a job that dies now to the queue of its queue's dead letters, if there is one."""
+    to = options.dead_letter_queue
+    return [] if to is None or to == job.spec.queue else [Moved(job.id, to, _OWN_ACTOR, "")]
 
 
 def _follow_request(job: Job, options: QueueOptions, now_ms: int) -> Cancelled:

@@ -164,6 +164,8 @@ class Dispatcher:
             lease_ms = to_ms(self._options_of(queue).lease_s)
         claims: list[Claim] = []
         while len(claims) < limit and (ready := window.take()) is not None:
+            if ready.job.spec.terms is not None and self._not_started(ready.job):
+                continue
             event = decisions.claim(ready.job, lease_ms=lease_ms, worker=worker, kept=kept)
             job = writer_state.apply(ready.job, event)
             assert job is not None
@@ -187,6 +189,16 @@ class Dispatcher:
         if claims and self._refill.needs(queue):
             self._refill.start(queue)
         return claims
+
+    def _not_started(self, job: Job) -> bool:
+        """Cancel a job that may not be started any more, by the time that its claim would have in the log."""
+        if not job.starts_before_ms:
+            return False
+        options, by_ms = self._options_of(job.queue), self._writer_state.log.commit().time_ms
+        events = decisions.not_started(job, options=options, now_ms=self._clock.now_ms(), by_ms=by_ms)
+        for event in events:
+            self._writer_state.apply(job, event)
+        return bool(events)
 
     async def claim(
         self,

@@ -1,11 +1,11 @@
-"""Maintenance: leases end, jobs become due, schedules tick, finished jobs are swept, each exactly at its time.
+"""Maintenance: leases end, jobs become due or expire, schedules tick, finished jobs are swept, each at its time.
 
 Theory of operation.
 
-State held. Three index ranges are ordered by time: scheduled jobs by when they are due, finished ones by when they are
-swept, schedules by when they tick (looked at only where there are some). Of each range `_scan_from` is the key from
-which the next scan starts, and `next_ms` when its first row is due. Leases are in memory only (leases.py), soonest
-first. One task sleeps until the earliest of them all.
+State held. Four index ranges are ordered by time: scheduled jobs by when they are due, finished ones by when they are
+swept, waiting ones by when they expire, schedules by when they tick (looked at only where there are some). Of each
+range `_scan_from` is the key from which the next scan starts, and `next_ms` when its first row is due. Leases are in
+memory only (leases.py), soonest first. One task sleeps until the earliest of them all.
 
 Invariants. Between two steps no row of a range stands before `_scan_from`, so no scan steps over the tombstones of rows
 that were worked off; no row is due before `next_ms`, which may be too early (then a scan finds nothing) but never too
@@ -33,9 +33,11 @@ from ledgerq.eventlog.keys import after_prefix
 from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
 from ledgerq.eventlog.store import Row
 from ledgerq.projections.indexes import (
+    EXPIRY,
     FINISHED_PREFIX,
     SCHEDULED,
     TICK,
+    expiry_key,
     finished_key,
     leading_ms,
     scheduled_key,
@@ -143,7 +145,8 @@ class Maintenance:
         self._scheduled = _TimedRange(SCHEDULED, partial(self._load_jobs, decisions.promote))
         self._finished = _TimedRange(FINISHED_PREFIX, partial(self._load_jobs, decisions.sweep))
         self._ticks = _TimedRange(TICK, ticking.load, step_rows=_STEP_TICKS, next_ms=_NEVER)
-        self._ranges = (self._scheduled, self._finished, self._ticks)
+        self._expiry = _TimedRange(EXPIRY, partial(self._load_jobs, self._not_started))
+        self._ranges = (self._scheduled, self._finished, self._expiry, self._ticks)
         self._wake = asyncio.Event()
         self._timer: Timer | None = None
         self._armed_ms = _NEVER
@@ -176,6 +179,12 @@ class Maintenance:
         else:
             earlier = self._finished.schedule(finished_key(after.sweep_at_ms, after.spec.id), after.sweep_at_ms)
         if earlier:
+            self.arm()
+
+    def schedule_expiry(self, waiting: Job) -> None:
+        """Follow a waiting job with terms: it may expire."""
+        expires_ms = waiting.starts_before_ms
+        if expires_ms and self._expiry.schedule(expiry_key(expires_ms, waiting.offset), expires_ms):
             self.arm()
 
     def begin_ticks(self, schedules: Sequence[Schedule]) -> None:
@@ -268,6 +277,12 @@ class Maintenance:
         for event in decide(job, now_ms=now_ms):
             job = self._writer_state.apply(job, event)
 
+    def _not_started(self, job: Job | None, *, now_ms: int) -> list[JobEvent]:
+        if job is None:
+            return []
+        options = self._options_of(job.queue)
+        return decisions.not_started(job, options=options, now_ms=self._clock.now_ms(), by_ms=now_ms)
+
     def _expire(self, leases: Sequence[Lease], now_ms: int) -> None:
         crashed = decisions.counts_as_crash(len(leases))
         for lease in leases:
@@ -276,12 +291,10 @@ class Maintenance:
                 self._leases.drop(lease.id)
                 continue
             options = self._options_of(job.spec.queue)
-            before: Job | None = job
-            for event in decisions.expire(
+            events = decisions.expire(
                 job, options=options, now_ms=now_ms, reason=decisions.LEASE_EXPIRED, crashed=crashed
-            ):
-                before = self._writer_state.apply(before, event)
-            self._ended.record(before, decisions.LEASE_EXPIRED)
+            )
+            self._ended.record(self._writer_state.apply_ending(job, events), decisions.LEASE_EXPIRED)
 
 
 def _job_id(row: tuple[bytes, bytes]) -> bytes:

@@ -12,9 +12,9 @@ from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
 from ledgerq.eventlog.events import Enqueued, UniqueUntil
 from ledgerq.eventlog.keys import MAX_PRIORITY
 from ledgerq.eventlog.side_records import SALT_BYTES, PayloadRecord, encode_payload, key_digest
-from ledgerq.eventlog.terms import Terms, encode_terms
+from ledgerq.eventlog.terms import JSON, Terms, encode_terms
 from ledgerq.eventlog.writer import MAX_COMMIT_BYTES
-from ledgerq.worker.options import MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, to_ms
+from ledgerq.worker.options import MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, seconds_ms, to_ms
 
 __all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "prepare", "prepare_many", "task_name"]
 
@@ -43,6 +43,8 @@ def prepare(
     priority: int | None = None,
     delay: float | None = None,
     run_at: datetime | None = None,
+    expires: float | datetime | None = None,
+    deadline: float | datetime | None = None,
     max_attempts: int | None = None,
     unique_key: str | bytes | None = None,
     unique_until: UniqueUntil = "finished",
@@ -64,6 +66,12 @@ def prepare(
     else:
         _whole("max_attempts", max_attempts, 1, 1_000_000)
     due_ms = 0 if delay is None and run_at is None else due_ms_of(delay, run_at, now_ms)
+    terms = None
+    if task is not None or expires is not None or deadline is not None:
+        expires_ms, deadline_ms = moment_ms("expires", expires, now_ms), moment_ms("deadline", deadline, now_ms)
+        if due_ms and 0 < min(expires_ms or deadline_ms, deadline_ms or expires_ms) <= due_ms:
+            raise InvalidArgument("the job would be due only when it has expired: expires and deadline are from now on")
+        terms = encode_terms(Terms("" if task is None else task_name(task), JSON, expires_ms, deadline_ms))
     kept, size_bytes = None, len(payload)
     if headers:
         kept, header_bytes = _headers(headers)
@@ -88,7 +96,7 @@ def prepare(
         unique_until,
         len(sealed),
         digest_of(sealed),
-        None if task is None else encode_terms(Terms(task_name(task))),
+        terms,
     )
     return Prepared(event, PayloadRecord(salt, kept, payload, key), sealed, job_id is not None)
 
@@ -139,6 +147,17 @@ def due_ms_of(delay: float | None, run_at: datetime | None, now_ms: int) -> int:
     if due_ms > MAX_TIME_MS:
         raise InvalidArgument("the job would be due after the year 9999: delay is in seconds")
     return due_ms if due_ms > now_ms else 0
+
+
+def moment_ms(name: str, moment: float | datetime | None, now_ms: int) -> int:
+    """A time, or one in so many seconds, in ms since the Unix epoch; 0 for None."""
+    if moment is None:
+        return 0
+    if isinstance(moment, datetime):
+        if moment.utcoffset() is None:
+            raise InvalidArgument(f"{name} needs a time zone, {moment!r} has none: add tzinfo, say UTC")
+        return max(1, to_ms(moment.timestamp()))
+    return max(1, now_ms + seconds_ms(name, moment))
 
 
 def _plain(payload: bytes | bytearray | memoryview) -> bytes:

@@ -87,14 +87,9 @@ async def take_over(
     for job in interrupted:
         if log.full:
             await log.until_not_full()
-        before: Job | None = job
         options, now_ms = options_of(job.spec.queue), clock.now_ms()
-        for event in decisions.expire(
-            job, options=options, now_ms=now_ms, reason=decisions.INTERRUPTED, crashed=crashed
-        ):
-            before = writer_state.apply(before, event)
-        if before is not None:
-            ended.append(before)
+        events = decisions.expire(job, options=options, now_ms=now_ms, reason=decisions.INTERRUPTED, crashed=crashed)
+        ended.append(writer_state.apply_ending(job, events))
     await log.committed()
     for folder, _ in moved:
         await store.set_aside_recorded(folder)

@@ -26,35 +26,30 @@ anew from the store.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.codec import pack
-from ledgerq.eventlog.commit import pieces
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
-from ledgerq.eventlog.events import TEXT_FIELDS, Enqueued, JobEvent, LogEvent, QueueEvent, ScheduleEvent
+from ledgerq.eventlog.events import TEXT_FIELDS, Enqueued, JobEvent, LogEvent, Moved, QueueEvent, ScheduleEvent
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.store import Batch
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Transition
-from ledgerq.projections.indexes import decode_job, index_rows, job_key, stats_key
+from ledgerq.projections.indexes import decode_job, job_key, stats_key
 from ledgerq.projections.job import Job, born, evolve
 from ledgerq.projections.runner import ProjectionHost
 from ledgerq.projections.stats import QueueCounters
+from ledgerq.worker.engine import commit_rows
+from ledgerq.worker.engine.commit_rows import Changes, Touched
 from ledgerq.worker.engine.kept_schedules import KeptSchedules
 from ledgerq.worker.engine.ready_window import FIRST_POSITION, PayloadBudget, Position, ReadyWindow
 
-__all__ = ["WriterState", "index_changes"]
+__all__ = ["WriterState"]
 
 _WATCH_LIMIT_ROWS: Final = 1000
 _HINT_EVERY_CLAIMS: Final = 1000
-# Of a large commit the rows of so many jobs are made in one turn of the event loop.
-_PIECE_JOBS: Final = 250
-
-Changes = dict[bytes, bytes | None]
-Touched = dict[bytes, tuple[Job | None, Job | None]]
 
 
 class Newer:
@@ -161,6 +156,8 @@ class WriterState:
             window = self.windows[queue] = self.window(queue)
         (self.counters.get(queue) or self.counters_of(queue)).apply(before, event, after)
         self._dirty_queues[queue] = None
+        if type(event) is Moved and after is not None:
+            window = self._arrive(window, after)
         touched = self._touched.get(id)
         self._touched[id] = (before if touched is None else touched[0], after)
         for watch in self._watches:
@@ -180,6 +177,23 @@ class WriterState:
             window.drop(id)
         self.on_change(before, after)
         return after
+
+    def apply_ending(self, job: Job, events: Sequence[JobEvent]) -> Job:
+        """Stage the events that end a claim; returns the job after them, a dead letter that is moved as it died."""
+        ended = job
+        for event in events:
+            after = self.apply(job, event)
+            assert after is not None
+            job, ended = after, ended if type(event) is Moved else after
+        return ended
+
+    def _arrive(self, left: ReadyWindow, after: Job) -> ReadyWindow:
+        """Count a moved job in its new queue, whose window is returned; it leaves the window where it was."""
+        left.drop(after.id)
+        queue = after.queue
+        self.counters_of(queue).arrive(after)
+        self._dirty_queues[queue] = None
+        return self.window(queue)
 
     def apply_other(self, event: QueueEvent | LogEvent) -> int:
         """Stage an event that concerns no job; returns its offset."""
@@ -261,13 +275,17 @@ class WriterState:
         if filled is None:
             touched, self._touched = self._touched, {}
             transitions, self._transitions = self._transitions, []
-            changes = index_changes(touched) if len(touched) <= _PIECE_JOBS else {}
+            changes = commit_rows.index_changes(touched) if len(touched) <= commit_rows.PIECE_JOBS else {}
             self.schedules.add_changes(changes)
             filled = _Filled(commit, touched, changes, self._add_queues(changes))
             self._in_flight.append(filled)
             self.host.project(transitions, commit.base_offset + len(commit.events), changes)
         batch.update(filled.changes)
-        return None if len(filled.touched) <= _PIECE_JOBS else _pieces(list(filled.touched.items()))
+        return (
+            None
+            if len(filled.touched) <= commit_rows.PIECE_JOBS
+            else commit_rows.change_pieces(list(filled.touched.items()))
+        )
 
     def _add_queues(self, changes: Changes) -> dict[str, bytes]:
         """Add the rows of the queues that the commit concerns; returns those of their counters."""
@@ -294,41 +312,3 @@ class WriterState:
     def failed(self, error: LedgerError) -> None:
         """Pass the log's failure on: nothing will be durable any more."""
         self.on_failure(error)
-
-
-def _pieces(touched: list[tuple[bytes, tuple[Job | None, Job | None]]]) -> Iterator[Changes]:
-    """The index changes of many jobs. Nothing may be added before all are known: one job's key can be another's now."""
-    changes: Changes = {}
-    for at in range(0, len(touched), _PIECE_JOBS):
-        for key, value in index_changes(dict(touched[at : at + _PIECE_JOBS])).items():
-            if value is None:
-                changes.setdefault(key, None)
-            else:
-                changes[key] = value
-        yield {}
-    yield from pieces(changes)
-
-
-def index_changes(touched: Touched) -> Changes:
-    """The changes of the index ranges for jobs with their states before and after. A put beats a delete."""
-    changes: Changes = {}
-    for id, (before, after) in touched.items():
-        old = {} if before is None else index_rows(before)
-        new = {} if after is None else index_rows(after)
-        for key in old:
-            if key not in new:
-                changes.setdefault(key, None)
-        for key, value in new.items():
-            if key not in old:
-                changes[key] = value
-        if after is not None:
-            changes[job_key(id)] = pack(after)
-        elif before is not None:
-            changes[job_key(id)] = None
-        if before is not None and (after is None or after.offset != before.offset):
-            # Swept or deleted, and its id perhaps in use again already.
-            changes[keys.payload_key(before.offset)] = None
-        if before is not None and before.texts and (after is None or after.texts != before.texts):
-            kept = () if after is None else after.texts
-            changes |= {keys.text_key(at): None for at in before.texts if at not in kept}
-    return changes

@@ -54,6 +54,8 @@ def new_job(body: NewJobBody) -> dict[str, Any]:
         "priority": body.priority,
         "delay": body.delay,
         "run_at": body.run_at,
+        "expires": body.expires,
+        "deadline": body.deadline,
         "max_attempts": body.max_attempts,
         "unique_key": body.unique_key if body.unique_key_bytes is None else body.unique_key_bytes,
         "unique_until": body.unique_until,

@@ -288,7 +288,7 @@ def connect(
 
 _JOB_OPTIONS: Final = frozenset(
     {
-        *("priority", "delay", "run_at", "max_attempts", "unique_key", "unique_until"),
+        *("priority", "delay", "run_at", "expires", "deadline", "max_attempts", "unique_key", "unique_until"),
         *("headers", "job_id", "task"),
     }
 )

@@ -54,6 +54,8 @@ class NewJobBody(Message):
     priority: int | None = None
     delay: float | None = None
     run_at: datetime | None = None
+    expires: float | datetime | None = None
+    deadline: float | datetime | None = None
     max_attempts: int | None = None
     unique_key: str | None = None
     unique_key_bytes: bytes | None = None

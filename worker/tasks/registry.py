@@ -110,7 +110,7 @@ class Tasks:
         if function is not None:
             raise InvalidArgument("write @app.task() with parentheses: it takes the task's options")
         queue_name_bytes(queue)
-        timeout_ms = None if timeout is None else seconds_ms("timeout", timeout)
+        timeout_ms = None if timeout is None else seconds_ms("timeout", timeout, least_ms=1)
         if max_attempts is not None and (type(max_attempts) is not int or not 1 <= max_attempts <= _MAX_ATTEMPTS):
             raise InvalidArgument(f"max_attempts is a whole number from 1 to {_MAX_ATTEMPTS}, not {max_attempts!r}")
         rules = tuple(retry)

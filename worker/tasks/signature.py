@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hi
 from pydantic import ConfigDict, Field, RootModel, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
-from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.errors import InvalidArgument, ResultTooLarge
 from ledgerq.worker.engine.settlement import check_result
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.outcomes import ArgumentsDontFit, ResultDoesntFit
@@ -109,7 +109,7 @@ class Signature:
         return lambda: function(*by_position, **arguments)
 
     def encode_result(self, value: Any) -> bytes | None:
-        """A result as JSON, None for none; raises `ResultDoesntFit` for one of another type, `ResultTooLarge`."""
+        """A result as JSON, None for none; raises `ResultDoesntFit` for one of another type or above the limit."""
         if value is None:
             return None
         try:
@@ -121,7 +121,10 @@ class Signature:
             ) from error
         except ValueError as error:
             raise ResultDoesntFit(f"the result of task {self._task!r} can't be JSON: {error}") from error
-        check_result(result := text.encode())
+        try:
+            check_result(result := text.encode())
+        except ResultTooLarge as error:  # the next try would return as much
+            raise ResultDoesntFit(f"task {self._task!r}: {error}") from error
         try:
             self._result.model_validate_json(text)
         except ValidationError as error:

@@ -103,6 +103,8 @@ class Task(Generic[P, R]):
         *,
         delay: float | None = None,
         run_at: datetime | None = None,
+        expires: float | datetime | None = None,
+        deadline: float | datetime | None = None,
         priority: int | None = None,
         max_attempts: int | None = None,
         unique_key: str | bytes | None = None,
@@ -122,6 +124,8 @@ class Task(Generic[P, R]):
         given = {
             "delay": delay,
             "run_at": run_at,
+            "expires": expires,
+            "deadline": deadline,
             "priority": priority,
             "max_attempts": max_attempts,
             "unique_key": unique_key,

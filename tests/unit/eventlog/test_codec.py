@@ -37,8 +37,10 @@ from ledgerq.eventlog.events import (
     Deleted,
     Enqueued,
     Event,
+    Expired,
     FilesSetAside,
     LeaseExpired,
+    Moved,
     Nacked,
     Promoted,
     QueuePaused,
@@ -132,15 +134,17 @@ GOLDEN_2: list[tuple[Event, str]] = [
     (QueuePaused("mail", "ann", SEALED), f"c401209193a46d61696ca3616e6e{SEALED_HEX}"),
     (QueueResumed("mail", "ann", SEALED), f"c401219193a46d61696ca3616e6e{SEALED_HEX}"),
     (Deleted(JOB, "ann", SEALED), f"c4010f9193{JOB_HEX}a3616e6e{SEALED_HEX}"),
+    (Expired(JOB, 1_700_000_001_000), f"c401109192{JOB_HEX}cf0000018bcfe56be8"),
+    (Moved(JOB, "dlq", "ann", SEALED), f"c401119194{JOB_HEX}a3646c71a3616e6e{SEALED_HEX}"),
     (
-        BulkBegan("mail", "requeue", "dead", "OSError", 4, 0, 1_700_000_001_000, 40, "ann", SEALED, "send"),
-        "c40122919ba46d61696ca772657175657565a464656164a74f534572726f720400cf0000018bcfe56be828a3616e6e"
+        BulkBegan("mail", "requeue", "dead", "OSError", 4, 0, 1_700_000_001_000, 40, "ann", SEALED, "send", "dlq"),
+        "c40122919ca46d61696ca772657175657565a464656164a74f534572726f720400cf0000018bcfe56be828a3616e6e"
         + SEALED_HEX
-        + "a473656e64",
+        + "a473656e64a3646c71",
     ),
     (
         BulkBegan("mail", "cancel", None, "", 0, 0, 0, 40, "ann", SEALED),
-        "c40122919ba46d61696ca663616e63656cc0a000000028a3616e6e" + SEALED_HEX + "a0",
+        "c40122919ca46d61696ca663616e63656cc0a000000028a3616e6e" + SEALED_HEX + "a0a0",
     ),
     (BulkEnded("mail", 41, 5, 2), "c401239194a46d61696c290502"),
 ]

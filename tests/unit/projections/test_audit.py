@@ -54,7 +54,7 @@ async def test_a_clean_ledger_is_clean(ledger: Ledger) -> None:
     report = await audited(ledger.disk, deep=True, projections=with_projections())
     assert report.clean
     assert report.differences == []
-    assert (report.jobs, report.payloads) == (15, 15)
+    assert (report.jobs, report.payloads) == (16, 16)
     assert report.anchor == ledger.disk.anchor
     assert report.verified.events == report.verified.head.next_offset > 20
     assert report.location == "memory:///"

@@ -13,6 +13,7 @@ from ledgerq.eventlog.events import (
     Enqueued,
     Event,
     LeaseExpired,
+    Moved,
     Nacked,
     Promoted,
     Requeued,
@@ -147,7 +148,7 @@ def expected(history: list[Transition], queue: str) -> dict[str, list[int]]:
     born: dict[bytes, tuple[str, int]] = {}
     since: dict[bytes, int] = {}
     tries: dict[bytes, int] = {}
-    for _, time_ms, event, _, _ in history:
+    for _, time_ms, event, _, after in history:
         if isinstance(event, Enqueued):
             born[event.id] = (event.queue, time_ms)
             since[event.id], tries[event.id] = event.due_ms or time_ms, 0
@@ -163,6 +164,10 @@ def expected(history: list[Transition], queue: str) -> dict[str, list[int]]:
             tries[event.id], since[event.id] = event.attempt, time_ms
         elif isinstance(event, Nacked | LeaseExpired | Requeued):
             since[event.id] = (event.due_ms if isinstance(event, Nacked) else 0) or time_ms
+        elif isinstance(event, Moved):
+            assert after is not None
+            born[event.id], tries[event.id] = (event.queue, born[event.id][1]), 0
+            since[event.id] = after.due_ms or time_ms
     return found
 
 

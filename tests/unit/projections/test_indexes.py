@@ -16,7 +16,7 @@ from ledgerq.eventlog.keys import PAYLOAD_PREFIX, payload_key
 from ledgerq.projections.fold import Fold, Transition
 from ledgerq.projections.indexes import RANGES, decode_job, index_entries, job_key, unique_key
 from ledgerq.projections.job import Job, born, evolve
-from ledgerq.worker.engine.writer_state import index_changes
+from ledgerq.worker.engine.commit_rows import index_changes
 from tests.support.histories import START_MS, enqueued, histories, job_id, quick, some
 
 ID = job_id(1)

@@ -17,9 +17,11 @@ from ledgerq.eventlog.events import (
     DeadLettered,
     Deleted,
     Enqueued,
+    Expired,
     JobEvent,
     LeaseExpired,
     LogEvent,
+    Moved,
     Nacked,
     Promoted,
     QueueEvent,
@@ -32,6 +34,7 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
+from ledgerq.eventlog.terms import JSON, Terms, encode_terms
 from ledgerq.projections.fold import Fold, Transition
 from ledgerq.projections.job import FINISHED, TRANSITIONS, Job, born, evolve, may
 from tests.support.histories import START_MS, enqueued, histories, job_id, quick
@@ -59,13 +62,24 @@ EVENTS: list[JobEvent] = [
     Swept(ID),
     DeadLettered(ID, SWEEP_MS, "ann", "the payload is lost"),
     Deleted(ID, "ann", "as asked"),
+    Expired(ID, SWEEP_MS),
+    Moved(ID, "elsewhere", "ann", "as asked"),
 ]
+
+EXPIRES_MS = START_MS + 50
+EXPIRES = encode_terms(Terms("", JSON, EXPIRES_MS))
+
+
+def time_of(event: JobEvent) -> int:
+    """A time at which it can happen."""
+    return EXPIRES_MS if isinstance(event, Expired) else START_MS
+
 
 # The shortest way to each state.
 PATHS: dict[str, list[JobEvent]] = {
     "new": [],
-    "pending": [enqueued()],
-    "scheduled": [enqueued(due_ms=DUE_MS)],
+    "pending": [enqueued(terms=EXPIRES)],
+    "scheduled": [enqueued(due_ms=DUE_MS, terms=EXPIRES)],
     "claimed": [enqueued(), EVENTS[3]],
     "done": [enqueued(), EVENTS[3], EVENTS[4]],
     "dead": [enqueued(), EVENTS[3], EVENTS[8]],
@@ -109,15 +123,15 @@ def test_every_event_in_every_state_goes_where_the_table_says_or_nowhere(state: 
     assert (allowed is not None) == may("new" if state == "gone" else state, type(event))
     if allowed is None:
         with pytest.raises(LogCorrupt, match=type(event).__name__) as caught:
-            fold.apply(offset, START_MS, event)
+            fold.apply(offset, time_of(event), event)
         assert caught.value.offset == offset
     else:
-        assert state_of(fold.apply(offset, START_MS, event).after) in allowed
+        assert state_of(fold.apply(offset, time_of(event), event).after) in allowed
 
 
 def test_the_events_above_reach_all_of_the_table() -> None:
     reached = {
-        (type(event), state, state_of(folded(PATHS[state]).apply(99, START_MS, event).after))
+        (type(event), state, state_of(folded(PATHS[state]).apply(99, time_of(event), event).after))
         for state, event in CASES
         if state != "gone" and may(state, type(event))
     }
@@ -284,3 +298,36 @@ def test_any_valid_history_is_gapless_for_each_job(transitions: list[Transition]
             last[job_id_] = transition.after
             if transition.before is not None and transition.after is not None:
                 assert transition.after.offsets == (*transition.before.offsets, transition.offset)
+
+
+def test_a_job_that_expires_can_not_be_claimed_from_then_on_nor_expire_before() -> None:
+    claimed, expired = Claimed(ID, 1, 30_000, None), Expired(ID, SWEEP_MS)
+    folded(PATHS["pending"]).apply(5, EXPIRES_MS - 1, claimed)
+    for event, time_ms in ((claimed, EXPIRES_MS), (expired, EXPIRES_MS - 1)):
+        with pytest.raises(LogCorrupt, match="is to start before"):
+            folded(PATHS["pending"]).apply(5, time_ms, event)
+    with pytest.raises(LogCorrupt, match="is to start before no time"):
+        folded([enqueued(terms=encode_terms(Terms("send")))]).apply(5, EXPIRES_MS, expired)
+
+
+@pytest.mark.parametrize(
+    ("expires", "deadline", "first"), [(0, 0, 0), (7, 0, 7), (0, 7, 7), (5, 7, 5), (9, 7, 7)], ids=str
+)
+def test_a_job_starts_before_it_expires_and_before_its_deadline(expires: int, deadline: int, first: int) -> None:
+    assert after(spec=enqueued(terms=encode_terms(Terms("", JSON, expires, deadline)))).starts_before_ms == first
+
+
+def test_a_moved_job_begins_anew_in_its_queue_without_its_key() -> None:
+    claimed, dead = Claimed(ID, 2, 30_000, "w1"), Nacked(ID, "dead", 0, SWEEP_MS, False, "boom", "OSError")
+    moved = after(claimed, dead, Moved(ID, "other", "ann", "there"), spec=enqueued(unique_key=b"k"))
+    assert (moved.queue, moved.moved_from, moved.state, moved.attempt) == ("other", "mail", "pending", 0)
+    assert (moved.unique_held, moved.sweep_at_ms, moved.since_ms) == (False, 0, START_MS + 13)
+    assert (moved.error, moved.error_type, moved.offsets) == ("boom", "OSError", (11, 12, 13))
+    waiting = after(Moved(ID, "other", "ann", "there"), spec=enqueued(due_ms=DUE_MS))
+    assert (waiting.state, waiting.due_ms, waiting.since_ms) == ("scheduled", DUE_MS, DUE_MS)
+
+
+@pytest.mark.parametrize("queue", ["mail", "", "a\0b", "x" * 256])
+def test_a_job_is_moved_to_another_queue_that_can_be_one(queue: str) -> None:
+    with pytest.raises(LogCorrupt, match="can't be moved"):
+        folded(PATHS["pending"]).apply(5, START_MS, Moved(ID, queue, "ann", "there"))

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt
+from ledgerq.eventlog.events import Claimed
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
 from ledgerq.eventlog.writer import EventLog
@@ -122,14 +123,22 @@ async def test_the_fold_to_an_offset_or_a_time_is_what_the_queue_said_then(seed:
 # ---------------------------------------------------------------------- made-up histories
 
 
+def _is_late(transition: Transition, time_ms: int) -> bool:
+    """Whether this is a claim that no commit of this time can have."""
+    job = transition.after
+    return isinstance(transition.event, Claimed) and job is not None and 0 < job.starts_before_ms <= time_ms
+
+
 async def written(history: Sequence[Transition], sizes: Sequence[int]) -> MemoryDisk:
-    """A log that holds these events in commits of these sizes (then of 1), each at the time of its last event."""
+    """A log that holds these events in commits of at most these sizes (then of 1), each at its last event's time."""
     disk, clock = MemoryDisk(), ManualClock(0)
     log = EventLog(MemoryStore(disk), clock=clock, commit_hook=Watcher())
     await log.start()
     left, pending = list(history), list(sizes)
     while left:
         size = pending.pop(0) if pending else 1
+        while any(_is_late(one, left[:size][-1].time_ms) for one in left[:size]):
+            size -= 1
         now, left = left[:size], left[size:]
         clock.set(now[-1].time_ms)
         for transition in now:

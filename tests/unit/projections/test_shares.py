@@ -208,7 +208,7 @@ async def test_a_changed_log_is_refused_with_the_same_offset(
 async def test_payloads_and_projections_of_users_are_for_one_process(
     ledger: Ledger, elsewhere: list[ShareTask]
 ) -> None:
-    assert (await audited(ledger.disk, 4, deep=True)).payloads == 15
+    assert (await audited(ledger.disk, 4, deep=True)).payloads == 16
     await audited(ledger.disk, 4, projections=with_projections())
     assert elsewhere == []
 

@@ -19,8 +19,10 @@ from ledgerq.eventlog.events import (
     Deleted,
     Enqueued,
     Event,
+    Expired,
     JobEvent,
     LeaseExpired,
+    Moved,
     Nacked,
     Promoted,
     QueuePaused,
@@ -46,6 +48,8 @@ TOTAL_OF: dict[type[JobEvent], str] = {
     Swept: "swept",
     DeadLettered: "dead_lettered",
     Deleted: "deleted",
+    Expired: "expired",
+    Moved: "moved_out",
 }
 
 
@@ -66,7 +70,8 @@ def test_counters_are_the_jobs_there_are_and_the_events_there_were(history: list
         events: Counter[str] = Counter()
         paused = False
         for transition in history:
-            event, job = transition.event, transition.after or transition.before
+            event, job = transition.event, transition.before or transition.after
+            events["moved_in"] += isinstance(event, Moved) and event.queue == queue
             if isinstance(event, QueuePaused | QueueResumed):
                 paused = isinstance(event, QueuePaused) if event.queue == queue else paused
             elif job is not None and job.queue == queue:
@@ -107,7 +112,7 @@ def test_what_is_counted_in_place_is_what_the_delta_says(history: list[Transitio
 
 def test_every_job_event_has_a_total() -> None:
     assert set(TOTAL_OF) == set(TRANSITIONS)
-    assert set(TOTALS) == {*TOTAL_OF.values(), "dead", "released"}
+    assert set(TOTALS) == {*TOTAL_OF.values(), "dead", "released", "moved_in"}
 
 
 def test_a_job_that_stays_in_its_state_is_counted_once() -> None:

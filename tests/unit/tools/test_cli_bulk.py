@@ -100,6 +100,8 @@ def test_all_jobs_that_wait_are_cancelled(cli: Cli, url: str) -> None:
         (("dead", "mail", "--requeue", "--apply", "--reason", " "), "reason must be text"),
         (("dead", "mail", "--before", "soon"), "is not a time"),
         (("cancel-all", "mail", "--state", "dead"), "dead can't be changed so"),
+        (("move", "mail", "mail"), "in queue 'mail' already"),
+        (("move", "mail", "other", "--state", "done"), "done can't be changed so"),
         (("dead", "nail", "--requeue", "--apply", "--reason", "x"), "there is no queue 'nail'"),
     ],
 )
@@ -159,3 +161,17 @@ async def test_rates_are_of_the_time_between_two_frames() -> None:
         clock.advance(seconds=2)
         (line,) = (await frame_of(LogReader(MemoryReader(rig.disk), clock=clock), first)).queues
         assert (line.enqueued_s, line.acked_s, line.failed_s) == (3.0, 1.0, 0.5)
+
+
+def test_dead_jobs_are_moved_to_another_queue(cli: Cli, url: str) -> None:
+    assert "1 job of queue mail match" in cli.ok("move", url, "mail", "other", "--error", "no such").out
+    done = cli.ok("move", url, "mail", "other", "--apply", "--reason", "to be looked at", "--json").json
+    assert (done["what"], done["count"], done["examples"][0]["queue"]) == ("move", 25, "mail")
+    stats = {one["queue"]: one for one in cli.ok("stats", url, "--json").json["queues"]}
+    assert (stats["mail"]["now"]["dead"], stats["other"]["now"]["pending"]) == (0, 25)
+    job = done["examples"][0]["job_id"]
+    shown = cli.ok("show", url, job, "--json").json
+    assert (shown["queue"], shown["moved_from"], shown["state"]) == ("other", "mail", "pending")
+    assert "moved from mail" in " ".join(cli.ok("show", url, job).out.split())
+    assert "to queue other by" in cli.ok("history", url, job).out
+    assert "move jobs of queue mail to queue other" in cli.ok("log", url).out

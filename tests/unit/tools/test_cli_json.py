@@ -20,6 +20,7 @@ FOR_PEOPLE = ("demo", "completion")
 VALUES = {
     "URL": "ftp://nowhere",
     "QUEUE": "mail",
+    "TO": "other",
     "JOB": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "JOB...": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
     "A": "0",

@@ -221,6 +221,7 @@ def test_a_rule_counts_before_the_job_and_its_queue(
         lambda: on(OSError, attempts=True),
         lambda: on(OSError, base=-1),
         lambda: on(OSError, cap=float("nan")),
+        lambda: on(OSError, base=9, cap=3),
         lambda: on(OSError, dead=True, attempts=3),
         lambda: on(OSError, dead=1),  # type: ignore[arg-type]
     ],
@@ -299,15 +300,17 @@ def test_a_finished_job_is_not_cancelled(job: Job) -> None:
 
 
 def test_a_dead_job_is_requeued_unless_its_unique_key_is_taken() -> None:
-    assert decisions.requeue(DEAD, unique_holder=None, actor="bob", reason="fixed") == Requeued(ID, "bob", "fixed")
+    assert decisions.requeue(DEAD, now_ms=NOW_MS, unique_holder=None, actor="bob", reason="fixed") == Requeued(
+        ID, "bob", "fixed"
+    )
     with pytest.raises(InvalidState, match="THE-HOLDER holds its unique key"):
-        decisions.requeue(DEAD, unique_holder="THE-HOLDER", actor="bob", reason="fixed")
+        decisions.requeue(DEAD, now_ms=NOW_MS, unique_holder="THE-HOLDER", actor="bob", reason="fixed")
 
 
 @but(DEAD)
 def test_no_other_job_is_requeued(job: Job) -> None:
     with pytest.raises(InvalidState, match="only a dead job"):
-        decisions.requeue(job, unique_holder=None, actor="bob", reason="fixed")
+        decisions.requeue(job, now_ms=NOW_MS, unique_holder=None, actor="bob", reason="fixed")
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "x" * 1001, None, 5, b"ann"])
@@ -316,7 +319,7 @@ def test_an_operator_says_who_and_why(text: Any) -> None:
         with pytest.raises(InvalidArgument, match=f"{name} must be text of 1 to 1000 characters"):
             cancel(PENDING, **asked)
         with pytest.raises(InvalidArgument, match=name):
-            decisions.requeue(DEAD, unique_holder=None, **({"actor": "bob", "reason": "x"} | asked))
+            decisions.requeue(DEAD, now_ms=NOW_MS, unique_holder=None, **({"actor": "bob", "reason": "x"} | asked))
 
 
 def test_an_operators_text_may_be_as_long_as_the_limit_and_hold_anything() -> None:

@@ -19,7 +19,7 @@ from ledgerq.eventlog.codec import encode_batch, encode_batch_pieces
 from ledgerq.eventlog.errors import LogPoisoned, QueueClosed
 from ledgerq.eventlog.events import Acked, Enqueued, WriterClosed
 from ledgerq.eventlog.memory import MemoryBatch
-from ledgerq.worker.engine import admission, new_job, refill, writer_state
+from ledgerq.worker.engine import admission, commit_rows, new_job, refill
 from ledgerq.worker.options import NewJob
 from tests.simulation.command import run_seeds
 from tests.support.loops import settle
@@ -54,7 +54,7 @@ class Turns:
 @asynccontextmanager
 async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Turns]:
     turns = Turns()
-    prepare, index_changes, update = new_job.prepare, writer_state.index_changes, MemoryBatch.update
+    prepare, index_changes, update = new_job.prepare, commit_rows.index_changes, MemoryBatch.update
     stage, encode = admission.Admission.stage, encode_batch_pieces
 
     def counted_prepare(*given: Any, **more: Any) -> Any:
@@ -81,7 +81,7 @@ async def counted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Turns]:
     monkeypatch.setattr(admission.Admission, "stage", counted_stage)
     monkeypatch.setattr(flights, "encode_batch_pieces", counted_encode)
     monkeypatch.setattr(new_job, "prepare", counted_prepare)
-    monkeypatch.setattr(writer_state, "index_changes", counted_changes)
+    monkeypatch.setattr(commit_rows, "index_changes", counted_changes)
     monkeypatch.setattr(MemoryBatch, "update", counted_update)
 
     async def turning() -> None:
@@ -353,7 +353,7 @@ def test_simulated_worlds_keep_their_promises_when_every_commit_is_written_in_pi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(new_job, "_AT_ONCE", 2)
-    monkeypatch.setattr(writer_state, "_PIECE_JOBS", 2)
+    monkeypatch.setattr(commit_rows, "PIECE_JOBS", 2)
     monkeypatch.setattr(admission, "_PIECE_JOBS", 2)
     monkeypatch.setattr(refill, "_TURN_ROWS", 2)
     for module in (flights, commit):

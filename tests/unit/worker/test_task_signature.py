@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel, Field, Json, SecretStr, computed_field
 
-from ledgerq.eventlog.errors import InvalidArgument, ResultTooLarge
+from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.outcomes import ArgumentsDontFit, ResultDoesntFit
@@ -180,7 +180,7 @@ def test_results_are_those_that_the_signature_names() -> None:
         signature.encode_result(["x"])
     with pytest.raises(InvalidArgument, match="not of the type that it names now"):
         signature.decode_result(b'"text"')
-    with pytest.raises(ResultTooLarge, match="return a reference"):
+    with pytest.raises(ResultDoesntFit, match="return a reference"):
         signature.encode_result([1] * 600_000)
 
 

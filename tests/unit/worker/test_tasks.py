@@ -321,7 +321,7 @@ async def test_a_job_that_no_task_is_for_waits_for_one_and_its_tries_do_not_coun
 
 
 @pytest.mark.parametrize(
-    "terms", [b"\x93\xa4work\x00\x01", b"\x92\xa4work\x07", b""], ids=["more terms", "no JSON", "damaged"]
+    "terms", [b"\x95\xa4work\x00\x00\x00\x01", b"\x92\xa4work\x07", b""], ids=["more terms", "no JSON", "damaged"]
 )
 async def test_a_job_of_a_newer_version_waits_for_one_that_knows_its_terms(terms: bytes) -> None:
     app = Tasks()
@@ -394,10 +394,10 @@ async def test_a_tasks_timeout_is_its_own_and_a_rule_may_be_for_it() -> None:
             assert (await rig.queue.get(two.job_id)).state == "claimed"
 
 
-async def test_a_result_that_is_too_large_fails_its_try_and_no_other() -> None:
+async def test_a_result_that_is_too_large_fails_its_job_at_once_and_no_other() -> None:
     app = Tasks()
 
-    @app.task(max_attempts=1)
+    @app.task(max_attempts=5)
     async def work(size: int) -> str:
         return "x" * size
 
@@ -406,7 +406,9 @@ async def test_a_result_that_is_too_large_fails_its_try_and_no_other() -> None:
         assert await run(rig, app, small) == "xxxxx"
         error = await run(rig, app, large)
         assert isinstance(error, JobFailed)
-        assert error.error_type == "ResultTooLarge"
+        assert error.error_type == "ResultDoesntFit"
+        assert "store it elsewhere and return a reference" in str(error)
+        assert (await rig.queue.get(large.job_id)).attempt == 1
 
 
 # Middleware, hooks, lifespan

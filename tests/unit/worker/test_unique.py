@@ -269,6 +269,7 @@ async def test_a_job_id_used_again_in_the_commit_that_sweeps_its_old_job_leaves_
         await rig.queue.enqueue("q", b"old", job_id=ID_A)
         (claim,) = await rig.queue.claim("q")
         await rig.queue.ack(claim)
+        await settle()  # the first scans of all ranges
         rig.clock.advance(seconds=24 * 3600 - 0.001)
         rig.faults.hold("sync:before")
         # While maintenance scans for what is due, a commit begins that stays under way until the new job is staged.
