@@ -197,9 +197,8 @@ def _moved(job: Job, event: Moved, offset: int, time_ms: int) -> Job:
 
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     """The job after `event`, which stands at `offset` in a commit of `time_ms`; None when the job is gone."""
-    held, error = job.unique_held, job.last_error
-    attempt, due_ms, sweep_at_ms, since_ms = job.attempt, 0, 0, time_ms
-    claim_offset, lease_ms, worker = job.claim_offset, 0, job.worker
+    held, error, attempt, since_ms = job.unique_held, job.last_error, job.attempt, time_ms
+    claim_offset, lease_ms, worker, due_ms, sweep_at_ms = job.claim_offset, 0, job.worker, 0, 0
     cancel_request: tuple[str, Text] | None = None
     state: State
     text: Text | None = None

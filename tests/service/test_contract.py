@@ -19,7 +19,6 @@ _MODULES: Final = (
     *_QUICK,
     "test_claim_stream",
     "test_clock_and_limits",
-    "test_close",
     "test_enqueue",
     "test_enqueue_claim",
     "test_job_logging",
