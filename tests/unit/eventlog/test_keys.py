@@ -95,6 +95,7 @@ def test_every_index_key_is_in_its_own_range_only(queue: str, priority: int, off
         "pending": indexes.pending_key(queue, priority, offset),
         "scheduled": indexes.scheduled_key(time_ms, offset),
         "claimed": indexes.claimed_key(JOB),
+        "expiry": indexes.expiry_key(time_ms, offset),
         "finished": indexes.finished_key(time_ms, JOB),
         "dead": indexes.dead_key(queue, offset),
         "unique": indexes.unique_key(queue, b"k"),

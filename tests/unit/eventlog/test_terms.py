@@ -9,7 +9,7 @@ from ledgerq.eventlog.terms import Terms, decode_terms, encode_terms
 from ledgerq.projections.fold import Fold
 
 
-@pytest.mark.parametrize("terms", [Terms(), Terms("send"), Terms("send", 7), Terms("", 7)])
+@pytest.mark.parametrize("terms", [Terms(), Terms("send"), Terms("send", 7), Terms("", 7), Terms("", 0, 5), Terms("send", 0, 0, 9)])
 def test_terms_come_back(terms: Terms) -> None:
     assert decode_terms(encode_terms(terms)) == terms
 
@@ -20,17 +20,17 @@ def test_defaults_at_the_end_are_not_written() -> None:
 
 
 def test_terms_of_a_newer_version_are_refused() -> None:
-    with pytest.raises(FormatTooNew, match="a job has 3 terms, this ledgerq knows task, content_type: upgrade it"):
-        decode_terms(pack(("send", 0, "more")))
+    with pytest.raises(FormatTooNew, match="a job has 5 terms, this ledgerq knows task, .*, deadline_ms: upgrade it"):
+        decode_terms(pack(("send", 0, 0, 0, "more")))
 
 
-@pytest.mark.parametrize("value", [b"", b"\xc1", pack("send"), pack((1,)), pack(("send", "json"))])
+@pytest.mark.parametrize("value", [b"", b"\xc1", pack("send"), pack((1,)), pack(("send", "json")), pack(("send", 0, -1))])
 def test_malformed_terms_are_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match=r"terms can't be decoded|not msgpack"):
         decode_terms(value)
 
 
-@pytest.mark.parametrize(("terms", "error"), [(b"\xc1", LogCorrupt), (pack(("send", 0, 1)), FormatTooNew)])
+@pytest.mark.parametrize(("terms", "error"), [(b"\xc1", LogCorrupt), (pack(("send", 0, 0, 0, 1)), FormatTooNew)])
 def test_the_fold_knows_the_terms_of_each_job(terms: bytes, error: type[Exception]) -> None:
     fold = Fold()
     job = Enqueued(bytes(16), "q", 1, 3, 0, None, "finished", 1, bytes(32), terms)
