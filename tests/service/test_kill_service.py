@@ -1,11 +1,13 @@
 """The service killed again and again under producers and a worker, with a ledger of what they were told, outside it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,18 @@ ROOT = Path(__file__).parents[2]
 LIMIT_S = 60.0
 KILLS = 3
 PRODUCERS = 10
+STARTED: list[asyncio.subprocess.Process] = []
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left() -> Iterator[None]:
+    """End what a test that fails leaves behind."""
+    yield
+    for process in STARTED:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+    STARTED.clear()
 
 
 def free_port() -> int:
@@ -38,6 +52,7 @@ async def start(folder: Path, port: int) -> asyncio.subprocess.Process:
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
+    STARTED.append(process)
     async with asyncio.timeout(LIMIT_S):
         assert b"serving" in await process.stderr.readline()
     return process
