@@ -117,12 +117,16 @@ class Promoted(Fact, frozen=True):
 
 
 class Claimed(Fact, frozen=True):
-    """A worker got the job for its `attempt`-th try, for `lease_ms` at first; `worker` is its name, if it gave one."""
+    """A worker got the job for its `attempt`-th try, for `lease_ms` at first; `worker` is its name, if it gave one.
+
+    `kept`: its holder is another process than the writer's, so it goes on when the writer ends.
+    """
 
     id: Id
     attempt: int
     lease_ms: int
     worker: str | None
+    kept: bool = False
 
 
 class Acked(Fact, frozen=True):

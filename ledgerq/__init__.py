@@ -91,6 +91,9 @@ if TYPE_CHECKING:
     from ledgerq.worker.outcomes import Retry as Retry
     from ledgerq.worker.outcomes import Snooze as Snooze
     from ledgerq.worker.queue import Queue as Queue
+    from ledgerq.worker.remote.service_errors import NotAllowed as NotAllowed
+    from ledgerq.worker.remote.service_errors import ServiceError as ServiceError
+    from ledgerq.worker.remote.service_errors import ServiceUnavailable as ServiceUnavailable
     from ledgerq.worker.retry_rules import RetryRule as RetryRule
     from ledgerq.worker.retry_rules import on as on
     from ledgerq.worker.tasks.calling import CallNext as CallNext
@@ -126,6 +129,7 @@ _HOME = {
     "LogPoisoned": "ledgerq.eventlog.errors",
     "LogRolledBack": "ledgerq.eventlog.errors",
     "NotPublished": "ledgerq.eventlog.errors",
+    "NotAllowed": "ledgerq.worker.remote.service_errors",
     "NotRebuilt": "ledgerq.eventlog.errors",
     "OutcomeUnknown": "ledgerq.eventlog.errors",
     "PayloadMissing": "ledgerq.eventlog.errors",
@@ -137,6 +141,8 @@ _HOME = {
     "ResultGone": "ledgerq.eventlog.errors",
     "ResultTooLarge": "ledgerq.eventlog.errors",
     "ScheduleNotFound": "ledgerq.eventlog.errors",
+    "ServiceError": "ledgerq.worker.remote.service_errors",
+    "ServiceUnavailable": "ledgerq.worker.remote.service_errors",
     "StoreInUse": "ledgerq.eventlog.errors",
     "StoreNotFound": "ledgerq.eventlog.errors",
     "StoreUnavailable": "ledgerq.eventlog.errors",

@@ -74,7 +74,7 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     log, the last `MAX_OFFSETS` of them: those of older ones are deleted. `error_type` is the exception's class of
     `last_error`, `result` the place of what the handler returned, `crashes` how many tries in a row ended their
     process, `snoozes` how often in a row it was given back to be tried later, `moved_from` the queue in which it was
-    before, empty for one that was never moved.
+    before, empty for one that was never moved, `kept` whether the current claim goes on when its writer ends.
     """
 
     spec: Enqueued
@@ -99,6 +99,7 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     crashes: int = 0
     snoozes: int = 0
     moved_from: str = ""
+    kept: bool = False
 
     @property
     def error(self) -> str:
@@ -196,9 +197,8 @@ def _moved(job: Job, event: Moved, offset: int, time_ms: int) -> Job:
 
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     """The job after `event`, which stands at `offset` in a commit of `time_ms`; None when the job is gone."""
-    held, error = job.unique_held, job.last_error
-    attempt, due_ms, sweep_at_ms, since_ms = job.attempt, 0, 0, time_ms
-    claim_offset, lease_ms, worker = job.claim_offset, 0, job.worker
+    held, error, attempt, since_ms = job.unique_held, job.last_error, job.attempt, time_ms
+    claim_offset, lease_ms, worker, due_ms, sweep_at_ms = job.claim_offset, 0, job.worker, 0, 0
     cancel_request: tuple[str, Text] | None = None
     state: State
     text: Text | None = None
@@ -263,4 +263,5 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         crashes,
         snoozes,
         job.moved_from,
+        state == "claimed" and (event.kept if type(event) is Claimed else job.kept),
     )

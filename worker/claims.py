@@ -5,12 +5,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.terms import decode_terms
 
-__all__ = ["Claim", "EnqueueResult", "Waiter", "ClaimWaiters"]
+__all__ = ["Claim", "ClaimName", "EnqueueResult", "Waiter", "ClaimWaiters"]
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +65,20 @@ class Claim:
         return datetime.fromtimestamp(self.lease_expires_ms / 1000, UTC)
 
 
+class ClaimName(NamedTuple):
+    """A claim as its holder in another process names it: by its job and its offset. `queue` is the job's."""
+
+    queue: str
+    id: bytes
+    offset: int
+    record: PayloadRecord | None = None
+
+    @property
+    def job_id(self) -> str:
+        """The ULID's text."""
+        return job_id_text(self.id)
+
+
 @dataclass(frozen=True, slots=True)
 class EnqueueResult:
     """The result of `enqueue`: the job's id, and whether it is new (False: its unique key was held by this job)."""
@@ -80,13 +95,16 @@ class EnqueueResult:
 class Waiter:
     """A claim call that waits for jobs of one or several queues."""
 
-    __slots__ = ("future", "lease_ms", "limit", "queues", "worker")
+    __slots__ = ("future", "kept", "lease_ms", "limit", "queues", "worker")
 
-    def __init__(self, queues: Sequence[str], limit: int, lease_ms: int | None, worker: str | None) -> None:
+    def __init__(
+        self, queues: Sequence[str], limit: int, lease_ms: int | None, worker: str | None, kept: bool = False
+    ) -> None:
         self.queues = queues
         self.limit = limit
         self.lease_ms = lease_ms
         self.worker = worker
+        self.kept = kept
         self.future: asyncio.Future[list[Claim]] = asyncio.get_running_loop().create_future()
 
 

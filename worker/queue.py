@@ -17,12 +17,11 @@ from ledgerq.eventlog.keys import queue_names
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.writer import EventLog
-from ledgerq.projections.job import Job
 from ledgerq.projections.runner import Projection
 from ledgerq.worker.bulk import Bulk
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.effects import Effects
-from ledgerq.worker.engine import commands, decisions, settlement
+from ledgerq.worker.engine import decisions, settlement
 from ledgerq.worker.engine.checkpoints import Checkpoints, begin_noting
 from ledgerq.worker.engine.core import DEFAULT_OPTIONS, Core, open_core
 from ledgerq.worker.engine.dispatcher import WatchCallback
@@ -30,7 +29,7 @@ from ledgerq.worker.engine.enqueue import Enqueuer
 from ledgerq.worker.engine.scheduling import begin_ticks
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
-from ledgerq.worker.queue_effects import QueueEffects
+from ledgerq.worker.queue_operations import QueueOperations
 from ledgerq.worker.retry_rules import RetryRule
 from ledgerq.worker.schedules import Schedules
 from ledgerq.worker.tracing.provider import check_provider, traced_enqueuer
@@ -38,6 +37,7 @@ from ledgerq.worker.tracing.provider import check_provider, traced_enqueuer
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
+    from ledgerq.worker.remote.remote_queue import RemoteQueue
     from ledgerq.worker.tasks.registry import Tasks
 
 __all__ = ["Queue"]
@@ -45,7 +45,7 @@ __all__ = ["Queue"]
 _MAX_CLAIMS: Final = 10_000
 
 
-class Queue(QueueEffects):
+class Queue(QueueOperations):
     """A durable job queue on one store: `await Queue.open(url)`, or `async with Queue.open(url) as queue`."""
 
     def __init__(self, core: Core, tracer_provider: "TracerProvider | None" = None) -> None:
@@ -131,6 +131,23 @@ class Queue(QueueEffects):
             return queue
 
         return Opening(make)
+
+    @staticmethod
+    def connect(
+        urls: str, *, token: str | None = None, tasks: "Tasks | None" = None, patience: float = 60.0
+    ) -> "Opening[RemoteQueue]":
+        """Connect to the service (`ledgerq serve`) at `urls`, one or several addresses separated by commas.
+
+        `patience`: for so many seconds a call is repeated, at each address in turn, while none answers it; then it
+        raises `ServiceUnavailable`. Use the result with `await` or `async with`; see worker/remote/remote_queue.py.
+
+        Raises `InvalidArgument`, `NotAllowed`, `ServiceUnavailable`.
+        """
+        try:
+            from ledgerq.worker.remote.remote_queue import connect
+        except ImportError as error:
+            raise InvalidArgument("Queue.connect needs a client library: pip install 'ledgerq[client]'") from error
+        return connect(urls, token=token, tasks=tasks, patience=patience)
 
     async def close(self) -> None:
         """Commit what is staged, end all tasks, close the store. Claims still held end when it is next opened."""
@@ -229,13 +246,15 @@ class Queue(QueueEffects):
         lease: float | None = None,
         wait: float | None = 0.0,
         worker: str | None = None,
+        kept: bool = False,
     ) -> list[Claim]:
         """Take up to `limit` (1 to 10,000) pending jobs, in order of priority, then of enqueueing.
 
         `queue` may be several names: the first that has jobs is served. `lease`: seconds until the claim ends by itself
         (None: the queue's option). `wait`: seconds to wait when there is none (0: not at all, None: without end).
-        `worker`: the name of the claimer, for the log. Returns [] when the wait is over. The claims are durable when
-        this returns.
+        `worker`: the name of the claimer, for the log. `kept`: for a holder in another process; the claims go on when
+        this writer ends, and have a full lease anew from when the next one opens the store. Returns [] when the wait is
+        over. The claims are durable when this returns.
         """
         self._log.check()
         queues = queue_names(queue)
@@ -252,11 +271,14 @@ class Queue(QueueEffects):
         if self._log.full:
             await self._log.until_not_full()
             self._log.check()
-        return await self._dispatcher.claim(queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker)
+        return await self._dispatcher.claim(
+            queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker, kept=kept
+        )
 
     async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
         """Ack a claim: its work is done. Raises `ClaimLost`, and appends nothing, when it is no longer current.
 
+        An ack that is repeated, while the job's record is kept, changes nothing and returns.
         `result`: at most 1 MiB, kept as long as the job's record, in the same commit; raises `ResultTooLarge`.
         `effects`: come in the same commit, or the claim is still current: raises `EffectConflict`, `DuplicateJobId`.
         """
@@ -319,24 +341,3 @@ class Queue(QueueEffects):
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
         """Call `callback("cancel")` when the job is to stop, `callback("lost")` when the claim was ended otherwise."""
         self._dispatcher.watch(claim, callback)
-
-    # ------------------------------------------------------------------ operate
-
-    async def cancel(self, job_id: str, *, actor: str, reason: str) -> Job:
-        """Cancel a waiting job at once; of a claimed one, ask its worker to stop (`job.cancel_request` is set then).
-
-        Returns the job as it is now. Raises `JobNotFound`, and `InvalidState` for a finished job.
-        """
-        return await commands.cancel(self._core, job_id, actor=actor, reason=reason)
-
-    async def requeue(self, job_id: str, *, actor: str, reason: str) -> Job:
-        """Give a dead job a new start, with no attempts used. Raises `JobNotFound`, and `InvalidState` otherwise."""
-        return await commands.requeue(self._core, job_id, actor=actor, reason=reason)
-
-    async def pause(self, queue: str, *, actor: str, reason: str) -> None:
-        """Let no jobs of this queue be claimed until `resume`; jobs can be added. Pausing twice changes nothing."""
-        await commands.set_paused(self._core, queue, True, actor=actor, reason=reason)
-
-    async def resume(self, queue: str, *, actor: str, reason: str) -> None:
-        """Let jobs of this queue be claimed again."""
-        await commands.set_paused(self._core, queue, False, actor=actor, reason=reason)

@@ -26,6 +26,7 @@ from ledgerq.worker.engine import decisions, settlement
 from ledgerq.worker.engine.commit_rows import index_changes
 from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.queue import Queue
+from ledgerq.worker.remote import service_errors
 from tests.docs.pages import ROOT, page_files
 
 __all__ = ["MAKERS", "PART", "fresh"]
@@ -93,8 +94,8 @@ def _all(text: str | None) -> str:
 def error_table() -> str:
     """Every error, with whether the same call can help later, and the exit code of a command that ends by it."""
     lines = ["| error | meaning | permanent | exit code |", "|---|---|---|---|"]
-    for name in errors.__all__:
-        error = getattr(errors, name)
+    for error in (getattr(module, name) for module in (errors, service_errors) for name in module.__all__):
+        name = error.__name__
         code = app.exit_code(error.__new__(error))
         lines.append(f"| `{name}` | {_first(error.__doc__)} | {'yes' if error.permanent else 'no'} | {code} |")
     return "\n".join(lines) + "\n"

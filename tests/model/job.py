@@ -128,8 +128,10 @@ class Model:
             end_bulk(counts, [job for job in self.jobs.values() if job.queue == event.queue], offset, event)
         elif isinstance(event, WriterOpened):
             self.opened_at = offset
-            found = sum(not how for how in self.claims.values())
-            self.suspects = 0 if self._is_closed else found
+            held = [self.jobs[id] for (id, _), how in self.claims.items() if not how]
+            self.suspects = 0 if self._is_closed else sum(not one.kept for one in held)
+            # Those that are kept have a full lease, from some time after this on.
+            self.leases |= {(one.id, one.claim_offset): self.time_ms + one.lease_ms for one in held if one.kept}
         elif isinstance(event, Enqueued):
             self._enqueued(offset, event)
         elif type(event) in _COUNTED:
@@ -269,7 +271,7 @@ class Model:
         if job.until_claimed:
             self._drop_key(job)
         job.claim_offset, job.claim_ms, job.lease_ms = offset, self.time_ms, event.lease_ms
-        job.stop_asked = False
+        job.stop_asked, job.kept = False, event.kept
         self.claims[job.id, offset] = ""
         return "claimed"
 
@@ -328,7 +330,7 @@ class Model:
         claim = (job.id, job.claim_offset)
         self.claims[claim] = "expired"
         end_ms = self.leases.get(claim, job.claim_ms + job.lease_ms)
-        interrupted = job.claim_offset < self.opened_at
+        interrupted = job.claim_offset < self.opened_at and not job.kept
         if event.reason == "interrupted" and not interrupted:
             raise Violation("early", f"the claim of this writer was interrupted at {offset}")
         if interrupted and event.crashed != (0 < self.suspects <= _MAX_SUSPECTS):

@@ -81,9 +81,9 @@ class Model:
         waiting = self._reference.pending.get(queue, {})
         return [job_id_text(id) for id in sorted(waiting, key=waiting.__getitem__)]
 
-    def claimed(self, claim: Claim, lease_ms: int) -> None:
+    def claimed(self, claim: Claim, lease_ms: int, *, kept: bool = False) -> None:
         """A claim was returned."""
-        self._happened(Claimed(claim.id, claim.attempt, lease_ms, None))
+        self._happened(Claimed(claim.id, claim.attempt, lease_ms, None, kept))
         assert claim.payload == b"%d" % self.jobs[claim.job_id].priority
         self._claims[claim.job_id], self.lease_ends_ms[claim.job_id] = claim, self.now_ms + lease_ms
 
@@ -95,6 +95,11 @@ class Model:
         """A job is done."""
         self.lost_claims.append(self._claims[job_id])
         self._happened(Acked(job_id_bytes(job_id), self.now_ms + KEEP_MS["done"]))
+
+    def has_acked(self, claim: Claim) -> bool:
+        """Whether this claim has acked its job, whose record is still there."""
+        job = self.jobs.get(claim.job_id)
+        return job is not None and job.state == "done" and self._claims[claim.job_id].offset == claim.offset
 
     def cancelled(self, job_id: str) -> None:
         """A job was cancelled, or its claim is asked to stop."""
@@ -149,5 +154,9 @@ class Model:
             self._happened(WriterClosed("last"))
         self._happened(WriterOpened("next", "1", None))
         claims = self.current()
-        for job_id, _ in claims:
-            self._expired(job_id, "interrupted", crashed=not clean and len(claims) <= 12)
+        interrupted = [job_id for job_id, _ in claims if not self.jobs[job_id].kept]
+        for job_id, job in self.jobs.items():
+            if job.kept and job.state == "claimed":
+                self.lease_ends_ms[job_id] = self.now_ms + job.lease_ms
+        for job_id in interrupted:
+            self._expired(job_id, "interrupted", crashed=not clean and len(interrupted) <= 12)

@@ -13,6 +13,7 @@ import pytest
 from ledgerq.eventlog.errors import LedgerError, StoreUnavailable
 from ledgerq.eventlog.events import Claimed
 from ledgerq.eventlog.memory import MemoryStore
+from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import NewJob, QueueOptions
 from ledgerq.worker.queue import Queue
 from tests.support.ledger_checks import all_rows
@@ -62,6 +63,7 @@ class Reported:
         self.cancelled: set[str] = set()
         self.swept: set[str] = set()
         self.paused = False
+        self.kept: Claim | None = None
 
 
 async def a_day(rig: Rig, point: CrashPoint, reported: Reported) -> None:
@@ -80,7 +82,7 @@ async def a_day(rig: Rig, point: CrashPoint, reported: Reported) -> None:
         return added.job_id
 
     first = await enqueue(b"first")
-    waiting = asyncio.create_task(queue.claim("late", wait=None))
+    waiting = asyncio.create_task(queue.claim("late", wait=None, kept=True))
     waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # when no task is left to await it
     for job, payload in zip(
         await queue.enqueue_many("q", [b"a", NewJob(b"b", priority=1), NewJob(b"c", unique_key="k")]),
@@ -98,6 +100,9 @@ async def a_day(rig: Rig, point: CrashPoint, reported: Reported) -> None:
     reported.enqueued[added.job_id] = b"late"
     (claim,) = await waiting
     reported.claimed.add((claim.offset, claim.id))
+    reported.kept = claim
+    await enqueue(b"while it is held")
+    reported.kept = None  # from here on the outcome is unknown
     await queue.nack(claim, "boom", delay=5)
     for _ in range(2):
         claims = await queue.claim("q")
@@ -185,6 +190,9 @@ async def check_promises(rig: Rig, reported: Reported) -> None:
         assert job_id not in jobs or jobs[job_id].state == "cancelled"
     for job_id in reported.dead & jobs.keys():
         assert jobs[job_id].state in ("dead", "pending")  # pending: requeued in the commit that was never reported
+    if reported.kept is not None:
+        await queue.ack(reported.kept)
+        reported.acked.add(reported.kept.job_id)
     assert (await queue.stats("q")).paused >= reported.paused
     await queue.resume("q", **WHO)
     await rig.advance(30)
@@ -212,7 +220,7 @@ async def count_calls() -> list[str]:
 async def test_the_scenario_itself_goes_well_and_reaches_everything() -> None:
     rig = Rig()
     point, reported = await run_until_it_ends(rig, None, "error")
-    assert len(reported.enqueued) == 7
+    assert len(reported.enqueued) == 8
     assert {event.split(":")[0] for event in point.calls} == {"get", "scan", "write", "sync", "close"}
     names = {type(event).__name__ for event in await rig.events()}
     wanted = "Enqueued Promoted Claimed Acked Nacked LeaseExpired Cancelled Requeued Swept"

@@ -111,7 +111,7 @@ async def test_effects_that_are_ended_at_any_call_of_their_store_are_whole_or_no
 
 def of_a_lost_claim(patch: pytest.MonkeyPatch) -> None:
     """Effects are committed though the claim is lost."""
-    real = settlement._stage_ack
+    real = settlement.stage_ack
 
     def stage(*given: Any) -> None:
         try:
@@ -120,7 +120,7 @@ def of_a_lost_claim(patch: pytest.MonkeyPatch) -> None:
             if len(given) < 3:
                 raise
 
-    patch.setattr(settlement, "_stage_ack", stage)
+    patch.setattr(settlement, "stage_ack", stage)
 
 
 def without_the_ack(patch: pytest.MonkeyPatch) -> None:

@@ -84,15 +84,15 @@ class QueueMachine(RuleBasedStateMachine):
                 assert added.job_id == holder
         self.after()
 
-    @rule(queue=queues, limit=st.integers(1, 6), lease=leases)
-    def claim(self, queue: str, limit: int, lease: float | None) -> None:
+    @rule(queue=queues, limit=st.integers(1, 6), lease=leases, kept=st.booleans())
+    def claim(self, queue: str, limit: int, lease: float | None, kept: bool) -> None:
         """Without a wait: the first jobs in order, at least one if there is one."""
-        claims = self.run(self.rig.queue.claim(queue, limit=limit, lease=lease))
+        claims = self.run(self.rig.queue.claim(queue, limit=limit, lease=lease, kept=kept))
         wanted = [] if self.model.is_paused(queue) else self.model.pending(queue)[:limit]
         assert [claim.job_id for claim in claims] == wanted[: len(claims)]
         assert bool(claims) == bool(wanted)
         for claim in claims:
-            self.model.claimed(claim, round((lease or LEASE_S) * 1000))
+            self.model.claimed(claim, round((lease or LEASE_S) * 1000), kept=kept)
         self.after()
 
     @rule(queue=queues, limit=st.integers(1, 4))
@@ -159,7 +159,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.lost_claims)
     @rule(number=any_number, how=st.sampled_from(("ack", "nack", "release", "extend")))
     def settle_a_lost_claim(self, number: int, how: str) -> None:
-        """It is refused and changes nothing."""
+        """It is refused, unless it is an ack that is repeated, and changes nothing."""
         claim = self.model.lost_claims[number % len(self.model.lost_claims)]
         arguments = {"nack": ("e",), "extend": (5,)}.get(how, ())
         offset = self.rig.queue.log.next_offset
@@ -168,7 +168,9 @@ class QueueMachine(RuleBasedStateMachine):
         except ClaimLost:
             assert self.rig.queue.log.next_offset == offset
         else:
-            raise AssertionError("a lost claim was settled")
+            assert how == "ack", "a lost claim was settled"
+            assert self.model.has_acked(claim), "a lost claim acked"
+            assert self.rig.queue.log.next_offset == offset
 
     def pick_claim(self, number: int) -> tuple[str, Claim]:
         """One of the current claims."""

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
@@ -31,6 +32,7 @@ class Calls:
     def __init__(self, world: Machine) -> None:
         self._world = world
         self._oracle = world.oracle
+        self.holders: set[asyncio.Task[None]] = set()
 
     async def call(self, process: Process, what: str, call: Awaitable[T]) -> T:
         """Wait for an answer, within the time limit; raises `Gone` when it failed for a reason."""
@@ -72,9 +74,10 @@ class Claimers(Calls):
         fates: Sequence[tuple[str, int]],
         together: bool,
         lease_ms: int | None = None,
+        kept: bool = False,
     ) -> None:
         queue, lease = self._queue(process), None if lease_ms is None else lease_ms / 1000
-        call = queue.claim(queues, limit=limit, wait=wait_ms / 1000, lease=lease)
+        call = queue.claim(queues, limit=limit, wait=wait_ms / 1000, lease=lease, kept=kept)
         asked_ms, opened_ms = self._world.loop.now_ms(), process.opened_ms
         claims = await self.call(process, f"claim {queues}", call)
         self._world.say(f"p{process.number} claim {queues} -> {[claim.offset for claim in claims]}")
@@ -94,7 +97,28 @@ class Claimers(Calls):
             await self._ack_many(process, claims)
             return
         for claim, (fate, hold_ms) in zip(claims, fates, strict=False):
-            await self._settle(process, claim, fate, hold_ms)
+            if kept:
+                self.holders.add(self._world.spawn(None, self._hold, claim, fate, hold_ms))
+            else:
+                await self._settle(process, claim, fate, hold_ms)
+
+    async def _hold(self, claim: Claim, fate: str, hold_ms: int) -> None:
+        """Hold a kept claim as another process does, and settle it at the writer that there is then.
+
+        When that is killed during the call, whose outcome is unknown then, the call is repeated at the next one.
+        """
+        world = self._world
+        await asyncio.sleep(hold_ms / 1000)
+        while True:
+            process = await world.process()
+            task = world.spawn(process, self._settle_kept, process, claim, fate)
+            await asyncio.wait({task})
+            if not process.killed:
+                return
+
+    async def _settle_kept(self, process: Process, claim: Claim, fate: str) -> None:
+        with contextlib.suppress(Gone):
+            await self._settle(process, claim, fate, 0)
 
     async def _nothing_overlooked(self, process: Process, queues: Sequence[str], waiting_since_ms: int) -> None:
         """Check a claim that brought nothing: no job of these queues may have been there for a while without faults."""

@@ -47,11 +47,11 @@ def ack_told_before_the_flush(patch: Patch) -> None:
     """`ack` and `ack_many` return while their events are only staged."""
 
     async def ack(parts: Any, claim: Any, result: Any = None, effects: Any = None) -> None:
-        settlement._stage_ack(parts, claim, result)
+        settlement.stage_ack(parts, claim, result)
 
     async def ack_many(parts: Any, claims: Any, results: Any = None) -> None:
         for claim in claims:
-            settlement._stage_ack(parts, claim)
+            settlement.stage_ack(parts, claim)
 
     patch.setattr(settlement, "ack", ack)
     patch.setattr(settlement, "ack_many", ack_many)
@@ -72,12 +72,12 @@ def claim_handed_over_before_the_flush(patch: Patch) -> None:
     """A claim is returned while its event is only staged."""
 
     async def claim(
-        self: Any, queues: Sequence[str], *, limit: int, lease_ms: int | None, wait_ms: int | None, worker: str | None
+        self: Any, queues: Sequence[str], *, limit: int, lease_ms: int | None, wait_ms: int | None, **more: Any
     ) -> list[Any]:
         for queue in queues:
-            if claims := self._take(queue, limit, lease_ms, worker):
+            if claims := self._take(queue, limit, lease_ms, **more):
                 return list(claims)
-        return list(await self._wait(Waiter(queues, limit, lease_ms, worker), wait_ms))
+        return list(await self._wait(Waiter(queues, limit, lease_ms, **more), wait_ms))
 
     patch.setattr(dispatcher.Dispatcher, "claim", claim)
 
@@ -346,7 +346,7 @@ def cancel_forgotten(patch: Patch) -> None:
 
 def given_up_claims_kept(patch: Patch) -> None:
     """Claims for a call that was cancelled are not given back."""
-    patch.setattr(dispatcher.Dispatcher, "_give_back", lambda self, claims: None)
+    patch.setattr(dispatcher.Dispatcher, "give_back", lambda self, claims: None)
 
 
 def lease_begins_before_its_holder_knows(patch: Patch) -> None:
@@ -387,6 +387,21 @@ def stop_forgotten_at_the_end_of_a_lease(patch: Patch) -> None:
     """A job that was to stop is tried again when its lease ends."""
     real = decisions.expire
     patch.setattr(decisions, "expire", lambda job, **more: real(replace(job, cancel_request=None), **more))
+
+
+def kept_claims_end_with_their_writer(patch: Patch) -> None:
+    """A takeover ends the claims of holders in other processes, too."""
+    real = takeover._claimed
+
+    async def claimed(state: Any) -> Any:
+        return [replace(job, kept=False) for job in await real(state)]
+
+    patch.setattr(takeover, "_claimed", claimed)
+
+
+def kept_claims_without_leases(patch: Patch) -> None:
+    """A claim that outlived its writer never ends by itself."""
+    patch.setattr(dispatcher.Dispatcher, "keep_claims", lambda self: None)
 
 
 def backoff_left_out(patch: Patch) -> None:
@@ -651,6 +666,8 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         reads_told_before_the_flush,
         drained_before_the_flush,
         stop_forgotten_at_the_end_of_a_lease,
+        kept_claims_end_with_their_writer,
+        kept_claims_without_leases,
         backoff_left_out,
         waiting_counted_from_the_beginning,
         promoted_a_minute_late,

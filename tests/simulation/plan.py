@@ -92,9 +92,21 @@ def make_plan(seed: int) -> Plan:
     moves += _bulks(random.Random(f"bulks {seed}"), queues, length_ms)
     moves += _moves_away(random.Random(f"moves {seed}"), queues, length_ms)
     _add_times(random.Random(f"times {seed}"), moves, length_ms)
+    moves = _kept(random.Random(f"kept {seed}"), moves)
     if settings["overlap"] and settings["checks_clock"]:
         moves += _clock_steps(random.Random(f"clock steps {seed}"), length_ms)
     return Plan(seed, settings, tuple(sorted(moves, key=lambda move: move.at_ms)))
+
+
+def _kept(rng: random.Random, moves: list[Move]) -> list[Move]:
+    """The moves with claims that outlive their writer, in some worlds, by a generator of their own."""
+    if rng.random() < 0.7:
+        return moves
+    kept = [move.what == "claim" and rng.random() < 0.7 for move in moves]
+    return [
+        move._replace(args=move.args | {"kept": True}) if chosen else move
+        for move, chosen in zip(moves, kept, strict=True)
+    ]
 
 
 def _clock_steps(rng: random.Random, length_ms: int) -> list[Move]:

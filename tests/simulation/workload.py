@@ -50,7 +50,7 @@ class Workload(Claimers, Workers, Observers):
             if not task.done():
                 world.say(f"p{process.number} {move.what} is cancelled by its caller")
                 task.cancel()
-        await asyncio.wait({task})
+        await asyncio.wait({task, *self.holders})
 
     async def _acting(self, act: Callable[..., Awaitable[None]], process: Process, args: dict[str, Any]) -> None:
         try:

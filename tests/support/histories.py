@@ -149,7 +149,7 @@ def _event(fold: Fold, event_type: type[Any], job: Job | None, made: int, chance
 def _job_event(event_type: type[JobEvent], job: Job, chance: int, time_ms: int) -> JobEvent:
     later_ms = time_ms + 1 + chance % 11
     if event_type is Claimed:
-        return Claimed(job.id, job.attempt + 1, 30_000, "w1" if chance % 2 else None)
+        return Claimed(job.id, job.attempt + 1, 30_000, "w1" if chance % 2 else None, chance % 3 == 0)
     if event_type is Acked:
         return Acked(job.id, later_ms)
     if event_type is Nacked:

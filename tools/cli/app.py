@@ -34,6 +34,7 @@ from ledgerq.tools.cli import (
     read,
     repair,
     schedules,
+    serve,
     top,
     trust,
     values,
@@ -164,6 +165,7 @@ def _full_app() -> typer.Typer:
     app.command()(operate.enqueue)
     app.command()(read.show)
     app.command()(worker.worker)
+    app.command()(serve.serve)
     app.command()(read.history)
     app.command()(read.log)
     app.command()(diff.diff)

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import DuplicateJobId
@@ -18,6 +18,8 @@ from ledgerq.worker.engine.new_job import KeyLocks, Prepared
 from ledgerq.worker.engine.writer_state import WriterState
 
 __all__ = ["Admission"]
+
+T = TypeVar("T")
 
 _FORGET_ROWS: Final = 1000
 # So many jobs are staged in one turn of the event loop.
@@ -61,41 +63,62 @@ class Admission:
             yield self.stage
             return
         async with self._locks.hold(lock_keys):
+            holders, taken = await self._look_up(batch)
             own_ids = [p.event.id for p in batch if p.own_id]
-            while True:
-                holders = await self.holders([key for p in batch for key in _unique(p)])
-                jobs = await self._writer_state.jobs(own_ids)
-                if not self._writer_state.log.full:
-                    break
-                await self._writer_state.log.until_not_full()
-            taken = next((i for i, job in zip(own_ids, jobs, strict=True) if job is not None), None)
-            if taken is None and len(set(own_ids)) < len(own_ids):
-                taken = Counter(own_ids).most_common(1)[0][0]
-            if taken is not None:
-                raise DuplicateJobId(
-                    f"job id {job_id_text(taken)} is in use; nothing was written. Leave job_id out for a new one"
-                )
-            self._writer_state.log.check()
+            if taken:
+                raise _duplicate(next(id for id in own_ids if id in taken))
+            if len(set(own_ids)) < len(own_ids):
+                raise _duplicate(Counter(own_ids).most_common(1)[0][0])
+            yield lambda prepared: self._stage_unique(prepared, holders)
 
-            def stage(prepared: Prepared) -> EnqueueResult:
-                wanted = _unique(prepared)
-                holder = next((holder for one in wanted if (holder := holders[one]) is not None), None)
-                if holder is not None:
-                    return EnqueueResult(holder, False)
-                result = self.stage(prepared)
-                if wanted:
-                    holders[wanted[0]] = prepared.event.id
-                    self.hold(wanted[0], prepared.event.id)
+    async def stage_each(self, batch: Sequence[Prepared]) -> list[EnqueueResult | DuplicateJobId]:
+        """Stage each of them by itself: one whose id is in use is answered with the error, and the others are staged.
+
+        Their look-ups are made together, in a few reads of the store.
+        """
+        async with self._locks.hold([key for prepared in batch for key in _keys(prepared)]):
+            holders, taken = await self._look_up(batch)
+
+            def stage(prepared: Prepared) -> EnqueueResult | DuplicateJobId:
+                if not prepared.own_id:
+                    return self._stage_unique(prepared, holders)
+                id = prepared.event.id
+                if id in taken:
+                    return _duplicate(id)
+                result = self._stage_unique(prepared, holders)
+                if result.created:
+                    taken.add(id)
                 return result
 
-            yield stage
+            return await self.together(batch, stage)
+
+    async def _look_up(self, batch: Sequence[Prepared]) -> tuple[dict[bytes, bytes | None], set[bytes]]:
+        """The holders of their unique keys, and which of their own ids are in use, when the log takes more events."""
+        own_ids = [p.event.id for p in batch if p.own_id]
+        while True:
+            holders = await self.holders([key for p in batch for key in _unique(p)])
+            jobs = await self._writer_state.jobs(own_ids)
+            if not self._writer_state.log.full:
+                break
+            await self._writer_state.log.until_not_full()
+        self._writer_state.log.check()
+        return holders, {id for id, job in zip(own_ids, jobs, strict=True) if job is not None}
+
+    def _stage_unique(self, prepared: Prepared, holders: dict[bytes, bytes | None]) -> EnqueueResult:
+        """Stage a job unless its unique key is held; then it holds that."""
+        wanted = _unique(prepared)
+        holder = next((holder for one in wanted if (holder := holders[one]) is not None), None)
+        if holder is not None:
+            return EnqueueResult(holder, False)
+        result = self.stage(prepared)
+        if wanted:
+            holders[wanted[0]] = prepared.event.id
+            self.hold(wanted[0], prepared.event.id)
+        return result
 
     async def together(
-        self,
-        batch: Sequence[Prepared],
-        stage: Callable[[Prepared], EnqueueResult],
-        first: Callable[[], None] = lambda: None,
-    ) -> list[EnqueueResult]:
+        self, batch: Sequence[Prepared], stage: Callable[[Prepared], T], first: Callable[[], None] = lambda: None
+    ) -> list[T]:
         """Stage all in one commit: many of them a few at a time, to the end also when the caller is cancelled.
 
         And `first` is called right before, in the same commit; when it raises, no job is staged.
@@ -104,9 +127,9 @@ class Admission:
             first()
             return [stage(prepared) for prepared in batch]
 
-        async def in_pieces() -> list[EnqueueResult]:
+        async def in_pieces() -> list[T]:
             first()
-            results: list[EnqueueResult] = []
+            results: list[T] = []
             for at, prepared in enumerate(batch):
                 if at and at % _PIECE_JOBS == 0:
                     await asyncio.sleep(0)
@@ -169,6 +192,10 @@ class Admission:
             # Twice what can't be forgotten yet: a large commit must not go through all of it for each of its jobs.
             self._forget_at_rows = max(_FORGET_ROWS, 2 * len(self._held))
         self._held[key] = id
+
+
+def _duplicate(id: bytes) -> DuplicateJobId:
+    return DuplicateJobId(f"job id {job_id_text(id)} is in use; nothing was written. Leave job_id out for a new one")
 
 
 def _holds(job: Job, key: bytes) -> bool:

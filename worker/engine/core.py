@@ -142,6 +142,7 @@ class Core:
         except BaseException:
             await self.log.close()
             raise
+        self.dispatcher.keep_claims()
         self.maintenance.start()
 
     async def close(self) -> None:

@@ -62,11 +62,11 @@ _MAX_SUSPECTS: Final = 12
 _OWN_ACTOR: Final = "ledgerq"
 
 
-def claim(job: Job, *, lease_ms: int, worker: str | None) -> Claimed:
-    """Claim a pending job for a worker."""
+def claim(job: Job, *, lease_ms: int, worker: str | None, kept: bool = False) -> Claimed:
+    """Claim a pending job for a worker; `kept`: of another process, so that the claim outlives this writer."""
     if not may(job.state, Claimed):
         _refuse(job, "claimed", "it must be pending")
-    return Claimed(job.id, job.attempt + 1, lease_ms, worker)
+    return Claimed(job.id, job.attempt + 1, lease_ms, worker, kept)
 
 
 def is_too_late(job: Job, time_ms: int) -> bool:
@@ -81,8 +81,10 @@ def not_started(job: Job, *, options: QueueOptions, now_ms: int, by_ms: int) -> 
     return [Expired(job.id, now_ms + to_ms(options.keep_cancelled_s))]
 
 
-def ack(job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int) -> Acked:
-    """Ack a current claim: its work is done."""
+def ack(job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int) -> Acked | None:
+    """Ack a current claim: its work is done. None for one that has acked its job already: the call is repeated."""
+    if job is not None and job.state == "done" and job.claim_offset == claim_offset:
+        return None
     job = current(job, claim_offset)
     return Acked(job.id, now_ms + to_ms(options.keep_done_s))
 

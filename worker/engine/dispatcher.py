@@ -30,7 +30,7 @@ from dataclasses import replace
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.errors import LedgerError
 from ledgerq.projections.job import Job
-from ledgerq.worker.claims import Claim, ClaimWaiters, Waiter
+from ledgerq.worker.claims import Claim, ClaimName, ClaimWaiters, Waiter
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.engine.leases import Lease, Leases
 from ledgerq.worker.engine.refill import WindowRefill
@@ -94,7 +94,7 @@ class Dispatcher:
         if job.cancel_request is not None:
             asyncio.get_running_loop().call_soon(callback, "cancel")
 
-    def forget(self, claim: Claim) -> None:
+    def forget(self, claim: Claim | ClaimName) -> None:
         """Drop the watcher of a claim that its holder settles now."""
         watcher = self.watchers.get(claim.id)
         if watcher is not None and watcher[0] == claim.offset:
@@ -127,7 +127,7 @@ class Dispatcher:
         while not paused and (waiter := self.waiters.first(queue)) is not None:
             if self._earlier_may_bring(waiter, queue):
                 break
-            claims = self._take(queue, waiter.limit, waiter.lease_ms, waiter.worker)
+            claims = self._take(queue, waiter.limit, waiter.lease_ms, waiter.worker, waiter.kept)
             if not claims:
                 break
             self.waiters.remove(waiter)
@@ -155,7 +155,9 @@ class Dispatcher:
             not self._writer_state.paused(queue) and self._writer_state.window(queue).first() is not None
         )
 
-    def _take(self, queue: str, limit: int, lease_ms: int | None, worker: str | None) -> list[Claim]:
+    def _take(
+        self, queue: str, limit: int, lease_ms: int | None, worker: str | None, kept: bool = False
+    ) -> list[Claim]:
         """Claim up to `limit` jobs of the window whose payloads are in memory."""
         writer_state, window = self._writer_state, self._writer_state.window(queue)
         if lease_ms is None:
@@ -164,7 +166,8 @@ class Dispatcher:
         while len(claims) < limit and (ready := window.take()) is not None:
             if ready.job.spec.terms is not None and self._not_started(ready.job):
                 continue
-            job = writer_state.apply(ready.job, decisions.claim(ready.job, lease_ms=lease_ms, worker=worker))
+            event = decisions.claim(ready.job, lease_ms=lease_ms, worker=worker, kept=kept)
+            job = writer_state.apply(ready.job, event)
             assert job is not None
             assert ready.payload is not None
             spec = job.spec
@@ -198,7 +201,14 @@ class Dispatcher:
         return bool(events)
 
     async def claim(
-        self, queues: Sequence[str], *, limit: int, lease_ms: int | None, wait_ms: int | None, worker: str | None
+        self,
+        queues: Sequence[str],
+        *,
+        limit: int,
+        lease_ms: int | None,
+        wait_ms: int | None,
+        worker: str | None,
+        kept: bool = False,
     ) -> list[Claim]:
         """Claim up to `limit` jobs of the first of `queues` that has any; durable when this returns.
 
@@ -209,16 +219,16 @@ class Dispatcher:
         claims: list[Claim] = []
         for queue in queues:
             if self.waiters.first(queue) is None and not self._writer_state.paused(queue):
-                claims = self._take(queue, limit, lease_ms, worker)
+                claims = self._take(queue, limit, lease_ms, worker, kept)
                 if claims or self._may_bring(queue):
                     break
         if not claims:
-            claims = await self._wait(Waiter(queues, limit, lease_ms, worker), wait_ms)
+            claims = await self._wait(Waiter(queues, limit, lease_ms, worker, kept), wait_ms)
         try:
             if claims:
                 await self._writer_state.log.committed()
         except asyncio.CancelledError:
-            self._give_back(claims)
+            self.give_back(claims)
             raise
         return self._begin_leases(claims)
 
@@ -235,6 +245,12 @@ class Dispatcher:
                 claim.lease_expires_ms = expires_ms  # no caller has it yet
                 begun.append(claim)
         return begun
+
+    def keep_claims(self) -> None:
+        """Begin full leases, from now, for the claims that outlived the last writer, whose renewals are not known."""
+        now_ms = self._clock.now_ms()
+        for job in self._writer_state.claimed.values():
+            self.leases.hold(Lease(now_ms + job.lease_ms, job.id, job.claim_offset, now_ms))
 
     async def _wait(self, waiter: Waiter, wait_ms: int | None) -> list[Claim]:
         if wait_ms == 0:
@@ -253,7 +269,7 @@ class Dispatcher:
         except asyncio.CancelledError:
             future = waiter.future
             if future.done() and not future.cancelled() and future.exception() is None:
-                self._give_back(future.result())
+                self.give_back(future.result())
             raise
         finally:
             self.waiters.remove(waiter)
@@ -264,7 +280,7 @@ class Dispatcher:
             for queue in waiter.queues[1:]:
                 self._serve_line(queue)  # what was kept for this call may be for the next one
 
-    def _give_back(self, claims: list[Claim]) -> None:
+    def give_back(self, claims: list[Claim]) -> None:
         """Release claims that their caller did not receive: pending again, as if they had never been claimed."""
         if self._writer_state.log.failure is not None or self._ended is not None:
             return
@@ -281,13 +297,18 @@ class Dispatcher:
         self.serve()
 
     def extend(self, claim: Claim, lease_ms: int) -> Claim:
-        """Renew the lease to `lease_ms` from now. Memory only: a renewal is no transition. Raises `ClaimLost`."""
+        """Renew the lease to `lease_ms` from now, see `renew`."""
+        expires_ms = self.renew(claim, lease_ms)
+        return replace(claim, lease_ms=lease_ms, lease_expires_ms=expires_ms)
+
+    def renew(self, claim: Claim | ClaimName, lease_ms: int) -> int:
+        """Let the lease end in `lease_ms`; returns when that is. It is in memory only. May raise `ClaimLost`."""
         if self.leases.expires_ms(claim.id, claim.offset) is None:
             decisions.current(None, claim.offset)
         now_ms = self._clock.now_ms()
         expires_ms = now_ms + lease_ms
         self.leases.hold(Lease(expires_ms, claim.id, claim.offset, now_ms))
-        return replace(claim, lease_ms=lease_ms, lease_expires_ms=expires_ms)
+        return expires_ms
 
     # ------------------------------------------------------------------ failures and the end
 

@@ -1,4 +1,7 @@
-"""The takeover at opening: read the store's state, become its writer, and end the claims that the last one left."""
+"""The takeover at opening: read the store's state, become its writer, and end the claims that the last one left.
+
+Those of holders in other processes, which go on, are kept.
+"""
 
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
@@ -38,7 +41,8 @@ async def take_over(
 ) -> None:
     """Bring `writer_state` to the state of the log, and commit that this writer is the one now.
 
-    A job found claimed belongs to a writer that is gone: its lease ends with the reason `interrupted`.
+    A job found claimed belongs to a writer that is gone: its lease ends with the reason `interrupted`, unless the claim
+    is kept. Kept claims are in `writer_state.claimed` afterwards, without leases yet.
     """
     store = log.store
     # First of all: an interrupted cut may have left the anchor ahead of the log, which its end puts right.
@@ -70,9 +74,11 @@ async def take_over(
     await writer_state.host.restore(store)
     anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
     await writer_state.host.catch_up(log, store, anchor)
-    interrupted = await _claimed(writer_state)
+    found_claimed = await _claimed(writer_state)
+    # No holder of a kept claim was in the writer's process: what ended that says nothing of their jobs.
+    interrupted = [job for job in found_claimed if not job.kept]
     crashed = decisions.counts_as_crash(len(interrupted), orderly=await _ended_well(log))
-    writer_state.claimed = {job.id: job for job in interrupted}
+    writer_state.claimed = {job.id: job for job in found_claimed}
     moved = await store.set_aside()
     writer_state.apply_other(WriterOpened(writer, version, rolled_back_from))
     for folder, names in moved:

@@ -8,6 +8,7 @@ from ledgerq.projections.job import Job
 
 if TYPE_CHECKING:
     from ledgerq.worker.queue_reads import QueueReads
+    from ledgerq.worker.remote.remote_reads import RemoteReads
     from ledgerq.worker.tasks.signature import Signature
 
 __all__ = ["Handle"]
@@ -22,7 +23,12 @@ class Handle(Generic[R_co]):
     """
 
     def __init__(
-        self, queue: "QueueReads", job_id: str, signature: "Signature | None" = None, *, created: bool = True
+        self,
+        queue: "QueueReads | RemoteReads",
+        job_id: str,
+        signature: "Signature | None" = None,
+        *,
+        created: bool = True,
     ) -> None:
         """Not called by users: enqueue a task, or use `queue.handle(job_id)` or `task.handle(job_id)`."""
         self.job_id = job_id

@@ -18,6 +18,7 @@ from ledgerq.worker.tasks.task import Definition, Task
 
 if TYPE_CHECKING:
     from ledgerq.worker.queue import Queue
+    from ledgerq.worker.remote.remote_queue import RemoteQueue
 
 __all__ = ["EnqueueHook", "TaskDecorator", "Tasks"]
 
@@ -81,8 +82,8 @@ class Tasks:
         self.lifetime: Lifespan | None = None
         """That of `lifespan`."""
         self._tasks: dict[str, Task[..., Any]] = {}
-        self._open: list[Queue] = []
-        self._bound: Queue | None = None
+        self._open: list[Queue | RemoteQueue] = []
+        self._bound: Queue | RemoteQueue | None = None
 
     # ------------------------------------------------------------------ registering
 
@@ -193,7 +194,7 @@ class Tasks:
 
     # ------------------------------------------------------------------ the queue to enqueue to
 
-    def opened(self, queue: "Queue") -> Callable[[], Coroutine[Any, Any, None]]:
+    def opened(self, queue: "Queue | RemoteQueue") -> Callable[[], Coroutine[Any, Any, None]]:
         """Enqueue to this queue, which `Queue.open` opened with these tasks, until what this returns is called."""
         queue.tasks = self
         self._open.append(queue)
@@ -205,14 +206,14 @@ class Tasks:
 
         return closed
 
-    def bind(self, queue: "Queue") -> None:
+    def bind(self, queue: "Queue | RemoteQueue") -> None:
         """Enqueue to this queue from now on, where several are open; until it is closed."""
         if queue not in self._open:
             raise InvalidArgument("only a queue that is open, by Queue.open(..., tasks=app), can be bound")
         self._bound = queue
 
     @property
-    def queue(self) -> "Queue":
+    def queue(self) -> "Queue | RemoteQueue":
         """The queue that tasks are enqueued to; raises `InvalidArgument` when none is open, or several are."""
         if self._bound is not None:
             return self._bound

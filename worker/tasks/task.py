@@ -16,6 +16,7 @@ from ledgerq.worker.tasks.signature import Signature
 
 if TYPE_CHECKING:
     from ledgerq.worker.queue import Queue
+    from ledgerq.worker.remote.remote_queue import RemoteQueue
     from ledgerq.worker.tasks.registry import Tasks
 
 __all__ = ["Definition", "Task"]
@@ -66,7 +67,7 @@ class Task(Generic[P, R]):
         tasks: "Tasks",
         definition: Definition,
         options: Mapping[str, Any],
-        queue: "Queue | None" = None,
+        queue: "Queue | RemoteQueue | None" = None,
     ) -> None:
         """Not called by users: decorate a function with `@app.task(...)`."""
         self.definition = definition
@@ -110,7 +111,7 @@ class Task(Generic[P, R]):
         unique_until: UniqueUntil | None = None,
         headers: Mapping[str, str] | None = None,
         job_id: str | None = None,
-        queue: "Queue | None" = None,
+        queue: "Queue | RemoteQueue | None" = None,
     ) -> "Task[P, R]":
         """The same task with these options for what is enqueued by it; see `Queue.enqueue`.
 

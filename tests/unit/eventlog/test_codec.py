@@ -77,7 +77,8 @@ GOLDEN_1: list[tuple[Event, str]] = [
         f"c401019199{JOB_HEX}a46d61696ccd03e803cf0000018bcfe569c8c4026b00a7636c61696d656415c420" + "00" * 32,
     ),
     (Promoted(JOB), f"c401029191{JOB_HEX}"),
-    (Claimed(JOB, 2, 30_000, "w1"), f"c401039194{JOB_HEX}02cd7530a27731"),
+    (Claimed(JOB, 2, 30_000, "w1"), f"c401039195{JOB_HEX}02cd7530a27731c2"),
+    (Claimed(JOB, 2, 30_000, "w1", True), f"c401039195{JOB_HEX}02cd7530a27731c3"),
     (Acked(JOB, 1_700_086_400_000), f"c401049192{JOB_HEX}cf0000018bd50bc400"),
     (
         Nacked(JOB, "scheduled", 1_700_000_001_000, 0, False, "boom"),

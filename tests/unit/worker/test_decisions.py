@@ -99,7 +99,7 @@ SETTLE: list[Callable[[Job | None, int], object]] = [
         (None, CLAIM_OFFSET),
         (CLAIMED, CLAIM_OFFSET - 1),
         (CLAIMED, CLAIM_OFFSET + 1),
-        (DONE, CLAIM_OFFSET),
+        (DONE, CLAIM_OFFSET + 1),
         (DEAD, CLAIM_OFFSET),
         (claimed(1, Nacked(ID, "pending", 0, 0, False, "")), CLAIM_OFFSET),
         (claimed(1, Nacked(ID, "scheduled", NOW_MS, 0, False, "")), CLAIM_OFFSET),
@@ -111,6 +111,10 @@ def test_a_claim_that_is_not_current_settles_nothing(
 ) -> None:
     with pytest.raises(ClaimLost, match=f"offset {offset}"):
         settle(job, offset)
+
+
+def test_an_ack_that_is_repeated_needs_no_event() -> None:
+    assert decisions.ack(DONE, CLAIM_OFFSET, options=OPTIONS, now_ms=NOW_MS) is None
 
 
 def test_an_ack_keeps_the_job_as_long_as_the_queue_says() -> None:

@@ -24,14 +24,16 @@ async def test_a_refusal_waits_for_the_commit_that_it_rests_on() -> None:
         await settle()
         refused = [
             asyncio.create_task(queue.cancel(claim.job_id, **WHO)),
-            asyncio.create_task(queue.ack(claim)),
+            asyncio.create_task(queue.extend(claim, 5)),
             asyncio.create_task(queue.nack(claim, "late")),
             asyncio.create_task(queue.release(claim)),
         ]
+        repeated = asyncio.create_task(queue.ack(claim))
         await settle()
-        assert not any(task.done() for task in refused)
+        assert not any(task.done() for task in [*refused, repeated])
         rig.faults.let_go("write:before")
         await acked
+        await repeated
         with pytest.raises(InvalidState):
             await refused[0]
         for task in refused[1:]:

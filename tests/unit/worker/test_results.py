@@ -94,12 +94,14 @@ async def test_a_claim_that_is_lost_leaves_no_result() -> None:
     async with Rig() as rig:
         added = await rig.queue.enqueue_many("q", [b"", b""])
         one, two = await rig.queue.claim("q", limit=2)
-        await rig.queue.ack(one, b"first")
+        await rig.queue.nack(one, "e", dead=True)
         with pytest.raises(ClaimLost):
             await rig.queue.ack(one, b"second")
         with pytest.raises(ClaimLost):
             await rig.queue.ack_many([one, two], [b"third", b"two"])
-        assert [await rig.queue.result(job.job_id) for job in added] == [b"first", b"two"]
+        assert [await rig.queue.result(job.job_id) for job in added] == [None, b"two"]
+        await rig.queue.ack(two, b"repeated, which changes nothing")
+        assert await rig.queue.result(two.job_id) == b"two"
 
 
 async def test_what_is_no_result_is_refused_before_anything_is_written() -> None:

@@ -1,5 +1,8 @@
 """Ack, nack, release, extend, lease expiry, retries and dead letters."""
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument
@@ -28,16 +31,36 @@ async def test_a_claim_can_be_settled_once() -> None:
         await rig.queue.ack(claim)
         offset = rig.queue.log.next_offset
         for call in (
-            rig.queue.ack(claim),
             rig.queue.nack(claim, "e"),
             rig.queue.nack(claim, "e", dead=True),
             rig.queue.release(claim),
             rig.queue.extend(claim, 5),
-            rig.queue.ack_many([claim]),
         ):
             with pytest.raises(ClaimLost):
                 await call
         assert rig.queue.log.next_offset == offset
+
+
+async def test_an_ack_that_is_repeated_changes_nothing_while_the_record_is_kept() -> None:
+    async with Rig(default=QueueOptions(keep_done_s=60.0)) as rig:
+        await rig.queue.enqueue_many("q", [b"x", b"y"])
+        claim, other = await rig.queue.claim("q", limit=2)
+        first, again = asyncio.create_task(rig.queue.ack(claim)), asyncio.create_task(rig.queue.ack(claim))
+        await asyncio.gather(first, again)  # in one commit
+        offset = rig.queue.log.next_offset
+        await rig.queue.ack(claim, b"late")
+        await rig.queue.ack_many([claim, claim])
+        with pytest.raises(ClaimLost):
+            await rig.queue.ack(replace(claim, offset=other.offset))
+        assert rig.queue.log.next_offset == offset
+        assert await rig.queue.result(claim.job_id) is None
+        await rig.queue.release(other)
+        with pytest.raises(ClaimLost) as lost:
+            await rig.queue.ack_many([claim, other])
+        assert lost.value.offsets == {other.offset}
+        await rig.advance(60)
+        with pytest.raises(ClaimLost):
+            await rig.queue.ack(claim)
 
 
 async def test_an_older_claim_of_a_job_claimed_again_is_lost() -> None:

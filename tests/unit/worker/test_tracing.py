@@ -486,7 +486,7 @@ async def test_a_lost_claim_is_an_error(spans: Spans) -> None:
         await rig.queue.enqueue("q", b"")
 
         async def handle(job: JobContext) -> None:
-            await rig.queue.ack(job.claim)
+            await rig.queue.nack(job.claim, "e", dead=True)
 
         await run_all(rig, handle)
         span = spans.one("process q")
