@@ -38,6 +38,7 @@ from ledgerq.eventlog.events import (
 )
 from tests.model.bulks import begin_bulk, change_in_bulk, end_bulk
 from tests.model.records import UNFINISHED, ModelJob, Moment, QueueCounts, Violation
+from tests.model.schedules import ModelSchedules
 
 _MAX_SUSPECTS: Final = 12
 _MAX_SNOOZES: Final = 1000
@@ -83,6 +84,7 @@ class Model:
         self._dead_letters = dead_letters or {}
         self._to_move: ModelJob | None = None  # it died, and its queue has another one for dead letters
         self.jobs: dict[bytes, ModelJob] = {}
+        self.schedules = ModelSchedules(self.jobs, now_ms)
         self.queues: dict[str, QueueCounts] = {}
         self.pending: dict[str, dict[bytes, tuple[int, int]]] = {}
         self.pending_since_ms: dict[bytes, int] = {}  # by the clock of the simulation, which is never set
@@ -115,6 +117,7 @@ class Model:
     def apply(self, offset: int, time_ms: int, event: Event, bulk: int = -1) -> None:
         """Apply one durable event; `bulk` is the offset of the event that has its reason. Raises `Violation`."""
         self.time_ms = time_ms
+        self.schedules.apply(offset, time_ms, event)
         if self._to_move is not None and not (isinstance(event, Moved) and event.id == self._to_move.id):
             raise Violation("dead", f"{self._to_move.id.hex()} died before {offset} and was not moved")
         if isinstance(event, QueuePaused | QueueResumed | Enqueued | BulkBegan | BulkEnded | Moved):

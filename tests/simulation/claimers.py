@@ -8,7 +8,14 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-from ledgerq.eventlog.errors import ClaimLost, DuplicateJobId, InvalidState, JobNotFound, LedgerError
+from ledgerq.eventlog.errors import (
+    ClaimLost,
+    DuplicateJobId,
+    InvalidState,
+    JobNotFound,
+    LedgerError,
+    ScheduleNotFound,
+)
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.queue import Queue
 from tests.model.job import Violation
@@ -42,7 +49,7 @@ class Calls:
                 answer = await call
         except TimeoutError as error:
             raise Violation("hang", f"p{process.number} {what} did not end in {CALL_LIMIT_S:g} s") from error
-        except (ClaimLost, InvalidState, JobNotFound, DuplicateJobId):
+        except (ClaimLost, InvalidState, JobNotFound, DuplicateJobId, ScheduleNotFound):
             raise
         except LedgerError as error:
             world.say(f"p{process.number} {what}: {type(error).__name__}")
@@ -52,7 +59,7 @@ class Calls:
         return answer
 
     def give(self, subject: bytes | str, text: str) -> str:
-        """Note that this text is given for a job, by its id, or a queue."""
+        """Note that this text is given for a job, by its id, a queue or a schedule."""
         self._world.ledger.side.given.add((subject, text))
         return text
 

@@ -17,7 +17,7 @@ from ledgerq.eventlog.errors import OutcomeUnknown
 from ledgerq.eventlog.events import Claimed, Nacked, Sealed
 from ledgerq.eventlog.side_records import encode_sealed
 from ledgerq.projections import job as jobs
-from ledgerq.projections import runner, selection, stats
+from ledgerq.projections import runner, schedule, selection, stats
 from ledgerq.projections.indexes import CLAIMED, SCHEDULED, leading_ms
 from ledgerq.worker import bulk, execution, running
 from ledgerq.worker.claims import Waiter
@@ -34,6 +34,7 @@ from ledgerq.worker.engine import (
     ready_window,
     settlement,
     takeover,
+    ticking,
     writer_state,
 )
 from ledgerq.worker.queue import Queue
@@ -624,6 +625,45 @@ def effects_of_tries_that_failed(patch: Patch) -> None:
     patch.setattr(running.Running, "_fail", fail)
 
 
+def tick_adds_its_job_twice(patch: Patch) -> None:
+    """A tick adds its job twice."""
+    real = ticking.Ticking._enqueue
+
+    def enqueue(self: Any, prepared: Any, replaced: Any) -> None:
+        real(self, prepared, replaced)
+        id = prepared.event.id
+        real(self, prepared._replace(event=replace(prepared.event, id=id[:-1] + bytes([id[-1] ^ 1]))), None)
+
+    patch.setattr(ticking.Ticking, "_enqueue", enqueue)
+
+
+def ticks_again(patch: Patch) -> None:
+    """The tick after one is a second early: of a schedule of each second it is the same one again."""
+    real = ticking.Ticking.next_of
+    patch.setattr(
+        ticking.Ticking,
+        "next_of",
+        lambda self, spec, zone, jitter_ms, after_ms: real(self, spec, zone, jitter_ms, after_ms - 1000),
+    )
+
+
+def tick_without_its_job(patch: Patch) -> None:
+    """A tick is recorded, and its job is not there."""
+    patch.setattr(ticking.Ticking, "_enqueue", lambda self, prepared, replaced: None)
+
+
+def ticks_lost_at_a_takeover(patch: Patch) -> None:
+    """A new writer lets only those schedules tick that it sets itself."""
+    real = maintenance.Maintenance.begin_ticks
+    patch.setattr(maintenance.Maintenance, "begin_ticks", lambda self, schedules: real(self, ()))
+
+
+def paused_schedules_tick(patch: Patch) -> None:
+    """A pause is recorded, and the schedule ticks on."""
+    patch.setattr(schedule.Schedule, "waits_until_ms", property(lambda self: self.due_ms if self.next_ms else 0))
+    patch.setattr(schedule, "_is_wrong_tick", lambda before, event: False)
+
+
 DEFECTS: dict[str, Callable[[Patch], None]] = {
     one.__name__: one
     for one in (
@@ -689,6 +729,11 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         keys_of_format_2_not_looked_up,
         secret_made_anew_at_each_opening,
         secret_taken_and_not_written,
+        tick_adds_its_job_twice,
+        ticks_again,
+        tick_without_its_job,
+        ticks_lost_at_a_takeover,
+        paused_schedules_tick,
     )
 } | {
     "scheduled_rows_left": _rows_left(SCHEDULED),

@@ -7,15 +7,27 @@ stands beside the log.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import decode_batch, decode_head, unpack
-from ledgerq.eventlog.events import STATES, Enqueued, Event, FilesSetAside, Rebuilt, Record, Sealed, WriterOpened
+from ledgerq.eventlog.events import (
+    STATES,
+    Enqueued,
+    Event,
+    FilesSetAside,
+    Rebuilt,
+    Record,
+    ScheduleEvent,
+    Sealed,
+    Ticked,
+    WriterOpened,
+)
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, stats_key
+from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, schedule_rows, stats_key
 from ledgerq.projections.stats import QueueCounters
 from tests.model.job import Model, Violation
 from tests.simulation.projection import NAME, Counts
@@ -27,10 +39,20 @@ __all__ = ["SimLedger"]
 _STATS: bytes = b"i/stats/"
 
 
-class SimLedger:
-    """The checker of the durable ledger. `on_enqueued` is called with the payload of each job that becomes durable."""
+class Jobs(Protocol):
+    """What is told of each job that becomes durable, and of each tick (oracle.py)."""
 
-    def __init__(self, disk: MemoryDisk, on_enqueued: Callable[[Enqueued, PayloadRecord], None], model: Model) -> None:
+    def enqueued_event(self, event: Enqueued, record: PayloadRecord) -> None:
+        """A job became durable."""
+
+    def ticked(self, event: Ticked) -> None:
+        """A tick became durable, and its job right before it."""
+
+
+class SimLedger:
+    """The checker of the durable ledger. `on_jobs` is told of each job that becomes durable, and of each tick."""
+
+    def __init__(self, disk: MemoryDisk, on_jobs: Jobs, model: Model) -> None:
         self.disk = disk
         self.model = model
         self.commits = 0
@@ -38,7 +60,7 @@ class SimLedger:
         self.side = SideRows(disk)
         self.values = ValueRows(disk)
         self._counts = Counts()
-        self._on_enqueued = on_enqueued
+        self._on_jobs = on_jobs
         self._fold = Fold()
         self._wanted: dict[bytes, bytes] = {}
         self._owners: dict[bytes, bytes] = {}
@@ -106,8 +128,19 @@ class SimLedger:
             self._counts.take(event)
             if isinstance(opened, Enqueued) and payload is not None:
                 self._owners[keys.payload_key(at)] = opened.id
-                self._on_enqueued(opened, payload)
+                self._on_jobs.enqueued_event(opened, payload)
+            if isinstance(event, Ticked):
+                self._on_jobs.ticked(event)
+            name = event.name if isinstance(event, ScheduleEvent) else None
+            schedules = [self._fold.schedules.get(name)] if name is not None else []
             before, after = self._fold.apply(at, batch.time_ms, event)[3:]
+            if name is not None:
+                schedules.append(self._fold.schedules.get(name))
+                rows = [{} if one is None else schedule_rows(one) for one in schedules]
+                touched |= {*rows[0], *rows[1]}
+                for row in rows[0]:
+                    self._wanted.pop(row, None)
+                self._wanted.update(rows[1])
             for job in (before, after):
                 touched |= set() if job is None else {*index_entries(job), stats_key(job.queue)}
             for row in () if before is None else index_entries(before):

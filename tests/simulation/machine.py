@@ -14,6 +14,7 @@ from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.entropy import SeededEntropy
 from ledgerq.eventlog.errors import Fenced, LedgerError
 from ledgerq.worker.engine.core import Core
+from ledgerq.worker.engine.scheduling import begin_ticks
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
 from tests.model.job import Model, Violation
@@ -57,7 +58,7 @@ class Machine:
             plan.settings["max_crashes"],
             plan.settings["dead letters"],
         )
-        self.ledger = SimLedger(self.disk, self.oracle.enqueued_event, model)
+        self.ledger = SimLedger(self.disk, self.oracle, model)
         self.entropy = SeededEntropy(plan.seed)
         self.faults: list[Fault] = []
         self.processes: list[Process] = []
@@ -225,6 +226,7 @@ class Machine:
                 )
                 async with asyncio.timeout(CALL_LIMIT_S):
                     await core.take_over(accept_rollback=False)
+                    await begin_ticks(core, None)
             except (LedgerError, TimeoutError) as error:
                 self.say(f"p{process.number} can't open: {type(error).__name__}")
                 if not process.excuses(error):

@@ -4,10 +4,14 @@ Everything here is about answers that a caller received. Each is compared at tha
 what the ledger does not hold when the call returns was promised too early.
 """
 
+import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
-from ledgerq.eventlog.events import Enqueued
+import msgpack
+
+from ledgerq.eventlog.events import Enqueued, Ticked
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.worker.claims import Claim, EnqueueResult
 from tests.model.job import UNFINISHED, Model, Violation
@@ -35,6 +39,7 @@ class Oracle:
     def __init__(self) -> None:
         self.model: Model
         self.asked: dict[int, Asked] = {}
+        self.scheduled: dict[int, tuple[str, str]] = {}  # the schedule and the queue, by the number in its arguments
         self.refused: set[int] = set()
         self.promised: dict[int, bytes] = {}
         self.durable: dict[int, bytes] = {}
@@ -46,6 +51,9 @@ class Oracle:
 
     def enqueued_event(self, event: Enqueued, record: PayloadRecord) -> None:
         """Record that a job became durable; raises `Violation`."""
+        if event.terms is not None and msgpack.unpackb(event.terms)[0]:
+            self._of_tick(event, record)
+            return
         token = int(record.payload.split(b" ", 1)[0])
         if token not in self.asked:
             raise Violation("invented", f"a job with the payload {record.payload[:20]!r} was never asked for")
@@ -62,6 +70,29 @@ class Oracle:
         self.acked.discard(event.id)  # the id of a job that was swept may be used again
         self.payloads[event.id] = record
         self.created.append(event.id)
+
+    def _of_tick(self, event: Enqueued, record: PayloadRecord) -> None:
+        """A job of a task is one of a schedule: there are no others here."""
+        number = json.loads(record.payload)["number"]
+        if number not in self.scheduled or self.scheduled[number][1] != event.queue:
+            raise Violation("invented", f"the job {event} of a schedule with {record.payload!r} was never asked for")
+        self.model.schedules.to_tick = event.id
+        self.acked.discard(event.id)
+        self.payloads[event.id] = record
+        self.created.append(event.id)
+
+    def ticked(self, event: Ticked) -> None:
+        """Check that the job of a tick has the arguments of the newest setting, and the time of the tick."""
+        if event.job is None:
+            return
+        given, reason = (
+            json.loads(self.payloads[event.job].payload),
+            self.model.schedules.by_name[event.name].setting.reason,
+        )
+        tick_ms = round(datetime.fromisoformat(given["tick"]).timestamp() * 1000)
+        is_newest = not isinstance(reason, str) or reason.endswith(f'(arguments: {{"number": {given["number"]}}})')
+        if tick_ms != event.tick_ms or self.scheduled[given["number"]][0] != event.name or not is_newest:
+            raise Violation("tick", f"{event} has a job with {given}, of the setting {reason!r}")
 
     def answered(self, token: int, queue: str, unique: bytes | None, answer: EnqueueResult) -> None:
         """Check an enqueue call that returned; raises `Violation`."""

@@ -91,6 +91,7 @@ def make_plan(seed: int) -> Plan:
         moves.append(Move(at_ms, what, args, cancel))
     moves += _bulks(random.Random(f"bulks {seed}"), queues, length_ms)
     moves += _moves_away(random.Random(f"moves {seed}"), queues, length_ms)
+    moves += _schedules(random.Random(f"schedules {seed}"), queues, length_ms)
     _add_times(random.Random(f"times {seed}"), moves, length_ms)
     moves = _kept(random.Random(f"kept {seed}"), moves)
     if settings["overlap"] and settings["checks_clock"]:
@@ -143,6 +144,37 @@ def _moves_away(rng: random.Random, queues: tuple[str, ...], length_ms: int) -> 
         args = {"what": "move", "queue": queue, "state": state, "error": None, "to": to}
         moves.append(Move(rng.randrange(length_ms), "bulk", args, rng.choice((None, None, None, 0, 5))))
     return moves
+
+
+def _schedules(rng: random.Random, queues: tuple[str, ...], length_ms: int) -> list[Move]:
+    """Schedules in a third of the worlds, by a generator of their own; `number` is what their jobs are known by."""
+    moves: list[Move] = []
+    if rng.random() > 0.35:
+        return moves
+    for number in range(rng.choice((2, 5, 12))):
+        action = "set" if not moves else rng.choice(("set", "set", "pause", "resume", "resume", "remove", "run_now"))
+        args: dict[str, Any] = {"action": action, "name": rng.choice(("hourly", "nightly"))}
+        if action == "set":
+            args["setting"] = _setting(rng, queues, length_ms) | {"number": number}
+        at_ms = rng.randrange(length_ms) if moves else rng.randrange(length_ms // 4)
+        at_ms = moves[-1].at_ms if moves and rng.random() < 0.2 else at_ms
+        moves.append(Move(at_ms, "schedule", args, rng.choice((0, 1, 5)) if rng.random() < 0.1 else None))
+    return moves
+
+
+def _setting(rng: random.Random, queues: tuple[str, ...], length_ms: int) -> dict[str, Any]:
+    missed, overlap = rng.choice(("last", "skip", "all")), rng.choice(("skip", "queue", "replace"))
+    setting: dict[str, Any] = {"queue": rng.choice(queues), "missed": missed, "overlap": overlap}
+    setting["grace"] = rng.choice((0.0, 1.0, 60.0))
+    if rng.random() < 0.3:
+        setting["cron"] = rng.choice(("* * * * *", "*/5 * * * *"))
+    else:
+        setting["every_ms"] = max(1 * _S, length_ms // rng.choice((2, 5, 12)))
+    if missed == "all":  # after long there are many of them
+        setting |= {"overlap": "queue"} | ({} if "cron" in setting else {"every_ms": max(length_ms // 4, 20 * _S)})
+    if rng.random() < 0.3:
+        setting["jitter"] = rng.choice((0.02, 0.5))
+    return setting
 
 
 def _add_times(rng: random.Random, moves: list[Move], length_ms: int) -> None:

@@ -62,6 +62,7 @@ async def _drain(world: Machine, process: Process) -> None:
             world.ledger.side.given.add((name, "the end"))
             await queue.resume(name, actor="the end", reason="the end")
     await queue.bulk.resume()
+    await _remove_schedules(world, process)
     if any(counts.bulk is not None for counts in model.queues.values()):
         raise Violation("bulk", "a bulk is open after all were finished")
     while any(job.state in UNFINISHED for job in model.jobs.values()):
@@ -83,6 +84,24 @@ async def _drain(world: Machine, process: Process) -> None:
         await asyncio.sleep(_IDLE_S)
     keep_s = world.plan.settings["keep_ms"] / 1000
     await asyncio.sleep(keep_s + _IDLE_S)
+
+
+async def _remove_schedules(world: Machine, process: Process) -> None:
+    """Check that no tick was lost on the way, and remove all schedules."""
+    queue, schedules = process.queue, world.oracle.model.schedules
+    assert queue is not None
+    if not schedules.by_name:
+        return
+    while process.disturbances:
+        await asyncio.sleep(_IDLE_S)
+    await asyncio.sleep(world.patience_ms / 1000 + _IDLE_S)
+    if late := schedules.late(world.clock.now_ms() - world.patience_ms, world.loop.now_ms() - world.patience_ms):
+        raise Violation("lost", f"the schedules {late} did not tick: {schedules.by_name[late[0]]}")
+    for name in [*schedules.by_name]:
+        world.ledger.side.given.add((name, "the end"))
+        await queue.schedules.remove(name, actor="the end", reason="the end")
+    if schedules.by_name:
+        raise Violation("too early", f"{[*schedules.by_name]} are said to be removed, and are there")
 
 
 async def tamper(world: Machine) -> None:

@@ -1,7 +1,8 @@
 """The rows beside the log under a simulation, checked as they come and go: payloads, texts, the secret.
 
-A payload and a text come with their event and are those that were given; they go when their job is swept, not before
-and not later. The secret comes with the first commit of a store, and stays as it is.
+A payload and a text come with their event and are those that were given; they go when their job is swept, or
+their schedule is set anew or removed, not before and not later. The secret comes with the first commit of a store, and
+stays as it is.
 """
 
 import hashlib
@@ -11,7 +12,20 @@ from typing import Any
 from msgspec.structs import replace
 
 from ledgerq.eventlog import keys
-from ledgerq.eventlog.events import TEXT_FIELDS, BulkBegan, Deleted, Enqueued, Event, Record, Sealed, Swept
+from ledgerq.eventlog.events import (
+    TEXT_FIELDS,
+    BulkBegan,
+    Cancelled,
+    Deleted,
+    Enqueued,
+    Event,
+    Record,
+    ScheduleEvent,
+    ScheduleRemoved,
+    ScheduleSet,
+    Sealed,
+    Swept,
+)
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.side_records import PayloadRecord, decode_payload, decode_text
 from tests.model.job import Violation
@@ -21,6 +35,8 @@ __all__ = ["SideRows"]
 _CLIPPED = "..."
 # ledgerq's own word, where a call was cancelled that had got claims.
 _OWN = "the claim was cancelled"
+# And where a tick replaced a job.
+_REPLACED = "replaced by job "
 Rows = Mapping[bytes, bytes | None]
 
 
@@ -34,6 +50,8 @@ class SideRows:
         self._said: dict[int, str] = {}
         self._texts: dict[int, tuple[bytes | None, bytes]] = {}
         self._gone: list[int] = []
+        self._settings: dict[str, int] = {}  # the text of each schedule's setting
+        self._outdated: set[int] = set()  # of settings that were replaced in the commit that brought them
         self._bulks: set[int] = set()  # their reasons are those of many jobs
 
     def begin(self, changes: Rows) -> None:
@@ -56,11 +74,18 @@ class SideRows:
             self._gone += mine
             for at in mine:
                 del self._texts[at]
+        if isinstance(event, ScheduleSet | ScheduleRemoved):
+            self._end_setting(event.name)
         name = TEXT_FIELDS.get(type(event))
         if name is None or is_old or not (text := getattr(event, name)):
             return event, None
         if not isinstance(text, Sealed):
             raise Violation("text", f"the text of {event} at {offset} stands in the log")
+        if isinstance(event, ScheduleSet):
+            self._settings[event.name] = offset
+            if changes.get(keys.text_key(offset)) is None:
+                self._outdated.add(offset)
+                return event, None
         if text.at == offset:
             self._take(offset, event, text, changes)
         owner, digest = self._texts.get(text.at, (b"", b""))
@@ -69,13 +94,23 @@ class SideRows:
             raise Violation("text", f"{event} at {offset} names a text that is none of its job's")
         return replace(event, **{name: self._said[text.at]}), None
 
+    def _end_setting(self, name: str) -> None:
+        """The text of a schedule's setting goes; one of this very commit never came."""
+        at = self._settings.pop(name, None)
+        if at in self._outdated:
+            self._outdated.remove(at)
+        elif at is not None:
+            self._gone.append(at)
+            del self._texts[at]
+
     def _take(self, offset: int, event: Any, text: Sealed, changes: Rows) -> None:
         """Take over a new text: it is there, by its digest, and is the one that somebody gave."""
         value = changes.get(keys.text_key(offset))
         if value is None or (_digest(value), len(value)) != (text.digest, text.size_bytes):
             raise Violation("text", f"{event} at {offset} came without its text, or with another")
-        said, subject = decode_text(value), getattr(event, "id", None) or event.queue
-        if said != _OWN and not any(one == subject and _is_clipped(given, said) for one, given in self.given):
+        said, subject = decode_text(value), _subject(event)
+        is_own = said == _OWN or (isinstance(event, Cancelled) and said.startswith(_REPLACED))
+        if not is_own and not any(one == subject and _is_clipped(given, said) for one, given in self.given):
             raise Violation("text", f"{event} at {offset} has the text {said!r}, which nobody gave for it")
         if isinstance(event, BulkBegan):
             self._bulks.add(offset)
@@ -104,10 +139,12 @@ class SideRows:
             if (key in self._disk.rows) != (keys.offset_of(key) in self._texts):
                 what = "is there, and no job has it" if key in self._disk.rows else "is gone, and its job is not"
                 raise Violation("text", f"the text at {keys.offset_of(key)} {what}")
+        if self._outdated:
+            raise Violation("text", f"the settings of schedules at {sorted(self._outdated)} came without their texts")
         gone, self._gone = self._gone, []
         left = [at for at in gone if keys.text_key(at) in self._disk.rows]
         if left:
-            raise Violation("text", f"a job was swept, and its text at {left[0]} is still there")
+            raise Violation("text", f"a job was swept, or a setting ended, and its text at {left[0]} is still there")
 
     def check_everything(self) -> None:
         """Check that there are exactly the texts that there should be; raises `Violation`."""
@@ -126,11 +163,16 @@ class SideRows:
             return not isinstance(text, Sealed) or text.at not in self._texts
         if name is None or not isinstance(text, Sealed):
             return False
-        return told == record._replace(event=replace(record.event, **{name: self._said[text.at]}))
+        return told == record._replace(event=replace(record.event, **{name: self._said.get(text.at, text)}))
 
     def is_said(self, told: object, wanted: str) -> bool:
         """Whether a job's error is told as it is: as long as the text is there."""
         return told.at not in self._texts if isinstance(told, Sealed) else told == wanted
+
+
+def _subject(event: Any) -> bytes | str:
+    """What a text is about: a job, a schedule or a queue."""
+    return event.name if isinstance(event, ScheduleEvent) else getattr(event, "id", None) or event.queue
 
 
 def _digest(value: bytes) -> bytes:

@@ -55,10 +55,9 @@ FIRST_SEED = {
     "failed_queue_rings_for_ever": 1490,
     "older_of_two_states_taken": 860,
     "projections_begin_again": 30,
-    "refusals_told_before_the_flush": 60,
     "sent_behind_a_refused_commit": 1040,
     "stop_forgotten_at_the_end_of_a_lease": 70,
-    "wake_up_lost": 60,
+    "wake_up_lost": 120,
 }
 
 

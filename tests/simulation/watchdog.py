@@ -31,6 +31,9 @@ def _look(world: Machine) -> int | None:
     calm_ms = None if process is None else world.calm_since_ms(process)
     is_calm = calm_ms is not None and calm_ms < now_ms - patience_ms
     next_ms: int | None = None
+    schedules = world.oracle.model.schedules
+    if is_calm and (late := schedules.late(wall_ms - patience_ms, now_ms - patience_ms)):
+        raise Violation("late", f"the schedules {late} should have ticked: {schedules.by_name[late[0]]}")
     for job in world.oracle.model.jobs.values():
         due_ms = _due_ms(world, job)
         if due_ms is None:
@@ -39,7 +42,8 @@ def _look(world: Machine) -> int | None:
             raise Violation("late", f"{job.id.hex()} is {job.state}, and what was due is {wall_ms - due_ms} ms late")
         if due_ms > wall_ms:
             next_ms = due_ms if next_ms is None else min(next_ms, due_ms)
-    return next_ms
+    ticks_ms = [one.due_ms for one in schedules.by_name.values() if not one.paused and one.due_ms > wall_ms]
+    return min([*ticks_ms, *([] if next_ms is None else [next_ms])], default=None)
 
 
 def _due_ms(world: Machine, job: ModelJob) -> int | None:

@@ -22,6 +22,7 @@ from tests.simulation.observers import Observers
 from tests.simulation.oracle import Asked
 from tests.simulation.plan import Move
 from tests.simulation.process import Process
+from tests.simulation.schedulers import Schedulers
 from tests.simulation.store_faults import Fault
 from tests.simulation.workers import Workers
 
@@ -30,7 +31,7 @@ __all__ = ["Workload"]
 _OWN_ID_BYTE: Final = 0xEE
 
 
-class Workload(Claimers, Workers, Observers):
+class Workload(Claimers, Workers, Observers, Schedulers):
     """The workload of a simulated world."""
 
     async def play(self, move: Move) -> None:
