@@ -90,13 +90,17 @@ async def publish(
             last_signed = None if signed is None else open_checkpoint(signed, policy_of(key.verifier))
         except Refused as error:
             raise TreeForked(f"what is published at {place.name} is not to be gone on from: {error}") from error
-        if standing.last is None and not await log.end():
-            return Published(None, 0, standing.growth.root(), 0, 0, 0)
+        start = await _first_offset(log) if standing.last is None else standing.last.next_offset
+        if standing.last is None and start == await log.end():
+            # Nothing is of version 2 yet, and a store of an older format has no secret either.
+            empty = Published(None, 0, standing.growth.root(), start, 0, 0)
+            await _check_signed(place, empty, last_signed)
+            return empty
         secret = await log_secret(log.store)
         if standing.last is not None:
             await _check_last(log.store, standing.last, secret, place)
         noted: list[Checkpointed] = []
-        grown = await _grow(log, place, standing, secret, noted, progress)
+        grown = await _grow(log, place, standing, start, secret, noted, progress)
         await _check_signed(place, grown, last_signed)
         await _check_noted(place, grown, [one for one in noted if one.origin == key.verifier.name])
         if not grown.leaves:
@@ -153,13 +157,14 @@ async def _grow(
     log: LogReader,
     place: Place,
     standing: _Standing,
+    start: int,
     secret: bytes,
     noted: list[Checkpointed],
     progress: Progress | None,
 ) -> Published:
     """Write the tiles of all that is new, and gather in `noted` what the log notes there; nothing is signed yet."""
     growth, entries, last = standing.growth, list(standing.entries), standing.last
-    size, start = growth.size, await _first_offset(log) if last is None else last.next_offset
+    size = growth.size
     head = await log.head()
     async with aclosing(_values(log.store, start)) as values:
         async for offset, value in values:

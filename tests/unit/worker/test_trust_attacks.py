@@ -34,6 +34,7 @@ from ledgerq.eventlog.trust.witness import Witness
 from ledgerq.tools.witness.witness_server import WitnessServer
 from tests.support.rig import Rig
 from tests.support.trees import KEY, ORIGIN, Killed, MemoryPlace, log_of, publish_to
+from tests.unit.projections.formats import format_2_ledger
 
 POLICY = policy_of(KEY.verifier)
 WITNESS = SigningKey.of("w.example", bytes(32), WITNESS_KEY)
@@ -217,3 +218,11 @@ def test_hostile_requests_and_a_damaged_folder_get_an_answer(tmp_path: Path) -> 
         thread.join()
         server.server_close()
         witness.close()
+
+
+async def test_a_store_of_the_format_before_has_nothing_to_publish_and_is_not_called_damaged() -> None:
+    place, disk = MemoryPlace(), format_2_ledger().disk
+    done = await publish_to(place, disk)
+    assert (done.note, done.size, place.files) == (None, 0, {})
+    with pytest.raises(TreeForked, match="older copy"):
+        await publish_to(place, disk, signed=KEY.sign(checkpoint_text(ORIGIN, 1, bytes(32))))
