@@ -281,7 +281,10 @@ def open_checkpoint(note: bytes, policy: Policy) -> Checkpoint:
         raise Refused(f"the checkpoint of {origin} is not signed by the key that is trusted here")
     if not policy.is_met(cosigned):
         raise Refused(f"the checkpoint of {origin} is not cosigned as the policy asks for")
-    return Checkpoint(origin, size, root, text, tuple(cosigned), min(times, default=None))
+    # When the quorum had seen it: one witness that lies about the time can't make the tree older than the others know.
+    by_time = sorted(zip(times, cosigned, strict=True))
+    met = (by_time[n][0] for n in range(len(by_time)) if policy.is_met([key for _, key in by_time[: n + 1]]))
+    return Checkpoint(origin, size, root, text, tuple(cosigned), next(met, None))
 
 
 def split_note(note: bytes) -> tuple[bytes, list[tuple[str, bytes, bytes]]]:

@@ -28,6 +28,7 @@ from ledgerq.eventlog.trust.verifier import (
     leaf_hash,
     node_hash,
     open_checkpoint,
+    parse_policy,
     policy_of,
 )
 from ledgerq.eventlog.trust.witness import Witness
@@ -226,3 +227,13 @@ async def test_a_store_of_the_format_before_has_nothing_to_publish_and_is_not_ca
     assert (done.note, done.size, place.files) == (None, 0, {})
     with pytest.raises(TreeForked, match="older copy"):
         await publish_to(place, disk, signed=KEY.sign(checkpoint_text(ORIGIN, 1, bytes(32))))
+
+
+def test_one_witness_of_a_quorum_can_not_date_a_tree_back() -> None:
+    text = checkpoint_text(ORIGIN, 1, bytes(32))
+    witnesses = [SigningKey.of(f"w{number}.example", bytes([number]) * 32, WITNESS_KEY) for number in (1, 2, 3)]
+    lines = "".join(f"witness W{number} {one.verifier}\n" for number, one in enumerate(witnesses))
+    policy = parse_policy(f"log {KEY.verifier}\n{lines}group G 2 W0 W1 W2\nquorum G\n")
+    times = (0, 1_700_000_001, 1_700_000_000)
+    note = KEY.sign(text) + b"".join(one.cosign(text, time) for one, time in zip(witnesses, times, strict=True))
+    assert open_checkpoint(note, policy).seen_s == 1_700_000_000
