@@ -1,6 +1,7 @@
 """The log's side of c2sp.org/tlog-witness: a checkpoint is shown to witnesses, and what they sign is added to it."""
 
 import asyncio
+import http.client
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -63,6 +64,8 @@ def _post(url: str, body: bytes) -> tuple[int, bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read(_MAX_ANSWER_BYTES)
+    except (http.client.HTTPException, ValueError) as error:  # what answers speaks no HTTP, or the address is none
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 async def cosign(
@@ -80,6 +83,7 @@ async def cosign(
     found = open_checkpoint(note, policy)
     tree = TileReader(place.get, found.size)
     lines, troubles = b"", []
+    forked: TreeForked | None = None
     for witness in witnesses:
         if witness.key in found.cosigned:
             continue
@@ -87,8 +91,18 @@ async def cosign(
             lines += await _ask(tree, found, note, log, witness, send)
         except (OSError, Refused) as error:
             troubles.append(f"{witness.key.name} did not cosign: {error}")
-    if lines and not await place.replace(CHECKPOINT, note + lines, note):
-        raise StoreUnavailable(f"another publisher has written to {place.name} meanwhile: try again")
+        except TreeForked as error:
+            forked = error
+    if lines or forked:
+        # A witness is ahead also when another publisher was faster, and then nothing is forked.
+        async with place.exclusive():
+            is_last = await place.get(CHECKPOINT) == note and (
+                not lines or await place.replace(CHECKPOINT, note + lines, note)
+            )
+        if not is_last:
+            raise StoreUnavailable(f"another publisher has written to {place.name} meanwhile: try again")
+    if forked:
+        raise forked
     return open_checkpoint(note + lines, policy), troubles
 
 

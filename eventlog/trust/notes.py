@@ -31,6 +31,10 @@ class SigningKey(NamedTuple):
     seed: bytes
     verifier: VerifierKey
 
+    def __repr__(self) -> str:
+        """Without the secret, which would get into messages and tracebacks."""
+        return f"SigningKey({self.verifier})"
+
     @classmethod
     def of(cls, name: str, seed: bytes, kind: int = LOG_KEY) -> Self:
         """The key of this log or witness from 32 random bytes; raises `InvalidArgument` for a name that none has."""

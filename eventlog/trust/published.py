@@ -21,7 +21,9 @@ class PublishedTree(TileReader):
     """The tree of a checkpoint in a place. What it reads there is not trusted: it is compared with the signed root."""
 
     def __init__(self, place: Place, checkpoint: Checkpoint) -> None:
-        """Read the tree of this checkpoint from `place`; nothing is requested yet."""
+        """Read the tree of this checkpoint from `place`, when it is asked; raises `Refused` for an empty one."""
+        if checkpoint.size == 0:
+            raise Refused("its tree is empty")
         super().__init__(place.get, checkpoint.size)
         self._root = checkpoint.root
 

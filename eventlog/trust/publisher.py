@@ -10,13 +10,13 @@ signed that does not go on from both, whatever stands there.
 The tree begins with the first record batch of version 2: an older one doesn't name each job's event before.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import NO_DIGEST, decode_batch
-from ledgerq.eventlog.errors import LogCorrupt, StoreUnavailable, TreeForked
+from ledgerq.eventlog.errors import InvalidArgument, LogCorrupt, StoreUnavailable, TreeForked
 from ledgerq.eventlog.events import Checkpointed
 from ledgerq.eventlog.log import LogReader, Progress
 from ledgerq.eventlog.read_ahead import read_ahead
@@ -27,11 +27,20 @@ from ledgerq.eventlog.trust.notes import SigningKey, checkpoint_text
 from ledgerq.eventlog.trust.places import CHECKPOINT, Place
 from ledgerq.eventlog.trust.published import PublishedTree, encode_entries
 from ledgerq.eventlog.trust.tree import ENTRIES, TILE_HASHES, Growth, TileReader, tile_path
-from ledgerq.eventlog.trust.verifier import Checkpoint, Refused, TlogEntry, leaf_hash, open_checkpoint, policy_of
+from ledgerq.eventlog.trust.verifier import (
+    LOG_KEY,
+    Checkpoint,
+    Refused,
+    TlogEntry,
+    leaf_hash,
+    open_checkpoint,
+    policy_of,
+)
 
 __all__ = ["KEY_FILE", "Published", "log_secret", "publish", "recorded_leaf"]
 
 KEY_FILE: Final = "log.vkey"
+Remember = Callable[[bytes], Awaitable[None]]
 _LOG_STOP: Final = keys.after_prefix(keys.LOG_PREFIX)
 
 
@@ -56,32 +65,47 @@ class _Standing(NamedTuple):
 
 
 async def publish(
-    log: LogReader, place: Place, key: SigningKey, *, signed: bytes | None = None, progress: Progress | None = None
+    log: LogReader,
+    place: Place,
+    key: SigningKey,
+    *,
+    signed: bytes | None = None,
+    remember: Remember | None = None,
+    progress: Progress | None = None,
 ) -> Published:
     """Bring the tree at `place` to the log's head, as this reader sees it, and sign it.
 
-    `signed`: the note that this key signed last, here or elsewhere. Raises `TreeForked`, and signs nothing, when that
-    or what stands there is not a beginning of this log's tree or is another key's; `LogCorrupt` for a log whose chain
-    is broken; `StoreUnavailable`, also when another publisher was faster.
+    `signed`: the note that this key signed last, here or elsewhere. `remember` keeps the one that is signed now: it is
+    called before anybody can see that, so a publisher that is killed has not forgotten what it signed.
+
+    Raises `TreeForked`, and signs nothing, when what was signed or what stands there is not a beginning of this log's
+    tree or is another key's; `LogCorrupt` for a log whose chain is broken; `StoreUnavailable`, also when another
+    publisher was faster.
     """
+    if key.verifier.kind != LOG_KEY:
+        raise InvalidArgument(f"{key.verifier.name} is the key of a witness, which signs no log's tree")
     async with place.exclusive():
         try:
             standing = await _standing(place, key)
             last_signed = None if signed is None else open_checkpoint(signed, policy_of(key.verifier))
         except Refused as error:
             raise TreeForked(f"what is published at {place.name} is not to be gone on from: {error}") from error
-        if standing.last is None and not await log.end():
-            return Published(None, 0, standing.growth.root(), 0, 0, 0)
+        start = await _first_offset(log) if standing.last is None else standing.last.next_offset
+        if standing.last is None and start == await log.end():
+            # Nothing is of version 2 yet, and a store of an older format has no secret either.
+            empty = Published(None, 0, standing.growth.root(), start, 0, 0)
+            await _check_signed(place, empty, last_signed)
+            return empty
         secret = await log_secret(log.store)
         if standing.last is not None:
             await _check_last(log.store, standing.last, secret, place)
         noted: list[Checkpointed] = []
-        grown = await _grow(log, place, standing, secret, noted, progress)
+        grown = await _grow(log, place, standing, start, secret, noted, progress)
         await _check_signed(place, grown, last_signed)
         await _check_noted(place, grown, [one for one in noted if one.origin == key.verifier.name])
         if not grown.leaves:
             return grown._replace(note=standing.note)
-        return await _sign(place, key, grown, standing.note)
+        return await _sign(place, key, grown, standing.note, remember)
 
 
 async def log_secret(store: ReadStore) -> bytes:
@@ -103,8 +127,6 @@ async def _standing(place: Place, key: SigningKey) -> _Standing:
     if note is None:
         return _Standing(None, Growth(), [], None)
     checkpoint = open_checkpoint(note, policy_of(key.verifier))
-    if checkpoint.size == 0:
-        raise Refused("its tree is empty")
     tree = PublishedTree(place, checkpoint)
     growth = Growth(tree.size, await tree.edge())
     if growth.root() != checkpoint.root:
@@ -135,13 +157,14 @@ async def _grow(
     log: LogReader,
     place: Place,
     standing: _Standing,
+    start: int,
     secret: bytes,
     noted: list[Checkpointed],
     progress: Progress | None,
 ) -> Published:
     """Write the tiles of all that is new, and gather in `noted` what the log notes there; nothing is signed yet."""
     growth, entries, last = standing.growth, list(standing.entries), standing.last
-    size, start = growth.size, await _first_offset(log) if last is None else last.next_offset
+    size = growth.size
     head = await log.head()
     async with aclosing(_values(log.store, start)) as values:
         async for offset, value in values:
@@ -197,10 +220,14 @@ async def _check_noted(place: Place, grown: Published, noted: list[Checkpointed]
             )
 
 
-async def _sign(place: Place, key: SigningKey, grown: Published, over: bytes | None) -> Published:
+async def _sign(
+    place: Place, key: SigningKey, grown: Published, over: bytes | None, remember: Remember | None
+) -> Published:
     await _put(place, KEY_FILE, f"{key.verifier}\n".encode())
     await place.sync()
     note = key.sign(checkpoint_text(key.verifier.name, grown.size, grown.root))
+    if remember is not None:
+        await remember(note)
     if not await place.replace(CHECKPOINT, note, over):
         raise StoreUnavailable(f"another publisher has written to {place.name} meanwhile: try again")
     # Where the edge was, a tile may be full now, and its partial ones are not needed any more.

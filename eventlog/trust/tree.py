@@ -56,6 +56,8 @@ def tile_path(level: int | str, index: int, width: int) -> str:
 
 def check_consistency(old: int, old_root: bytes, size: int, root: bytes, proof: Sequence[bytes]) -> None:
     """Raise `Refused` unless the proof shows that the tree of `old` leaves is the beginning of the one of `size`."""
+    if any(len(one) != HASH_BYTES for one in proof):
+        raise Refused("the consistency proof holds what is no hash")
     if not 0 <= old <= size:
         raise Refused(f"a tree of {size} leaves does not begin with one of {old}")
     if old in (0, size):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple
 
-from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.errors import InvalidArgument, StoreUnavailable
 from ledgerq.eventlog.trust.notes import SigningKey
 from ledgerq.eventlog.trust.places import FolderPlace
 from ledgerq.eventlog.trust.tree import check_consistency
@@ -95,7 +95,10 @@ class Witness:
             return Answer(400, b"the old size is larger than the new one\n")
         name = _file_name(log.name)
         note = self._place.get_now(name)
-        last = None if note is None else open_checkpoint(note, Policy((log,), {}, {}, "none"))
+        try:
+            last = None if note is None else open_checkpoint(note, Policy((log,), {}, {}, "none"))
+        except Refused as error:
+            raise StoreUnavailable(f"what the witness has seen of {log.name} is damaged: {error}") from error
         if old != (0 if last is None else last.size):
             return Answer(409, b"%d\n" % (0 if last is None else last.size), SIZE_TYPE)
         try:

@@ -1,6 +1,7 @@
 """The commands of the transparency log: keygen, publish, receipt, verify. None of them writes a store."""
 
 import asyncio
+import fcntl
 import os
 import secrets
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, ProofRefused
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, ProofRefused, StoreUnavailable
 from ledgerq.tools.console.arguments import AsJson, JobId, Url
 from ledgerq.tools.console.opening import execute, reading
 from ledgerq.tools.console.output import Output, plural, progress
@@ -43,9 +44,10 @@ def needs_the_extra() -> Iterator[None]:
         raise InvalidArgument("signatures need cryptography: pip install 'ledgerq[trust]'") from error
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, most_bytes: int = -1) -> bytes:
     try:
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            return opened.read(most_bytes)
     except OSError as error:
         raise InvalidArgument(f"{file} can't be read ({error.strerror})") from error
 
@@ -55,6 +57,19 @@ def _write(file: Path, content: bytes) -> None:
         file.write_bytes(content)
     except OSError as error:
         raise InvalidArgument(f"{file} can't be written ({error.strerror})") from error
+
+
+@contextmanager
+def _held(key_file: Path) -> Iterator[None]:
+    """Keep others from signing with this key, for whatever place; raises `StoreUnavailable` while one does."""
+    fd = os.open(key_file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise StoreUnavailable(f"another publisher signs with {key_file}: wait for its end") from error
+    finally:
+        os.close(fd)
 
 
 def read_key(file: Path) -> "SigningKey":
@@ -151,12 +166,20 @@ async def _publish_once(
 
     # Beside the key, and not with the store or the tree: whoever owns those can put older copies of both in place.
     memory, name = FolderPlace(key_file.parent), f"{key_file.name}.signed"
-    signed = await memory.get(name)
-    async with reading(url) as log:
-        with progress("publishing", quiet=quiet) as report:
-            done = await publish(log, place, key, signed=signed, progress=report)
-    if done.note is not None and done.note != signed:
-        await memory.replace(name, done.note, signed)
+    with _held(key_file):
+        signed = await memory.get(name)
+
+        async def remember(note: bytes) -> None:
+            nonlocal signed
+            if note != signed and not await memory.replace(name, note, signed):
+                raise StoreUnavailable(f"{key_file}.signed was changed by another publisher: try again")
+            signed = note
+
+        async with reading(url) as log:
+            with progress("publishing", quiet=quiet) as report:
+                done = await publish(log, place, key, signed=signed, remember=remember, progress=report)
+        if done.note is not None:
+            await remember(done.note)
     cosigned: list[str] = []
     if witnesses and done.note is not None:
         checkpoint, troubles = await cosign(place, key.verifier, witnesses)
@@ -239,7 +262,10 @@ def verify(
         return
     if file is None or (key is None) == (policy is None):
         raise InvalidArgument("name a receipt, and either --key or --policy")
-    content, text = _read(file), "" if policy is None else _read(policy).decode(errors="surrogateescape")
+    content, text = (
+        _read(file, verifier.MAX_RECEIPT_BYTES + 1),
+        "" if policy is None else _read(policy).decode(errors="surrogateescape"),
+    )
     try:
         trusted = verifier.parse_policy(text) if key is None else verifier.policy_of(verifier.VerifierKey.parse(key))
         found = verifier.check_receipt(content, trusted)

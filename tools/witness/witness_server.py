@@ -1,6 +1,8 @@
 """The HTTP server of a witness: a thread for each client, one request at a time gets to the witness."""
 
+import re
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
@@ -40,10 +42,16 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _CLIENT_LIMIT_S
     server: WitnessServer
 
+    def handle(self) -> None:
+        """Answer a client until it goes away, in whatever way it does that."""
+        with suppress(ConnectionError):
+            super().handle()
+
     def do_POST(self) -> None:
         """`add-checkpoint`."""
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > MAX_REQUEST_BYTES:
+        # Other alphabets have digits too, and `int` refuses thousands of them.
+        if not re.fullmatch("[0-9]{1,9}", length) or int(length) > MAX_REQUEST_BYTES:
             self.close_connection = True
             return self._answer(Answer(413, b"a request has a length, and at most 64 KiB\n"))
         body = self.rfile.read(int(length))
@@ -59,8 +67,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The last checkpoint that was cosigned."""
         origin_hash, _, rest = self.path.removeprefix("/").partition("/")
-        with self.server.turn:
-            found = self.server.witness.checkpoint(origin_hash) if rest == "checkpoint" else Answer(404, b"\n")
+        try:
+            with self.server.turn:
+                found = self.server.witness.checkpoint(origin_hash) if rest == "checkpoint" else Answer(404, b"\n")
+        except (LedgerError, OSError) as error:
+            found = Answer(500, f"{error}\n".encode())
         self._answer(found)
 
     def _answer(self, answer: Answer) -> None:

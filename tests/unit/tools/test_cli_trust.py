@@ -1,6 +1,7 @@
 """The commands keygen, publish, receipt and verify, on a store in files."""
 
 import asyncio
+import fcntl
 import shutil
 import stat
 import threading
@@ -199,3 +200,18 @@ async def test_a_folder_has_one_publisher_at_a_time_and_whole_files(tmp_path: Pa
     left = sorted(str(path.relative_to(tmp_path / "a" / "b")) for path in tmp_path.rglob("*") if path.is_file())
     assert left == [".publisher.lock", CHECKPOINT, "tile/0/000"]
     assert stat.S_IMODE((tmp_path / "a" / "b" / CHECKPOINT).stat().st_mode) == 0o644
+
+
+def test_one_key_signs_one_tree_at_a_time(cli: Cli, ledger: Ledger, tmp_path: Path) -> None:
+    """Also for two places: each of two copies of a store could get its tree signed there."""
+    key = tmp_path / "log.key"
+    cli.ok("keygen", "example.com/jobs", "--out", key)
+    with key.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "another publisher signs with" in cli.fails(3, "publish", ledger.url, tmp_path / "a", "--key", key)
+    cli.ok("publish", ledger.url, tmp_path / "a", "--key", key)
+    # Where what was signed can't be kept, nothing is shown.
+    (tmp_path / "log.key.signed").unlink()
+    (tmp_path / "log.key.signed").mkdir()
+    assert "can't be used" in cli.fails(3, "publish", ledger.url, tmp_path / "b", "--key", key)
+    assert not (tmp_path / "b" / CHECKPOINT).exists()

@@ -197,7 +197,7 @@ def test_a_policy_asks_for_witnesses() -> None:
             now = cosigned(now, witnesses[number], 1_700_000_000 + number)
         if is_met:
             found = open_checkpoint(now, policy)
-            assert (found.cosigned, found.seen_s) == (tuple(keys[number] for number in numbers), 1_700_000_000)
+            assert (found.cosigned, found.seen_s) == (tuple(keys[number] for number in numbers), 1_700_000_003)
         else:
             with pytest.raises(Refused, match="cosigned as the policy asks"):
                 open_checkpoint(now, policy)
