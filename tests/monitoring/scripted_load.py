@@ -90,8 +90,8 @@ def _handlers(worker: Worker, queue: Queue) -> None:
 
     @worker.handler("backups")
     async def backups(job: JobContext) -> None:
-        if job.payload == b"taken":
-            await queue.ack(job.claim)  # another hand is quicker
+        if job.payload == b"taken" and job.attempt == 1:
+            await queue.nack(job.claim, "another hand is quicker", delay=0)
         else:
             await asyncio.sleep(random.uniform(1, 2))
 
