@@ -100,8 +100,8 @@ class Effects:
         """Enqueue a job with the commit: by a task and its arguments, or by a queue's name, a payload and options.
 
         The options are those of `Queue.enqueue`; a task has them by `task.options(...)`. The handle has the job's id at
-        once. Where an unfinished job has its unique key by then (the job that ends has it no more) nothing is added,
-        and `handle` is that job's from then on; where its own `job_id` is taken, nothing is committed (`DuplicateJobId`).
+        once. Where an unfinished job (not the one that ends) has its unique key by then, nothing is added, and the
+        handle is that job's from then on; where its own id is taken, nothing is committed (`DuplicateJobId`).
         """
         definition: Definition | None = None
         if isinstance(what, str):
