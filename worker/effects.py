@@ -83,7 +83,10 @@ class Effects:
         self.kv = StagedValues(self, source)
         """The values of keys: read now, changed with the commit."""
         self._source = source
-        self._bytes = 0
+        self.size_bytes = 0
+        """The bytes that they keep in memory."""
+        self.is_staged = False
+        """Whether they are in a commit: their jobs have ids, and would be there twice."""
         self._over = ""
 
     def __bool__(self) -> bool:
@@ -97,8 +100,8 @@ class Effects:
         """Enqueue a job with the commit: by a task and its arguments, or by a queue's name, a payload and options.
 
         The options are those of `Queue.enqueue`; a task has them by `task.options(...)`. The handle has the job's id at
-        once. Where an unfinished job has its unique key by then nothing is added, and `handle` is that job's from then
-        on; where its own `job_id` is taken, nothing is committed (`DuplicateJobId`).
+        once. Where an unfinished job (not the one that ends) has its unique key by then, nothing is added, and the
+        handle is that job's from then on; where its own id is taken, nothing is committed (`DuplicateJobId`).
         """
         definition: Definition | None = None
         if isinstance(what, str):
@@ -142,23 +145,24 @@ class Effects:
         if self._over:
             raise InvalidState(f"{self._over}: nothing can be added to its effects")
 
-    def grow(self, size_bytes: int) -> None:
-        """Count one more of so many bytes; raises `EffectsTooLarge`."""
+    def grow(self, size_bytes: int, *, replaced_bytes: int = 0) -> None:
+        """Count one more of so many bytes, in the place of one of `replaced_bytes`; raises `EffectsTooLarge`."""
         if len(self.jobs) + len(self.changes) >= MAX_EFFECTS:
             raise EffectsTooLarge(
                 f"there are {MAX_EFFECTS:,} effects already, which is the most for one commit: enqueue a job that adds "
                 "the others"
             )
-        if self._bytes + size_bytes > MAX_EFFECT_BYTES:
+        total_bytes = self.size_bytes + size_bytes - replaced_bytes
+        if total_bytes > MAX_EFFECT_BYTES:
             raise EffectsTooLarge(
-                f"the effects would have {self._bytes + size_bytes} bytes, more than {MAX_EFFECT_BYTES}: store large "
+                f"the effects would have {total_bytes} bytes, more than {MAX_EFFECT_BYTES}: store large "
                 "ones elsewhere, and enqueue or set a reference"
             )
-        self._bytes += size_bytes
+        self.size_bytes = total_bytes
 
     def close(self, why: str) -> None:
-        """Let nothing be added any more, for this reason."""
-        self._over = why
+        """Let nothing be added any more, for this reason; the first one counts."""
+        self._over = self._over or why
 
     def committed(self, results: list[EnqueueResult]) -> None:
         """Let the handles be those of the jobs that are there now."""
@@ -224,8 +228,9 @@ class StagedValues:
             effects.check()
             before = effects.changes.pop(key, None)
             sealed = None if value is None else self._source.seal(value)
+            replaced_bytes = 0 if before is None else _size_of(key, before.sealed)
             try:
-                effects.grow(len(key) + len(sealed or b""))
+                effects.grow(_size_of(key, sealed), replaced_bytes=replaced_bytes)
             except EffectsTooLarge:
                 if before is not None:
                     effects.changes[key] = before
@@ -234,3 +239,7 @@ class StagedValues:
             effects.changes[key] = Change(key, sealed, b"" if sealed is None else digest_of(sealed), kept)
 
         effects.on_loop(add)
+
+
+def _size_of(key: str, sealed: bytes | None) -> int:
+    return len(key) + len(sealed or b"")

@@ -45,6 +45,7 @@ class JobContext:
         self.state: Any = None
         self.staged: Effects | None = None
         """The effects of this try, if it has any."""
+        self.is_over = False
         self._in_thread = in_thread
         self._queue = queue
 
@@ -55,6 +56,8 @@ class JobContext:
 
     def _effects(self) -> Effects:
         if (effects := self.staged) is None:
+            if self.is_over:
+                raise InvalidState("the try is over: nothing can be added to its effects")
             if self._queue is None:
                 raise InvalidState("this job has no queue, so it can have no effects")
             effects = self.staged = self._queue.effects()

@@ -191,9 +191,11 @@ class Running:
             self._trace.handled(self.error)
         self._took_s = stopwatch_s() - self._begun_s
         self.handling = False
-        if self._job is not None and (effects := self._job.staged) is not None:
-            effects.close("the try is over")
-            self.effects = effects or None
+        if self._job is not None:
+            self._job.is_over = True
+            if (effects := self._job.staged) is not None:
+                effects.close("the try is over")
+                self.effects = effects or None
         # Thousands may be on their way to the log: what only the handler needed goes now.
         self._task = self._job = self._timer = None
         if self._thread is not None and self._thread.done():
@@ -205,7 +207,8 @@ class Running:
     @property
     def size_bytes(self) -> int:
         """The bytes that its settlement keeps in memory."""
-        return len(self.claim.record.payload) + (0 if self.result is None else len(self.result))
+        size_bytes = len(self.claim.record.payload) + (0 if self.result is None else len(self.result))
+        return size_bytes if self.effects is None else size_bytes + self.effects.size_bytes
 
     @property
     def is_done(self) -> bool:

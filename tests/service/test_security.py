@@ -167,6 +167,22 @@ async def test_the_actor_is_the_name_of_the_token_whatever_the_body_has() -> Non
         assert [event.actor for event in await rig.events() if hasattr(event, "actor")] == ["ops", "ops"]
 
 
+async def test_without_tokens_no_web_page_reaches_the_service() -> None:
+    """A browser on this machine sends what any page tells it to, and no token tells them apart."""
+    body = {"jobs": [{"payload": ""}]}
+    async with Rig() as rig:
+        async with serving(rig) as server:
+            for headers in ({"origin": "https://a.example"}, {"origin": "null"}, {"host": "a.example:80"}):
+                for method, path in (("POST", "/v1/queues/q/jobs"), ("GET", "/v1/log"), ("GET", "/metrics")):
+                    status, error = await ask(server, method, path, body if method == "POST" else None, **headers)
+                    assert (status, error["error"]) == (403, "NotAllowed"), (headers, path)
+            for host in ("localhost", "127.0.0.1:8420", "[::1]:8420"):
+                assert (await ask(server, "POST", "/v1/queues/mine/jobs", body, host=host))[0] == 200
+        async with serving(rig, callers(token=ALL)) as server:
+            assert (await ask(server, "POST", "/v1/queues/mine/jobs", body, "token", host="a.example"))[0] == 200
+        assert await rig.queue.queues() == ["mine"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -217,6 +233,7 @@ async def test_what_is_too_much_or_malformed_is_refused_as_a_whole() -> None:
             ("/v1/claim", {"queues": [""]}, 400),
             ("/v1/claim", {"queues": ["q"], "lease": -1}, 400),
             ("/v1/heartbeat", {"claims": [["x" * 26, 1]]}, 400),
+            ("/v1/heartbeat", {"claims": [[NO_JOB, 2**63]]}, 400),
             ("/v1/queues//jobs", {"jobs": [{"payload": ""}]}, 400),
             ("/v1/queues/q/jobs", {"jobs": [{"payload": "", "unique_key": "", "unique_key_bytes": ""}]}, 400),
         ):
@@ -231,6 +248,7 @@ async def test_what_is_too_much_or_malformed_is_refused_as_a_whole() -> None:
             ("/v1/queues/" + "q" * 2000 + "/stats", 404),
             ("/v1/queues/q%00/stats", 400),
             ("/v1/log?" + "x" * 5000, 414),
+            ("/v1/log?" + "x=1&" * 300, 400),
             ("/v1/nothing", 404),
             ("/v1/ops", 405),
         ):
@@ -282,6 +300,12 @@ async def test_slow_clients_are_cut() -> None:
             assert await send(server) == b""
             assert await send(server, b"GET / HTTP/1.1\r\n") == b""
             assert await send(server, b"GET /healthz HTTP/1.1\r\n\r\nGET") != b""
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert (await reader.readline()).split()[1] == b"200"
+            writer.write(b"\r\n")  # no request, and the server waits for none without an end
+            async with asyncio.timeout(LIMIT_S):
+                await reader.read()
         async with serving(rig, max_head_bytes=2000) as server:
             assert await send(server, b"GET / HTTP/1.1\r\nx: ", b"y" * 5000) == b""
         async with serving(rig, limits=Limits(body_s=0.02)) as server:

@@ -5,7 +5,6 @@ above the limit of connections a new one is cut at once.
 """
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.tools.serve.service_app import ServiceApp
+from ledgerq.tools.serve.tokens import is_loopback
 
 __all__ = ["Guarded", "Server", "check_address", "parse_address"]
 
@@ -39,11 +39,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 def check_address(host: str, *, has_tokens: bool) -> None:
     """Refuse an address that others than this machine can reach, unless there are tokens."""
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = host == "localhost"
-    if not is_loopback and not has_tokens:
+    if not is_loopback(host) and not has_tokens:
         raise InvalidArgument(
             f"{host} can be reached from other machines, and without tokens anyone there may do everything: "
             "give --tokens FILE, or listen on 127.0.0.1"
@@ -88,10 +84,17 @@ class Guarded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Bound the head of a request, which the parser would gather without an end."""
         super().data_received(data)
+        if self._late is None and not self._in_head and not self._in_body and self._is_idle:
+            self._await_head()  # empty lines begin no request, and have ended the wait for one
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > self.max_head_bytes:
                 self.transport.abort()
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether all requests that began are answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     def on_message_begin(self) -> None:
         """The next request begins."""

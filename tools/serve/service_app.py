@@ -21,7 +21,7 @@ from ledgerq.tools.serve.api import Api
 from ledgerq.tools.serve.call import Call
 from ledgerq.tools.serve.openapi import openapi
 from ledgerq.tools.serve.routes import Route, find
-from ledgerq.tools.serve.tokens import ANYONE, Caller
+from ledgerq.tools.serve.tokens import ANYONE, Caller, is_loopback
 from ledgerq.worker.metrics.asgi import ALIVE, METRICS, READY, MetricsApp
 from ledgerq.worker.metrics.endpoint import Metrics
 from ledgerq.worker.options import QueueOptions
@@ -34,6 +34,7 @@ __all__ = ["Limits", "ServiceApp"]
 
 _log = logger("queue")
 _MAX_QUERY_BYTES: Final = 4096
+_MAX_QUERY_FIELDS: Final = 200
 _DESCRIPTION: Final = "/v1/openapi.json"
 
 _STATUS: Final[tuple[tuple[type[LedgerError], int], ...]] = (
@@ -154,6 +155,8 @@ class ServiceApp:
         self, scope: dict[str, Any], headers: dict[bytes, bytes], receive: Receive, as_msgpack: bool
     ) -> tuple[int, bytes, str, Callable[[], None] | None]:
         path, method = scope["raw_path"].decode("latin-1"), scope["method"]
+        if self._callers is None:
+            _refuse_pages(headers)
         if path in (METRICS, ALIVE, READY):
             return await self._page(path, scope, headers)
         found = find(path)
@@ -169,7 +172,7 @@ class ServiceApp:
         caller.allow(route.scope)
         if len(scope["query_string"]) > _MAX_QUERY_BYTES:
             raise _Refusal(414, "InvalidArgument", f"a query has at most {_MAX_QUERY_BYTES} bytes")
-        query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=200)
+        query = _query(scope["query_string"])
         body = None if route.body is None else _decoded(route.body, await self._body(headers, receive), headers)
         call = Call(caller, name, query, body)
         answer = await (self._polled(route, call, receive) if route.is_long else route.act(self._api, call))
@@ -272,6 +275,24 @@ async def _run(work: Awaitable[wire.Message]) -> wire.Message:
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _query(text: bytes) -> dict[str, list[str]]:
+    try:
+        return parse_qs(text.decode("latin-1"), max_num_fields=_MAX_QUERY_FIELDS)
+    except ValueError as error:
+        raise InvalidArgument(f"a query has at most {_MAX_QUERY_FIELDS} fields") from error
+
+
+def _refuse_pages(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse what a web page of elsewhere has a browser on this machine send; only a token would tell who it is.
+
+    Such a request names the page's origin, or has the name of its host, which was made to lead here.
+    """
+    host = headers.get(b"host", b"localhost").decode("latin-1")
+    name = host.removeprefix("[").partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if b"origin" in headers or not is_loopback(name):
+        raise _Refusal(403, "NotAllowed", "without tokens only programs on this machine are served: give --tokens FILE")
 
 
 def _status(error: LedgerError) -> int:

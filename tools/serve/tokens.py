@@ -8,6 +8,7 @@ queues = ["mail"]                    # queues whose names begin so; left out: al
 """
 
 import hashlib
+import ipaddress
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.worker.remote.service_errors import NotAllowed
 
-__all__ = ["ANYONE", "SCOPES", "Caller", "load_tokens"]
+__all__ = ["ANYONE", "SCOPES", "Caller", "is_loopback", "load_tokens"]
 
 SCOPES: Final = ("enqueue", "work", "operate", "read", "payload")
 _MAX_FILE_BYTES: Final = 1024 * 1024
@@ -43,6 +44,14 @@ class Caller(NamedTuple):
 
 ANYONE: Final = Caller("", frozenset(SCOPES))
 """The caller of a service without tokens, which this machine alone can reach."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this name or address of a host is that of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_tokens(path: Path) -> dict[bytes, Caller]:

@@ -53,10 +53,13 @@ class Admission:
             return await self.together(batch, stage)
 
     @asynccontextmanager
-    async def looked_up(self, batch: Sequence[Prepared]) -> AsyncIterator[Callable[[Prepared], EnqueueResult]]:
+    async def looked_up(
+        self, batch: Sequence[Prepared], *, ending: bytes | None = None
+    ) -> AsyncIterator[Callable[[Prepared], EnqueueResult]]:
         """Reserve the ids and unique keys of these jobs while the block runs; yields what stages each, once.
 
-        Waits until the log takes more. Raises `DuplicateJobId`.
+        `ending`: a job that is finished before they are staged, so that it holds its unique key no more. Waits until
+        the log takes more. Raises `DuplicateJobId`.
         """
         lock_keys = [key for prepared in batch for key in _keys(prepared)]
         if not lock_keys:
@@ -64,6 +67,7 @@ class Admission:
             return
         async with self._locks.hold(lock_keys):
             holders, taken = await self._look_up(batch)
+            holders = {key: None if holder == ending else holder for key, holder in holders.items()}
             own_ids = [p.event.id for p in batch if p.own_id]
             if taken:
                 raise _duplicate(next(id for id in own_ids if id in taken))

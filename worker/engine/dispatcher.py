@@ -4,8 +4,9 @@ Theory of operation.
 
 State held. `waiters` has a FIFO of waiting claim calls for each queue, `leases` when each current claim ends,
 `watchers` the callbacks of claims. `_fresh` has the queues with jobs that became pending since the last `serve`,
-`_impatient` the calls that wait for a refill and no longer, `_choosy` those that name several queues. The ready windows
-(the first pending jobs of each queue, in memory) belong to the writer's state.
+`_impatient` the calls that wait for a refill and no longer, `_choosy` those that name several queues, `_late` the
+queues that are dispatched again in the next turn of the event loop. The ready windows (the first pending jobs of each
+queue, in memory) belong to the writer's state.
 
 Invariants. Nothing is awaited between taking a job from a window and staging its claimed event, so no job is given out
 twice. A call takes jobs at once only when no other call waits for that queue. A call for several queues waits in the
@@ -32,6 +33,7 @@ from ledgerq.eventlog.errors import LedgerError
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Claim, ClaimName, ClaimWaiters, Waiter
 from ledgerq.worker.engine import decisions
+from ledgerq.worker.engine.late_jobs import LATE_AT_ONCE, LateJobs
 from ledgerq.worker.engine.leases import Lease, Leases
 from ledgerq.worker.engine.refill import WindowRefill
 from ledgerq.worker.engine.writer_state import WriterState
@@ -61,6 +63,7 @@ class Dispatcher:
         self._choosy: dict[Waiter, None] = {}
         self._ended: LedgerError | None = None
         self._ended_claims = ended
+        self._late = LateJobs(writer_state, clock=clock, options_of=options_of, dispatch=self.dispatch)
         self._refill = WindowRefill(
             writer_state, dispatch=self.dispatch, broken=self._broken, failed=self._refill_failed
         )
@@ -147,7 +150,8 @@ class Dispatcher:
         return len(queues) > 1 and any(self._may_bring(name) for name in queues[: queues.index(queue)])
 
     def _may_bring(self, queue: str) -> bool:
-        return not self._writer_state.paused(queue) and (self._refill.refilling(queue) or self._refill.needs(queue))
+        may = queue in self._late or self._refill.refilling(queue) or self._refill.needs(queue)
+        return may and not self._writer_state.paused(queue)
 
     def _may_serve(self, queue: str) -> bool:
         """Whether waiting for this queue may be worth it: jobs may come, or are kept for an earlier call."""
@@ -159,12 +163,16 @@ class Dispatcher:
         self, queue: str, limit: int, lease_ms: int | None, worker: str | None, kept: bool = False
     ) -> list[Claim]:
         """Claim up to `limit` jobs of the window whose payloads are in memory."""
+        if queue in self._late:
+            return []
         writer_state, window = self._writer_state, self._writer_state.window(queue)
         if lease_ms is None:
             lease_ms = to_ms(self._options_of(queue).lease_s)
         claims: list[Claim] = []
-        while len(claims) < limit and (ready := window.take()) is not None:
-            if ready.job.spec.terms is not None and self._not_started(ready.job):
+        late = 0
+        while len(claims) < limit and late < LATE_AT_ONCE and (ready := window.take()) is not None:
+            if ready.job.spec.terms is not None and self._late.cancel(ready.job):
+                late += 1
                 continue
             event = decisions.claim(ready.job, lease_ms=lease_ms, worker=worker, kept=kept)
             job = writer_state.apply(ready.job, event)
@@ -188,17 +196,9 @@ class Dispatcher:
             )
         if claims and self._refill.needs(queue):
             self._refill.start(queue)
+        if late == LATE_AT_ONCE and not claims:
+            self._late.go_on_later(queue)
         return claims
-
-    def _not_started(self, job: Job) -> bool:
-        """Cancel a job that may not be started any more, by the time that its claim would have in the log."""
-        if not job.starts_before_ms:
-            return False
-        options, by_ms = self._options_of(job.queue), self._writer_state.log.commit().time_ms
-        events = decisions.not_started(job, options=options, now_ms=self._clock.now_ms(), by_ms=by_ms)
-        for event in events:
-            self._writer_state.apply(job, event)
-        return bool(events)
 
     async def claim(
         self,

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ledgerq.eventlog.errors import EffectConflict, InvalidArgument
+from ledgerq.eventlog.errors import EffectConflict, InvalidArgument, InvalidState
 from ledgerq.eventlog.events import KvDeleted, KvSet
 from ledgerq.eventlog.side_records import SALT_BYTES, encode_sealed
 from ledgerq.projections.value_view import ValueView
@@ -69,18 +69,15 @@ async def stage_effects(
     """Commit the effects with what `settle` stages; nothing when that raises, or a key is not as it was expected.
 
     `settle` says whether the effects go with it. `job`: the job that they are of. Raises `EffectConflict`,
-    `DuplicateJobId`, and what `settle` raises.
+    `DuplicateJobId`, `InvalidState` for effects that were committed before, and what `settle` raises.
     """
-    log, changes, is_kept = core.log, [*effects.changes.values()], False
-    await log.until_not_full()
-    log.check()
+    log, is_kept = core.log, False
+    effects.close("they were given to a commit")
+    changes, jobs = [*effects.changes.values()], [staged.prepared for staged in effects.jobs]
     read = [change.key for change in changes if change.expect is not None or change.sealed is None]
-    jobs = [staged.prepared for staged in effects.jobs]
-    async with (
-        core.refusing(),
-        core.writer_state.values.versions(log.store, read) as newest,
-        core.admission.looked_up(jobs) as stage,
-    ):
+    async with core.refusing(), core.writer_state.values.versions(log.store, read) as newest:
+        # After that read, or many calls that read at the same time would come into one commit, however full it is.
+        await log.until_not_full()
 
         def first() -> None:
             # From here on nothing is awaited: what was expected is so when it is changed.
@@ -89,7 +86,10 @@ async def stage_effects(
             for change in changes:
                 if change.expect is not None and (found := newest(change.key)) != change.expect:
                     raise EffectConflict(_conflict(change, found))
-            if not (is_kept := settle()):
+            if effects.is_staged:
+                raise InvalidState("these effects were committed already: make new ones for each job or transaction")
+            is_kept = effects.is_staged = settle()
+            if not is_kept:
                 return
             for change in changes:
                 if change.sealed is not None:
@@ -98,10 +98,12 @@ async def stage_effects(
                 elif newest(change.key):
                     core.writer_state.apply_value(KvDeleted(change.key, job))
 
-        def stage_kept(prepared: Prepared) -> EnqueueResult:
-            return stage(prepared) if is_kept else EnqueueResult(prepared.event.id, False)
+        async with core.admission.looked_up(jobs, ending=job) as stage:
 
-        results = await core.admission.together(jobs, stage_kept, first)
+            def stage_kept(prepared: Prepared) -> EnqueueResult:
+                return stage(prepared) if is_kept else EnqueueResult(prepared.event.id, False)
+
+            results = await core.admission.together(jobs, stage_kept, first)
     core.dispatcher.serve()
     await log.committed()
     effects.committed(results)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
-from ledgerq.eventlog.errors import LedgerError, QueueClosed
+from ledgerq.eventlog.errors import QueueClosed
 from ledgerq.worker.remote import wire
 
 __all__ = ["Lanes", "Results"]
@@ -37,6 +37,7 @@ class Lanes:
         self._send = send
         self._waiting: deque[_Group] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running = 0
         self._closed = False
         self._starting = False
 
@@ -46,7 +47,7 @@ class Lanes:
             raise QueueClosed("the connection to the service was closed")
         future: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Group(ops, sum(map(len, ops)), future))
-        if not self._starting and len(self._tasks) < _LANES:
+        if not self._starting and self._running < _LANES:
             # In the next turn of the event loop: what else is called in this one goes along.
             self._starting = True
             asyncio.get_running_loop().call_soon(self._start)
@@ -54,7 +55,8 @@ class Lanes:
 
     def _start(self) -> None:
         self._starting = False
-        if self._waiting and not self._closed and len(self._tasks) < _LANES:
+        if self._waiting and not self._closed and self._running < _LANES:
+            self._running += 1
             task = asyncio.create_task(self._run(), name="ledgerq-lane")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -67,7 +69,7 @@ class Lanes:
             except asyncio.CancelledError:
                 _fail(groups, QueueClosed("the connection to the service was closed: the outcome is not known"))
                 raise
-            except LedgerError as error:
+            except Exception as error:
                 _fail(groups, error)
                 continue
             at = 0
@@ -75,6 +77,8 @@ class Lanes:
                 if not group.future.done():
                     group.future.set_result((results[at : at + len(group.ops)], repeated))
                 at += len(group.ops)
+        # In the same turn in which nothing was left: who calls from now on starts another one.
+        self._running -= 1
 
     def _take(self) -> list[_Group]:
         groups: list[_Group] = []
@@ -101,7 +105,7 @@ class Lanes:
         self._waiting.clear()
 
 
-def _fail(groups: Sequence[_Group] | deque[_Group], error: LedgerError) -> None:
+def _fail(groups: Sequence[_Group] | deque[_Group], error: Exception) -> None:
     for group in groups:
         if not group.future.done():
             group.future.set_exception(error)

@@ -33,8 +33,9 @@ from ledgerq.worker.retry_rules import RetryRule
 
 __all__ = ["Ops", "error_body", "new_job"]
 
-# So many are staged in one turn of the event loop.
+# So many, with so many bytes to be sealed, are prepared and staged in one turn of the event loop.
 _AT_ONCE: Final = 50
+_AT_ONCE_BYTES: Final = 128 * 1024
 
 Allow = Callable[[str, str], None]
 """Raises when the caller lacks this scope, or for this queue; see tools/serve/tokens.py."""
@@ -98,8 +99,11 @@ class Ops:
         results = [OpResult() for _ in ops]
         acks: list[tuple[int, ClaimName]] = []
         jobs: list[tuple[int, Prepared]] = []
+        size_bytes = 0
         for at, op in enumerate(ops):
-            if at and at % _AT_ONCE == 0:
+            size_bytes += _size_of(op)
+            if at and (at % _AT_ONCE == 0 or size_bytes > _AT_ONCE_BYTES):
+                size_bytes = _size_of(op)
                 await asyncio.sleep(0)
                 core.log.check()
             try:
@@ -200,6 +204,11 @@ class Ops:
     async def stored_job_queue(self, job_id: str) -> str:
         """The queue of a job that is not swept; raises `JobNotFound`."""
         return (await self._core.writer_state.require(job_id_bytes(job_id), job_id)).queue
+
+
+def _size_of(op: Op) -> int:
+    """The bytes that are sealed for a call."""
+    return len(op.payload) if isinstance(op, EnqueueOp) else len(op.result or b"") if isinstance(op, AckOp) else 0
 
 
 def claim_id(claim: Claim) -> Name:

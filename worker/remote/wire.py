@@ -39,7 +39,7 @@ MSGPACK: Final = "application/msgpack"
 EPOCH_HEADER: Final = "ledgerq-epoch"
 
 Wait = Annotated[float, Meta(ge=0, le=MAX_WAIT_S)]
-Name = tuple[str, int]
+Name = tuple[str, Annotated[int, Meta(ge=0, le=2**63 - 1)]]
 """A claim: the id of its job, and its offset."""
 
 

@@ -201,3 +201,35 @@ async def test_a_task_that_expires_is_told_to_who_waits_for_it() -> None:
         queue.clock.advance(seconds=60)
         with pytest.raises(JobCancelled, match="was cancelled"):
             await handle.result()
+
+
+@pytest.mark.parametrize("wait", [0.0, None])
+async def test_a_claim_passes_over_many_that_came_too_late_a_few_at_a_time(wait: float | None) -> None:
+    """And takes the first one that is in time, of the first queue that has one; as does a claim behind it."""
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", [NewJob(b"late", expires=10.0)] * 500)
+        await rig.queue.enqueue_many("q", [b"1", b"2"])
+        await rig.queue.enqueue("r", b"3")
+        await rig.queue._core.maintenance.close()  # so that the claims alone find them
+        await rig.advance(10)
+        claims = [asyncio.create_task(rig.queue.claim(["q", "r"], wait=wait)) for _ in range(3)]
+        before = 502
+        while not claims[2].done():
+            await asyncio.sleep(0)
+            now = rig.queue._core.jobs_in(["q"], ["pending"])
+            assert before - now <= 80
+            before = now
+        assert [payloads(await claim) for claim in claims] == [[b"1"], [b"2"], [b"3"]]
+        assert await rig.queue.claim("q") == []
+        await rig.queue.log.committed()
+        assert (await rig.queue.stats("q")).totals["expired"] == 500
+
+
+async def test_a_claim_ends_where_all_came_too_late() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue_many("q", [NewJob(b"late", expires=10.0)] * 200)
+        await rig.queue._core.maintenance.close()
+        await rig.advance(10)
+        assert await rig.queue.claim("q") == []
+        await rig.queue.log.committed()
+        assert (await rig.queue.stats("q")).cancelled == 200
