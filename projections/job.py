@@ -32,7 +32,7 @@ from ledgerq.eventlog.events import (
     Swept,
     Text,
 )
-from ledgerq.eventlog.terms import decode_terms
+from ledgerq.eventlog.terms import decode_terms, encode_terms
 
 __all__ = ["FINISHED", "MAX_OFFSETS", "TRANSITIONS", "Job", "born", "evolve", "may"]
 
@@ -64,17 +64,17 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
 class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A job's whole state, as the fold of its events. Times are ms since the Unix epoch; 0 where none applies.
 
-    `spec` is its first event (with the queue in which it is now), `offset` and `enqueued_ms` that event's offset and
-    time; `changed_ms` is the commit time
-    of the last event, `claim_offset` the offset of the current (or last) claim, `offsets` those of its later events, of
-    which a job that has very many keeps the last `MAX_OFFSETS`. `cancel_request` is (actor, reason) of a cancellation
-    that the worker has yet to follow. `since_ms` is when the present state, as users see it, began: for a scheduled or
-    pending job when it can (or could) be claimed, its due time or the event that made it pending; for a claimed one the
-    claim; else when it was finished. `texts` are the offsets of its events whose texts or results stand beside the
-    log, the last `MAX_OFFSETS` of them: those of older ones are deleted. `error_type` is the exception's class of
-    `last_error`, `result` the place of what the handler returned, `crashes` how many tries in a row ended their
-    process, `snoozes` how often in a row it was given back to be tried later, `moved_from` the queue in which it was
-    before, empty for one that was never moved, `kept` whether the current claim goes on when its writer ends.
+    `spec` is its first event (with its queue and terms as they are now), `offset` and `enqueued_ms` that event's offset
+    and time; `changed_ms` is the commit time of the last event, `claim_offset` the offset of the current (or last)
+    claim, `offsets` those of its later events, of which a job that has very many keeps the last `MAX_OFFSETS`.
+    `cancel_request` is (actor, reason) of a cancellation that the worker has yet to follow. `since_ms` is when the
+    present state, as users see it, began: for a scheduled or pending job when it can (or could) be claimed, its due
+    time or the event that made it pending; for a claimed one the claim; else when it was finished. `texts` are the
+    offsets of its events whose texts or results stand beside the log, the last `MAX_OFFSETS` of them: those of older
+    ones are deleted. `error_type` is the exception's class of `last_error`, `result` the place of what the handler
+    returned, `crashes` how many tries in a row ended their process, `snoozes` how often in a row it was given back to
+    be tried later, `moved_from` the queue in which it was before, empty for one that was never moved, `kept` whether
+    the current claim goes on when its writer ends.
     """
 
     spec: Enqueued
@@ -178,9 +178,13 @@ def _and_last(offsets: tuple[int, ...], offset: int) -> tuple[int, ...]:
 def _moved(job: Job, event: Moved, offset: int, time_ms: int) -> Job:
     """The job in its new queue, with all that its tries there begin from."""
     has_text = type(event.reason) is Sealed and event.reason.at == offset
+    terms = job.spec.terms
+    if terms is not None and job.state == "dead":
+        # A dead letter stays where it was put, until somebody has looked at it.
+        terms = encode_terms(replace(decode_terms(terms), expires_ms=0, deadline_ms=0))
     return replace(
         job,
-        spec=replace(job.spec, queue=event.queue),
+        spec=replace(job.spec, queue=event.queue, terms=terms),
         state="scheduled" if job.state == "scheduled" else "pending",
         attempt=0,
         changed_ms=time_ms,

@@ -237,6 +237,8 @@ class Model:
         job.attempt = job.crashes = job.snoozes = 0
         job.stop_asked = False
         job.moves += was_dead
+        if was_dead:
+            job.starts_before_ms = 0
         job.since_ms = job.due_ms if after == "scheduled" else self.time_ms
         if after == "pending":
             self.pending.setdefault(job.queue, {})[job.id] = (job.priority, job.offset)

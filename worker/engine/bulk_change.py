@@ -144,7 +144,7 @@ class Changing:
             to=opened.to,
         )
         if event is None:
-            self.skipped += opened.what != "cancel" and decisions.is_too_late(job, core.clock.now_ms())
+            self.skipped += opened.what in ("requeue", "move") and decisions.is_too_late(job, core.clock.now_ms())
             return False
         if len(self.examples) < EXAMPLES:
             self.examples.append(job)

@@ -225,7 +225,12 @@ def in_bulk(
         case "requeue":
             return Requeued(job.id, actor, reason) if may(job.state, Requeued) and not late else None
         case "move":
-            return Moved(job.id, to, actor, reason) if may(job.state, Moved) and not late else None
+            # Dead letters that are moved expire no more; one that waits will have expired at once.
+            return (
+                Moved(job.id, to, actor, reason)
+                if may(job.state, Moved) and (job.state == "dead" or not late)
+                else None
+            )
         case "delete":
             return Deleted(job.id, actor, reason) if may(job.state, Deleted) else None
         case "cancel":

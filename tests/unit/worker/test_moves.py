@@ -44,6 +44,19 @@ async def test_a_job_that_dies_goes_to_the_queue_of_the_dead_letters_in_the_same
         assert (after.claimed, after.totals["moved_in"], after.totals["enqueued"]) == (1, 1, 0)
 
 
+@pytest.mark.parametrize("times", [{"expires": 10.0}, {"deadline": 10.0}], ids=str)
+async def test_a_dead_letter_does_not_expire_any_more(times: dict[str, Any]) -> None:
+    async with Rig(queues=TO_DLQ) as rig:
+        for seconds in (5, 15):  # it dies before its time is over, and after that
+            job = await rig.queue.enqueue("mail", b"x", task="send", **times)
+            (claim,) = await rig.queue.claim("mail")
+            await rig.advance(seconds)
+            await rig.queue.nack(claim, "boom")
+            await rig.advance(15)
+            moved = await rig.queue.get(job.job_id)
+            assert (moved.queue, moved.state, moved.task, moved.starts_before_ms) == ("dlq", "pending", "send", 0)
+
+
 async def test_it_stays_dead_in_a_queue_without_one_and_in_the_queue_of_dead_letters_itself() -> None:
     options = QueueOptions(max_attempts=1, dead_letter_queue="dlq")
     async with Rig(default=options, queues={"own": QueueOptions(max_attempts=1)}) as rig:
