@@ -56,6 +56,7 @@ def _due_ms(world: Machine, job: ModelJob) -> int | None:
         return job.sweep_at_ms
     if job.state == "claimed":
         claim = (job.id, job.claim_offset)
-        # One that was not received by now is of a cancelled call, and must be given back.
-        return world.oracle.model.leases[claim] if claim in world.oracle.received else job.claim_ms
+        # One that was not received by now is of a cancelled call, and must be given back; unless its writer ended, and
+        # the next one has kept it.
+        return world.oracle.model.leases.get(claim, job.claim_ms)
     return None
