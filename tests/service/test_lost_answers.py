@@ -59,6 +59,16 @@ async def test_an_id_of_the_callers_own_that_is_in_use_is_refused() -> None:
 
 
 @losing
+async def test_it_is_refused_also_where_the_call_had_to_be_repeated(loss: Loss) -> None:
+    async with RemoteRig() as rig:
+        added = await rig.remote.enqueue("q", b"x")
+        async with lossy(rig, loss) as queue:
+            with pytest.raises(DuplicateJobId):
+                await queue.enqueue("q", b"y", job_id=added.job_id)
+        assert len(await ids(rig)) == 1
+
+
+@losing
 async def test_an_ack_that_is_repeated_succeeds_and_one_of_a_lost_claim_does_not(loss: Loss) -> None:
     async with RemoteRig() as rig:
         await rig.remote.enqueue_many("q", [b"1", b"2", b"3"])

@@ -116,10 +116,10 @@ class RemoteQueue(RemoteReads):
     # ------------------------------------------------------------------ enqueue
 
     async def enqueue(self, queue: str, payload: bytes, **options: Any) -> EnqueueResult:
-        """Add one job, as `Queue.enqueue` does, with the same options. Durable when this returns."""
+        """Add one job, as `Queue.enqueue` does; `DuplicateJobId` for an id of your own may be that of a lost answer."""
         fields = self._fields(payload, options)
         result, repeated = await self._one(wire.EnqueueOp(queue=queue, **fields))
-        return _added(result, fields["id"], repeated)
+        return _added(result, fields["id"], repeated and options.get("job_id") is None)
 
     def _fields(self, payload: bytes, options: dict[str, Any]) -> dict[str, Any]:
         """The fields of a message for a job, which has its id before it is sent."""
@@ -321,7 +321,7 @@ def _encoded(op: wire.Op) -> bytes:
 
 def _added(result: wire.OpResult, own_id: str, repeated: bool) -> EnqueueResult:
     if result.error is not None:
-        # Only this client knows the id, or its user: what is there is what an earlier try of this call has added.
+        # Only this client knows the id: what is there is what an earlier try of this call has added.
         if repeated and result.error.error == DuplicateJobId.__name__:
             return EnqueueResult(job_id_bytes(own_id), True)
         raise wire.error_of(result.error)
