@@ -47,7 +47,7 @@ _OF_THE_PROCESS: Final = (
     "rig.disk",
     "all_tasks",
 )
-_QUICK_CASES: Final = 4
+_QUICK_CASES: Final = 2
 
 Test = Callable[[], Awaitable[None]]
 
