@@ -31,7 +31,12 @@ class ValueRows:
                     self._claims[event.id] = offset
                 case Acked():
                     mine = self.staged.get((event.id, self._claims[event.id]), {})
-                    due |= {(event.id, key): value for key, value in mine.items()}
+                    # To delete what has no value at that time brings no event.
+                    due |= {
+                        (event.id, key): value
+                        for key, value in mine.items()
+                        if value is not None or keys.value_key(key) in self._rows
+                    }
                 case KvSet():
                     if due.pop((event.job, event.key), None) is None:
                         raise Violation("effects", f"{event} at {offset} is not with the ack of a job that has set it")
@@ -42,9 +47,8 @@ class ValueRows:
                     del self._rows[keys.value_key(event.key)]
                 case _:
                     pass
-        left = [key for key, value in due.items() if value is not None or keys.value_key(key[1]) in self._rows]
-        if left:
-            raise Violation("effects", f"a job was acked at {batch.base_offset} or later without its {left}")
+        if due:
+            raise Violation("effects", f"a job was acked at {batch.base_offset} or later without its {[*due]}")
 
     def end(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Check the rows that came and went with these changes; raises `Violation`."""
