@@ -54,7 +54,7 @@ FIRST_SEED = {
     "followers_skip": 15,
     "failed_queue_rings_for_ever": 1490,
     "kept_claims_without_leases": 50,
-    "older_of_two_states_taken": 1400,
+    "older_of_two_states_taken": 2440,
     "projections_begin_again": 30,
     "sent_behind_a_refused_commit": 1040,
     "stop_forgotten_at_the_end_of_a_lease": 70,
