@@ -29,7 +29,8 @@ from ledgerq.projections.deep_audit import (
     value_differences,
 )
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import INDEX_PREFIX, ULID_BYTES, decode_job, parse_key
+from ledgerq.projections.index_keys import INDEX_PREFIX, ULID_BYTES, parse_key
+from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.repair.comparison import (
     FirstPlaces,
     Mismatch,

@@ -27,15 +27,8 @@ from ledgerq.projections.audit import (
 )
 from ledgerq.projections.deep_audit import Difference, missing_secret, value_difference
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import (
-    decode_job,
-    decode_schedule,
-    index_entries,
-    index_rows,
-    job_key,
-    schedule_key,
-    unique_key,
-)
+from ledgerq.projections.index_keys import job_key, schedule_key, unique_key
+from ledgerq.projections.indexes import decode_job, decode_schedule, index_entries, index_rows
 from ledgerq.projections.job import Job
 from ledgerq.projections.repair.comparison import Mismatch, compare_schedules, compare_stats
 from ledgerq.projections.schedule import Schedule

@@ -14,7 +14,8 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.errors import FormatTooNew, InvalidArgument
 from ledgerq.eventlog.events import STATES, BulkKind, State
 from ledgerq.eventlog.store import ReadStore
-from ledgerq.projections.indexes import decode_job, job_key
+from ledgerq.projections.index_keys import job_key
+from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.job import Job
 from ledgerq.projections.texts import jobs_with_texts
 from ledgerq.projections.view import LedgerView, listing_prefix

@@ -12,7 +12,7 @@ from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing
 from ledgerq.eventlog.events import STATES, Deleted, Enqueued, Record, State, Swept
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.side_records import PayloadRecord, decode_payload
-from ledgerq.projections.indexes import (
+from ledgerq.projections.index_keys import (
     CLAIMED,
     FINISHED_PREFIX,
     JOB,
@@ -20,12 +20,11 @@ from ledgerq.projections.indexes import (
     SCHEDULED,
     STATS,
     dead_prefix,
-    decode_job,
-    decode_schedule,
     job_key,
     pending_prefix,
     stats_key,
 )
+from ledgerq.projections.indexes import decode_job, decode_schedule
 from ledgerq.projections.job import MAX_OFFSETS, Job
 from ledgerq.projections.payloads import read_payload
 from ledgerq.projections.schedule import Schedule

@@ -7,30 +7,25 @@ that were not received are given back. Next: worker.py, which runs handlers on t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.entropy import Entropy
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.events import UniqueUntil
-from ledgerq.eventlog.keys import queue_names
 from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.runner import Projection
 from ledgerq.worker.bulk import Bulk
-from ledgerq.worker.claims import Claim, EnqueueResult
-from ledgerq.worker.effects import Effects
-from ledgerq.worker.engine import decisions, settlement
+from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.checkpoints import Checkpoints, begin_noting
 from ledgerq.worker.engine.core import DEFAULT_OPTIONS, Core, open_core
-from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.engine.enqueue import Enqueuer
 from ledgerq.worker.engine.scheduling import begin_ticks
 from ledgerq.worker.engine.takeover import Opening
-from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
-from ledgerq.worker.queue_operations import QueueOperations
-from ledgerq.worker.retry_rules import RetryRule
+from ledgerq.worker.options import NewJob, QueueOptions
+from ledgerq.worker.queue_claims import QueueClaims
 from ledgerq.worker.schedules import Schedules
 from ledgerq.worker.tracing.provider import check_provider, traced_enqueuer
 
@@ -42,10 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Queue"]
 
-_MAX_CLAIMS: Final = 10_000
 
-
-class Queue(QueueOperations):
+class Queue(QueueClaims):
     """A durable job queue on one store: `await Queue.open(url)`, or `async with Queue.open(url) as queue`."""
 
     def __init__(self, core: Core, tracer_provider: "TracerProvider | None" = None) -> None:
@@ -53,7 +46,6 @@ class Queue(QueueOperations):
         super().__init__(core)
         self._log = core.log
         self._writer_state = core.writer_state
-        self._dispatcher = core.dispatcher
         self._clock = core.clock
         self.bulk = Bulk(core)
         """Changes of many jobs at once."""
@@ -236,108 +228,3 @@ class Queue(QueueOperations):
     async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
         """Add up to 10,000 jobs in one commit: all or none. Each is a payload, or a `NewJob` with options."""
         return await self._enqueuer.many(queue, jobs)
-
-    # ------------------------------------------------------------------ claim and settle
-
-    async def claim(
-        self,
-        queue: str | Sequence[str],
-        limit: int = 1,
-        lease: float | None = None,
-        wait: float | None = 0.0,
-        worker: str | None = None,
-        kept: bool = False,
-    ) -> list[Claim]:
-        """Take up to `limit` (1 to 10,000) pending jobs, in order of priority, then of enqueueing.
-
-        `queue` may be several names: the first that has jobs is served. `lease`: seconds until the claim ends by itself
-        (None: the queue's option). `wait`: seconds to wait when there is none (0: not at all, None: without end).
-        `worker`: the name of the claimer, for the log. `kept`: for a holder in another process; the claims go on when
-        this writer ends, and have a full lease anew from when the next one opens the store. Returns [] when the wait is
-        over. The claims are durable when this returns.
-        """
-        self._log.check()
-        queues = queue_names(queue)
-        if not queues:
-            raise InvalidArgument("claim needs at least one queue name")
-        for name in queues:
-            self._core.check_name(name)
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MAX_CLAIMS:
-            raise InvalidArgument(f"limit is a whole number from 1 to {_MAX_CLAIMS}, not {limit!r}")
-        lease_ms = None if lease is None else seconds_ms("lease", lease, least_ms=1)
-        wait_ms = 0 if wait == 0 else None if wait is None else seconds_ms("wait", wait)
-        if worker is not None:
-            worker = decisions.clip(worker, 255)
-        if self._log.full:
-            await self._log.until_not_full()
-            self._log.check()
-        return await self._dispatcher.claim(
-            queues, limit=limit, lease_ms=lease_ms, wait_ms=wait_ms, worker=worker, kept=kept
-        )
-
-    async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
-        """Ack a claim: its work is done. Raises `ClaimLost`, and appends nothing, when it is no longer current.
-
-        An ack that is repeated, while the job's record is kept, changes nothing and returns.
-        `result`: at most 1 MiB, kept as long as the job's record, in the same commit; raises `ResultTooLarge`.
-        `effects`: come in the same commit, or the claim is still current: raises `EffectConflict`, `DuplicateJobId`.
-        """
-        self._log.check()
-        await settlement.ack(self._core, claim, result, effects)
-
-    async def ack_many(self, claims: Sequence[Claim], results: Sequence[bytes | None] | None = None) -> None:
-        """Ack all claims in one commit. When some are lost the others are acked all the same; raises `ClaimLost`.
-
-        `results`: one for each, or None; many large ones take more than one commit.
-        """
-        self._log.check()
-        await settlement.ack_many(self._core, claims, results)
-
-    async def nack(
-        self,
-        claim: Claim,
-        error: str,
-        delay: float | None = None,
-        dead: bool = False,
-        error_type: str = "",
-        rule: RetryRule | None = None,
-        effects: Effects | None = None,
-    ) -> None:
-        """Nack a claim: its try failed; retry after backoff or `delay` seconds, or dead (asked for, or no try left).
-
-        `error_type`: the name of the exception's class; `rule`: that of the exception, made by `on`, which goes before
-        the job's attempts and the queue's backoff. Raises `ClaimLost`, and appends nothing, when the claim is over.
-        `effects`: with `dead=True` they are committed with the dead letter; raises as `ack` does.
-        """
-        self._log.check()
-        delay_ms = None if delay is None else seconds_ms("delay", delay)
-        await settlement.nack(
-            self._core,
-            claim,
-            error,
-            delay_ms=delay_ms,
-            dead=dead,
-            error_type=error_type,
-            rule=rule,
-            effects=effects,
-        )
-
-    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
-        """Give the claim back unused: pending at once or due in `delay` seconds, the try not counted.
-
-        A job that is put off 1,000 times in a row is dead. Raises `ClaimLost`.
-        """
-        self._log.check()
-        delay_ms = 0 if delay is None else seconds_ms("delay", delay)
-        await settlement.release(self._core, claim, reason, delay_ms=delay_ms)
-
-    async def extend(self, claim: Claim, lease: float) -> Claim:
-        """Renew the lease to `lease` seconds from now; returns the claim with its new end. Raises `ClaimLost`."""
-        self._log.check()
-        lease_ms = seconds_ms("lease", lease, least_ms=1)
-        async with self._core.refusing():
-            return self._dispatcher.extend(claim, lease_ms)
-
-    def watch(self, claim: Claim, callback: WatchCallback) -> None:
-        """Call `callback("cancel")` when the job is to stop, `callback("lost")` when the claim was ended otherwise."""
-        self._dispatcher.watch(claim, callback)

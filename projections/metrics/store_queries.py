@@ -10,15 +10,8 @@ from typing import Final
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.store import ReadStore
-from ledgerq.projections.indexes import (
-    SCHEDULED,
-    decode_job,
-    job_key,
-    leading_ms,
-    pending_key,
-    pending_position,
-    pending_prefix,
-)
+from ledgerq.projections.index_keys import SCHEDULED, job_key, leading_ms, pending_key, pending_position, pending_prefix
+from ledgerq.projections.indexes import decode_job
 
 __all__ = ["Position", "hints", "next_due_ms", "oldest_pending_ms", "projection_offsets"]
 

@@ -13,7 +13,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.read_ahead import read_ahead
 from ledgerq.eventlog.store import ReadStore, Row
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import (
+from ledgerq.projections.index_keys import (
     DEAD,
     INDEX_PREFIX,
     JOB,
@@ -24,14 +24,11 @@ from ledgerq.projections.indexes import (
     TICK,
     ULID_BYTES,
     UNIQUE,
-    index_entries,
-    index_rows,
     job_of_row,
     pending_prefix,
-    row_count,
-    schedule_rows,
     stats_key,
 )
+from ledgerq.projections.indexes import index_entries, index_rows, row_count, schedule_rows
 from ledgerq.projections.job import Job
 from ledgerq.projections.job_table import JobTable, decode_row
 

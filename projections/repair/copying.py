@@ -16,7 +16,8 @@ from ledgerq.eventlog.side_records import read_secret
 from ledgerq.eventlog.store import Anchor, Batch, ReadStore, Store
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import index_entries, schedule_rows, stats_key
+from ledgerq.projections.index_keys import stats_key
+from ledgerq.projections.indexes import index_entries, schedule_rows
 from ledgerq.projections.payloads import LostPayload, payload_fault, read_payload
 from ledgerq.projections.rebuild import RebuildReport
 from ledgerq.projections.repair.row_writer import COMMIT_EVENTS, COPY_MARKER, FORMAT, RowWriter, append_lost_keys

@@ -26,7 +26,8 @@ from ledgerq.eventlog.recovery.store_files import FileFault, may_have_held, read
 from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.eventlog.store import Anchor, Store
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import JOB, decode_job
+from ledgerq.projections.index_keys import JOB
+from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.payloads import MISSING, LostPayload, payload_fault
 from ledgerq.projections.rebuild import RebuildReport
 from ledgerq.projections.repair.copying import Lost, NewStore

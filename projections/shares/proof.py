@@ -19,7 +19,7 @@ from ledgerq.eventlog.slate.row_sums import SECRET_BYTES, RowSum, can_sum, total
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.deep_audit import missing_secret, value_differences
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import INDEX_PREFIX, OF_NO_JOB
+from ledgerq.projections.index_keys import INDEX_PREFIX, OF_NO_JOB
 from ledgerq.projections.repair.comparison import FirstPlaces, compare_hints, compare_schedules, compare_stats
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.schedule import Schedule

@@ -17,7 +17,8 @@ from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.log import LogReader, Verified
 from ledgerq.eventlog.slate.row_sums import RowSum, sum_of, total
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import PENDING, index_entries, index_rows, job_key
+from ledgerq.projections.index_keys import PENDING, job_key
+from ledgerq.projections.indexes import index_entries, index_rows
 from ledgerq.projections.job_table import JobTable, decode_row
 from ledgerq.projections.repair.comparison import FirstPlaces, note_place
 from ledgerq.projections.replay import fold_verified

@@ -30,7 +30,8 @@ from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.side_records import decode_payload, decode_result, decode_text, encode_payload, encode_sealed
 from ledgerq.eventlog.terms import decode_terms, encode_terms
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import decode_job, index_entries, parse_key
+from ledgerq.projections.index_keys import parse_key
+from ledgerq.projections.indexes import decode_job, index_entries
 from ledgerq.projections.stats import QueueCounters
 from ledgerq.tools.cli.app import run
 from ledgerq.tools.console import descriptions, job_descriptions

@@ -31,7 +31,7 @@ from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.slate.slate_store import SlateStore
 from ledgerq.eventlog.store import Anchor, Batch, Store
 from ledgerq.eventlog.stores import open_store
-from ledgerq.projections.indexes import INDEX_PREFIX
+from ledgerq.projections.index_keys import INDEX_PREFIX
 from ledgerq.projections.rebuild import rebuild
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue

@@ -19,7 +19,7 @@ from ledgerq.eventlog.slate.row_sums import can_sum
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections import audit as audit_module
 from ledgerq.projections.audit import AuditReport, audit
-from ledgerq.projections.indexes import job_key, stats_key
+from ledgerq.projections.index_keys import job_key, stats_key
 from ledgerq.projections.shares.share import ShareTask
 from ledgerq.worker.queue import Queue
 from tests.support.cli_rig import Cli, change_rows, make_ledger

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ledgerq.eventlog.errors import Fenced, LogRolledBack, OutcomeUnknown, StoreUnavailable
-from ledgerq.projections.indexes import stats_key
+from ledgerq.projections.index_keys import stats_key
 from ledgerq.worker.queue import Queue
 from tests.process.kills import POLL_S, ROOT, START_LIMIT_S, Facts, open_and_check
 from tests.s3.bucket_ledgers import Copy, audit_deeply

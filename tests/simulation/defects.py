@@ -18,7 +18,7 @@ from ledgerq.eventlog.events import Claimed, Nacked, Sealed
 from ledgerq.eventlog.side_records import encode_sealed
 from ledgerq.projections import job as jobs
 from ledgerq.projections import runner, schedule, selection, stats
-from ledgerq.projections.indexes import CLAIMED, SCHEDULED, leading_ms
+from ledgerq.projections.index_keys import CLAIMED, SCHEDULED, leading_ms
 from ledgerq.worker import bulk, execution, running
 from ledgerq.worker.claims import Waiter
 from ledgerq.worker.engine import (

@@ -27,7 +27,8 @@ from ledgerq.eventlog.events import (
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import INDEX_PREFIX, index_entries, parse_key, schedule_rows, stats_key
+from ledgerq.projections.index_keys import INDEX_PREFIX, parse_key, stats_key
+from ledgerq.projections.indexes import index_entries, schedule_rows
 from ledgerq.projections.stats import QueueCounters
 from tests.model.job import Model, Violation
 from tests.simulation.projection import NAME, Counts

@@ -15,7 +15,8 @@ from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.eventlog.side_records import encode_payload
 from ledgerq.eventlog.store import Anchor
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import index_entries, stats_key
+from ledgerq.projections.index_keys import stats_key
+from ledgerq.projections.indexes import index_entries
 from ledgerq.projections.rebuild import rebuild
 from tests.simulation.machine import Machine
 from tests.simulation.oracle import Asked

@@ -14,12 +14,11 @@ from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.side_records import key_digest
 from ledgerq.projections.fold import Transition
-from ledgerq.projections.indexes import (
+from ledgerq.projections.index_keys import (
     INDEX_PREFIX,
     RANGES,
     claimed_key,
     dead_key,
-    decode_job,
     expiry_key,
     finished_key,
     job_key,
@@ -29,6 +28,7 @@ from ledgerq.projections.indexes import (
     stats_key,
     unique_key,
 )
+from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.runner import Rows
 from ledgerq.projections.stats import QueueCounters
 from ledgerq.worker.options import QueueOptions

@@ -15,15 +15,8 @@ from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.eventlog.side_records import decode_payload, decode_result, decode_text, key_digest
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import (
-    INDEX_PREFIX,
-    index_entries,
-    parse_key,
-    pending_position,
-    pending_prefix,
-    schedule_rows,
-    stats_key,
-)
+from ledgerq.projections.index_keys import INDEX_PREFIX, parse_key, pending_position, pending_prefix, stats_key
+from ledgerq.projections.indexes import index_entries, schedule_rows
 from ledgerq.projections.job import MAX_OFFSETS
 from ledgerq.projections.stats import QueueCounters
 

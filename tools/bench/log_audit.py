@@ -20,7 +20,7 @@ from ledgerq.eventlog.slate.options import StoreOptions
 from ledgerq.eventlog.store import Store
 from ledgerq.eventlog.stores import open_reader, open_store
 from ledgerq.projections.audit import audit
-from ledgerq.projections.indexes import INDEX_PREFIX
+from ledgerq.projections.index_keys import INDEX_PREFIX
 from ledgerq.projections.rebuild import rebuild
 from ledgerq.tools.bench.children import answer, peak_mb, run_child
 from ledgerq.tools.bench.loads import drain_in_bulk, fill

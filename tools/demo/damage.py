@@ -9,7 +9,7 @@ from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.store import Store
-from ledgerq.projections.indexes import finished_key, job_key, pending_key, stats_key
+from ledgerq.projections.index_keys import finished_key, job_key, pending_key, stats_key
 from ledgerq.projections.job import Job
 from ledgerq.projections.stats import QueueCounters
 from ledgerq.projections.view import LedgerView

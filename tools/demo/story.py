@@ -12,7 +12,7 @@ from ledgerq.eventlog.events import STATES, Acked, Event, LeaseExpired, Nacked
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.stores import open_store
 from ledgerq.projections.audit import AuditReport, audit
-from ledgerq.projections.indexes import INDEX_PREFIX
+from ledgerq.projections.index_keys import INDEX_PREFIX
 from ledgerq.projections.rebuild import rebuild
 from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import LedgerView

@@ -13,7 +13,7 @@ from ledgerq.eventlog.events import STATES
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.eventlog.stores import open_reader
-from ledgerq.projections.indexes import STATS
+from ledgerq.projections.index_keys import STATS
 from ledgerq.projections.metrics.collector import LedgerCollector
 from ledgerq.projections.metrics.counters import CountersSource
 from ledgerq.projections.metrics.store_inspection import InspectionSource, StoreInspection

@@ -10,7 +10,7 @@ from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.errors import DuplicateJobId
 from ledgerq.eventlog.runtime.waits import to_the_end
 from ledgerq.eventlog.side_records import decode_payload, key_digest
-from ledgerq.projections.indexes import job_key, unique_key
+from ledgerq.projections.index_keys import job_key, unique_key
 from ledgerq.projections.job import Job
 from ledgerq.projections.payloads import read_payload
 from ledgerq.worker.claims import EnqueueResult

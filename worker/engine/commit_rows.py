@@ -6,7 +6,8 @@ from typing import Final
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import pack
 from ledgerq.eventlog.commit import pieces
-from ledgerq.projections.indexes import index_rows, job_key
+from ledgerq.projections.index_keys import job_key
+from ledgerq.projections.indexes import index_rows
 from ledgerq.projections.job import Job
 
 __all__ = ["PIECE_JOBS", "Changes", "Touched", "change_pieces", "index_changes"]

@@ -25,7 +25,6 @@ from ledgerq.eventlog.errors import (
 )
 from ledgerq.eventlog.events import STATES, State, WriterClosed
 from ledgerq.eventlog.keys import queue_name_bytes
-from ledgerq.eventlog.pace import CommitPace
 from ledgerq.eventlog.runtime.process import package_version
 from ledgerq.eventlog.single_writer.hold import check_wait
 from ledgerq.eventlog.slate.options import StoreOptions
@@ -36,6 +35,7 @@ from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.runner import Projection, ProjectionHost
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.engine.admission import Admission
+from ledgerq.worker.engine.core_options import checked_options, pace_of
 from ledgerq.worker.engine.dispatcher import Dispatcher
 from ledgerq.worker.engine.end_waits import EndWaits
 from ledgerq.worker.engine.maintenance import Maintenance
@@ -51,9 +51,6 @@ T = TypeVar("T")
 
 DEFAULT_OPTIONS: Final = QueueOptions()
 _PAYLOAD_BUDGET_BYTES: Final = 32 * 1024 * 1024
-_OBJECT_STORE_INTERVAL_MS: Final = 50.0
-_LOCAL_INTERVAL_MS: Final = 2.0
-_MAX_INTERVAL_MS: Final = 60_000
 _OPERATIONS_AT_ONCE: Final = 64
 _MAX_KNOWN_NAMES: Final = 10_000
 UNFINISHED: Final[tuple[State, ...]] = tuple(state for state in STATES if state not in FINISHED)
@@ -80,7 +77,7 @@ class Core:
 
         `overlap`: whether commits overlap (None: when that is faster, as measured).
         """
-        self._default, self._options = _checked_options(default, queues)
+        self._default, self._options = checked_options(default, queues)
         if type(ready_window) is not int or ready_window < 1:
             raise InvalidArgument(f"ready_window is a number of jobs from 1 on, not {ready_window!r}")
         self.clock = clock or SystemClock()
@@ -90,7 +87,7 @@ class Core:
         self.writer_state = WriterState(
             ready_window_rows=ready_window, payload_budget_bytes=_PAYLOAD_BUDGET_BYTES, host=host
         )
-        pace = _pace(store.location, commit_interval_ms, overlap)
+        pace = pace_of(store.location, commit_interval_ms, overlap)
         self.log = EventLog(store, clock=self.clock, commit_hook=self.writer_state, pace=pace, entropy=self.entropy)
         self.writer_state.log = self.log
         self.view = LedgerView(self.log)
@@ -289,43 +286,3 @@ async def open_core(
         raise
     await core.take_over(accept_rollback=accept_rollback)
     return core
-
-
-def _checked_options(
-    default: QueueOptions, queues: Mapping[str, QueueOptions] | None
-) -> tuple[QueueOptions, dict[str, QueueOptions]]:
-    if queues is not None and not isinstance(queues, Mapping):
-        raise InvalidArgument(f"queues maps names to QueueOptions, {queues!r} does not")
-    kept = dict(queues or {})
-    for name in kept:
-        queue_name_bytes(name)
-    for options in (default, *kept.values()):
-        if not isinstance(options, QueueOptions):
-            raise InvalidArgument(f"a queue's options are QueueOptions, not {options!r}")
-        if options.dead_letter_queue is not None:
-            queue_name_bytes(options.dead_letter_queue)
-    for name in kept:
-        _check_dead_letters(name, default, kept)
-    return default, kept
-
-
-def _check_dead_letters(name: str, default: QueueOptions, kept: Mapping[str, QueueOptions]) -> None:
-    """Raise `InvalidArgument` for dead letters that would go around without an end."""
-    way = [name]
-    while (to := kept.get(way[-1], default).dead_letter_queue) is not None and to != way[-1]:
-        if to in way:
-            raise InvalidArgument(
-                f"dead letters would go around: {' -> '.join((*way, to))}; end at a queue without one"
-            )
-        way.append(to)
-
-
-def _pace(location: str, interval_ms: float | None, overlap: bool | None) -> CommitPace:
-    """The pace of commits: a given pause, or what balances flushes against waiting for this kind of store."""
-    if interval_ms is None:
-        is_local = location.startswith(("file:", "memory:")) or "://" not in location
-        return CommitPace((_LOCAL_INTERVAL_MS if is_local else _OBJECT_STORE_INTERVAL_MS) / 1000, overlap=overlap)
-    number = isinstance(interval_ms, int | float) and not isinstance(interval_ms, bool)
-    if not number or not 0 <= interval_ms <= _MAX_INTERVAL_MS:
-        raise InvalidArgument(f"commit_interval_ms is a number from 0 to {_MAX_INTERVAL_MS}, not {interval_ms!r}")
-    return CommitPace(interval_ms / 1000, is_fixed=True, overlap=overlap)

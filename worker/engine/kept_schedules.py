@@ -10,7 +10,8 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.commit import Commit
 from ledgerq.eventlog.events import ScheduleEvent, ScheduleSet
 from ledgerq.eventlog.store import ReadStore
-from ledgerq.projections.indexes import SCHEDULE, decode_schedule, schedule_rows
+from ledgerq.projections.index_keys import SCHEDULE
+from ledgerq.projections.indexes import decode_schedule, schedule_rows
 from ledgerq.projections.schedule import Schedule, evolve_schedule
 
 __all__ = ["MAX_SCHEDULES", "KeptSchedules"]

@@ -32,7 +32,7 @@ from ledgerq.eventlog.events import JobEvent
 from ledgerq.eventlog.keys import after_prefix
 from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
 from ledgerq.eventlog.store import Row
-from ledgerq.projections.indexes import (
+from ledgerq.projections.index_keys import (
     EXPIRY,
     FINISHED_PREFIX,
     SCHEDULED,

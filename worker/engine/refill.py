@@ -13,7 +13,8 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.errors import LedgerError, LogPoisoned
 from ledgerq.eventlog.runtime.log_records import LogThrottle, about, logger
 from ledgerq.eventlog.side_records import PayloadRecord, decode_payload
-from ledgerq.projections.indexes import decode_job, job_key, pending_key, pending_position, pending_prefix
+from ledgerq.projections.index_keys import job_key, pending_key, pending_position, pending_prefix
+from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.job import Job
 from ledgerq.projections.payloads import payload_fault, read_payload
 from ledgerq.worker.engine.ready_window import Position, ReadyJob, ReadyWindow

@@ -16,7 +16,7 @@ from ledgerq.eventlog.runtime.event_loop import running_loop
 from ledgerq.eventlog.side_records import read_secret
 from ledgerq.eventlog.store import Anchor
 from ledgerq.eventlog.writer import EventLog
-from ledgerq.projections.indexes import CLAIMED
+from ledgerq.projections.index_keys import CLAIMED
 from ledgerq.projections.job import Job
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.engine import decisions

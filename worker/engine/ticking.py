@@ -14,7 +14,7 @@ from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
 from ledgerq.eventlog.events import Cancelled, Ticked, TickReason
 from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.store import Row
-from ledgerq.projections.indexes import TICK
+from ledgerq.projections.index_keys import TICK
 from ledgerq.projections.job import FINISHED, Job, may
 from ledgerq.projections.schedule import Schedule
 from ledgerq.projections.texts import text_of

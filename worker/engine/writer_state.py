@@ -46,7 +46,8 @@ from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.eventlog.store import Batch
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Transition
-from ledgerq.projections.indexes import decode_job, job_key, stats_key
+from ledgerq.projections.index_keys import job_key, stats_key
+from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.job import Job, born, evolve
 from ledgerq.projections.runner import ProjectionHost
 from ledgerq.projections.stats import QueueCounters

@@ -13,7 +13,8 @@ from ledgerq.eventlog.events import State
 from ledgerq.eventlog.keys import payload_key
 from ledgerq.eventlog.memory import MemoryDisk, MemoryStore
 from ledgerq.eventlog.side_records import decode_payload
-from ledgerq.projections.indexes import JOB, decode_job
+from ledgerq.projections.index_keys import JOB
+from ledgerq.projections.indexes import decode_job
 from ledgerq.projections.job import Job
 from ledgerq.worker.engine.core import DEFAULT_OPTIONS
 from ledgerq.worker.options import QueueOptions, to_ms

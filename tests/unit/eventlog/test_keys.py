@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.errors import InvalidArgument, InvalidQueueName
-from ledgerq.projections import indexes
-from ledgerq.projections.indexes import RANGES, IndexKey, parse_key
+from ledgerq.projections import index_keys
+from ledgerq.projections.index_keys import RANGES, IndexKey, parse_key
 from tests.support.histories import quick, thorough
 
 JOB = bytes(range(16))
@@ -44,39 +44,39 @@ def test_log_and_payload_keys_are_in_the_order_of_offsets(a: int, b: int) -> Non
 def test_pending_keys_are_in_the_order_of_priority_then_offset(
     queue: str, a: tuple[int, int], b: tuple[int, int]
 ) -> None:
-    assert same_order(a, b, indexes.pending_key(queue, *a), indexes.pending_key(queue, *b))
-    assert indexes.pending_position(indexes.pending_key(queue, *a)) == a
+    assert same_order(a, b, index_keys.pending_key(queue, *a), index_keys.pending_key(queue, *b))
+    assert index_keys.pending_position(index_keys.pending_key(queue, *a)) == a
 
 
 @thorough
 @given(st.tuples(u64, u64), st.tuples(u64, u64))
 def test_scheduled_keys_are_in_the_order_of_due_time_then_offset(a: tuple[int, int], b: tuple[int, int]) -> None:
-    assert same_order(a, b, indexes.scheduled_key(*a), indexes.scheduled_key(*b))
-    assert indexes.leading_ms(indexes.scheduled_key(*a), indexes.SCHEDULED) == a[0]
+    assert same_order(a, b, index_keys.scheduled_key(*a), index_keys.scheduled_key(*b))
+    assert index_keys.leading_ms(index_keys.scheduled_key(*a), index_keys.SCHEDULED) == a[0]
 
 
 @quick
 @given(st.tuples(u64, st.binary(min_size=16, max_size=16)), st.tuples(u64, st.binary(min_size=16, max_size=16)))
 def test_finished_keys_are_in_the_order_of_sweep_time_then_id(a: tuple[int, bytes], b: tuple[int, bytes]) -> None:
-    assert same_order(a, b, indexes.finished_key(*a), indexes.finished_key(*b))
-    assert indexes.leading_ms(indexes.finished_key(*a), indexes.FINISHED_PREFIX) == a[0]
+    assert same_order(a, b, index_keys.finished_key(*a), index_keys.finished_key(*b))
+    assert index_keys.leading_ms(index_keys.finished_key(*a), index_keys.FINISHED_PREFIX) == a[0]
 
 
 @quick
 @given(names, u64, u64)
 def test_dead_keys_of_a_queue_are_in_the_order_of_offsets(queue: str, a: int, b: int) -> None:
-    assert same_order(a, b, indexes.dead_key(queue, a), indexes.dead_key(queue, b))
+    assert same_order(a, b, index_keys.dead_key(queue, a), index_keys.dead_key(queue, b))
 
 
 @thorough
 @given(names, names, u32, u64)
 def test_a_queues_ranges_hold_its_own_keys_and_nobody_elses(queue: str, other: str, priority: int, offset: int) -> None:
-    assert in_range(indexes.pending_key(queue, priority, offset), indexes.pending_prefix(queue))
-    assert in_range(indexes.dead_key(queue, offset), indexes.dead_prefix(queue))
+    assert in_range(index_keys.pending_key(queue, priority, offset), index_keys.pending_prefix(queue))
+    assert in_range(index_keys.dead_key(queue, offset), index_keys.dead_prefix(queue))
     if other != queue:
-        assert not in_range(indexes.pending_key(other, priority, offset), indexes.pending_prefix(queue))
-        assert not in_range(indexes.dead_key(other, offset), indexes.dead_prefix(queue))
-        assert indexes.stats_key(other) != indexes.stats_key(queue)
+        assert not in_range(index_keys.pending_key(other, priority, offset), index_keys.pending_prefix(queue))
+        assert not in_range(index_keys.dead_key(other, offset), index_keys.dead_prefix(queue))
+        assert index_keys.stats_key(other) != index_keys.stats_key(queue)
         assert keys.hint_key(other) != keys.hint_key(queue)
 
 
@@ -84,30 +84,30 @@ def test_a_queues_ranges_hold_its_own_keys_and_nobody_elses(queue: str, other: s
 @given(names, names, st.binary(max_size=5), st.binary(max_size=5))
 def test_unique_keys_of_different_queues_never_meet(queue: str, other: str, key: bytes, other_key: bytes) -> None:
     same = (queue, key) == (other, other_key)
-    assert (indexes.unique_key(queue, key) == indexes.unique_key(other, other_key)) == same
+    assert (index_keys.unique_key(queue, key) == index_keys.unique_key(other, other_key)) == same
 
 
 @quick
 @given(names, u32, u64, u64)
 def test_every_index_key_is_in_its_own_range_only(queue: str, priority: int, offset: int, time_ms: int) -> None:
     made = {
-        "job": indexes.job_key(JOB),
-        "pending": indexes.pending_key(queue, priority, offset),
-        "scheduled": indexes.scheduled_key(time_ms, offset),
-        "claimed": indexes.claimed_key(JOB),
-        "expiry": indexes.expiry_key(time_ms, offset),
-        "finished": indexes.finished_key(time_ms, JOB),
-        "dead": indexes.dead_key(queue, offset),
-        "unique": indexes.unique_key(queue, b"k"),
-        "stats": indexes.stats_key(queue),
-        "schedule": indexes.schedule_key(queue),
-        "tick": indexes.tick_key(time_ms, queue),
+        "job": index_keys.job_key(JOB),
+        "pending": index_keys.pending_key(queue, priority, offset),
+        "scheduled": index_keys.scheduled_key(time_ms, offset),
+        "claimed": index_keys.claimed_key(JOB),
+        "expiry": index_keys.expiry_key(time_ms, offset),
+        "finished": index_keys.finished_key(time_ms, JOB),
+        "dead": index_keys.dead_key(queue, offset),
+        "unique": index_keys.unique_key(queue, b"k"),
+        "stats": index_keys.stats_key(queue),
+        "schedule": index_keys.schedule_key(queue),
+        "tick": index_keys.tick_key(time_ms, queue),
     }
     assert set(made) == set(RANGES)
     for name, key in made.items():
-        start_of = {other: indexes.range_bounds(other) for other in RANGES}
+        start_of = {other: index_keys.range_bounds(other) for other in RANGES}
         assert [other for other, (start, stop) in start_of.items() if start <= key < stop] == [name]
-        assert in_range(key, indexes.INDEX_PREFIX)
+        assert in_range(key, index_keys.INDEX_PREFIX)
 
 
 def test_rows_of_projections_whose_names_begin_alike_are_apart() -> None:
@@ -132,19 +132,23 @@ def test_any_other_queue_name_is_refused(name: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        (indexes.job_key(JOB), b"row", IndexKey("job", f"job {JOB_TEXT}", JOB)),
+        (index_keys.job_key(JOB), b"row", IndexKey("job", f"job {JOB_TEXT}", JOB)),
         (
-            indexes.pending_key("mail", 1000, 7),
+            index_keys.pending_key("mail", 1000, 7),
             JOB,
             IndexKey("pending", "queue 'mail', priority 1000, offset 7", JOB),
         ),
-        (indexes.scheduled_key(5, 7), JOB, IndexKey("scheduled", "due 5 ms, offset 7", JOB)),
-        (indexes.claimed_key(JOB), b"", IndexKey("claimed", f"job {JOB_TEXT}", JOB)),
-        (indexes.finished_key(5, JOB), b"", IndexKey("finished", f"sweep at 5 ms, job {JOB_TEXT}", JOB)),
-        (indexes.dead_key("mail", 7), JOB, IndexKey("dead", "queue 'mail', offset 7", JOB)),
-        (indexes.unique_key("mail", b"k\0"), JOB, IndexKey("unique", r"queue 'mail', unique key b'k\x00'", JOB)),
-        (indexes.stats_key("mail"), b"row", IndexKey("stats", "queue 'mail'", None)),
-        (indexes.pending_key("mail", 1, 7), b"short", IndexKey("pending", "queue 'mail', priority 1, offset 7", None)),
+        (index_keys.scheduled_key(5, 7), JOB, IndexKey("scheduled", "due 5 ms, offset 7", JOB)),
+        (index_keys.claimed_key(JOB), b"", IndexKey("claimed", f"job {JOB_TEXT}", JOB)),
+        (index_keys.finished_key(5, JOB), b"", IndexKey("finished", f"sweep at 5 ms, job {JOB_TEXT}", JOB)),
+        (index_keys.dead_key("mail", 7), JOB, IndexKey("dead", "queue 'mail', offset 7", JOB)),
+        (index_keys.unique_key("mail", b"k\0"), JOB, IndexKey("unique", r"queue 'mail', unique key b'k\x00'", JOB)),
+        (index_keys.stats_key("mail"), b"row", IndexKey("stats", "queue 'mail'", None)),
+        (
+            index_keys.pending_key("mail", 1, 7),
+            b"short",
+            IndexKey("pending", "queue 'mail', priority 1, offset 7", None),
+        ),
     ],
 )
 def test_an_index_key_is_taken_apart(key: bytes, value: bytes, expected: IndexKey) -> None:

@@ -23,7 +23,7 @@ from ledgerq.eventlog.recorded_audit import (
     write_recorded_audit,
 )
 from ledgerq.projections.audit_recording import record_failure
-from ledgerq.projections.indexes import stats_key
+from ledgerq.projections.index_keys import stats_key
 from ledgerq.projections.metrics.store_inspection import StoreInspection
 from tests.s3.servers import both_servers, bucket, s3_server
 from tests.support.cli_rig import Cli, change_rows, make_ledger

@@ -8,7 +8,8 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.store import Anchor
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import index_entries, stats_key
+from ledgerq.projections.index_keys import stats_key
+from ledgerq.projections.indexes import index_entries
 from tests.support.damaged_rows import Ledger
 
 __all__ = ["format_1_rows", "format_2_ledger"]

@@ -11,7 +11,7 @@ from ledgerq.eventlog.errors import FormatTooNew, LogCorrupt, StoreNotFound
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.projections import audit as audit_module
 from ledgerq.projections.audit import AuditReport, Difference, audit
-from ledgerq.projections.indexes import RANGES, parse_key, pending_key, pending_prefix, stats_key
+from ledgerq.projections.index_keys import RANGES, parse_key, pending_key, pending_prefix, stats_key
 from ledgerq.projections.repair import comparison as compare_module
 from tests.support.damaged_rows import (
     DAMAGES,

@@ -7,7 +7,7 @@ from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.events import Enqueued
 from ledgerq.projections.audit import describe
-from ledgerq.projections.indexes import dead_key, finished_key, job_key, pending_key, stats_key
+from ledgerq.projections.index_keys import dead_key, finished_key, job_key, pending_key, stats_key
 from ledgerq.projections.job import born
 from ledgerq.projections.repair.comparison import Mismatch
 from ledgerq.projections.stats import QueueCounters

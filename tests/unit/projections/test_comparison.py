@@ -13,7 +13,8 @@ from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader
 from ledgerq.projections import job_table
 from ledgerq.projections.fold import Fold, Transition
-from ledgerq.projections.indexes import JOB, PENDING, index_entries, job_key, pending_prefix, row_count
+from ledgerq.projections.index_keys import JOB, PENDING, job_key, pending_prefix
+from ledgerq.projections.indexes import index_entries, row_count
 from ledgerq.projections.job import Job
 from ledgerq.projections.job_table import JobTable
 from ledgerq.projections.repair import comparison

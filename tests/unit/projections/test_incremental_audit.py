@@ -15,7 +15,8 @@ from ledgerq.eventlog.recorded_audit import RecordedAudit, read_recorded_audit
 from ledgerq.projections.audit import AuditReport, audit
 from ledgerq.projections.audit_recording import record_report
 from ledgerq.projections.incremental_audit import audit_since
-from ledgerq.projections.indexes import decode_job, job_key, pending_key, stats_key
+from ledgerq.projections.index_keys import job_key, pending_key, stats_key
+from ledgerq.projections.indexes import decode_job
 from ledgerq.worker.options import NewJob
 from tests.support.damaged_rows import copy_of, rows_in, unique_row
 from tests.support.rig import Rig

@@ -14,7 +14,8 @@ from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.events import Cancelled, Claimed, JobEvent, LeaseExpired, Nacked, Requeued
 from ledgerq.eventlog.keys import PAYLOAD_PREFIX, payload_key
 from ledgerq.projections.fold import Fold, Transition
-from ledgerq.projections.indexes import RANGES, decode_job, index_entries, job_key, unique_key
+from ledgerq.projections.index_keys import RANGES, job_key, unique_key
+from ledgerq.projections.indexes import decode_job, index_entries
 from ledgerq.projections.job import Job, born, evolve
 from ledgerq.worker.engine.commit_rows import index_changes
 from tests.support.histories import START_MS, enqueued, histories, job_id, quick, some

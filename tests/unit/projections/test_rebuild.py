@@ -17,7 +17,7 @@ from ledgerq.eventlog.store import Anchor
 from ledgerq.projections import replay as replay_module
 from ledgerq.projections.audit import audit
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import INDEX_PREFIX, pending_prefix, stats_key
+from ledgerq.projections.index_keys import INDEX_PREFIX, pending_prefix, stats_key
 from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.repair import comparison as compare_module
 from ledgerq.projections.repair import row_writer

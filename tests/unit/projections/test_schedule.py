@@ -23,7 +23,7 @@ from ledgerq.eventlog.recorded_audit import AuditStart, RecordedAudit, decode_re
 from ledgerq.projections.audit import audit
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.incremental_audit import audit_since
-from ledgerq.projections.indexes import SCHEDULE, TICK
+from ledgerq.projections.index_keys import SCHEDULE, TICK
 from ledgerq.projections.schedule import Schedule
 from tests.support.damaged_rows import note
 from tests.support.operators import WHO

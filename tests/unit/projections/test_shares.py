@@ -17,7 +17,7 @@ from ledgerq.projections import audit as audit_module
 from ledgerq.projections import rebuild as rebuild_module
 from ledgerq.projections.audit import AuditReport, audit
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.indexes import INDEX_PREFIX, OF_NO_JOB
+from ledgerq.projections.index_keys import INDEX_PREFIX, OF_NO_JOB
 from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.shares import proof as proof_module

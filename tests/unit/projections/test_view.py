@@ -20,7 +20,7 @@ from ledgerq.eventlog.errors import (
 from ledgerq.eventlog.events import STATES, Record, State
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryReader
-from ledgerq.projections.indexes import job_key
+from ledgerq.projections.index_keys import job_key
 from ledgerq.projections.job import Job
 from ledgerq.projections.view import LedgerView
 from ledgerq.worker.options import NewJob, QueueOptions

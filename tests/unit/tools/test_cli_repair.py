@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ledgerq.eventlog import keys
-from ledgerq.projections.indexes import pending_prefix, stats_key
+from ledgerq.projections.index_keys import pending_prefix, stats_key
 from ledgerq.tools.console.opening import reading
 from ledgerq.worker.queue import Queue
 from tests.support.cli_rig import Cli, Ledger, change_rows, make_ledger

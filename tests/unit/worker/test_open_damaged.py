@@ -9,7 +9,7 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.clock import ManualClock
 from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.memory import MemoryStore
-from ledgerq.projections.indexes import FINISHED_PREFIX, SCHEDULED, STATS
+from ledgerq.projections.index_keys import FINISHED_PREFIX, SCHEDULED, STATS
 from ledgerq.worker.queue import Queue
 from tests.support.damaged_rows import DAMAGES, Damage, Ledger, copy_of, make_ledger
 from tests.support.loops import settle

@@ -12,7 +12,7 @@ import pytest
 from ledgerq.eventlog.errors import InvalidArgument, InvalidState, ScheduleNotFound
 from ledgerq.eventlog.events import Enqueued, SchedulePaused, ScheduleRemoved, ScheduleSet, Ticked
 from ledgerq.eventlog.keys import TEXT_PREFIX
-from ledgerq.projections.indexes import SCHEDULE, TICK
+from ledgerq.projections.index_keys import SCHEDULE, TICK
 from ledgerq.worker.engine import timetable
 from ledgerq.worker.tasks.memory_queue import memory_queue
 from ledgerq.worker.tasks.registry import Tasks

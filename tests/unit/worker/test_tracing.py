@@ -319,7 +319,7 @@ async def test_a_refused_enqueue_is_an_error_with_its_exception(spans: Spans) ->
             await rig.queue.enqueue("q", b"", priority=-1)
         span = spans.one("enqueue q")
         assert span.status.status_code is StatusCode.ERROR
-        assert ours(span)["error.type"] == "ledgerq.eventlog.errors.InvalidArgument"
+        assert ours(span)["error.type"] == "ledgerq.eventlog.error_root.InvalidArgument"
         assert [event.name for event in span.events] == ["exception"]
 
 

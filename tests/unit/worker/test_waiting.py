@@ -261,7 +261,7 @@ async def test_queues_that_nobody_ever_used_leave_nothing_in_memory() -> None:
             waiting.cancel()
         await settle()
         assert not rig.queue._writer_state.windows
-        assert not rig.queue._dispatcher.waiters._waiting
+        assert not rig.queue._core.dispatcher.waiters._waiting
         waiting = asyncio.create_task(rig.queue.claim("reply-1", wait=None))
         await settle()
         await rig.queue.enqueue("reply-1", b"x")
