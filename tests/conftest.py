@@ -4,12 +4,18 @@ import gc
 import signal
 
 import pytest
+from hypothesis import settings
 
 from tests.tiers import is_left_to_the_proof
 
 
 def pytest_configure() -> None:
-    """A shell has what it starts in the background ignore Ctrl-C, and children inherit that: tests send it to them."""
+    """Hypothesis tries the same examples each time, without a clock. And Ctrl-C works, whoever started this.
+
+    A shell has what it starts in the background ignore Ctrl-C, and children inherit that: tests send it to them.
+    """
+    settings.register_profile("ledgerq", derandomize=True, deadline=None, max_examples=60)
+    settings.load_profile("ledgerq")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

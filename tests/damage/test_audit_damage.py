@@ -66,6 +66,7 @@ def without_logs(folder: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.proof
 def test_an_unreadable_log_is_proven_as_far_as_it_goes(cli: Cli, folder: Path, tmp_path: Path) -> None:
     without_logs(folder)
     part = flip(folder, of_range(keys.LOG_PREFIX), 2)
@@ -85,6 +86,7 @@ def test_an_unreadable_log_is_proven_as_far_as_it_goes(cli: Cli, folder: Path, t
     assert cli.ok("audit", tmp_path / "new", "--deep")
 
 
+@pytest.mark.proof
 def test_an_unreadable_log_is_proven_as_far_as_it_goes_also_where_the_format_stands_beside_it(
     cli: Cli, folder: Path
 ) -> None:
@@ -157,6 +159,7 @@ def test_damage_of_index_rows_is_a_report_and_no_exception(cli: Cli, folder: Pat
     cli.ok("audit", tmp_path / "new", "--deep")
 
 
+@pytest.mark.proof
 def test_a_salvage_never_writes_the_damaged_store(cli: Cli, folder: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     cli.ok("rebuild-projections", folder, "--into", tmp_path / "new", "--salvage")

@@ -117,6 +117,7 @@ async def test_damage_that_hides_a_whole_file_kills_no_job(folder: Path, kind: s
     assert sum(job.state != "dead" for job in fold.jobs.values()) == JOBS
 
 
+@pytest.mark.proof
 async def test_a_copy_costs_the_jobs_of_the_block_and_says_which(folder: Path) -> None:
     lost = damage(folder, "block")
     disk = MemoryDisk()

@@ -42,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(params=["crashed", "closed"])
+@pytest.fixture(params=sampled(["crashed", "closed"]))
 def folder(root: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A copy to be damaged."""
     return Path(shutil.copytree(root / request.param, tmp_path / "store"))

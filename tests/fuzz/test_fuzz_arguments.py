@@ -14,7 +14,7 @@ ULID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 DIGITS = "9" * 5000
 
 
-@settings(deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow], database=None)
+@settings(deadline=None, derandomize=True, max_examples=30, suppress_health_check=[HealthCheck.too_slow], database=None)
 @given(st.integers(0, len(COMMANDS) - 1), st.lists(st.binary(max_size=1) | st.binary(max_size=12), max_size=6))
 @example(0, [b"\x02", DIGITS.encode()])
 @example(2, [b"\x20", b"\x02", DIGITS.encode()])

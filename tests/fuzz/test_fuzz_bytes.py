@@ -33,7 +33,7 @@ from tests.fuzz.targets import TARGETS
 from tests.support.histories import any_events, enqueued, job_id
 
 fuzz = settings(
-    deadline=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.too_slow], database=None
+    deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 # What arrays, maps, texts, bytes and extensions promise: 2^32 - 1 items each.
 HUGE = [head + b"\xff" * 4 for head in (b"\xdd", b"\xdf", b"\xdb", b"\xc6", b"\xc9")]
@@ -213,7 +213,7 @@ def test_what_no_index_row_can_hold_is_corrupt_in_the_fold(event: Any) -> None:
 
 
 @given(st.lists(any_events(), min_size=1, max_size=5))
-@settings(deadline=None, derandomize=True, max_examples=120)
+@settings(deadline=None, derandomize=True, max_examples=60)
 def test_every_event_of_the_right_types_is_read_back(events: list[Any]) -> None:
     value = encode_batch(7, NO_DIGEST, 5, bytes(KIND_OF[type(event)] for event in events), events, [0] * len(events))
     assert decode_batch(0, value).events == events

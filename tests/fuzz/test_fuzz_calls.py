@@ -221,7 +221,7 @@ async def test_names_and_keys_with_separators_never_meet() -> None:
             ]
 
 
-@settings(deadline=None, derandomize=True, max_examples=30)
+@settings(deadline=None, derandomize=True, max_examples=20)
 @given(
     st.lists(
         st.tuples(

@@ -268,6 +268,7 @@ def test_alerts_of_a_store_are_of_no_process() -> None:
     assert len([alert for alert in ALERTS if is_of_a_store(alert)]) == 13
 
 
+@pytest.mark.proof
 def test_an_alert_of_a_store_fires_once_though_a_worker_and_an_exporter_tell_it(files: Path) -> None:
     firing = [case for case in CASES if is_of_a_store(alert_of(case.alert)) and case.labels is not None]
     assert {case.alert for case in firing} == {alert.name for alert in ALERTS if is_of_a_store(alert)}

@@ -96,6 +96,7 @@ def states(jobs: list[Job]) -> list[tuple[str, int]]:
     return [(job.state, job.attempt) for job in jobs]
 
 
+@pytest.mark.proof
 @each_signal
 async def test_before_it_opens(tmp_path: Path, number: signal.Signals) -> None:
     async with worker(tmp_path, "import") as child:
@@ -177,6 +178,7 @@ async def test_a_handler_that_ignores_its_cancellation_for_a_while(tmp_path: Pat
     assert states(await jobs_after(tmp_path, child.said)) == [("done", 1), ("pending", 0), ("pending", 0)]
 
 
+@pytest.mark.proof
 @each_signal
 async def test_while_the_queue_closes(tmp_path: Path, number: signal.Signals) -> None:
     async with worker(tmp_path, "close") as child:

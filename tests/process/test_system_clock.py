@@ -265,6 +265,7 @@ async def test_before_1970_each_command_says_so_in_one_line(url: str, clock: Fak
         assert (await queue.stats("q")).pending == 1
 
 
+@pytest.mark.proof
 async def test_a_clock_set_to_before_1970_does_not_stop_an_open_queue(url: str, clock: FakedClock) -> None:
     async with clock.child(url) as child:
         await child.open()

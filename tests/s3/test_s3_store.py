@@ -47,6 +47,7 @@ async def opened(url: str, **options: float) -> SlateStore:
     return await open_slate(parse_location(url), clock=SystemClock(), options=StoreOptions(**options))  # type: ignore[arg-type]
 
 
+@pytest.mark.proof
 async def test_a_store_may_have_a_bucket_of_its_own(bucket: str) -> None:
     store = await opened(f"s3://{bucket}")
     await put_all(store, [(b"a", b"1")])

@@ -217,6 +217,7 @@ async def test_a_renewal_that_fails_does_not_end_the_writer(
     assert caplog.text.count("lease was not renewed") <= 2
 
 
+@pytest.mark.proof
 @both_servers
 async def test_a_renewal_whose_answer_was_lost_is_known_again(
     s3_server: S3Server, storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -83,7 +83,7 @@ async def opens(folder: Path) -> None:
         await check_ledger(queue.log.store)
 
 
-@pytest.mark.parametrize("harm", ["flipped", "empty", "missing"])
+@pytest.mark.parametrize("harm", sampled(["flipped", "empty", "missing"]))
 async def test_without_an_anchor_nothing_vouches_for_what_would_be_left_out(folder: Path, harm: str) -> None:
     (folder / "anchor").unlink()
     second = log_files(folder)[-JOBS]
@@ -157,7 +157,7 @@ async def test_a_damaged_log_file_that_is_needed_is_named_soon(folder: Path, mon
     assert len(tries) <= 2, harmed
 
 
-@pytest.mark.parametrize("done", sampled(range(8), quick=2))
+@pytest.mark.parametrize("done", sampled(range(8)))
 async def test_what_was_moved_in_part_is_finished_by_the_next_opener(
     folder: Path, done: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

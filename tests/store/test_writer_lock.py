@@ -354,6 +354,7 @@ async def test_a_look_that_is_stopped_hinders_no_opener_once_the_writer_is_dead(
         assert look.tried == tries
 
 
+@pytest.mark.proof
 async def test_a_lock_that_stays_though_its_writer_is_dead_is_tried_for_some_seconds(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

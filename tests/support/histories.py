@@ -59,9 +59,9 @@ DIGEST = bytes(range(32))
 QUEUES = ("mail", "mail.low", "müll")
 UNIQUE_KEYS = (None, None, b"k", b"k\0k")
 
-quick = settings(deadline=None, derandomize=True, max_examples=60)
-some = settings(deadline=None, derandomize=True, max_examples=120)
-thorough = settings(deadline=None, derandomize=True, max_examples=300)
+quick = settings(deadline=None, derandomize=True, max_examples=40)
+some = settings(deadline=None, derandomize=True, max_examples=70)
+thorough = settings(deadline=None, derandomize=True, max_examples=140)
 
 
 _MAX_STEP_MS = 2

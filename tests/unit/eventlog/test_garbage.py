@@ -156,6 +156,7 @@ async def test_manifests_are_listed_before_the_sorted_files_that_they_name(
     files.close()
 
 
+@pytest.mark.proof
 async def test_the_next_opener_syncs_only_what_the_one_before_has_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ async def test_a_file_store_keeps_the_last_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["audit"]
 
 
+@pytest.mark.proof
 @both_servers
 async def test_a_bucket_keeps_it_beside_the_anchor(bucket: str) -> None:
     url = f"s3://{bucket}/jobs"

@@ -118,6 +118,7 @@ def test_places_that_cannot_be(cli: Cli, tmp_path: Path) -> None:
     assert "ends with its process" in cli.fails(2, "doctor", "memory:///")
 
 
+@pytest.mark.proof
 def test_a_bucket(cli: Cli, bucket: str) -> None:
     answer = cli.ok("doctor", f"s3://{bucket}/some/prefix", "--json").json
     found = statuses(answer)
@@ -129,6 +130,7 @@ def test_a_bucket(cli: Cli, bucket: str) -> None:
     assert [item for page in obstore.list(from_url(f"s3://{bucket}")) for item in page] == []
 
 
+@pytest.mark.proof
 def test_a_bucket_that_is_not_there(cli: Cli, bucket: str) -> None:
     answer = cli("doctor", f"s3://{bucket}-none/prefix", "--json")
     (check,) = answer.json["checks"]

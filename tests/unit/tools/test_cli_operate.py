@@ -188,6 +188,7 @@ def test_the_writer_before_is_found_in_a_long_log(url: str) -> None:
     assert found == LastWriter(f"{socket.gethostname()}:{os.getpid()}", opened_ms, True)
 
 
+@pytest.mark.proof
 def test_an_interrupted_rebuild_is_left_to_the_rebuild(cli: Cli, url: str) -> None:
     cli.ok("enqueue", url, "mail", "x")
     asyncio.run(change_rows(url, {keys.REBUILD_KEY: b"\x91\xc0"}))

@@ -126,6 +126,7 @@ def test_rebuild_is_a_program_of_its_own(cli: Cli, ledger: Ledger) -> None:
     assert "--until only" in cli.fails(2, ledger.url, "--only", "jobs", "--into", "x", program=program)
 
 
+@pytest.mark.proof
 def test_a_changed_log_is_refused_unless_it_is_cut(cli: Cli, ledger: Ledger) -> None:
     batches = rows_of(ledger.url, keys.LOG_PREFIX)
     changed = keys.log_key(7)

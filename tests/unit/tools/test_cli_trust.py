@@ -78,6 +78,7 @@ def test_from_a_key_to_a_verified_receipt(cli: Cli, ledger: Ledger, tmp_path: Pa
     cli.ok("audit", ledger.url, "--deep")
 
 
+@pytest.mark.proof
 def test_what_contradicts_the_key_is_not_published(cli: Cli, ledger: Ledger, tmp_path: Path) -> None:
     key, other, place = tmp_path / "k", tmp_path / "other", tmp_path / "published"
     for file in (key, other):
@@ -131,6 +132,7 @@ def asked(url: str, body: bytes | None = None) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
+@pytest.mark.proof
 def test_a_witness_cosigns_over_http(cli: Cli, ledger: Ledger, tmp_path: Path) -> None:
     key, own, receipt = tmp_path / "k", tmp_path / "w", tmp_path / "r"
     vkey = cli.ok("keygen", "example.com/jobs", "--out", key).out.strip()

@@ -15,6 +15,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return Cli(capsys, monkeypatch)
 
 
+@pytest.mark.proof
 def test_bash_completes_commands_and_options(cli: Cli, tmp_path: Path) -> None:
     program = tmp_path / "ledgerq"
     program.write_text(f'#!/bin/sh\ncd "{ROOT}" && exec "{sys.executable}" -m ledgerq.tools.cli "$@"\n')

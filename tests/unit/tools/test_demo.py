@@ -47,6 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
+@pytest.mark.proof
 def test_three_files(folder: Path, tmp_path: Path) -> None:
     ran = demo(tmp_path, folder)
     assert (ran.returncode, ran.stderr) == (0, ""), ran

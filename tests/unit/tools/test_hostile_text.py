@@ -209,6 +209,7 @@ def test_every_command_shows_it_on_lines_of_its_own(
         assert ran.message.isprintable()
 
 
+@pytest.mark.proof
 def test_commands_that_write_do_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

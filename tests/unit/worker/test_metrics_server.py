@@ -238,6 +238,7 @@ async def test_when_there_are_too_many_the_one_waited_for_for_longest_is_dropped
             assert await closed_by_the_server(first) == b""
 
 
+@pytest.mark.proof
 async def test_a_hundred_slow_clients_keep_no_scrape_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_EXCHANGE_LIMIT_S", 10 * LIMIT_S)
     async with served(registry=long_page()) as server, AsyncExitStack() as clients:

@@ -127,6 +127,7 @@ class SlowRig(Rig):
             await settle(20)
 
 
+@pytest.mark.proof
 async def test_handlers_that_end_at_once_do_not_wait_for_a_slow_store() -> None:
     done = 0
     async with SlowRig() as rig:

@@ -13,6 +13,7 @@ from tests.support.workers import fetching_ahead, working
 _LARGE_BYTES = 64 * 1024
 
 
+@pytest.mark.proof
 async def test_large_payloads_after_small_ones_are_not_fetched_by_the_count_of_the_small_ones() -> None:
     cue, others = asyncio.Event(), asyncio.Event()
     begun = 0

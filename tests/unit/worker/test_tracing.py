@@ -740,6 +740,7 @@ BLOCKED = """
 """
 
 
+@pytest.mark.proof
 def test_without_opentelemetry_everything_works_and_nobody_looks_for_it() -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(BLOCKED)],
