@@ -1,13 +1,7 @@
 """Bulk changes, ended at every call of the store in every way that a process can end, and finished by the next one."""
 
-import asyncio
-import contextlib
-from collections.abc import Coroutine
-from typing import Any
-
 import pytest
 
-from ledgerq.eventlog.errors import LedgerError
 from ledgerq.eventlog.events import BulkBegan, BulkEnded, CancelRequested, Deleted, Moved, Requeued
 from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.projections import selection
@@ -16,7 +10,7 @@ from ledgerq.worker.bulk import BulkResult
 from ledgerq.worker.engine import bulk_change
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.queue import Queue
-from tests.model.test_crash_points import ENDS, CrashPoint, End, end_everything
+from tests.model.crash_points import CrashPoint, End, at_each_call, each_end, until_crash
 from tests.support.loops import settle
 from tests.support.operators import WHO
 from tests.support.rig import Rig
@@ -57,23 +51,6 @@ async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> tuple[CrashPo
     return point, results
 
 
-async def until_crash(rig: Rig, point: CrashPoint, end: End, work: Coroutine[Any, Any, None]) -> None:
-    """Do this work up to its end or the crash; no task of it is left."""
-    day = asyncio.create_task(work)
-    day.add_done_callback(lambda task: task.cancelled() or task.exception())
-    crash = asyncio.create_task(point.reached.wait())
-    await asyncio.wait((day, crash), return_when=asyncio.FIRST_COMPLETED)
-    await settle()
-    if end == "passing error":
-        await asyncio.wait((day,))
-    if day.done() and (error := day.exception()) is not None and not isinstance(error, LedgerError):
-        raise error
-    if end.endswith("error") and hasattr(rig, "queue"):
-        with contextlib.suppress(LedgerError):
-            await rig.queue.close()
-    await end_everything()
-
-
 async def check_promises(rig: Rig, results: list[BulkResult]) -> None:
     """Open again and finish what is open: each job was changed once by each bulk, and all were counted."""
     await rig.check()
@@ -104,18 +81,8 @@ async def test_the_scenario_itself_goes_well() -> None:
     await check_promises(rig, results)
 
 
-# At some of the calls in `make test`, and at all of them in the proof.
-@pytest.mark.parametrize(
-    ("end", "step"), [("vanish", 5), *(pytest.param(end, 1, marks=pytest.mark.proof) for end in ENDS)]
-)
+@each_end("vanish", 5)
 async def test_a_bulk_that_is_ended_at_any_call_of_its_store_is_finished_by_the_next_process(
     end: End, step: int
 ) -> None:
-    point, _ = await run_until_it_ends(Rig(), None, "error")
-    for at, call in [*enumerate(point.calls)][::step]:
-        rig = Rig()
-        _, results = await run_until_it_ends(rig, at, end)
-        try:
-            await check_promises(rig, results)
-        except BaseException as error:
-            raise AssertionError(f"after {end!r} at call {at}, {call!r}: {error!r}") from error
+    await at_each_call(run_until_it_ends, check_promises, end, step)

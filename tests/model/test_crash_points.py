@@ -5,51 +5,16 @@ nothing acked comes back, and the ledger is clean.
 """
 
 import asyncio
-import contextlib
-from typing import Literal, get_args
 
-import pytest
-
-from ledgerq.eventlog.errors import LedgerError, StoreUnavailable
 from ledgerq.eventlog.events import Claimed
 from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import NewJob, QueueOptions
 from ledgerq.worker.queue import Queue
-from tests.support.ledger_checks import all_rows
+from tests.model.crash_points import CrashPoint, End, at_each_call, each_end, until_crash
 from tests.support.loops import settle
 from tests.support.operators import WHO
 from tests.support.rig import Rig
-
-End = Literal["passing error", "error", "vanish", "vanish but the batch lands"]
-ENDS: tuple[End, ...] = get_args(End)
-
-
-class CrashPoint:
-    """The fault of a store: counts the calls, and at one of them the process ends."""
-
-    def __init__(self, at: int | None, end: End) -> None:
-        self.calls: list[str] = []
-        self.reached = asyncio.Event()
-        self.store: MemoryStore | None = None
-        self._at = at
-        self._end = end
-
-    async def __call__(self, call: str) -> None:
-        """Meet the store's call."""
-        self.calls.append(call)
-        if self._at is None or len(self.calls) <= self._at:
-            return
-        if self._end == "passing error" and self.reached.is_set():
-            return
-        if self._end.endswith("error"):
-            self.reached.set()
-            raise StoreUnavailable(f"away at call {self._at}, {call}")
-        if not self.reached.is_set():
-            self.reached.set()
-            if self._end == "vanish but the batch lands" and self.store is not None:
-                self.store.flush()
-        await asyncio.Event().wait()
 
 
 class Reported:
@@ -130,38 +95,10 @@ async def a_day(rig: Rig, point: CrashPoint, reported: Reported) -> None:
     await queue.close()
 
 
-async def end_everything() -> None:
-    """Cancel every task until none is left: what clean-up does may stall as well, and is cancelled again."""
-    strange: list[BaseException] = []
-    for _ in range(20):
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await settle()
-        for task in others:
-            error = None if not task.done() or task.cancelled() else task.exception()
-            if error is not None and not isinstance(error, LedgerError):
-                strange.append(error)
-    assert not asyncio.all_tasks() - {asyncio.current_task()}
-    assert not strange, strange
-
-
 async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> tuple[CrashPoint, Reported]:
-    """Run the scenario up to its end or the crash; what is left of the process is gone afterwards."""
+    """Run the scenario up to its end or the crash."""
     point, reported = CrashPoint(at, end), Reported()
-    day = asyncio.create_task(a_day(rig, point, reported), name="day")
-    day.add_done_callback(lambda task: task.cancelled() or task.exception())
-    crash = asyncio.create_task(point.reached.wait(), name="crash")
-    await asyncio.wait((day, crash), return_when=asyncio.FIRST_COMPLETED)
-    await settle()  # tasks that can still run do, as in a process that has a moment left
-    if end == "passing error":
-        await asyncio.wait((day,))
-    if day.done() and (error := day.exception()) is not None and not isinstance(error, LedgerError):
-        raise error
-    if end.endswith("error") and hasattr(rig, "queue"):
-        with contextlib.suppress(LedgerError):
-            await rig.queue.close()
-    await end_everything()
+    await until_crash(rig, point, end, a_day(rig, point, reported))
     return point, reported
 
 
@@ -211,16 +148,11 @@ async def check_promises(rig: Rig, reported: Reported) -> None:
     await rig.check()
 
 
-async def count_calls() -> list[str]:
-    """The store's calls of the whole scenario."""
-    point, _ = await run_until_it_ends(Rig(), None, "error")
-    return point.calls
-
-
 async def test_the_scenario_itself_goes_well_and_reaches_everything() -> None:
     rig = Rig()
     point, reported = await run_until_it_ends(rig, None, "error")
     assert len(reported.enqueued) == 8
+    assert len(point.calls) > 100
     assert {event.split(":")[0] for event in point.calls} == {"get", "scan", "write", "sync", "close"}
     names = {type(event).__name__ for event in await rig.events()}
     wanted = "Enqueued Promoted Claimed Acked Nacked LeaseExpired Cancelled Requeued Swept"
@@ -232,19 +164,6 @@ async def test_the_scenario_itself_goes_well_and_reaches_everything() -> None:
     await check_promises(rig, reported)
 
 
-# At some of the calls in `make test`, and at all of them in the proof.
-@pytest.mark.parametrize(
-    ("end", "step"), [("passing error", 8), *(pytest.param(end, 1, marks=pytest.mark.proof) for end in ENDS)]
-)
+@each_end("passing error", 8)
 async def test_a_process_that_ends_at_any_call_of_its_store_breaks_no_promise(end: End, step: int) -> None:
-    calls = await count_calls()
-    assert len(calls) > 100
-    for at, call in [*enumerate(calls)][::step]:
-        rig = Rig()
-        point, reported = await run_until_it_ends(rig, at, end)
-        assert len(point.calls) > at
-        try:
-            await check_promises(rig, reported)
-        except BaseException as error:
-            rows = await all_rows(MemoryStore(rig.disk))
-            raise AssertionError(f"after {end!r} at call {at}, {call!r}, with {len(rows)} rows: {error!r}") from error
+    await at_each_call(run_until_it_ends, check_promises, end, step)

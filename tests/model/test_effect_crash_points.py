@@ -12,8 +12,7 @@ from ledgerq.worker.engine import effect_staging, settlement
 from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
-from tests.model.test_bulk_crash_points import until_crash
-from tests.model.test_crash_points import ENDS, CrashPoint, End
+from tests.model.crash_points import CrashPoint, End, at_each_call, each_end, until_crash
 from tests.support.rig import Rig
 
 OPTIONS: dict[str, Any] = {"commit_interval_ms": 0.0, "default": QueueOptions(lease_s=10.0)}
@@ -56,7 +55,7 @@ async def operate(rig: Rig, point: CrashPoint) -> None:
     await queue.close()
 
 
-async def check_promises(rig: Rig) -> int:
+async def check_promises(rig: Rig, _: None = None) -> int:
     """Open again and do the rest: each job was counted once, with its key and its follow-up in the commit of its ack.
 
     Returns how many effects the log has.
@@ -81,32 +80,23 @@ async def check_promises(rig: Rig) -> int:
     return sum(isinstance(event, KvSet | KvDeleted) for event in await rig.events())
 
 
-async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> CrashPoint:
+async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> tuple[CrashPoint, None]:
     """Run the scenario up to its end or the crash."""
     point = CrashPoint(at, end)
     await until_crash(rig, point, end, operate(rig, point))
-    return point
+    return point, None
 
 
 async def test_the_scenario_itself_goes_well() -> None:
     rig = Rig()
-    point = await run_until_it_ends(rig, None, "error")
+    point, _ = await run_until_it_ends(rig, None, "error")
     assert len(point.calls) > 15
     assert await check_promises(rig) == 2 * JOBS + 2
 
 
-@pytest.mark.parametrize(
-    ("end", "step"), [("vanish", 5), *(pytest.param(end, 1, marks=pytest.mark.proof) for end in ENDS)]
-)
+@each_end("vanish", 5)
 async def test_effects_that_are_ended_at_any_call_of_their_store_are_whole_or_none(end: End, step: int) -> None:
-    point = await run_until_it_ends(Rig(), None, "error")
-    for at, call in [*enumerate(point.calls)][::step]:
-        rig = Rig()
-        await run_until_it_ends(rig, at, end)
-        try:
-            await check_promises(rig)
-        except BaseException as error:
-            raise AssertionError(f"after {end!r} at call {at}, {call!r}: {error!r}") from error
+    await at_each_call(run_until_it_ends, check_promises, end, step)
 
 
 def of_a_lost_claim(patch: pytest.MonkeyPatch) -> None:

@@ -7,21 +7,15 @@ import pytest
 from msgspec.structs import replace
 
 from ledgerq.eventlog.errors import LogCorrupt
-from ledgerq.eventlog.events import (
-    Enqueued,
-    SchedulePaused,
-    ScheduleRemoved,
-    ScheduleResumed,
-    ScheduleSet,
-    Ticked,
-)
+from ledgerq.eventlog.events import Enqueued, Ticked
 from ledgerq.eventlog.memory import MemoryStore
 from ledgerq.worker.engine import ticking, timetable
 from ledgerq.worker.engine.ticking import Ticking
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.tasks.registry import Tasks
-from tests.model.test_bulk_crash_points import until_crash
-from tests.model.test_crash_points import ENDS, CrashPoint, End
+from tests.model.crash_points import CrashPoint, End, at_each_call, each_end, until_crash
+from tests.model.job import Model
+from tests.model.records import Violation
 from tests.support.loops import settle
 from tests.support.operators import WHO
 from tests.support.rig import Rig
@@ -65,14 +59,14 @@ async def operate(rig: Rig, point: CrashPoint) -> None:
     await queue.close()
 
 
-async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> CrashPoint:
+async def run_until_it_ends(rig: Rig, at: int | None, end: End) -> tuple[CrashPoint, None]:
     """Run the scenario up to its end or the crash."""
     point = CrashPoint(at, end)
     await until_crash(rig, point, end, operate(rig, point))
-    return point
+    return point, None
 
 
-async def check_promises(rig: Rig) -> int:
+async def check_promises(rig: Rig, _: None = None) -> int:
     """Open again, a little later: each tick up to then is there once, in its order, with one job, and no other job is.
 
     Returns how many ticks there were.
@@ -84,60 +78,30 @@ async def check_promises(rig: Rig) -> int:
         await settle()
     await rig.queue.close()
     await rig.check()
-    every: dict[str, int] = {}
-    expected: dict[str, int] = {}
-    paused: set[str] = set()
-    jobs: list[bytes] = []
-    ticked: list[bytes | None] = []
+    model = Model()
+    ticks = 0
     for batch in await rig.batches():
-        for event in batch.events:
-            match event:
-                case ScheduleSet():
-                    every[event.name] = int(event.spec.removeprefix("every "))
-                    expected[event.name] = batch.time_ms + every[event.name]
-                case ScheduleResumed():
-                    paused.remove(event.name)
-                    expected[event.name] = batch.time_ms + every[event.name]
-                case SchedulePaused():
-                    paused.add(event.name)
-                case ScheduleRemoved():
-                    del expected[event.name]
-                case Ticked():
-                    assert event.name not in paused
-                    assert event.tick_ms == expected[event.name] <= batch.time_ms
-                    expected[event.name] += every[event.name]
-                    ticked.append(event.job)
-                case Enqueued():
-                    jobs.append(event.id)
-                case _:
-                    pass
-        assert jobs == ticked, "a tick and its job are in one commit"
-    assert len(jobs) == len(set(jobs))
-    late = [name for name, due_ms in expected.items() if name not in paused and due_ms <= rig.clock.now_ms()]
+        for number, event in enumerate(batch.events):
+            model.apply(batch.base_offset + number, batch.time_ms, event)
+        added = [event.id for event in batch.events if isinstance(event, Enqueued)]
+        ticked = [event.job for event in batch.events if isinstance(event, Ticked)]
+        assert added == ticked, "a tick and its job are in one commit"
+        ticks += len(ticked)
+    late = model.schedules.late(rig.clock.now_ms(), now_ms=1)
     assert not late, f"{late} did not tick"
-    return len(ticked)
+    return ticks
 
 
 async def test_the_scenario_itself_goes_well() -> None:
     rig = Rig()
-    point = await run_until_it_ends(rig, None, "error")
+    point, _ = await run_until_it_ends(rig, None, "error")
     assert len(point.calls) > 40
     assert await check_promises(rig) > 13
 
 
-# At some of the calls in `make test`, and at all of them in the proof.
-@pytest.mark.parametrize(
-    ("end", "step"), [("vanish", 5), *(pytest.param(end, 1, marks=pytest.mark.proof) for end in ENDS)]
-)
+@each_end("vanish", 5)
 async def test_ticks_that_are_ended_at_any_call_of_their_store_go_on_with_the_next_process(end: End, step: int) -> None:
-    point = await run_until_it_ends(Rig(), None, "error")
-    for at, call in [*enumerate(point.calls)][::step]:
-        rig = Rig()
-        await run_until_it_ends(rig, at, end)
-        try:
-            await check_promises(rig)
-        except BaseException as error:
-            raise AssertionError(f"after {end!r} at call {at}, {call!r}: {error!r}") from error
+    await at_each_call(run_until_it_ends, check_promises, end, step)
 
 
 def twice(patch: pytest.MonkeyPatch) -> None:
@@ -168,5 +132,5 @@ async def test_planted_defects_are_noticed(defect: Any, monkeypatch: pytest.Monk
     defect(monkeypatch)
     rig = Rig()
     await run_until_it_ends(rig, None, "error")
-    with pytest.raises((AssertionError, LogCorrupt)):
+    with pytest.raises((AssertionError, LogCorrupt, Violation)):
         await check_promises(rig)
