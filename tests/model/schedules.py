@@ -48,10 +48,11 @@ def period_ms(spec: str) -> int:
 
 
 class ModelSchedules:
-    """All schedules, and the job that a tick is to replace."""
+    """All schedules, and what the next event has to be after a job that only a tick adds."""
 
     def __init__(self, jobs: Mapping[bytes, ModelJob], now_ms: Callable[[], int]) -> None:
         self.by_name: dict[str, ModelSchedule] = {}
+        self.to_tick: bytes | None = None  # a job that a schedule added, whose tick must come next
         self._jobs = jobs
         self._now_ms = now_ms
         self._replaced: bytes | None = None
@@ -66,6 +67,8 @@ class ModelSchedules:
 
     def apply(self, offset: int, time_ms: int, event: Event) -> None:
         """Apply one durable event, of whatever kind; raises `Violation`."""
+        if self.to_tick is not None and not (isinstance(event, Ticked) and event.job == self.to_tick):
+            raise Violation("tick", f"the job {self.to_tick.hex()} is of a schedule, and no tick follows at {offset}")
         if self._replaced is not None and not isinstance(event, Enqueued | Ticked):
             raise Violation("tick", f"{self._replaced.hex()} was replaced before {offset}, by no job")
         if isinstance(event, Cancelled) and str(event.reason).startswith(_REPLACED):
@@ -104,6 +107,7 @@ class ModelSchedules:
         def wrong(what: str) -> Violation:
             return Violation("tick", f"{event} at {offset}, {time_ms}: {what}; next was {one.next_ms} of {one.setting}")
 
+        self.to_tick = None
         replaced, self._replaced = self._replaced, None
         if (event.job is None) != (event.why in ("missed", "overlap")):
             raise wrong("no payload is lost here, so it has a job if it was not missed and nothing overlaps")

@@ -55,7 +55,7 @@ async def operate(rig: Rig, point: CrashPoint) -> None:
     await queue.close()
 
 
-async def check_promises(rig: Rig, _: None = None) -> int:
+async def check_promises(rig: Rig, nothing: None = None) -> int:
     """Open again and do the rest: each job was counted once, with its key and its follow-up in the commit of its ack.
 
     Returns how many effects the log has.
