@@ -8,13 +8,13 @@ from ledgerq.eventlog.events import STATES, Enqueued
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.texts import records_with_texts
-from ledgerq.tools.serve.call import Call
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.options import QueueOptions, seconds_ms
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.remote import wire
 from ledgerq.worker.remote.ops import Ops, new_jobs
 from ledgerq.worker.remote.service_errors import NotAllowed
+from ledgerq.worker.service.call import Call
 
 __all__ = ["Api"]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.tools.serve.tokens import Caller
+from ledgerq.worker.service.tokens import Caller
 
 __all__ = ["Call"]
 

@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
-from ledgerq.tools.serve.api import Api
-from ledgerq.tools.serve.call import Call
 from ledgerq.worker.remote import wire
+from ledgerq.worker.service.api import Api
+from ledgerq.worker.service.call import Call
 
 __all__ = ["ROUTES", "Route", "find"]
 

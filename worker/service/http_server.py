@@ -14,8 +14,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.tools.serve.service_app import ServiceApp
-from ledgerq.tools.serve.tokens import is_loopback
+from ledgerq.worker.service.service_app import ServiceApp
+from ledgerq.worker.service.tokens import is_loopback
 
 __all__ = ["Guarded", "Server", "check_address", "parse_address"]
 
