@@ -101,6 +101,7 @@ class StoreInUse(LedgerError):
 
     `host`, `pid` and `since_ms`: the writer and when it opened the store, where that is known. `until_ms`, for an
     object store: when the writer counts as gone unless it renews its lease. Times are in ms since the Unix epoch.
+    `shares`: it serves the store to other processes of its machine, which open it with `share=True`.
     """
 
     permanent: ClassVar[bool] = False
@@ -114,6 +115,7 @@ class StoreInUse(LedgerError):
         since_ms: int | None = None,
         until_ms: int | None = None,
         is_own: bool = False,
+        shares: bool = False,
     ) -> None:
         since = "" if since_ms is None else f" since {time_text(since_ms)}"
         until = "" if until_ms is None else f" (until {time_text(until_ms)}, unless it renews its lease)"
@@ -122,11 +124,14 @@ class StoreInUse(LedgerError):
         else:
             who = "another process" if pid is None else f"process {pid} on host {host}"
             text = f"{location} is in use: {who} writes it{since}{until}. Stop that process"
+        if shares:
+            text = f"{text}; or share it, as that process does, with share=True"
         super().__init__(
             f"{text}; or wait for its end with wait=SECONDS (--wait), or fence it with take_over=True (--take-over, or "
             "for a worker in its module)"
         )
         self.host, self.pid, self.since_ms, self.until_ms = host, pid, since_ms, until_ms
+        self.shares = shares
 
 
 class FormatTooNew(LedgerError):

@@ -22,11 +22,13 @@ async def open_store(
     create: bool = True,
     take_over: bool = False,
     wait: float | None = 0.0,
+    share: bool = False,
 ) -> Store:
     """Open the store at `url` for writing, which fences every earlier writer of it.
 
     A writer that is alive is not fenced by accident: it is waited for, up to `wait` seconds (None: without end), and
-    fenced only if `take_over`. Raises `StoreInUse` when it is still there, `InvalidArgument` for a URL that names no
+    fenced only if `take_over`. `share`: this writer serves the store to other processes of this machine, which learn
+    that from its lock. Raises `StoreInUse` when it is still there, `InvalidArgument` for a URL that names no
     store, `StoreUnavailable` with the cause when it can't be opened, `StoreNotFound` when there is none and `create` is
     False. Each `memory:///` is a new, private store.
     """
@@ -35,7 +37,9 @@ async def open_store(
     check_wait(take_over, wait)
     if location.is_memory:
         return MemoryStore()
-    return await open_slate(location, clock=clock, options=options, create=create, take_over=take_over, wait=wait)
+    return await open_slate(
+        location, clock=clock, options=options, create=create, take_over=take_over, wait=wait, share=share
+    )
 
 
 async def open_reader(url: str, *, pinned: bool = False, poll_interval_ms: int = 500) -> ReadStore:

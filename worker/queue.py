@@ -7,9 +7,9 @@ that were not received are given back. Next: worker.py, which runs handlers on t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.clock import Clock, SystemClock
 from ledgerq.eventlog.entropy import Entropy
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.events import UniqueUntil
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from ledgerq.worker.remote.remote_queue import RemoteQueue
+    from ledgerq.worker.sharing.shared_queue import SharedQueue
     from ledgerq.worker.tasks.registry import Tasks
 
 __all__ = ["Queue"]
@@ -56,11 +57,13 @@ class Queue(QueueClaims):
 
     # ------------------------------------------------------------------ opening and closing
 
+    @overload
     @classmethod
     def open(
         cls,
         url: str = "memory:///",
         *,
+        share: Literal[False] = False,
         default: QueueOptions = DEFAULT_OPTIONS,
         queues: Mapping[str, QueueOptions] | None = None,
         ready_window: int = 10_000,
@@ -76,12 +79,55 @@ class Queue(QueueClaims):
         tracer_provider: "TracerProvider | None" = None,
         tasks: "Tasks | None" = None,
         checkpoints: Checkpoints | None = None,
-    ) -> Opening[Self]:
+    ) -> Opening[Self]: ...
+    @overload
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        share: Literal[True],
+        default: QueueOptions = DEFAULT_OPTIONS,
+        queues: Mapping[str, QueueOptions] | None = None,
+        ready_window: int = 10_000,
+        commit_interval_ms: float | None = None,
+        clock: Clock | None = None,
+        entropy: Entropy | None = None,
+        store_options: StoreOptions | None = None,
+        accept_rollback: bool = False,
+        wait: float | None = 0.0,
+        tasks: "Tasks | None" = None,
+    ) -> "Opening[SharedQueue]": ...
+    @classmethod
+    def open(
+        cls,
+        url: str = "memory:///",
+        *,
+        share: bool = False,
+        default: QueueOptions = DEFAULT_OPTIONS,
+        queues: Mapping[str, QueueOptions] | None = None,
+        ready_window: int = 10_000,
+        commit_interval_ms: float | None = None,
+        clock: Clock | None = None,
+        entropy: Entropy | None = None,
+        store: Store | None = None,
+        store_options: StoreOptions | None = None,
+        projections: Iterable[Projection] = (),
+        accept_rollback: bool = False,
+        take_over: bool = False,
+        wait: float | None = 0.0,
+        tracer_provider: "TracerProvider | None" = None,
+        tasks: "Tasks | None" = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> "Opening[Self] | Opening[SharedQueue]":
         """Open the store at `url` (or `store`, already open) for writing.
 
         While another writer has it open this raises `StoreInUse`, after `wait` seconds (None: never) in which it opens
         as soon as the other has ended; with `take_over` it fences the other instead. See
         eventlog/single_writer/hold.py.
+
+        `share`: several processes of this machine open a store in a folder; one writes it, and when that ends another
+        one does. All get a `SharedQueue`, with the methods of `Queue` that `connect` has; see worker/sharing.
 
         `default` and `queues` are the options of queues; `ready_window` is how many pending jobs of each queue
         are kept in memory; commits follow each other at least `commit_interval_ms` apart (None: the fewer events
@@ -93,27 +139,32 @@ class Queue(QueueClaims):
         Raises `InvalidArgument`, `StoreUnavailable`, `LogRolledBack` (unless `accept_rollback`), `LogCorrupt`,
         `FormatTooNew`, `NotRebuilt`, `StoreInUse`, and `Fenced` when another one took it over at the same moment.
         """
-        if tracer_provider is not None:
-            check_provider(tracer_provider)
         if tasks is not None and not callable(getattr(tasks, "opened", None)):
             raise InvalidArgument(f"tasks is what Tasks() makes, not {tasks!r}")
+        parts: dict[str, Any] = {
+            "default": default,
+            "queues": queues,
+            "ready_window": ready_window,
+            "commit_interval_ms": commit_interval_ms,
+            "clock": clock,
+            "entropy": entropy,
+            "store_options": store_options,
+            "accept_rollback": accept_rollback,
+        }
+        own = {"store": store, "take_over": take_over, "projections": projections, "tracer_provider": tracer_provider}
+        if share:
+            return _shared(url, parts, {**own, "checkpoints": checkpoints}, wait, tasks)
+        return cls._alone(url, parts | own | {"wait": wait}, tasks, checkpoints)
+
+    @classmethod
+    def _alone(
+        cls, url: str, parts: dict[str, Any], tasks: "Tasks | None", checkpoints: Checkpoints | None
+    ) -> Opening[Self]:
+        if (tracer_provider := parts.pop("tracer_provider")) is not None:
+            check_provider(tracer_provider)
 
         async def make() -> Self:
-            core = await open_core(
-                url,
-                store,
-                store_options,
-                take_over=take_over,
-                wait=wait,
-                accept_rollback=accept_rollback,
-                default=default,
-                queues=queues,
-                ready_window=ready_window,
-                commit_interval_ms=commit_interval_ms,
-                clock=clock,
-                entropy=entropy,
-                projections=projections,
-            )
+            core = await open_core(url, parts.pop("store"), parts.pop("store_options"), **parts)
             queue = cls(core, tracer_provider)
             if checkpoints is not None:
                 await begin_noting(core, checkpoints)
@@ -228,3 +279,14 @@ class Queue(QueueClaims):
     async def enqueue_many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
         """Add up to 10,000 jobs in one commit: all or none. Each is a payload, or a `NewJob` with options."""
         return await self._enqueuer.many(queue, jobs)
+
+
+def _shared(
+    url: str, parts: dict[str, Any], refused: dict[str, Any], wait: float | None, tasks: "Tasks | None"
+) -> "Opening[SharedQueue]":
+    try:
+        from ledgerq.worker.sharing.shared_queue import Settings, open_shared
+    except ImportError as error:
+        raise InvalidArgument("share=True needs a server and a client: pip install 'ledgerq[serve,client]'") from error
+    clock = parts.pop("clock") or SystemClock()
+    return open_shared(Settings(url=url, clock=clock, tasks=tasks, **parts), wait, refused)

@@ -106,14 +106,21 @@ def check_wait(take_over: bool, wait: float | None, *, is_open: bool = False) ->
 
 
 async def hold_store(
-    location: Location, *, clock: Clock, options: StoreOptions, take_over: bool, wait: float | None
+    location: Location,
+    *,
+    clock: Clock,
+    options: StoreOptions,
+    take_over: bool,
+    wait: float | None,
+    share: bool = False,
 ) -> Hold:
     """Hold the store at `location`, which may not be in memory, for writing.
 
     While its writer lives this waits for up to `wait` seconds (None: without end), then takes it over if `take_over`.
-    Raises `StoreInUse`, and `StoreUnavailable` when that can't be found out.
+    `share`: others learn that this writer serves the store to them. Raises `StoreInUse`, and `StoreUnavailable` when
+    that can't be found out.
     """
-    holder = new_holder(clock)
+    holder = new_holder(clock, shares=share)
     one = _FileStore(location, holder) if location.is_file else _ObjectStore(location, holder, options.lease_s)
     begun_ms = clock.now_ms()
     over_ms = None if wait is None else begun_ms + round(wait * 1000)

@@ -22,7 +22,8 @@ _MAX_HOST_CHARS: Final = 255
 class Holder(NamedTuple):
     """A writer: its host, its process there, when it opened the store (ms since the Unix epoch) and with what version.
 
-    `identity` is that of its process, which no other one has (see runtime/process.py).
+    `identity` is that of its process, which no other one has (see runtime/process.py). `shares`: it serves the store to
+    other processes of this machine (worker/sharing).
     """
 
     host: str
@@ -30,15 +31,16 @@ class Holder(NamedTuple):
     opened_ms: int
     version: str
     identity: str
+    shares: bool = False
 
     def encode(self, **more: int | bool) -> bytes:
         """Its document: JSON, with further fields."""
         return json.dumps(self._asdict() | more, separators=(",", ":")).encode() + b"\n"
 
 
-def new_holder(clock: Clock) -> Holder:
+def new_holder(clock: Clock, *, shares: bool = False) -> Holder:
     """This process, from now on."""
-    return Holder(socket.gethostname(), own_pid(), clock.now_ms(), package_version(), own_identity())
+    return Holder(socket.gethostname(), own_pid(), clock.now_ms(), package_version(), own_identity(), shares)
 
 
 def decode_holder(data: bytes) -> tuple[Holder, dict[str, Any]] | None:
@@ -53,7 +55,7 @@ def decode_holder(data: bytes) -> tuple[Holder, dict[str, Any]] | None:
     # It ends up in messages and on terminals, and anyone who may write the store may have written anything.
     host = "".join(char if char.isprintable() else "?" for char in host[:_MAX_HOST_CHARS])
     version, identity = (str(fields.get(name, "")) for name in ("version", "identity"))
-    return Holder(host, pid, opened_ms, version, identity), fields
+    return Holder(host, pid, opened_ms, version, identity, fields.get("shares") is True), fields
 
 
 def in_use(location: str, holder: Holder | None, *, until_ms: int | None = None) -> StoreInUse:
@@ -62,5 +64,11 @@ def in_use(location: str, holder: Holder | None, *, until_ms: int | None = None)
         return StoreInUse(location, until_ms=until_ms)
     is_own = bool(holder.identity) and holder.identity == own_identity()
     return StoreInUse(
-        location, host=holder.host, pid=holder.pid, since_ms=holder.opened_ms, until_ms=until_ms, is_own=is_own
+        location,
+        host=holder.host,
+        pid=holder.pid,
+        since_ms=holder.opened_ms,
+        until_ms=until_ms,
+        is_own=is_own,
+        shares=holder.shares,
     )

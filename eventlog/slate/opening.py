@@ -37,6 +37,7 @@ async def open_slate(
     create: bool = True,
     take_over: bool = False,
     wait: float | None = 0.0,
+    share: bool = False,
     lane: Lane | None = None,
 ) -> SlateStore:
     """Open the store at `location` for writing, which fences every earlier writer of it.
@@ -48,7 +49,7 @@ async def open_slate(
     options = options or StoreOptions()
     check_wait(take_over, wait)
     await check_writable(location, create=create, limit_s=min(PREFLIGHT_LIMIT_S, options.open_timeout_s))
-    hold = await hold_store(location, clock=clock, options=options, take_over=take_over, wait=wait)
+    hold = await hold_store(location, clock=clock, options=options, take_over=take_over, wait=wait, share=share)
     try:
         store = await _open_held(location, hold, clock, options, lane)
     except BaseException:

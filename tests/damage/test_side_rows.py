@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
     async def fill() -> Whole:
         options = {"clock": ManualClock(BASE_MS), "entropy": SeededEntropy(2)}
-        async with Queue.open(str(folder), **options) as queue:  # type: ignore[arg-type]
+        async with Queue.open(str(folder), **options) as queue:  # type: ignore[call-overload]
             retried = (await queue.enqueue("mail", b"retried")).job_id
             for error in ("first", "second"):
                 (claim,) = await queue.claim("mail")

@@ -105,7 +105,7 @@ async def opening(clock: Clock, store: Store) -> None:
         assert_type(opened.on_failure, list[Callable[[LedgerError], None]])
         assert_type(opened.options("mail"), QueueOptions)
     await Queue.open(store=MemoryStore(MemoryDisk()), clock=ManualClock())
-    await Queue.open(store="memory:///")  # type: ignore[arg-type]
+    await Queue.open(store="memory:///")  # type: ignore[call-overload]
     await Queue.open(projections=[object()])  # type: ignore[list-item]
     SystemClock().call_at(0, lambda: None).cancel()
 

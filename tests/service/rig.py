@@ -9,11 +9,11 @@
 from types import TracebackType
 from typing import Any
 
-from ledgerq.tools.serve.server import Server
-from ledgerq.tools.serve.service_app import ServiceApp
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.remote.remote_queue import RemoteQueue, connect
+from ledgerq.worker.service.http_server import Server
+from ledgerq.worker.service.service_app import ServiceApp
 from ledgerq.worker.tasks.registry import Tasks
 from tests.support.rig import Rig
 

@@ -160,9 +160,9 @@ async def test_a_writer_that_is_over_is_never_talked_to_again() -> None:
 
 
 async def _serve_again(rig: RemoteRig) -> str:
-    from ledgerq.tools.serve.server import Server
-    from ledgerq.tools.serve.service_app import ServiceApp
     from ledgerq.worker.options import QueueOptions
+    from ledgerq.worker.service.http_server import Server
+    from ledgerq.worker.service.service_app import ServiceApp
 
     rig.server = await Server.start(ServiceApp(rig.local, default=QueueOptions()))
     return rig.server.url

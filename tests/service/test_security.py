@@ -13,12 +13,12 @@ import pytest
 
 from ledgerq import InvalidArgument, NotAllowed, PayloadTooLarge, Queue
 from ledgerq.tools.cli.app import run
-from ledgerq.tools.serve.openapi import openapi
-from ledgerq.tools.serve.routes import ROUTES, find
-from ledgerq.tools.serve.server import Guarded, Server, check_address, parse_address
-from ledgerq.tools.serve.service_app import Limits, ServiceApp
-from ledgerq.tools.serve.tokens import SCOPES, Caller, load_tokens
 from ledgerq.worker.options import QueueOptions
+from ledgerq.worker.service.http_server import Guarded, Server, check_address, parse_address
+from ledgerq.worker.service.openapi import openapi
+from ledgerq.worker.service.routes import ROUTES, find
+from ledgerq.worker.service.service_app import Limits, ServiceApp
+from ledgerq.worker.service.tokens import SCOPES, Caller, load_tokens
 from tests.support.operators import WHO
 from tests.support.rig import Rig
 

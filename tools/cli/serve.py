@@ -54,12 +54,12 @@ async def _serve(
     output: Output,
 ) -> None:
     try:
-        from ledgerq.tools.serve.server import Server, check_address, parse_address
-        from ledgerq.tools.serve.service_app import ServiceApp
+        from ledgerq.worker.service.http_server import Server, check_address, parse_address
+        from ledgerq.worker.service.service_app import ServiceApp
     except ImportError as error:
         raise InvalidArgument("serve needs a server: pip install 'ledgerq[serve]'") from error
-    from ledgerq.tools.serve.tokens import load_tokens
     from ledgerq.worker.queue import Queue
+    from ledgerq.worker.service.tokens import load_tokens
     from ledgerq.worker.signals import listen as listen_to_signals
 
     host, port = parse_address(listen)

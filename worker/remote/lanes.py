@@ -31,10 +31,11 @@ class _Group(NamedTuple):
 
 
 class Lanes:
-    """The lanes; `send` sends encoded calls and returns their results."""
+    """The lanes; `send` sends encoded calls and returns their results, `check` raises where none may be made."""
 
-    def __init__(self, send: Callable[[list[bytes]], Awaitable[Results]]) -> None:
+    def __init__(self, send: Callable[[list[bytes]], Awaitable[Results]], check: Callable[[], None]) -> None:
         self._send = send
+        self._check = check
         self._waiting: deque[_Group] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = 0
@@ -45,6 +46,7 @@ class Lanes:
         """The results of these calls, at most 1,000 and 8 MiB or one that is larger."""
         if self._closed:
             raise QueueClosed("the connection to the service was closed")
+        self._check()
         future: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Group(ops, sum(map(len, ops)), future))
         if not self._starting and self._running < _LANES:

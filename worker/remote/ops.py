@@ -38,7 +38,7 @@ _AT_ONCE: Final = 50
 _AT_ONCE_BYTES: Final = 128 * 1024
 
 Allow = Callable[[str, str], None]
-"""Raises when the caller lacks this scope, or for this queue; see tools/serve/tokens.py."""
+"""Raises when the caller lacks this scope, or for this queue; see worker/service/tokens.py."""
 
 
 def error_body(error: LedgerError) -> ErrorBody:

@@ -63,7 +63,7 @@ class RemoteQueue(RemoteReads):
         self.tracer_provider: TracerProvider | None = None
         self._entropy = entropy
         self._options: wire.OptionsAnswer
-        self._lanes = Lanes(self._send)
+        self._lanes = Lanes(self._send, transport.check_owner)
         self._heartbeat = Heartbeat(transport, heartbeat_s)
         self._on_close: list[Callable[[], Any]] = []
         self._is_closed = False

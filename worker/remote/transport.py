@@ -6,6 +6,8 @@ whose answer nobody received is given back. An answer of a writer that is older 
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -13,17 +15,25 @@ import aiohttp
 import msgspec
 
 from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.runtime.event_loop import check_owner, running_loop
+from ledgerq.eventlog.runtime.process import own_pid
 from ledgerq.worker.remote import wire
 from ledgerq.worker.remote.service_errors import NotAllowed, ServiceError, ServiceUnavailable
+from ledgerq.worker.sharing.socket_file import reachable
 
-__all__ = ["Transport", "addresses_of"]
+__all__ = ["UNIX", "Answer", "Transport", "addresses_of"]
 
 T = TypeVar("T", bound=wire.Message)
+Answer = tuple[int, int | None, bytes]
+"""Status, epoch and body."""
 
 _ANSWER_LIMIT_S: Final = 30.0
 _CONNECT_LIMIT_S: Final = 3.0
 _FIRST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 1.0
+UNIX: Final = "unix:"
+"""The beginning of an address that is a store's folder, in which its writer has a socket."""
+_UNIX_BASE: Final = "http://localhost"
 # Answers that say nothing of the call: another address, or the same one later, may do better.
 _ELSEWHERE: Final = frozenset({408, 421, 429, 502, 503, 504})
 
@@ -45,11 +55,22 @@ def addresses_of(urls: str) -> list[str]:
 
 
 class Transport:
-    """The connections of one client. `epoch`: the highest that was seen; `patience_s`: for how long a call is tried."""
+    """The connections of one client. `epoch`: the highest that was seen; `patience_s`: for how long a call is tried.
 
-    def __init__(self, addresses: list[str], token: str | None, patience_s: float) -> None:
+    Its addresses are URLs, or one `unix:FOLDER`.
+    """
+
+    def __init__(
+        self,
+        addresses: list[str],
+        token: str | None,
+        patience_s: float,
+        longest_pause_s: float = _LONGEST_PAUSE_S,
+    ) -> None:
         self.epoch = 0
         self._addresses = addresses
+        self._longest_pause_s = longest_pause_s
+        self._pid, self._loop = own_pid(), running_loop()
         self._at = 0
         self._patience_s = patience_s
         self._headers = {"content-type": wire.MSGPACK, "accept": wire.MSGPACK}
@@ -57,13 +78,33 @@ class Transport:
             if not token.isascii() or not token.isprintable() or " " in token:
                 raise InvalidArgument("a token is text of printable ASCII characters without spaces")
             self._headers["authorization"] = f"Bearer {token}"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-        )
+        self._closing = ExitStack()
+        self._session: aiohttp.ClientSession | None = None
+
+    def _connected(self) -> aiohttp.ClientSession:
+        """The session, made for the first call. Raises OSError where the folder of a socket is not there."""
+        if self._session is None:
+            first = self._addresses[0]
+            connector: aiohttp.BaseConnector
+            if first.startswith(UNIX):
+                path = self._closing.enter_context(reachable(Path(first.removeprefix(UNIX))))
+                connector = aiohttp.UnixConnector(path, limit=0)
+            else:
+                connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(
+                connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+            )
+        return self._session
 
     async def close(self) -> None:
         """End all connections."""
-        await self._session.close()
+        if self._session is not None:
+            await self._session.close()
+        self._closing.close()
+
+    def check_owner(self) -> None:
+        """Raise `WrongProcess` or `WrongLoop` in another process, or on another event loop, than its own."""
+        check_owner(self._addresses[0], self._pid, self._loop)
 
     async def call(
         self,
@@ -80,6 +121,7 @@ class Transport:
         `wait_s`: for so long the service may wait before it answers. Raises `ServiceUnavailable` when there is no
         answer in time: what came of the call is not known then.
         """
+        self.check_owner()
         loop = asyncio.get_running_loop()
         data = None if body is None else msgspec.msgpack.encode(body)
         over_s, pause_s, tries, reasons = loop.time() + self._patience_s, _FIRST_PAUSE_S, 0, dict[str, str]()
@@ -87,7 +129,7 @@ class Transport:
         while True:
             address = self._addresses[self._at]
             try:
-                status, epoch, value = await self._send(method, address + path, data, query, wait_s)
+                status, epoch, value = await self._send(method, address, path, data, query, wait_s)
                 if epoch is not None and epoch < self.epoch:
                     reasons[address] = f"it is the writer of epoch {epoch}, which is over"
                 elif status in _ELSEWHERE:
@@ -107,19 +149,29 @@ class Transport:
                 )
             if self._at == first:
                 await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                pause_s = min(2 * pause_s, self._longest_pause_s)
 
     async def _send(
-        self, method: str, url: str, data: bytes | None, query: Mapping[str, Any] | None, wait_s: float
-    ) -> tuple[int, int | None, bytes]:
+        self,
+        method: str,
+        address: str,
+        path: str,
+        data: bytes | None,
+        query: Mapping[str, Any] | None,
+        wait_s: float,
+    ) -> Answer:
+        url = (_UNIX_BASE if address.startswith(UNIX) else address) + path
         headers = self._headers | {wire.EPOCH_HEADER: str(self.epoch)}
         limit = aiohttp.ClientTimeout(total=wait_s + _ANSWER_LIMIT_S, sock_connect=_CONNECT_LIMIT_S)
-        async with self._session.request(
+        async with self._connected().request(
             method, url, data=data, params=query, headers=headers, timeout=limit, allow_redirects=False
         ) as response:
             text = response.headers.get(wire.EPOCH_HEADER, "")
             epoch = int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
-            return response.status, epoch, await response.read()
+            found = response.status, epoch, await response.read()
+            if response.status in _ELSEWHERE or (epoch is not None and epoch < self.epoch):
+                response.close()  # another writer may listen at this address by now
+            return found
 
 
 def _error(value: bytes, status: int) -> wire.ErrorBody:

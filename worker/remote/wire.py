@@ -271,6 +271,12 @@ class OptionsAnswer(Message):
     queues: dict[str, dict[str, Any]]
 
 
+class WriterAnswer(Message):
+    """The epoch of the store's writer."""
+
+    epoch: int
+
+
 class DrainedAnswer(Message):
     """Whether the queues hold no unfinished job."""
 

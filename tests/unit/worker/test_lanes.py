@@ -31,7 +31,7 @@ class Line:
 
 async def test_a_call_made_while_all_lanes_end_is_sent() -> None:
     line = Line()
-    lanes = Lanes(line.send)
+    lanes = Lanes(line.send, lambda: None)
 
     async def calls(times: int) -> None:
         for _ in range(times):
@@ -57,7 +57,7 @@ async def test_an_error_that_nobody_foresaw_reaches_the_callers_and_the_lane_goe
             raise RuntimeError("Session is closed")
         return [wire.OpResult() for _ in ops], False
 
-    lanes = Lanes(send)
+    lanes = Lanes(send, lambda: None)
     for _ in range(3):
         with pytest.raises(RuntimeError, match="Session is closed"):
             await lanes.call([b"x"])

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from ledgerq.tools.serve.routes import ROUTES, Route
 from ledgerq.worker.remote import wire
+from ledgerq.worker.service.routes import ROUTES, Route
 
 __all__ = ["openapi"]
 

@@ -3,18 +3,19 @@
 import asyncio
 from typing import Final
 
+from ledgerq.eventlog.clock import sleep_until
 from ledgerq.eventlog.errors import InvalidArgument, JobNotFound
 from ledgerq.eventlog.events import STATES, Enqueued
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.texts import records_with_texts
-from ledgerq.tools.serve.call import Call
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.options import QueueOptions, seconds_ms
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.remote import wire
 from ledgerq.worker.remote.ops import Ops, new_jobs
 from ledgerq.worker.remote.service_errors import NotAllowed
+from ledgerq.worker.service.call import Call
 
 __all__ = ["Api"]
 
@@ -52,7 +53,7 @@ class Api:
             queue_name_bytes(queue)
             call.caller.allow("work", queue)
         wait, worker = body.wait, body.worker or call.caller.name or None
-        claims = await self._queue.claim(body.queues, body.limit, body.lease, wait, worker, kept=True)
+        claims = await self._queue.claim(body.queues, body.limit, body.lease, wait, worker, kept=not call.is_own)
         call.undo = lambda: self.ops_of.give_back(claims)
         return wire.ClaimsAnswer(claims=[_claim(claim) for claim in claims])
 
@@ -131,6 +132,14 @@ class Api:
         """The options of queues, which workers go by."""
         own = {name: options.model_dump() for name, options in self._queues.items() if call.caller.sees(name)}
         return wire.OptionsAnswer(default=self._default.model_dump(), queues=own)
+
+    async def writer(self, call: Call) -> wire.WriterAnswer:
+        """The writer's epoch; with `wait`, after so many seconds, or as soon as it ends."""
+        wait_ms = seconds_ms("wait", call.number("wait", 0, wire.MAX_WAIT_S))
+        if wait_ms:
+            clock = self._queue.clock
+            await sleep_until(clock, clock.now_ms() + wait_ms)
+        return wire.WriterAnswer(epoch=self.ops_of.epoch)
 
     async def drained(self, call: Call) -> wire.DrainedAnswer:
         """Whether a queue holds no unfinished job; with `wait`, for so many seconds at most."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.tools.serve.tokens import Caller
+from ledgerq.worker.service.tokens import Caller
 
 __all__ = ["Call"]
 
@@ -13,12 +13,15 @@ class Call:
     """A request whose caller is known and whose body is decoded.
 
     `name` is the part of the path that names a job or a queue. `undo` is called when the client has gone before its
-    answer could be sent.
+    answer could be sent. `is_own`: the caller is in the queue's process, with which its claims end.
     """
 
-    __slots__ = ("body", "caller", "name", "query", "undo")
+    __slots__ = ("body", "caller", "is_own", "name", "query", "undo")
 
-    def __init__(self, caller: Caller, name: str, query: Mapping[str, list[str]], body: Any) -> None:
+    def __init__(
+        self, caller: Caller, name: str, query: Mapping[str, list[str]], body: Any, *, is_own: bool = False
+    ) -> None:
+        self.is_own = is_own
         self.caller = caller
         self.name = name
         self.query = query

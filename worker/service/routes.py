@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
-from ledgerq.tools.serve.api import Api
-from ledgerq.tools.serve.call import Call
 from ledgerq.worker.remote import wire
+from ledgerq.worker.service.api import Api
+from ledgerq.worker.service.call import Call
 
 __all__ = ["ROUTES", "Route", "find"]
 
@@ -45,6 +45,7 @@ ROUTES: Final = (
     Route("POST", "/v1/queues/{queue}/resume", "operate", Api.resume, wire.ReasonBody, wire.Done),
     Route("GET", "/v1/log", "read", Api.log, None, wire.EventsAnswer, ("from", "limit")),
     Route("GET", "/v1/options", "", Api.options, None, wire.OptionsAnswer),
+    Route("GET", "/v1/writer", "", Api.writer, None, wire.WriterAnswer, ("wait",), is_long=True),
     Route("GET", "/v1/drained", "work", Api.drained, None, wire.DrainedAnswer, ("queue", "wait"), is_long=True),
 )
 

@@ -5,17 +5,19 @@ above the limit of connections a new one is cut at once.
 """
 
 import asyncio
+import os
 import socket
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.tools.serve.service_app import ServiceApp
-from ledgerq.tools.serve.tokens import is_loopback
+from ledgerq.worker.service.service_app import ServiceApp
+from ledgerq.worker.service.tokens import is_loopback
 
 __all__ = ["Guarded", "Server", "check_address", "parse_address"]
 
@@ -63,6 +65,7 @@ class Guarded(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        _connections.add(self)
         if len(self.connections) > self.max_connections:
             transport.abort()
             return
@@ -137,6 +140,26 @@ class Guarded(HttpToolsProtocol):
         super().resume_writing()
 
 
+# Of this process: a forked child has copies, by which clients would wait for it when this process is gone.
+_listening: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+_connections: weakref.WeakSet[Guarded] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """Give up the copies of a forked child; their numbers stay taken, since what closes them is inherited, too."""
+    numbers = [one.fileno() for one in [*_listening]]
+    numbers += [one.transport.get_extra_info("socket").fileno() for one in [*_connections]]
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in numbers:
+        if number >= 0:
+            with suppress(OSError):
+                os.dup2(null, number, inheritable=False)
+    os.close(null)
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class _Uvicorn(uvicorn.Server):
     """The server without handlers of signals: the command has its own."""
 
@@ -149,14 +172,16 @@ class _Uvicorn(uvicorn.Server):
 class Server:
     """A running server of one application: `await Server.start(...)`, and `close`."""
 
-    def __init__(self, app: ServiceApp, host: str, listening: socket.socket, protocol: type[HttpToolsProtocol]) -> None:
-        """Use `start`."""
+    def __init__(
+        self, app: ServiceApp, listening: socket.socket, protocol: type[HttpToolsProtocol] | None = None
+    ) -> None:
+        """Serve on this socket, which is the server's from now on."""
         self.app = app
-        self.host = host
-        self.port: int = listening.getsockname()[1]
+        self._address = listening.getsockname()
+        _listening.add(listening)
         config = uvicorn.Config(
             app,
-            http=protocol,
+            http=protocol or Guarded,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -188,12 +213,18 @@ class Server:
             reason = getattr(error, "strerror", None) or str(error)
             raise InvalidArgument(f"the service can't listen at {host} port {port}: {reason}") from error
         listening.listen(_BACKLOG)  # who comes before the loop is there waits
-        return cls(app, host, listening, protocol or Guarded)
+        return cls(app, listening, protocol)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, where it has one."""
+        return int(self._address[1])
 
     @property
     def url(self) -> str:
         """`http://host:port`."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        host = self._address[0]
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def close(self) -> None:
         """Stop listening, end calls that wait, let the others be answered."""

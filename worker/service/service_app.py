@@ -1,6 +1,6 @@
 """The service as an ASGI application: requests are bounded, checked and answered, in JSON or msgpack.
 
-The order of the checks: route, token, epoch, scope, body. What a client may take is bounded here and in server.py:
+The order of the checks: route, token, epoch, scope, body. What a client may take is bounded here and in http_server.py:
 the size of a body and the time for it, and the number of calls that wait. No error shows a payload or a credential.
 """
 
@@ -17,11 +17,6 @@ from ledgerq.eventlog import errors
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.runtime.process import package_version
-from ledgerq.tools.serve.api import Api
-from ledgerq.tools.serve.call import Call
-from ledgerq.tools.serve.openapi import openapi
-from ledgerq.tools.serve.routes import Route, find
-from ledgerq.tools.serve.tokens import ANYONE, Caller, is_loopback
 from ledgerq.worker.metrics.asgi import ALIVE, METRICS, READY, MetricsApp
 from ledgerq.worker.metrics.endpoint import Metrics
 from ledgerq.worker.options import QueueOptions
@@ -29,6 +24,11 @@ from ledgerq.worker.queue import Queue
 from ledgerq.worker.remote import service_errors, wire
 from ledgerq.worker.remote.ops import error_body
 from ledgerq.worker.remote.service_errors import NotAllowed
+from ledgerq.worker.service.api import Api
+from ledgerq.worker.service.call import Call
+from ledgerq.worker.service.openapi import openapi
+from ledgerq.worker.service.routes import Route, find
+from ledgerq.worker.service.tokens import ANYONE, Caller, is_loopback
 
 __all__ = ["Limits", "ServiceApp"]
 
