@@ -126,6 +126,8 @@ class StoreInUse(LedgerError):
             text = f"{location} is in use: {who} writes it{since}{until}. Stop that process"
         if shares:
             text = f"{text}; or share it, as that process does, with share=True"
+        elif not is_own and until_ms is None:
+            text = f"{text}; or let it share the store (share=True, `ledgerq serve`)"
         super().__init__(
             f"{text}; or wait for its end with wait=SECONDS (--wait), or fence it with take_over=True (--take-over, or "
             "for a worker in its module)"

@@ -78,7 +78,8 @@ def dead(
     It shows how many of a queue match, and some of them. Without --apply nothing is changed. What an interrupted run
     began is finished by running it again, or by --resume.
 
-    With --apply this opens the store for writing, which would stop a writer at work: refused without --take-over.
+    With --apply, a store that another process shares is changed by that one; any other that is in use is refused
+    without --take-over.
     """
     if requeue and delete:
         raise InvalidArgument("--requeue or --delete, not both")
@@ -113,7 +114,8 @@ def cancel_all(
     It shows how many that are not finished match, and some of them. Without --apply nothing is changed. Workers of
     claimed jobs are asked to stop.
 
-    With --apply this opens the store for writing, which would stop a writer at work: refused without --take-over.
+    With --apply, a store that another process shares is changed by that one; any other that is in use is refused
+    without --take-over.
     """
     filter = _filter(queue, state, task, None, None, before, after)
     order = _Order("cancel", apply, resume, expect, token, actor, reason, Access(take_over, wait), accept_rollback)
@@ -146,7 +148,8 @@ def move(
     It shows how many match, and some of them. Without --apply nothing is changed. In their new queue no attempts count;
     dead ones are pending there.
 
-    With --apply this opens the store for writing, which would stop a writer at work: refused without --take-over.
+    With --apply, a store that another process shares is changed by that one; any other that is in use is refused
+    without --take-over.
     """
     filter = _filter(queue, state, task, error_type, error, before, after)
     order = _Order("move", apply, resume, expect, token, actor, reason, Access(take_over, wait), accept_rollback, to)

@@ -1,7 +1,7 @@
 """The commands that change a queue: enqueue, requeue, cancel, pause, resume.
 
-Each opens the store for writing. That would fence a writer at work, so a store that another process writes is refused
-without `--take-over`. A service that owns the store does the same through its own `Queue`.
+Where the store's writer shares it, that does what is asked for. Else a command opens the store for writing, which would
+fence a writer at work, so one that another process writes is refused without `--take-over`.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ def enqueue(
 
     The job is durable then. A store that is not there yet is made.
 
-    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    A store that another process shares is changed by that one; any other that is in use is refused without --take-over.
     """
     job = {
         "priority": priority,
@@ -160,7 +160,7 @@ def requeue(
 ) -> None:
     """Give dead jobs a new start, with no attempts used.
 
-    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    A store that another process shares is changed by that one; any other that is in use is refused without --take-over.
     """
     execute(
         _change("requeue", url, job, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
@@ -179,7 +179,7 @@ def cancel(
 ) -> None:
     """Cancel jobs that are not finished.
 
-    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    A store that another process shares is changed by that one; any other that is in use is refused without --take-over.
     """
     execute(
         _change("cancel", url, job, actor, reason, Access(take_over, wait), accept_rollback, Output(as_json=as_json))
@@ -245,7 +245,7 @@ def pause(
 
     Jobs can still be added, and wait until the queue is resumed.
 
-    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    A store that another process shares is changed by that one; any other that is in use is refused without --take-over.
     """
     execute(
         _set_paused(
@@ -266,7 +266,7 @@ def resume(
 ) -> None:
     """Hand out jobs of a paused queue again.
 
-    This opens the store for writing, which would stop a writer at work: refused without --take-over.
+    A store that another process shares is changed by that one; any other that is in use is refused without --take-over.
     """
     execute(
         _set_paused(

@@ -37,7 +37,7 @@ def schedules(
 ) -> None:
     """List schedules, or change one.
 
-    A change opens the store for writing, which would stop a writer at work: refused without --take-over.
+    A store that another process shares is changed by that one; any other that is in use is refused without --take-over.
     """
     asked = {"pause": pause, "resume": resume, "run_now": run, "remove": remove}
     chosen = [(what, name) for what, name in asked.items() if name is not None]

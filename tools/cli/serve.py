@@ -39,7 +39,8 @@ def serve(
     """Serve a queue to other processes and machines.
 
     Producers and workers reach it with Queue.connect, other languages with HTTP: /v1/openapi.json describes it. It is
-    the store's one writer. It ends at SIGTERM or SIGINT, or when it can't write any more; claims of its clients go on.
+    the store's one writer; commands on the same machine reach it by the store's URL, without a token. It ends at
+    SIGTERM or SIGINT, or when it can't write any more; claims of its clients go on.
     """
     execute(_serve(url, listen, tokens, options, Access(take_over, wait), accept_rollback, Output(as_json=as_json)))
 
@@ -56,10 +57,13 @@ async def _serve(
     try:
         from ledgerq.worker.service.http_server import Server, check_address, parse_address
         from ledgerq.worker.service.service_app import ServiceApp
+        from ledgerq.worker.sharing.owner import serve_socket
     except ImportError as error:
         raise InvalidArgument("serve needs a server: pip install 'ledgerq[serve]'") from error
+    from ledgerq.eventlog.locations import parse_location
     from ledgerq.worker.queue import Queue
     from ledgerq.worker.service.tokens import load_tokens
+    from ledgerq.worker.sharing.socket_file import SocketFile
     from ledgerq.worker.signals import listen as listen_to_signals
 
     host, port = parse_address(listen)
@@ -73,7 +77,9 @@ async def _serve(
             stop.set_result(failure)
 
     async with AsyncExitStack() as ending:
-        store = await ending.enter_async_context(opened_store(url, access, create=True))
+        location = parse_location(url)
+        store = await ending.enter_async_context(opened_store(url, access, create=True, share=location.is_file))
+        file = await asyncio.to_thread(SocketFile, location.folder) if location.is_file else None
         queue = await ending.enter_async_context(
             Queue.open(url, store=store, accept_rollback=accept_rollback, default=default, queues=queues)
         )
@@ -82,6 +88,8 @@ async def _serve(
         app = ServiceApp(queue, callers, default=default, queues=queues)
         server = await Server.start(app, host, port)
         ending.push_async_callback(server.close)
+        if file is not None:
+            await serve_socket(ending, file, queue, default, queues)
         output.state(f"serving {url} at {server.url}", {"location": url, "service_url": server.url})
         failure = await stop
     if failure is not None:

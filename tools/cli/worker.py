@@ -1,6 +1,7 @@
 """The command `worker`, which runs a worker of the user's own until a signal."""
 
 import inspect
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -43,6 +44,9 @@ def worker(
         typer.Option(metavar="N", help="Serve /metrics, /healthz and /readyz on this port (0: any free one)."),
     ] = None,
     metrics_host: MetricsHost = "127.0.0.1",
+    share: Annotated[
+        bool, typer.Option("--share", help="Share the store with other processes of this machine; only for Tasks.")
+    ] = False,
     wait: Wait = 0.0,
     as_json: AsJson = False,
 ) -> None:
@@ -54,23 +58,25 @@ def worker(
     MODULE:WORKER is best an async function that opens the queue, registers the handlers and returns the worker. With
     --wait it is called again each second while the store is in use, so it should open the queue first.
 
-    MODULE:TASKS URL opens the store and runs the jobs of these tasks.
+    MODULE:TASKS URL opens the store and runs the jobs of these tasks. With --share several workers, programs that open
+    it with share=True, and commands use one store at a time.
     """
     output = Output(as_json=as_json)
-    execute(_worker(target, url, concurrency, until_empty, metrics_host, metrics_port, wait, output))
+    if share and metrics_port is not None:
+        raise InvalidArgument("--share goes without --metrics-port: which process has the store's metrics may change")
+    making = _made_worker(target, url, concurrency, wait, share=share)
+    execute(_worker(making, target, until_empty, metrics_host, metrics_port, output))
 
 
 async def _worker(
+    making: Coroutine[Any, Any, Any],
     target: str,
-    url: str | None,
-    concurrency: int | None,
     until_empty: bool,
     metrics_host: str,
     metrics_port: int | None,
-    wait_s: float,
     output: Output,
 ) -> None:
-    found = await _made_worker(target, url, concurrency, wait_s)
+    found = await making
     if not callable(getattr(found, "run", None)) or not hasattr(found, "queue"):
         raise InvalidArgument(f"{target} is no Worker and returns none, but {type(found).__name__}")
     try:
@@ -96,16 +102,16 @@ async def _run(found: Any, target: str, until_empty: bool) -> None:
         raise InvalidArgument(f"the worker of {target} failed: {type(error).__name__}: {error}") from error
 
 
-async def _made_worker(target: str, url: str | None, concurrency: int | None, wait_s: float) -> Any:
+async def _made_worker(target: str, url: str | None, concurrency: int | None, wait_s: float, *, share: bool) -> Any:
     from ledgerq.eventlog.clock import SystemClock, sleep_until
     from ledgerq.worker.tasks.registry import Tasks
 
     found, clock = import_object(target), SystemClock()
     if isinstance(found, Tasks):
-        return await _task_worker(target, found, url, concurrency, wait_s)
-    if url is not None or concurrency is not None:
+        return await _task_worker(target, found, url, concurrency, wait_s, share=share)
+    if url is not None or concurrency is not None or share:
         raise InvalidArgument(
-            f"{target} names no Tasks: it opens its store itself, without a URL or --concurrency here"
+            f"{target} names no Tasks: it opens its store itself, without a URL, --concurrency or --share here"
         )
     over_ms = clock.now_ms() + round(wait_s * 1000)
     while True:
@@ -125,14 +131,16 @@ async def _made_worker(target: str, url: str | None, concurrency: int | None, wa
 
 
 async def _task_worker(
-    target: str, tasks: "Tasks", url: str | None, concurrency: int | None, wait_s: float
+    target: str, tasks: "Tasks", url: str | None, concurrency: int | None, wait_s: float, *, share: bool
 ) -> "Worker":
     from ledgerq.worker.queue import Queue
     from ledgerq.worker.worker import Worker
 
     if url is None:
         raise InvalidArgument(f"{target} names Tasks: give the store of their jobs, too, as in: worker {target} URL")
-    queue = await Queue.open(url, tasks=tasks, wait=wait_s)
+    queue = await (
+        Queue.open(url, tasks=tasks, wait=wait_s, share=True) if share else Queue.open(url, tasks=tasks, wait=wait_s)
+    )
     try:
         return Worker(queue, tasks=tasks, concurrency=_CONCURRENCY if concurrency is None else concurrency)
     except BaseException:

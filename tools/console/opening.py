@@ -1,13 +1,20 @@
 """Opening stores for commands: for reading beside a live writer, or for writing once there is none.
 
-An operator who cancels a job must not stop a service by that: a store whose writer lives is opened for writing only
-with --take-over, and --wait gives that writer time to end.
+An operator who cancels a job must not stop a service by that: where the store's writer shares it, that does what a
+command asks for. One that does not is taken over only with --take-over, and --wait gives it time to end.
 """
 
 import asyncio
 import os
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
@@ -16,9 +23,12 @@ from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt, Lo
 from ledgerq.tools.console.output import local_time
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ledgerq.eventlog.log import LogReader
     from ledgerq.eventlog.store import Store
     from ledgerq.worker.queue import Queue
+    from ledgerq.worker.remote.remote_queue import RemoteQueue
 
 __all__ = [
     "NOT_IN_USE",
@@ -37,6 +47,8 @@ __all__ = [
 
 _PIN_TRIES: Final = 3
 _NAMED_QUEUES: Final = 10
+# A writer that opens a large store answers once it is ready.
+_PATIENCE_S: Final = 15.0
 
 
 class Access(NamedTuple):
@@ -182,8 +194,13 @@ async def last_writer(log: "LogReader") -> LastWriter | None:
 
 
 @asynccontextmanager
-async def opened_store(url: str, access: Access, *, create: bool = False) -> AsyncIterator["Store"]:
-    """The store at `url` opened for writing. Raises `StoreInUse` for one whose writer lives, unless that is fenced."""
+async def opened_store(
+    url: str, access: Access, *, create: bool = False, share: bool = False
+) -> AsyncIterator["Store"]:
+    """The store at `url` opened for writing. Raises `StoreInUse` for one whose writer lives, unless that is fenced.
+
+    `share`: it is served to other processes of this machine.
+    """
     from ledgerq.eventlog.clock import SystemClock
     from ledgerq.eventlog.stores import open_store
 
@@ -196,7 +213,7 @@ async def opened_store(url: str, access: Access, *, create: bool = False) -> Asy
         quietly = without_stderr()
     with quietly:
         store = await open_store(
-            url, clock=SystemClock(), create=create, take_over=access.take_over, wait=access.wait_s
+            url, clock=SystemClock(), create=create, take_over=access.take_over, wait=access.wait_s, share=share
         )
     # Where stderr was left alone, the log record has reported it.
     for folder, names in [] if isinstance(quietly, nullcontext) else await store.set_aside():
@@ -212,12 +229,20 @@ async def opened_store(url: str, access: Access, *, create: bool = False) -> Asy
 @asynccontextmanager
 async def opened_queue(
     url: str, access: Access, *, create: bool = False, accept_rollback: bool = False
-) -> AsyncIterator["Queue"]:
-    """A queue on the store at `url`; see `opened_store`. It is closed at the end, also when that fails."""
+) -> AsyncIterator["Queue | RemoteQueue"]:
+    """The queue of the store at `url`: of the process that shares it, where there is one, else opened for this command.
+
+    See `opened_store`. It is closed at the end, also when that fails.
+    """
     from ledgerq.worker.queue import Queue
 
-    async with opened_store(url, access, create=create) as store:
-        queue = await Queue.open(url, store=store, accept_rollback=accept_rollback)
+    async with AsyncExitStack() as ending:
+        queue: Queue | RemoteQueue
+        if (folder := await _shared_folder(url, access)) is not None:
+            queue = await _connected(url, folder)
+        else:
+            store = await ending.enter_async_context(opened_store(url, access, create=create))
+            queue = await Queue.open(url, store=store, accept_rollback=accept_rollback)
         try:
             yield queue
         except BaseException:
@@ -226,3 +251,26 @@ async def opened_queue(
                 await queue.close()
             raise
         await queue.close()
+
+
+async def _shared_folder(url: str, access: Access) -> "Path | None":
+    """The folder of the store, where its writer takes calls of other processes of this machine, and may go on."""
+    from ledgerq.eventlog.clock import SystemClock
+    from ledgerq.eventlog.locations import parse_location
+    from ledgerq.eventlog.single_writer.hold import current_writer
+
+    location = parse_location(url)
+    if access.take_over or not location.is_file:
+        return None
+    writer = await current_writer(location, SystemClock())
+    return location.folder if writer is not None and writer.shares else None
+
+
+async def _connected(url: str, folder: "Path") -> "RemoteQueue":
+    try:
+        from ledgerq.worker.remote.remote_queue import connect
+    except ImportError as error:
+        raise InvalidArgument(
+            f"another process writes {url}, and a client is needed to have it do this: pip install 'ledgerq[client]'"
+        ) from error
+    return await connect(f"unix:{folder}", token=None, tasks=None, patience=_PATIENCE_S)

@@ -17,6 +17,7 @@ from ledgerq.projections.view import Page
 from ledgerq.worker.engine.decisions import operator
 from ledgerq.worker.options import seconds_ms
 from ledgerq.worker.remote import wire
+from ledgerq.worker.remote.remote_operations import RemoteBulk, RemoteSchedules
 from ledgerq.worker.remote.transport import Transport
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class RemoteReads:
     def __init__(self, transport: Transport, clock: Clock) -> None:
         self._transport = transport
         self._clock = clock
+        self.bulk = RemoteBulk(transport)
+        """Changes of many jobs at once."""
+        self.schedules = RemoteSchedules(transport)
+        """What is enqueued again and again."""
         self.tasks: Tasks | None = None
         """The tasks that are enqueued to it."""
 

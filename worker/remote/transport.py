@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.errors import InvalidArgument, QueueClosed
+from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.runtime.event_loop import check_owner, running_loop
 from ledgerq.eventlog.runtime.process import own_pid
 from ledgerq.worker.remote import wire
@@ -39,7 +40,9 @@ _ELSEWHERE: Final = frozenset({408, 421, 429, 502, 503, 504})
 
 
 def addresses_of(urls: str) -> list[str]:
-    """The addresses in `http://a:8420,http://b:8420`, checked."""
+    """The addresses in `http://a:8420,http://b:8420`, checked; or one, `unix:` and the folder of a shared store."""
+    if isinstance(urls, str) and urls.startswith(UNIX):
+        return [UNIX + str(parse_location(urls.removeprefix(UNIX)).folder)]
     found: list[str] = []
     for url in urls.split(",") if isinstance(urls, str) else []:
         parts = urlsplit(url.strip())
@@ -80,9 +83,12 @@ class Transport:
             self._headers["authorization"] = f"Bearer {token}"
         self._closing = ExitStack()
         self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
 
     def _connected(self) -> aiohttp.ClientSession:
         """The session, made for the first call. Raises OSError where the folder of a socket is not there."""
+        if self._is_closed:
+            raise QueueClosed("the connection to the service was closed")
         if self._session is None:
             first = self._addresses[0]
             connector: aiohttp.BaseConnector
@@ -97,7 +103,8 @@ class Transport:
         return self._session
 
     async def close(self) -> None:
-        """End all connections."""
+        """End all connections; calls on their way raise `QueueClosed`."""
+        self._is_closed = True
         if self._session is not None:
             await self._session.close()
         self._closing.close()

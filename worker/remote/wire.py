@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.codec import EVENT_TYPES
-from ledgerq.eventlog.events import Record, UniqueUntil
+from ledgerq.eventlog.events import Enqueued, Record, UniqueUntil
 from ledgerq.projections.job import Job
 from ledgerq.worker.remote import service_errors
 
@@ -290,7 +290,7 @@ class Done(Message):
 def fields_of(struct: Struct) -> dict[str, Any]:
     """A job or an event by the names of its fields; what is stored as an array in it, too."""
     values = {name: getattr(struct, name) for name in struct.__struct_fields__}
-    return {name: fields_of(value) if name == "spec" else value for name, value in values.items()}
+    return {name: fields_of(value) if isinstance(value, Enqueued) else value for name, value in values.items()}
 
 
 def job_of(fields: dict[str, Any]) -> Job:
@@ -332,6 +332,7 @@ _ERRORS: Final = {
         errors.PayloadTooLarge,
         errors.ResultGone,
         errors.ResultTooLarge,
+        errors.ScheduleNotFound,
         errors.StoreUnavailable,
     )
 }

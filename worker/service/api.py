@@ -28,7 +28,7 @@ class Api:
 
     def __init__(self, queue: Queue, queues: dict[str, QueueOptions], default: QueueOptions) -> None:
         self.ops_of = Ops(queue)
-        self._queue = queue
+        self.queue = queue
         self._queues = queues
         self._default = default
 
@@ -43,7 +43,7 @@ class Api:
         """Add jobs to a queue: all in one commit, or none."""
         body: wire.JobsBody = call.body
         call.caller.allow("enqueue", call.name)
-        results = await self._queue.enqueue_many(call.name, new_jobs(body.jobs))
+        results = await self.queue.enqueue_many(call.name, new_jobs(body.jobs))
         return wire.JobsAnswer(jobs=[_added(result) for result in results])
 
     async def claim(self, call: Call) -> wire.ClaimsAnswer:
@@ -53,7 +53,7 @@ class Api:
             queue_name_bytes(queue)
             call.caller.allow("work", queue)
         wait, worker = body.wait, body.worker or call.caller.name or None
-        claims = await self._queue.claim(body.queues, body.limit, body.lease, wait, worker, kept=not call.is_own)
+        claims = await self.queue.claim(body.queues, body.limit, body.lease, wait, worker, kept=not call.is_own)
         call.undo = lambda: self.ops_of.give_back(claims)
         return wire.ClaimsAnswer(claims=[_claim(claim) for claim in claims])
 
@@ -65,7 +65,7 @@ class Api:
     # ------------------------------------------------------------------ reads
 
     async def _job(self, call: Call) -> Job:
-        job = await self._queue.get(call.name)
+        job = await self.queue.get(call.name)
         if not call.caller.sees(job.queue):
             raise JobNotFound(f"there is no job {call.name} in the queues of this token")
         return job
@@ -75,14 +75,14 @@ class Api:
         job, wait = await self._job(call), call.number("wait", 0, wire.MAX_WAIT_S)
         if wait and job.state not in FINISHED:
             try:
-                job = await self._queue.finished(call.name, wait)
+                job = await self.queue.finished(call.name, wait)
             except TimeoutError:
                 job = await self._job(call)
         return wire.JobAnswer(job=_job_fields(job))
 
     async def history(self, call: Call) -> wire.EventsAnswer:
         """All events of a job, also of one that was swept."""
-        records = await self._queue.history(call.name)
+        records = await self.queue.history(call.name)
         first = records[0].event
         if not isinstance(first, Enqueued) or not call.caller.sees(first.queue):
             raise JobNotFound(f"there is no job {call.name} in the queues of this token")
@@ -91,21 +91,21 @@ class Api:
     async def payload(self, call: Call) -> wire.PayloadAnswer:
         """The payload and the headers of a job that is not swept yet."""
         await self._job(call)
-        record = await self._queue.payload(call.name)
+        record = await self.queue.payload(call.name)
         return wire.PayloadAnswer(payload=record.payload, headers=record.headers)
 
     async def result(self, call: Call) -> wire.ResultAnswer:
         """What a job was acked with."""
-        return wire.ResultAnswer(result=await self._queue.result(await self._job(call)))
+        return wire.ResultAnswer(result=await self.queue.result(await self._job(call)))
 
     async def queues(self, call: Call) -> wire.QueuesAnswer:
         """The names of the queues that ever had a job."""
-        return wire.QueuesAnswer(queues=[name for name in await self._queue.queues() if call.caller.sees(name)])
+        return wire.QueuesAnswer(queues=[name for name in await self.queue.queues() if call.caller.sees(name)])
 
     async def stats(self, call: Call) -> wire.StatsAnswer:
         """The counters of a queue."""
         call.caller.allow("read", call.name)
-        return wire.StatsAnswer(stats=(await self._queue.stats(call.name))._asdict())
+        return wire.StatsAnswer(stats=(await self.queue.stats(call.name))._asdict())
 
     async def jobs(self, call: Call) -> wire.JobsPage:
         """A page of a queue's jobs, all states or one."""
@@ -114,7 +114,7 @@ class Api:
         found = next((one for one in STATES if one == state), None)
         if state is not None and found is None:
             raise InvalidArgument(f"state is one of {', '.join(STATES)}, not {state!r}")
-        page = await self._queue.jobs(call.name, found, limit, call.text("after"))
+        page = await self.queue.jobs(call.name, found, limit, call.text("after"))
         return wire.JobsPage(jobs=[_job_fields(job) for job in page.jobs], next=page.next)
 
     async def log(self, call: Call) -> wire.EventsAnswer:
@@ -122,7 +122,7 @@ class Api:
         if call.caller.prefixes is not None:
             raise NotAllowed(f"the token {call.caller.name!r} is for some queues, and the log is of all")
         start, limit = int(call.number("from", 0, _MAX_OFFSET)), int(call.number("limit", 100, _MAX_PAGE_ROWS))
-        log = self._queue.log
+        log = self.queue.log
         found = [record async for record in log.read(start, start + limit)]
         await log.committed()
         found = await records_with_texts(log.store, found)
@@ -137,7 +137,7 @@ class Api:
         """The writer's epoch; with `wait`, after so many seconds, or as soon as it ends."""
         wait_ms = seconds_ms("wait", call.number("wait", 0, wire.MAX_WAIT_S))
         if wait_ms:
-            clock = self._queue.clock
+            clock = self.queue.clock
             await sleep_until(clock, clock.now_ms() + wait_ms)
         return wire.WriterAnswer(epoch=self.ops_of.epoch)
 
@@ -153,12 +153,12 @@ class Api:
         return wire.DrainedAnswer(drained=await self._drained(names, seconds_ms("wait", wait)))
 
     async def _drained(self, names: list[str], wait_ms: int) -> bool:
-        stats = [await self._queue.stats(name) for name in names]
+        stats = [await self.queue.stats(name) for name in names]
         if not any(one.scheduled or one.pending or one.claimed for one in stats):
             return True
         if not wait_ms:
             return False
-        clock = self._queue.clock
+        clock = self.queue.clock
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def end() -> None:
@@ -166,7 +166,7 @@ class Api:
                 over.set_result(None)
 
         timer = clock.call_at(clock.now_ms() + wait_ms, end)
-        waiting = asyncio.ensure_future(self._queue.drained(names))
+        waiting = asyncio.ensure_future(self.queue.drained(names))
         try:
             await asyncio.wait({waiting, over}, return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
@@ -179,7 +179,7 @@ class Api:
 
     # ------------------------------------------------------------------ operations
 
-    def _actor(self, call: Call) -> str:
+    def actor(self, call: Call) -> str:
         """Who does it, for the log: the token's name; only where there are no tokens, whom the caller names."""
         body: wire.ReasonBody = call.body
         return call.caller.name or body.actor or "anyone"
@@ -187,25 +187,25 @@ class Api:
     async def cancel(self, call: Call) -> wire.JobAnswer:
         """Cancel a waiting job, or ask the worker of a claimed one to stop."""
         await self._job(call)
-        job = await self._queue.cancel(call.name, actor=self._actor(call), reason=call.body.reason)
+        job = await self.queue.cancel(call.name, actor=self.actor(call), reason=call.body.reason)
         return wire.JobAnswer(job=_job_fields(job))
 
     async def requeue(self, call: Call) -> wire.JobAnswer:
         """Give a dead job a new start."""
         await self._job(call)
-        job = await self._queue.requeue(call.name, actor=self._actor(call), reason=call.body.reason)
+        job = await self.queue.requeue(call.name, actor=self.actor(call), reason=call.body.reason)
         return wire.JobAnswer(job=_job_fields(job))
 
     async def pause(self, call: Call) -> wire.Done:
         """Let no jobs of a queue be claimed until it is resumed."""
         call.caller.allow("operate", call.name)
-        await self._queue.pause(call.name, actor=self._actor(call), reason=call.body.reason)
+        await self.queue.pause(call.name, actor=self.actor(call), reason=call.body.reason)
         return wire.Done()
 
     async def resume(self, call: Call) -> wire.Done:
         """Let jobs of a queue be claimed again."""
         call.caller.allow("operate", call.name)
-        await self._queue.resume(call.name, actor=self._actor(call), reason=call.body.reason)
+        await self.queue.resume(call.name, actor=self.actor(call), reason=call.body.reason)
         return wire.Done()
 
 

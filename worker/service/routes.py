@@ -4,7 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
+from ledgerq.worker.remote import operation_messages as messages
 from ledgerq.worker.remote import wire
+from ledgerq.worker.service import operations
 from ledgerq.worker.service.api import Api
 from ledgerq.worker.service.call import Call
 
@@ -43,6 +45,27 @@ ROUTES: Final = (
     Route("GET", "/v1/queues/{queue}/jobs", "read", Api.jobs, None, wire.JobsPage, ("state", "limit", "after")),
     Route("POST", "/v1/queues/{queue}/pause", "operate", Api.pause, wire.ReasonBody, wire.Done),
     Route("POST", "/v1/queues/{queue}/resume", "operate", Api.resume, wire.ReasonBody, wire.Done),
+    Route(
+        "POST",
+        "/v1/queues/{queue}/bulk",
+        "operate",
+        operations.bulk,
+        messages.BulkBody,
+        messages.BulkAnswer,
+        is_long=True,
+    ),
+    Route("POST", "/v1/bulks", "operate", operations.finish_bulks, None, messages.BulksAnswer, is_long=True),
+    Route("GET", "/v1/schedules", "read", operations.schedules, None, messages.SchedulesAnswer),
+    Route("GET", "/v1/schedules/{name}", "read", operations.schedule, None, messages.ScheduleAnswer),
+    *(
+        Route("POST", f"/v1/schedules/{{name}}/{name}", "operate", act, wire.ReasonBody, answer)
+        for name, act, answer in (
+            ("pause", operations.pause, messages.ScheduleAnswer),
+            ("resume", operations.resume, messages.ScheduleAnswer),
+            ("remove", operations.remove, wire.Done),
+            ("run", operations.run, messages.StartedAnswer),
+        )
+    ),
     Route("GET", "/v1/log", "read", Api.log, None, wire.EventsAnswer, ("from", "limit")),
     Route("GET", "/v1/options", "", Api.options, None, wire.OptionsAnswer),
     Route("GET", "/v1/writer", "", Api.writer, None, wire.WriterAnswer, ("wait",), is_long=True),

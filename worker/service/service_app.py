@@ -41,6 +41,7 @@ _STATUS: Final[tuple[tuple[type[LedgerError], int], ...]] = (
     (service_errors.NotAllowed, 403),
     (errors.JobNotFound, 404),
     (errors.ResultGone, 404),
+    (errors.ScheduleNotFound, 404),
     (errors.PayloadMissing, 404),
     (errors.ClaimLost, 409),
     (errors.DuplicateJobId, 409),

@@ -44,7 +44,6 @@ class SharedTransport(Transport):
         self._why = ""
         self._opening: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._is_closed = False
 
     def begun(self) -> None:
         """Called after the first answer: from now on what can't be done is tried again."""
