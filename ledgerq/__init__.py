@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from ledgerq.worker.outcomes import Retry as Retry
     from ledgerq.worker.outcomes import Snooze as Snooze
     from ledgerq.worker.queue import Queue as Queue
+    from ledgerq.worker.queue_view import QueueView as QueueView
     from ledgerq.worker.remote.service_errors import NotAllowed as NotAllowed
     from ledgerq.worker.remote.service_errors import ServiceError as ServiceError
     from ledgerq.worker.remote.service_errors import ServiceUnavailable as ServiceUnavailable
@@ -172,6 +173,7 @@ _HOME = {
     "claims": "ledgerq.worker.claim_stream",
     "Checkpoints": "ledgerq.worker.engine.checkpoints",
     "Queue": "ledgerq.worker.queue",
+    "QueueView": "ledgerq.worker.queue_view",
     "RetryRule": "ledgerq.worker.retry_rules",
     "on": "ledgerq.worker.retry_rules",
     "CallNext": "ledgerq.worker.tasks.calling",

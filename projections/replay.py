@@ -51,6 +51,7 @@ async def fold_to(
                 fold.apply(at, batch.time_ms, event, distance)
         if progress is not None:
             progress(fold.next_offset, stop)
+        await asyncio.sleep(0)
     if fold.next_offset < stop:
         raise LogCorrupt(fold.next_offset, "a record batch is missing")
     return fold

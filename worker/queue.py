@@ -26,6 +26,7 @@ from ledgerq.worker.engine.scheduling import begin_ticks
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.options import NewJob, QueueOptions
 from ledgerq.worker.queue_claims import QueueClaims
+from ledgerq.worker.queue_view import QueueView, view_of
 from ledgerq.worker.schedules import Schedules
 from ledgerq.worker.tracing.provider import check_provider, traced_enqueuer
 
@@ -174,6 +175,15 @@ class Queue(QueueClaims):
             return queue
 
         return Opening(make)
+
+    @staticmethod
+    def view(url: str, *, pinned: bool = False, clock: Clock | None = None) -> Opening[QueueView]:
+        """Open the store at `url` for reading alone, beside its writer: jobs, counters, events, and the past.
+
+        It shows what is durable, within about half a second; `pinned`: as of one commit. Use the result with `await` or
+        `async with`; see worker/queue_view.py. Raises `StoreNotFound`, `StoreUnavailable`, `FormatTooNew`.
+        """
+        return view_of(url, pinned, clock)
 
     @staticmethod
     def connect(

@@ -45,7 +45,6 @@ __all__ = [
     "without_stderr",
 ]
 
-_PIN_TRIES: Final = 3
 _NAMED_QUEUES: Final = 10
 # A writer that opens a large store answers once it is ready.
 _PATIENCE_S: Final = 15.0
@@ -123,31 +122,16 @@ async def reading(url: str, *, pinned: bool = True, may_be_damaged: bool = False
     Its format is known to be one of ours, unless it `may_be_damaged` and can't be read.
     """
     from ledgerq.eventlog.clock import SystemClock
-    from ledgerq.eventlog.errors import StoreUnavailable
-    from ledgerq.eventlog.log import LogReader
-    from ledgerq.eventlog.stores import open_reader
+    from ledgerq.eventlog.stores import open_log
 
     refuse_memory(url)
     await _check_quietly(url, writing=False)
     with LogCorrupt.locating(url):
-        for left in reversed(range(_PIN_TRIES)):
-            store = await open_reader(url, pinned=pinned, poll_interval_ms=500)
-            log = LogReader(store, clock=SystemClock())
-            try:
-                await log.require_format()
-            except BaseException as error:
-                if may_be_damaged and isinstance(error, LogPoisoned):
-                    break
-                await store.close()
-                # Beside a busy writer a view may move on while it is being pinned.
-                if left and pinned and isinstance(error, StoreUnavailable):
-                    continue
-                raise
-            break
+        log = await open_log(url, clock=SystemClock(), pinned=pinned, may_be_damaged=may_be_damaged)
         try:
             yield log
         finally:
-            await store.close()
+            await log.store.close()
 
 
 def require_queue(url: str, queue: str, known: Sequence[str]) -> None:
