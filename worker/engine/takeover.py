@@ -81,6 +81,7 @@ async def take_over(
     writer_state.claimed = {job.id: job for job in found_claimed}
     moved = await store.set_aside()
     writer_state.apply_other(WriterOpened(writer, version, rolled_back_from))
+    await _drop_reports(log)
     for folder, names in moved:
         writer_state.apply_other(FilesSetAside(folder, len(names), tuple(names[:_MAX_NAMES])))
     ended: list[Job] = []
@@ -94,6 +95,12 @@ async def take_over(
     for folder, _ in moved:
         await store.set_aside_recorded(folder)
     say_interrupted(ended)
+
+
+async def _drop_reports(log: EventLog) -> None:
+    """Remove, with the open commit, what tries of the writer before have reported: it counts for nothing any more."""
+    async for rows in log.store.scan(keys.PROGRESS_PREFIX, keys.after_prefix(keys.PROGRESS_PREFIX)):
+        log.commit().payloads.update({key: None for key, _ in rows})
 
 
 async def _ended_well(log: EventLog) -> bool:

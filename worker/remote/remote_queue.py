@@ -35,6 +35,7 @@ from ledgerq.worker.remote.lanes import Lanes, Results
 from ledgerq.worker.remote.remote_reads import RemoteReads
 from ledgerq.worker.remote.transport import Transport, addresses_of
 from ledgerq.worker.retry_rules import RetryRule
+from ledgerq.worker.steps.steps import DoneStep
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -47,6 +48,7 @@ _POLL_S: Final = 25.0
 _PATIENCE_S: Final = 60.0
 _HEARTBEAT_S: Final = 1.0
 _MAX_BULK: Final = 10_000
+_NOT_SENT: Final = "can't be sent to a service yet: run this worker in the process that opens the store"
 
 
 class RemoteQueue(RemoteReads):
@@ -195,6 +197,18 @@ class RemoteQueue(RemoteReads):
             "effects (job.enqueue, job.kv) can't be sent to a service yet: run this worker in the process that opens "
             "the store, or enqueue with queue.enqueue"
         )
+
+    async def read_step(self, claim: Claim, name: str) -> DoneStep | None:
+        """Raise `InvalidArgument`: steps need the process that has the store open."""
+        raise InvalidArgument(f"step {name!r} {_NOT_SENT}")
+
+    async def finish_step(self, claim: Claim, name: str, value: bytes | None) -> None:
+        """Raise `InvalidArgument`, as `read_step`."""
+        raise InvalidArgument(f"step {name!r} {_NOT_SENT}")
+
+    def report(self, claim: Claim, fraction: float, text: str = "") -> None:
+        """Raise `InvalidArgument`: reports of progress need the process that has the store open."""
+        raise InvalidArgument(f"a report of progress (job.progress) {_NOT_SENT}")
 
     async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
         """Ack a claim, as `Queue.ack` does, without effects."""
