@@ -208,6 +208,13 @@ def _moved(job: Job, event: Moved, offset: int, time_ms: int) -> Job:
     )
 
 
+def _in_place(job: Job, event: Moved | StepDone, offset: int, time_ms: int) -> Job:
+    if isinstance(event, Moved):
+        return _moved(job, event, offset, time_ms)
+    steps = (*job.steps, (event.name, event.value))
+    return replace(job, changed_ms=time_ms, offsets=_and_last(job.offsets, offset), steps=steps)
+
+
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     """The job after `event`, which stands at `offset` in a commit of `time_ms`; None when the job is gone."""
     held, error, attempt, since_ms = job.unique_held, job.last_error, job.attempt, time_ms
@@ -245,11 +252,8 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         case Requeued():
             state, attempt, crashes, snoozes, text = "pending", 0, 0, 0, event.reason
             held = job.spec.unique_key is not None and job.spec.unique_until == "finished"
-        case Moved():
-            return _moved(job, event, offset, time_ms)
-        case StepDone():
-            steps = (*job.steps, (event.name, event.value))
-            return replace(job, changed_ms=time_ms, offsets=_and_last(job.offsets, offset), steps=steps)
+        case Moved() | StepDone():
+            return _in_place(job, event, offset, time_ms)
         case Swept() | Deleted():
             return None
         case Enqueued():

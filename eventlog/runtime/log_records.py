@@ -21,7 +21,7 @@ from ledgerq.eventlog.runtime.printable import printable
 __all__ = ["Area", "LogThrottle", "about", "about_job", "logger"]
 
 Area = Literal["worker", "job", "queue", "projections", "store"]
-"""Below `ledgerq`: handlers and their worker; what handlers log; ended claims; users' projections; the store's upkeep."""
+"""Below `ledgerq`: handlers and their worker; what these log; ended claims; users' projections; the store's upkeep."""
 
 _BURST: Final = 5
 _PERIOD_MS: Final = 60_000

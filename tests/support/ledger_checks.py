@@ -61,9 +61,8 @@ async def check_ledger(
     async for batch in log.batches():
         fold.apply_batch(batch)
         for offset, event in enumerate(batch.events, batch.base_offset):
-            text = getattr(
-                event, "error", getattr(event, "reason", getattr(event, "result", getattr(event, "value", "")))
-            )
+            names = (name for name in ("error", "reason", "result", "value") if hasattr(event, name))
+            text = getattr(event, next(names, ""), "")
             if isinstance(event, ScheduleSet | ScheduleRemoved):
                 texts.pop(set_at.get(event.name, -1), None)
                 set_at[event.name] = offset if isinstance(event, ScheduleSet) else -1

@@ -50,7 +50,8 @@ async def test_a_step_is_done_once_and_its_value_is_there_in_later_tries() -> No
     async def handle(job: JobContext) -> None:
         receipt = await job.step("charge", charge, 500)
         assert receipt == Receipt(number=500, day=date(2026, 1, 2))
-        assert await job.step("pair", lambda: (1, "a")) == [1, "a"]
+        pair: Any = await job.step("pair", lambda: (1, "a"))
+        assert pair == [1, "a"]
         if job.attempt == 1:
             raise ConnectionError("lost")
         await job.step("ship", ship, to="Bonn")
@@ -83,7 +84,7 @@ async def test_steps_of_plain_handlers_run_in_their_thread_and_not_twice_after_a
         for i in (1, 2):
             assert job.step_sync(f"count:{i}", count, i) == (1, 3)[i - 1]
         with pytest.raises(InvalidArgument, match="async"):
-            job.step_sync("sleep", asyncio.sleep, 0)
+            job.step_sync("sleep", asyncio.sleep, 0)  # type: ignore[unused-coroutine]
         if job.attempt == 1:
             raise ValueError
 
