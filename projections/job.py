@@ -225,9 +225,8 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     error_type, result, crashes, snoozes = job.error_type, job.result, job.crashes, job.snoozes
     match event:
         case Claimed():
-            state, attempt = "claimed", event.attempt
-            claim_offset, lease_ms, worker = offset, event.lease_ms, event.worker
-            held = held and job.spec.unique_until != "claimed"
+            state, claim_offset, held = "claimed", offset, held and job.spec.unique_until != "claimed"
+            attempt, lease_ms, worker = event.attempt, event.lease_ms, event.worker
         case Acked():
             state, sweep_at_ms = "done", event.sweep_at_ms
             text = result = event.result
