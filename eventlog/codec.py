@@ -48,6 +48,7 @@ from ledgerq.eventlog.events import (
     ScheduleRemoved,
     ScheduleResumed,
     ScheduleSet,
+    StepDone,
     Swept,
     Ticked,
     WriterClosed,
@@ -106,6 +107,7 @@ EVENT_TYPES: Final[dict[int, type[Any]]] = {
     50: Rebuilt,
     51: FilesSetAside,
     52: Checkpointed,
+    80: StepDone,
 }
 KIND_OF: Final[dict[type[Any], int]] = {event_type: kind for kind, event_type in EVENT_TYPES.items()}
 

@@ -42,6 +42,7 @@ from ledgerq.eventlog.schedule_events import (
     Ticked,
     TickReason,
 )
+from ledgerq.eventlog.step_events import StepDone
 from ledgerq.eventlog.value_events import KvDeleted, KvSet, ValueEvent
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "ScheduleSet",
     "Sealed",
     "State",
+    "StepDone",
     "Swept",
     "TEXT_FIELDS",
     "Text",

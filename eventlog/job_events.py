@@ -3,6 +3,7 @@
 from typing import Final, Literal, get_args
 
 from ledgerq.eventlog.facts import Fact, Id, Sealed, Text
+from ledgerq.eventlog.step_events import StepDone
 
 __all__ = [
     "Acked",
@@ -196,4 +197,5 @@ JobEvent = (
     | Deleted
     | Expired
     | Moved
+    | StepDone
 )

@@ -8,6 +8,7 @@ Integers in keys are big-endian, so that the order of bytes is the order of numb
     m/secret                        32 random bytes: the key of the digests of unique keys
     m/rebuild                       there while a rebuild is under way: no queue opens on half-built indexes
     m/hint/ QUEUE                   where the scan of a queue's pending range may start; may lag, never leads
+    m/progress/ ULID                how far a running try has come, as it reports it: no fact, gone with its claim
     m/projection/ NAME              the offset that a user's projection has applied, as u64
     l/ OFFSET                       a record batch; OFFSET (u64) is the offset of its first event
     p/ OFFSET                       a payload; OFFSET (u64) is the offset of the job's enqueued event
@@ -32,6 +33,7 @@ __all__ = [
     "MAX_QUEUE_NAME_BYTES",
     "META_PREFIX",
     "PAYLOAD_PREFIX",
+    "PROGRESS_PREFIX",
     "REBUILD_KEY",
     "SECRET_BYTES",
     "SECRET_KEY",
@@ -45,6 +47,7 @@ __all__ = [
     "log_key",
     "offset_of",
     "payload_key",
+    "progress_key",
     "projection_key",
     "projection_rows_prefix",
     "queue_name_bytes",
@@ -60,6 +63,7 @@ HEAD_KEY = b"m/head"
 REBUILD_KEY = b"m/rebuild"
 SECRET_KEY = b"m/secret"
 HINT_PREFIX = b"m/hint/"
+PROGRESS_PREFIX = b"m/progress/"
 PROJECTION_PREFIX = b"m/projection/"
 LOG_PREFIX = b"l/"
 PAYLOAD_PREFIX = b"p/"
@@ -128,6 +132,11 @@ def hint_value(position: tuple[int, int]) -> bytes:
 def hint_position(value: bytes) -> tuple[int, int]:
     """The (priority, offset) in a hint's value; a damaged hint counts as none: before everything."""
     return (int.from_bytes(value[:4]), int.from_bytes(value[4:])) if len(value) == HINT_BYTES else (0, 0)
+
+
+def progress_key(id: bytes) -> bytes:
+    """`m/progress/` and the job's ULID, 16 bytes."""
+    return PROGRESS_PREFIX + id
 
 
 def projection_key(name: str) -> bytes:

@@ -9,7 +9,7 @@ the next opening reads what is true.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -23,7 +23,7 @@ from ledgerq.eventlog.errors import LedgerError, QueueClosed
 from ledgerq.eventlog.flights import Flight, Flights
 from ledgerq.eventlog.pace import MAX_IN_FLIGHT, CommitPace
 from ledgerq.eventlog.runtime.meters import CommitMeters, CommitTimes
-from ledgerq.eventlog.store import Store
+from ledgerq.eventlog.store import Anchor, Store
 
 __all__ = ["MAX_COMMIT_BYTES", "Commit", "EventLog", "CommitHook"]
 
@@ -132,6 +132,29 @@ class EventLog(Appender):
                 self._is_gathering = False
                 if self._open is not None or self._closing:
                     self._wake.set()
+
+    @asynccontextmanager
+    async def between_commits(self) -> AsyncIterator[Callable[[Mapping[bytes, bytes]], Awaitable[None]]]:
+        """Write rows that no event has: with the open commit, if there is one, else by themselves, once it is quiet.
+
+        Yields what writes them. No commit is closed meanwhile. Raises like `check`, and like `Store.commit`.
+        """
+        async with self.gathering():
+            while self._open is None and self._flights.under_way:
+                await self.committed()
+            self.check()
+            yield self._write_rows
+
+    async def _write_rows(self, rows: Mapping[bytes, bytes]) -> None:
+        if self._open is not None:
+            self._open.payloads.update(rows)
+            return
+        head, batch = self._durable, self.store.batch()
+        batch.update(rows)
+        # Nothing is on its way, so the anchor is that of the last commit once more.
+        await self.store.commit(
+            batch, Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)
+        )
 
     def committed(self) -> asyncio.Future[None]:
         """A future of the caller's own: done when everything staged so far is durable, or failed with why not."""

@@ -25,6 +25,7 @@ from ledgerq.eventlog.events import (
     ScheduleEvent,
     ScheduleSet,
     Sealed,
+    StepDone,
     Ticked,
     ValueEvent,
 )
@@ -58,6 +59,12 @@ def _check_bulk(offset: int, event: BulkBegan | BulkEnded, open_at: int) -> None
     wrong = open_at or event.until > offset if isinstance(event, BulkBegan) else not open_at or event.at != open_at
     if wrong:
         raise LogCorrupt(offset, f"the event {type(event).__name__} makes no sense where the open bulk is {open_at}")
+
+
+def _check_step(offset: int, job: Job, name: str) -> None:
+    """Raise `LogCorrupt` for a step that is done twice."""
+    if any(step == name for step, _ in job.steps):
+        raise LogCorrupt(offset, f"the job's step {name[:40]!r} is done for the second time")
 
 
 def _check_tree(offset: int, event: Checkpointed, before: Checkpointed | None) -> None:
@@ -140,6 +147,8 @@ class Fold:
         if type(event) is Acked:
             if event.result is not None:
                 self._add_text(offset, event.result)
+        elif type(event) is StepDone:
+            self._add_text(offset, event.value)
         elif (name := TEXT_FIELDS.get(type(event))) is not None:
             self._add_text(offset, getattr(event, name))
         if states is None:
@@ -173,6 +182,8 @@ class Fold:
             if before.spec.terms is not None:
                 _check_start(offset, time_ms, before, event)
             queue, after = before.spec.queue, evolve(before, event, offset, time_ms)
+            if type(event) is StepDone:
+                _check_step(offset, before, event.name)
         if ("gone" if after is None else after.state) not in allowed:
             raise LogCorrupt(offset, f"the event {type(event).__name__} leads to a state that it can't lead to")
         if after is not None and (after.due_ms | after.sweep_at_ms) < 0:
@@ -182,10 +193,12 @@ class Fold:
             if not _is_name(event.queue) or event.queue == queue:
                 raise LogCorrupt(offset, f"a job can't be moved from queue {queue!r} to {event.queue[:40]!r}")
             self.counters_of(event.queue).arrive(after)
-        if before is not None and before.texts and (after is None or after.texts != before.texts):
-            for at in before.texts if after is None else set(before.texts).difference(after.texts):
+        if before is not None and before.texts and after is not None and after.texts != before.texts:
+            for at in set(before.texts).difference(after.texts):
                 self.texts.pop(at, None)
         if after is None:
+            for at in () if before is None else before.beside:
+                self.texts.pop(at, None)
             jobs.remove(id)
             self.without_payload.discard(id)
         else:

@@ -29,6 +29,7 @@ from ledgerq.eventlog.events import (
     Requeued,
     Sealed,
     State,
+    StepDone,
     Swept,
     Text,
 )
@@ -57,6 +58,7 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
         Deleted: {"done": ("gone",), "dead": ("gone",), "cancelled": ("gone",)},
         Expired: {"pending": ("cancelled",), "scheduled": ("cancelled",)},
         Moved: {"pending": ("pending",), "scheduled": ("scheduled",), "dead": ("pending",)},
+        StepDone: {"claimed": ("claimed",)},
     }
 )
 
@@ -74,7 +76,8 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     ones are deleted. `error_type` is the exception's class of `last_error`, `result` the place of what the handler
     returned, `crashes` how many tries in a row ended their process, `snoozes` how often in a row it was given back to
     be tried later, `moved_from` the queue in which it was before, empty for one that was never moved, `kept` whether
-    the current claim goes on when its writer ends.
+    the current claim goes on when its writer ends, `steps` the names of the steps that its tries have done, each with
+    the place of its value, which goes with the job.
     """
 
     spec: Enqueued
@@ -100,6 +103,12 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     snoozes: int = 0
     moved_from: str = ""
     kept: bool = False
+    steps: tuple[tuple[str, Sealed | None], ...] = ()
+
+    @property
+    def beside(self) -> tuple[int, ...]:
+        """The offsets of all texts, results and values of steps that stand beside the log for it."""
+        return (*self.texts, *(value.at for _, value in self.steps if value is not None))
 
     @property
     def error(self) -> str:
@@ -199,6 +208,13 @@ def _moved(job: Job, event: Moved, offset: int, time_ms: int) -> Job:
     )
 
 
+def _in_place(job: Job, event: Moved | StepDone, offset: int, time_ms: int) -> Job:
+    if isinstance(event, Moved):
+        return _moved(job, event, offset, time_ms)
+    steps = (*job.steps, (event.name, event.value))
+    return replace(job, changed_ms=time_ms, offsets=_and_last(job.offsets, offset), steps=steps)
+
+
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     """The job after `event`, which stands at `offset` in a commit of `time_ms`; None when the job is gone."""
     held, error, attempt, since_ms = job.unique_held, job.last_error, job.attempt, time_ms
@@ -209,9 +225,8 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     error_type, result, crashes, snoozes = job.error_type, job.result, job.crashes, job.snoozes
     match event:
         case Claimed():
-            state, attempt = "claimed", event.attempt
-            claim_offset, lease_ms, worker = offset, event.lease_ms, event.worker
-            held = held and job.spec.unique_until != "claimed"
+            state, claim_offset, held = "claimed", offset, held and job.spec.unique_until != "claimed"
+            attempt, lease_ms, worker = event.attempt, event.lease_ms, event.worker
         case Acked():
             state, sweep_at_ms = "done", event.sweep_at_ms
             text = result = event.result
@@ -236,8 +251,8 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         case Requeued():
             state, attempt, crashes, snoozes, text = "pending", 0, 0, 0, event.reason
             held = job.spec.unique_key is not None and job.spec.unique_until == "finished"
-        case Moved():
-            return _moved(job, event, offset, time_ms)
+        case Moved() | StepDone():
+            return _in_place(job, event, offset, time_ms)
         case Swept() | Deleted():
             return None
         case Enqueued():
@@ -268,4 +283,5 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         snoozes,
         job.moved_from,
         state == "claimed" and (event.kept if type(event) is Claimed else job.kept),
+        job.steps,
     )

@@ -33,6 +33,7 @@ from ledgerq.eventlog.events import (
     QueueResumed,
     Requeued,
     State,
+    StepDone,
     Swept,
 )
 from ledgerq.eventlog.keys import FORMAT_VERSION
@@ -43,7 +44,8 @@ __all__ = ["TOTALS", "QueueStats", "StatsDelta", "QueueCounters", "stats_delta"]
 
 # The order is part of the format: append only. `dead`: jobs that became dead, for whatever reason; `released`: claims
 # given back unused; `dead_lettered`: jobs whose payload was lost; `deleted`: jobs deleted by an operator; `expired`:
-# jobs that were not started in time; `moved_out` and `moved_in`: jobs that went to another queue, and came from one.
+# jobs that were not started in time; `moved_out` and `moved_in`: jobs that went to another queue, and came from one;
+# `step_done`: steps that jobs have done.
 TOTALS: Final = (
     "enqueued",
     "promoted",
@@ -62,6 +64,7 @@ TOTALS: Final = (
     "expired",
     "moved_out",
     "moved_in",
+    "step_done",
 )
 _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Enqueued: 0,
@@ -78,6 +81,7 @@ _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Deleted: 13,
     Expired: 14,
     Moved: 15,
+    StepDone: 17,
 }
 _ENQUEUED_TOTAL: Final = 0
 _CLAIMED_TOTAL: Final = 2

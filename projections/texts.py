@@ -19,6 +19,7 @@ __all__ = [
     "StoredText",
     "jobs_with_texts",
     "read_result",
+    "read_sealed",
     "records_with_texts",
     "stored_texts",
     "text_fault",
@@ -94,17 +95,19 @@ async def jobs_with_texts(store: ReadStore, jobs: Sequence[Job]) -> list[Job]:
 
 async def read_result(store: ReadStore, job: Job) -> bytes | None:
     """What the job's handler returned, None when it left nothing; raises `ResultGone` when that is lost."""
-    sealed = job.result
-    if sealed is None:
-        return None
+    return None if job.result is None else await read_sealed(store, job.result, f"the result of job {job.job_id}")
+
+
+async def read_sealed(store: ReadStore, sealed: Sealed, what: str) -> bytes:
+    """A result, or the value of a step; raises `ResultGone` when it is lost."""
     try:
         value = await store.get(text_key(sealed.at))
     except RowUnreadable as error:
         value = error.found
     if value is None or text_fault(sealed, value):
         raise ResultGone(
-            f"the result of job {job.job_id} is not in the store any more: the job was swept, or the row at offset "
-            f"{sealed.at} is lost (an audit with --deep names what is); its history is still in the log"
+            f"{what} is not in the store any more: the job was swept, or the row at offset {sealed.at} is lost (an "
+            "audit with --deep names what is); its history is still in the log"
         )
     return decode_result(value)
 

@@ -27,6 +27,7 @@ from ledgerq.projections.index_keys import (
 from ledgerq.projections.indexes import decode_job, decode_schedule
 from ledgerq.projections.job import MAX_OFFSETS, Job
 from ledgerq.projections.payloads import read_payload
+from ledgerq.projections.progress import Progress, read_progress
 from ledgerq.projections.schedule import Schedule
 from ledgerq.projections.stats import QueueCounters, QueueStats
 from ledgerq.projections.texts import jobs_with_texts, read_result, records_with_texts
@@ -73,6 +74,10 @@ class LedgerView:
     async def result(self, job: Job) -> bytes | None:
         """What the job's handler returned, None when there is nothing; raises `ResultGone` when that is lost."""
         return await read_result(self.store, job)
+
+    async def progress(self, job: Job) -> Progress | None:
+        """The last stored report of the job's current try; None without one."""
+        return await read_progress(self.store, job)
 
     async def history(self, id: bytes) -> list[Record]:
         """All events of a job in order, also of one already swept; raises `JobNotFound`."""

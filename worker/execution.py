@@ -2,16 +2,20 @@
 
 import contextvars
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
 from ledgerq.eventlog.errors import InvalidArgument, InvalidState
+from ledgerq.eventlog.runtime.event_loop import loop_or_none
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.effects import Effects, StagedValues
 from ledgerq.worker.engine.dispatcher import WatchCallback
-from ledgerq.worker.job_logging import Outcome
+from ledgerq.worker.engine.reports import checked_report
+from ledgerq.worker.job_logging import JobLogger, Outcome
 from ledgerq.worker.retry_rules import RetryRule
+from ledgerq.worker.steps.steps import InThread, Steps, StepSource
 
 if TYPE_CHECKING:
     from ledgerq.worker.tasks.handle import Handle
@@ -23,14 +27,15 @@ __all__ = ["Handler", "JobContext", "Settler", "Trace", "Tracer"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
-
-class EffectMaker(Protocol):
-    """The part of a queue by which a job has effects."""
+class JobQueue(StepSource, Protocol):
+    """The part of a queue by which a job has effects and steps, and reports its progress."""
 
     def effects(self) -> Effects:
         """New effects, as `Queue.effects`."""
+
+    def report(self, claim: Claim, fraction: float, text: str = "") -> None:
+        """Report how far a try has come, as `Queue.report`."""
 
 
 class JobContext:
@@ -39,7 +44,7 @@ class JobContext:
     `state` is what the lifespan of the worker's tasks yielded, None without one.
     """
 
-    def __init__(self, claim: Claim, in_thread: InThread | None = None, queue: EffectMaker | None = None) -> None:
+    def __init__(self, claim: Claim, in_thread: InThread | None = None, queue: JobQueue | None = None) -> None:
         self.claim = claim
         self.stop_requested = False
         self.state: Any = None
@@ -48,6 +53,16 @@ class JobContext:
         self.is_over = False
         self._in_thread = in_thread
         self._queue = queue
+        self._loop = loop_or_none()
+        self._done_steps: Steps | None = None
+
+    def close(self) -> None:
+        """End the try: nothing is added to its effects, and none of its steps begins any more."""
+        self.is_over = True
+        if self.staged is not None:
+            self.staged.close("the try is over")
+        if self._done_steps is not None:
+            self._done_steps.close()
 
     def in_thread(self, function: Callable[[], Any]) -> Awaitable[Any]:
         """Run the part of the try that is a plain function in a thread of the worker's; one at a time."""
@@ -62,6 +77,58 @@ class JobContext:
                 raise InvalidState("this job has no queue, so it can have no effects")
             effects = self.staged = self._queue.effects()
         return effects
+
+    def _steps(self) -> Steps:
+        if (steps := self._done_steps) is None:
+            if self.is_over:
+                raise InvalidState("the try is over: no step of it can begin")
+            if self._queue is None or self._in_thread is None or self._loop is None:
+                raise InvalidState("this job has no queue, so it can have no steps")
+            steps = self._done_steps = Steps(self._queue, self.claim, self._in_thread, self._loop)
+        return steps
+
+    @overload
+    async def step(
+        self, name: str, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+    @overload
+    async def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function whose work is not to be done again: once it has returned, no later try calls it.
+
+        What it returned, as JSON, is durable when this returns, and a later try gets it instead of a call. A try that
+        ends before that has a later one call it again. `name`: one of its own for each step of the job, of at most 200.
+        A plain function runs in a thread. What the function's annotation names has to come back from its JSON.
+
+        Raises what the function raises, `ClaimLost`, `ResultDoesntFit`, `StepLost` for a value that is lost.
+        """
+        return await self._steps().run(name, partial(function, *args, **kwargs), function)
+
+    def step_sync(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same for a plain handler, which runs in a thread: the function is called there."""
+        value: R = self._steps().run_sync(name, partial(function, *args, **kwargs), function)
+        return value
+
+    def progress(self, fraction: float, text: str = "") -> None:
+        """Report how far this try has come: a number from 0 to 1, and a text, as in `job.progress(0.4, "12 of 30")`.
+
+        Shown by `Queue.progress` at once, and by `ledgerq show` within a second or so. It is gone with the try, and no
+        event has it.
+        """
+        if self._queue is None or self._loop is None:
+            raise InvalidState("this job has no queue to which it could report its progress")
+        fraction, text = checked_report(fraction, text)
+        if self.is_over:
+            return
+        if loop_or_none() is self._loop:
+            self._queue.report(self.claim, fraction, text)
+        else:
+            self._loop.call_soon_threadsafe(self._queue.report, self.claim, fraction, text)
+
+    @property
+    def log(self) -> JobLogger:
+        """A logger below `ledgerq.job` whose records have the job's ids, as those of the worker have."""
+        return JobLogger(self.claim)
 
     @property
     def kv(self) -> StagedValues:
@@ -181,11 +248,8 @@ class Handler(NamedTuple):
         return cls(queue, function, timeout_ms, is_async, f"ledgerq-{queue}")
 
 
-class Settler(Protocol):
+class Settler(JobQueue, Protocol):
     """The protocol of a queue by which a job is settled."""
-
-    def effects(self) -> Effects:
-        """New effects, as `Queue.effects`; called when a job has some."""
 
     async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
         """Ack a claim, as `Queue.ack` does."""

@@ -7,7 +7,8 @@ retry, a cancellation, an orderly end) is information. Success is logged at DEBU
 import asyncio
 import logging
 from collections import deque
-from typing import Final, Literal
+from collections.abc import MutableMapping
+from typing import Any, Final, Literal
 
 from ledgerq.eventlog.runtime.log_records import LogThrottle, about, about_job, logger
 from ledgerq.eventlog.writer import EventLog
@@ -16,7 +17,7 @@ from ledgerq.worker.claims import Claim
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.outcomes import Dead, Retry, Snooze, TaskMissing, plain_text
 
-__all__ = ["EndedClaims", "Outcome", "say_interrupted", "say_outcome"]
+__all__ = ["EndedClaims", "JobLogger", "Outcome", "say_interrupted", "say_outcome"]
 
 Outcome = Literal["done", "retry", "dead", "cancelled", "released", "lost", "unknown"]
 """The outcome of a try; `unknown`: the queue failed, or the worker was cut off, before it was durable."""
@@ -69,6 +70,19 @@ def say_outcome(claim: Claim, outcome: Outcome, error: BaseException | None, tim
             exc_info=traceback,
             extra=about_job(event, claim.id, claim.queue, claim.attempt, claim.offset),
         )
+
+
+class JobLogger(logging.LoggerAdapter[logging.Logger]):
+    """A handler's own logger: its records have the attributes of those of the worker about the same try."""
+
+    def __init__(self, claim: Claim) -> None:
+        more = about_job("job_log", claim.id, claim.queue, claim.attempt, claim.offset)
+        super().__init__(logger("job"), more)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Add the job's attributes to those that the caller gives."""
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
 
 
 class EndedClaims:

@@ -9,7 +9,17 @@ from typing import Final
 from ledgerq.eventlog.runtime import threads
 from ledgerq.worker.options import seconds_ms
 
-__all__ = ["ArgumentsDontFit", "Dead", "ResultDoesntFit", "Retry", "Snooze", "TaskMissing", "error_text", "plain_text"]
+__all__ = [
+    "ArgumentsDontFit",
+    "Dead",
+    "ResultDoesntFit",
+    "Retry",
+    "Snooze",
+    "StepLost",
+    "TaskMissing",
+    "error_text",
+    "plain_text",
+]
 
 _ERROR_LINES: Final = 12
 _ERROR_CHARS: Final = 2000
@@ -37,6 +47,10 @@ class ArgumentsDontFit(Dead):
 
 class ResultDoesntFit(Dead):
     """A task returned what is not of its declared type, or no JSON: a dead letter at once, since its work is done."""
+
+
+class StepLost(Dead):
+    """The value of a step that is done is lost: a dead letter at once, since to do it again would do it twice."""
 
 
 class Retry(Exception):

@@ -7,11 +7,13 @@ from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.keys import queue_names
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.effects import Effects
-from ledgerq.worker.engine import decisions, settlement
+from ledgerq.worker.engine import decisions, settlement, step_staging
 from ledgerq.worker.engine.dispatcher import WatchCallback
+from ledgerq.worker.engine.reports import checked_report
 from ledgerq.worker.options import seconds_ms
 from ledgerq.worker.queue_operations import QueueOperations
 from ledgerq.worker.retry_rules import RetryRule
+from ledgerq.worker.steps.steps import DoneStep
 
 __all__ = ["QueueClaims"]
 
@@ -119,6 +121,31 @@ class QueueClaims(QueueOperations):
         lease_ms = seconds_ms("lease", lease, least_ms=1)
         async with self._core.refusing():
             return self._core.dispatcher.extend(claim, lease_ms)
+
+    async def read_step(self, claim: Claim, name: str) -> DoneStep | None:
+        """A step that the job has done in this try or an earlier one; None when it is yet to be done.
+
+        For those who settle claims themselves: `job.step` does it all. Raises `ClaimLost`, `StepLost` for one whose
+        value is lost, `InvalidState` when the job has done 200 steps, which is the most.
+        """
+        self._core.log.check()
+        return await step_staging.read_step(self._core, claim, name)
+
+    async def finish_step(self, claim: Claim, name: str, value: bytes | None) -> None:
+        """Record that a step is done, with its value, at most 1 MiB; durable when this returns.
+
+        Raises `ClaimLost`, and appends nothing, when the claim is not current any more, `InvalidState` for one that is
+        done already.
+        """
+        self._core.log.check()
+        await step_staging.finish_step(self._core, claim, name, value)
+
+    def report(self, claim: Claim, fraction: float, text: str = "") -> None:
+        """Report how far a try has come, from 0 to 1: see `JobContext.progress`. Nothing for a claim that is over."""
+        fraction, text = checked_report(fraction, text)
+        job = self._core.writer_state.claimed.get(claim.id)
+        if job is not None and job.claim_offset == claim.offset:
+            self._core.reports.report(claim, fraction, text)
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
         """Call `callback("cancel")` when the job is to stop, `callback("lost")` when the claim was ended otherwise."""

@@ -12,6 +12,7 @@ from ledgerq.eventlog.keys import queue_names
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.job import Job
 from ledgerq.projections.metrics.counters import DEFAULT_LIMIT_QUEUES
+from ledgerq.projections.progress import Progress
 from ledgerq.projections.stats import QueueStats
 from ledgerq.projections.view import Page
 from ledgerq.worker.engine import commands
@@ -52,6 +53,12 @@ class QueueReads:
         Raises `JobNotFound`, `ResultGone`.
         """
         return await self._core.view.result(job if isinstance(job, Job) else await self.get(job))
+
+    async def progress(self, job_id: str) -> Progress | None:
+        """What the job's current try has reported last, by `job.progress`; None without a report, or a running try."""
+        self._core.log.check()
+        found = self._core.reports.newest.get(job_id_bytes(job_id))
+        return None if found is None else found[1]
 
     def handle(self, job_id: str) -> "Handle[Any]":
         """The handle of a job, to wait for its end: of one that this process enqueued, or another before a restart."""

@@ -192,10 +192,8 @@ class Running:
         self._took_s = stopwatch_s() - self._begun_s
         self.handling = False
         if self._job is not None:
-            self._job.is_over = True
-            if (effects := self._job.staged) is not None:
-                effects.close("the try is over")
-                self.effects = effects or None
+            self._job.close()
+            self.effects = self._job.staged or None
         # Thousands may be on their way to the log: what only the handler needed goes now.
         self._task = self._job = self._timer = None
         if self._thread is not None and self._thread.done():

@@ -20,8 +20,8 @@ from ledgerq.eventlog.runtime.printable import printable
 
 __all__ = ["Area", "LogThrottle", "about", "about_job", "logger"]
 
-Area = Literal["worker", "queue", "projections", "store"]
-"""Below `ledgerq`: handlers and their worker; claims that end by themselves; users' projections; the store's upkeep."""
+Area = Literal["worker", "job", "queue", "projections", "store"]
+"""Below `ledgerq`: handlers and their worker; what these log; ended claims; users' projections; the store's upkeep."""
 
 _BURST: Final = 5
 _PERIOD_MS: Final = 60_000

@@ -77,6 +77,7 @@ KIND_NAMES: Final = {
     15: "deleted",
     16: "expired",
     17: "moved",
+    80: "step-done",
 }
 
 

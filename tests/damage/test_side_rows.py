@@ -39,7 +39,7 @@ from tests.tiers import sampled
 
 Rows = dict[bytes, bytes]
 Changes = dict[bytes, bytes | None]
-TEXTS = 6
+TEXTS = 7
 
 
 @pytest.fixture
@@ -77,6 +77,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
             await queue.cancel(unwanted.job_id, **WHO)
             unique = await queue.enqueue("mail", b"unique", unique_key="k", delay=60)
             await queue.pause("other", **WHO)
+            await queue.enqueue("steps", b"")
+            (claim,) = await queue.claim("steps")
+            await queue.finish_step(claim, "charge", b'"receipt"')
+            await queue.ack(claim)
         reader = await open_reader(str(folder), pinned=True)
         rows = await all_rows(reader)
         await reader.close()
@@ -158,6 +162,11 @@ def _changed(change: Callable[[bytes], bytes | None]) -> Callable[[Whole], Chang
     return lambda whole: {_first_text(whole): change(whole.rows[_first_text(whole)])}
 
 
+def _value(whole: Whole) -> bytes:
+    """The value of the step, which is the last of all texts."""
+    return max(key for key in whole.rows if key.startswith(keys.TEXT_PREFIX))
+
+
 def _exchanged(whole: Whole) -> Changes:
     first, second = sorted(key for key in whole.rows if key.startswith(keys.TEXT_PREFIX))[:2]
     return {first: whole.rows[second], second: whole.rows[first]}
@@ -172,6 +181,8 @@ TEXT_HARMS: dict[str, tuple[Callable[[Whole], Changes], int]] = {
     "bytes for text": (_changed(lambda value: encode_sealed(unpack(value)[0], b"first")), 1),
     "no text at all": (_changed(lambda value: pack(7)), 1),
     "two exchanged": (_exchanged, 2),
+    "the value of a step deleted": (lambda whole: {_value(whole): None}, 1),
+    "the value of a step changed": (lambda whole: {_value(whole): whole.rows[_value(whole)] + b"x"}, 1),
 }
 """What is done, and how many texts that costs."""
 

@@ -32,6 +32,7 @@ from ledgerq.eventlog.events import (
     QueueResumed,
     Rebuilt,
     Requeued,
+    StepDone,
     Swept,
     WriterClosed,
     WriterOpened,
@@ -42,6 +43,7 @@ from tests.model.schedules import ModelSchedules
 
 _MAX_SUSPECTS: Final = 12
 _MAX_SNOOZES: Final = 1000
+_MAX_STEPS: Final = 200
 __all__ = ["UNFINISHED", "Model", "ModelJob", "Violation"]
 
 _COUNTED: Final[dict[type[Any], str]] = {
@@ -59,6 +61,7 @@ _COUNTED: Final[dict[type[Any], str]] = {
     DeadLettered: "dead_lettered",
     Expired: "expired",
     Moved: "moved_out",
+    StepDone: "step_done",
 }
 
 
@@ -393,6 +396,13 @@ class Model:
         self._must_be(job, offset, event, "done", "dead", "cancelled")
         return "gone"
 
+    def _step_done(self, job: ModelJob, offset: int, event: StepDone) -> str:
+        self._must_be(job, offset, event, "claimed")
+        if event.name in job.steps or len(job.steps) >= _MAX_STEPS:
+            raise Violation("step", f"step {event.name!r} at {offset}, after {sorted(job.steps)}")
+        job.steps[event.name] = None if event.value is None else event.value.at
+        return job.state
+
     def _dead_lettered(self, job: ModelJob, offset: int, event: DeadLettered) -> str:
         """No payload is ever lost where this model is used, so none may be taken for lost."""
         raise Violation("dead", f"{job.id.hex()} is dead-lettered at {offset}: {event.reason}")
@@ -411,6 +421,7 @@ _HOW: Final[dict[type[Any], Any]] = {
     Deleted: Model._deleted,
     DeadLettered: Model._dead_lettered,
     Expired: Model._not_started,
+    StepDone: Model._step_done,
 }
 
 

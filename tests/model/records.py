@@ -59,6 +59,7 @@ class ModelJob:
     starts_before_ms: int = 0
     crashes: int = 0
     snoozes: int = 0
+    steps: dict[str, int | None] = field(default_factory=dict)
     kept: bool = False
     life: list[Moment] = field(default_factory=list)
 

@@ -53,6 +53,7 @@ from ledgerq.eventlog.stores import open_reader
 from ledgerq.events import Acked, Claimed, Event, Record
 from ledgerq.projections.audit import AuditReport, Difference, audit
 from ledgerq.projections.fold import Fold
+from ledgerq.projections.progress import Progress
 from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.repair.copying import copy_into
 from ledgerq.projections.replay import fold_to, replay
@@ -244,6 +245,14 @@ async def following(queue: Queue) -> None:
     assert_type(await queue.log.head(), Head)
 
 
+def _add(a: int, b: int = 1) -> int:
+    return a + b
+
+
+async def _later(text: str) -> str:
+    return text
+
+
 async def working(queue: Queue) -> None:
     worker = Worker(queue, concurrency=10, prefetch=2, grace=5, name="me")
 
@@ -257,6 +266,13 @@ async def working(queue: Queue) -> None:
         assert_type(job.offset, int)
         assert_type(job.id, bytes)
         assert_type(job.job_id, str)
+        assert_type(await job.step("add", _add, 1, b=2), int)
+        assert_type(await job.step("later", _later, "x"), str)
+        assert_type(job.step_sync("add", _add, 1), int)
+        await job.step("add", _add, "1")  # type: ignore[call-overload]
+        assert_type(await queue.progress(job.job_id), Progress | None)
+        job.progress(0.5, "half")
+        job.log.info("half")
         assert_type(job.queue, str)
         assert_type(job.enqueued_ms, int)
         assert_type(job.lease_ms, int)

@@ -38,6 +38,7 @@ from ledgerq.worker.engine import (
     writer_state,
 )
 from ledgerq.worker.queue import Queue
+from tests.simulation.step_defects import STEP_DEFECTS
 
 __all__ = ["DEFECTS"]
 
@@ -739,4 +740,5 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
     "scheduled_rows_left": _rows_left(SCHEDULED),
     "claimed_rows_left": _rows_left(CLAIMED),
     "texts_left_at_the_sweep": _rows_left(keys.TEXT_PREFIX),
+    **STEP_DEFECTS,
 }

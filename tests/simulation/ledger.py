@@ -33,6 +33,7 @@ from ledgerq.projections.stats import QueueCounters
 from tests.model.job import Model, Violation
 from tests.simulation.projection import NAME, Counts
 from tests.simulation.side_rows import SideRows
+from tests.simulation.step_rows import StepRows
 from tests.simulation.value_rows import ValueRows
 
 __all__ = ["SimLedger"]
@@ -60,6 +61,7 @@ class SimLedger:
         self.records: list[Record] = []
         self.side = SideRows(disk)
         self.values = ValueRows(disk)
+        self.steps = StepRows(disk, model)
         self._counts = Counts()
         self._on_jobs = on_jobs
         self._fold = Fold()
@@ -92,6 +94,7 @@ class SimLedger:
                 self._check_gone(key)
         self.side.end(changes)
         self.values.end(changes)
+        self.steps.end()
         for queue in {key[len(_STATS) :].decode() for key in touched if key.startswith(_STATS)}:
             self._check_counts(queue)
         for key, value in changes.items():
@@ -148,6 +151,7 @@ class SimLedger:
                 self._wanted.pop(row, None)
             self._wanted.update({} if after is None else index_entries(after))
         self.values.take(batch)
+        self.steps.take(batch, changes)
         return touched
 
     def _check_distance(self, offset: int, event: Event, distance: int) -> None:

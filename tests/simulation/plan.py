@@ -63,6 +63,7 @@ def make_plan(seed: int) -> Plan:
     settings["max_crashes"] = random.Random(f"crashes {seed}").choice((None, 1, 2, 3))
     settings["overlap"] = random.Random(f"overlap {seed}").random() < 0.5
     settings["effects"] = random.Random(f"effects {seed}").random() < 0.15
+    settings["steps"] = random.Random(f"steps {seed}").random() < 0.15
     dead = random.Random(f"dead letters {seed}")
     # From a queue to one further on, so that none goes around.
     settings["dead letters"] = {

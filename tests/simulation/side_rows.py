@@ -24,6 +24,7 @@ from ledgerq.eventlog.events import (
     ScheduleRemoved,
     ScheduleSet,
     Sealed,
+    StepDone,
     Swept,
 )
 from ledgerq.eventlog.memory import MemoryDisk
@@ -76,6 +77,11 @@ class SideRows:
                 del self._texts[at]
         if isinstance(event, ScheduleSet | ScheduleRemoved):
             self._end_setting(event.name)
+        if isinstance(event, StepDone) and event.value is not None:
+            value = changes.get(keys.text_key(offset))
+            if value is None or (_digest(value), len(value)) != (event.value.digest, event.value.size_bytes):
+                raise Violation("step", f"{event} at {offset} came without its value, or with another")
+            self._texts[offset] = (event.id, event.value.digest)
         name = TEXT_FIELDS.get(type(event))
         if name is None or is_old or not (text := getattr(event, name)):
             return event, None

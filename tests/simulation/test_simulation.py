@@ -56,7 +56,13 @@ FIRST_SEED = {
     "older_of_two_states_taken": 2440,
     "projections_begin_again": 30,
     "sent_behind_a_refused_commit": 1040,
+    "reports_left_behind": 19,
+    "step_done_again": 38,
+    "step_told_before_the_flush": 19,
+    "step_value_lost": 19,
+    "steps_forgotten_with_the_claim": 19,
     "stop_forgotten_at_the_end_of_a_lease": 70,
+    "values_of_steps_left_at_the_sweep": 19,
     "wake_up_lost": 120,
 }
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from ledgerq.eventlog.errors import ClaimLost
+from ledgerq.eventlog.errors import ClaimLost, LedgerError
 from ledgerq.eventlog.events import CancelRequested
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.effects import Effects
@@ -274,6 +274,8 @@ class Workers(Calls):
             finally:
                 running.remove(claim)
                 self._look_back(process, between, claim, begun_ms, timeout_ms)
+            if world.plan.settings["steps"]:
+                await self._steps(job, between, key)
             if world.plan.settings["effects"]:
                 self._stage(job)
             between.ended_ms[key] = world.loop.now_ms()
@@ -291,6 +293,33 @@ class Workers(Calls):
                 raise Snooze(0.02)
 
         return handle
+
+    async def _steps(self, job: JobContext, between: _Between, key: Key) -> None:
+        """Do the steps of the job, some of them at a time, as it is to have them in each of its tries."""
+        rows, chance = self._world.ledger.steps, random.Random(f"steps of {job.job_id}")
+
+        async def step(name: str, delay_s: float) -> None:
+            async def work() -> int:
+                await asyncio.sleep(delay_s)
+                return rows.work(job.id, name)
+
+            rows.returned(job.id, name, await job.step(name, work))
+
+        steps = [step(f"s{number}", chance.choice((0, 0, 0.01))) for number in range(chance.randrange(5))]
+        try:
+            job.progress(chance.random(), "begun")
+            await asyncio.gather(*steps[:2])
+            for one in steps[2:]:
+                job.progress(chance.random())
+                await one
+        except Violation as violation:
+            self._world.break_(violation)
+        except LedgerError:
+            between.ended[key] = ("failed", None)
+            raise
+        finally:
+            for one in steps:
+                one.close()
 
     def _stage(self, job: JobContext) -> None:
         """Set a key or two, and delete one, whatever becomes of this try."""

@@ -44,6 +44,7 @@ from ledgerq.eventlog.events import (
     ScheduleResumed,
     ScheduleSet,
     Sealed,
+    StepDone,
     Swept,
     Ticked,
     TickReason,
@@ -169,6 +170,8 @@ def _job_event(event_type: type[JobEvent], job: Job, chance: int, time_ms: int) 
         return Expired(job.id, later_ms)
     if event_type is Moved:
         return Moved(job.id, next(name for name in QUEUES if name != job.queue), "ann", "elsewhere")
+    if event_type is StepDone:
+        return StepDone(job.id, f"step {len(job.steps)}", None)
     assert event_type in (Promoted, Swept)
     return event_type(job.id)
 
@@ -208,6 +211,7 @@ _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     Deleted: (_ids, _text, _words),
     Expired: (_ids, _u64),
     Moved: (_ids, _text, _text, _words),
+    StepDone: (_ids, _text, st.none() | _sealed),
     QueuePaused: (_text, _text, _words),
     QueueResumed: (_text, _text, _words),
     BulkBegan: (

@@ -61,7 +61,8 @@ async def check_ledger(
     async for batch in log.batches():
         fold.apply_batch(batch)
         for offset, event in enumerate(batch.events, batch.base_offset):
-            text = getattr(event, "error", getattr(event, "reason", getattr(event, "result", "")))
+            names = (name for name in ("error", "reason", "result", "value") if hasattr(event, name))
+            text = getattr(event, next(names, ""), "")
             if isinstance(event, ScheduleSet | ScheduleRemoved):
                 texts.pop(set_at.get(event.name, -1), None)
                 set_at[event.name] = offset if isinstance(event, ScheduleSet) else -1
@@ -164,7 +165,8 @@ def check_texts(
 
     Those of swept jobs have none; of a job that has very many the last ones are kept.
     """
-    results = {job.result.at for job in fold.jobs.values() if job.result is not None}
+    values = (value for job in fold.jobs.values() for value in (job.result, *(value for _, value in job.steps)))
+    results = {value.at for value in values if value is not None}
     kept = {id: job.texts for id, job in fold.jobs.items() if len(job.texts) == MAX_OFFSETS}
     wanted = {at: sealed for at, (id, sealed) in texts.items() if id not in kept or at in kept[id]}
     assert wanted == fold.texts, "the fold knows other texts"

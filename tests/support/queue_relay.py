@@ -9,6 +9,7 @@ from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
+from ledgerq.worker.steps.steps import DoneStep
 
 __all__ = ["QueueRelay"]
 
@@ -40,6 +41,18 @@ class QueueRelay:
     def effects(self) -> Effects:
         """See `Queue.effects`."""
         return self.queue.effects()
+
+    async def read_step(self, claim: Claim, name: str) -> DoneStep | None:
+        """See `Queue.read_step`."""
+        return await self.queue.read_step(claim, name)
+
+    async def finish_step(self, claim: Claim, name: str, value: bytes | None) -> None:
+        """See `Queue.finish_step`."""
+        await self.queue.finish_step(claim, name, value)
+
+    def report(self, claim: Claim, fraction: float, text: str = "") -> None:
+        """See `Queue.report`."""
+        self.queue.report(claim, fraction, text)
 
     async def close(self) -> None:
         """See `Queue.close`."""

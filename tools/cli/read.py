@@ -119,7 +119,7 @@ def show(url: Url, job: JobId, as_of: AsOf = None, as_json: AsJson = False) -> N
 async def _show(url: str, job_id: str, as_of: str | None, output: Output) -> None:
     from ledgerq.eventlog.entropy import job_id_bytes
     from ledgerq.projections.view import LedgerView
-    from ledgerq.tools.console.job_descriptions import job_facts, job_json, payload_json, result_json
+    from ledgerq.tools.console.job_descriptions import job_facts, job_json, payload_json, progress_fact, result_json
 
     wanted = job_id_bytes(job_id)
     async with reading(url) as reader:
@@ -130,10 +130,12 @@ async def _show(url: str, job_id: str, as_of: str | None, output: Output) -> Non
             job = await view.with_texts(await _job_as_of(reader, wanted, job_id, as_of))
         record, missing = await _payload(view, job)
         result = await _result(view, job)
+        progress = await view.progress(job) if as_of is None else None
     if output.as_json:
-        output.json(job_json(job) | payload_json(record) | result_json(result))
+        told = {"progress": None if progress is None else progress._asdict()}
+        output.json(job_json(job) | payload_json(record) | result_json(result) | told)
     else:
-        output.facts(job_facts(job, record, result))
+        output.facts([*job_facts(job, record, result), *progress_fact(progress)])
     if missing is None:
         return
     # A job of the past may well have lost its payload when it was swept; one of now may not.

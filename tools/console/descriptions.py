@@ -39,6 +39,7 @@ from ledgerq.eventlog.events import (
     ScheduleRemoved,
     ScheduleResumed,
     ScheduleSet,
+    StepDone,
     Swept,
     Text,
     Ticked,
@@ -102,8 +103,8 @@ def _event_json(event: Event) -> dict[str, Any]:
             fields |= key_json(value)
         elif name in ("error", "reason"):
             fields[name] = text_json(value)
-        elif name == "result":
-            fields["result_digest"] = None if value is None else value.digest.hex()
+        elif name == "result" or (isinstance(event, StepDone) and name == "value"):
+            fields[f"{name}_digest"] = None if value is None else value.digest.hex()
         elif name == "terms":
             fields |= terms_json(value)
         elif isinstance(value, bytes):
@@ -141,6 +142,9 @@ def event_text(event: Event) -> str:
             return _enqueued_text(event)
         case Promoted() | Swept():
             return ""
+        case StepDone():
+            value = "None" if event.value is None else f"a value of {event.value.size_bytes} bytes"
+            return f"{event.name}: {value}"
         case Claimed():
             by = f" by {event.worker}" if event.worker else ""
             return f"attempt {event.attempt}, lease {event.lease_ms / 1000:g} s{by}"

@@ -4,10 +4,20 @@ from typing import Any, Final
 
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.job import Job
+from ledgerq.projections.progress import Progress
 from ledgerq.tools.console.descriptions import key_json, terms_facts, terms_json, text_json, time_json
 from ledgerq.tools.console.output import json_bytes, local_time, shorten
 
-__all__ = ["JOB_COLUMNS", "JOB_RIGHT", "job_facts", "job_json", "job_row", "payload_json", "result_json"]
+__all__ = [
+    "JOB_COLUMNS",
+    "JOB_RIGHT",
+    "job_facts",
+    "job_json",
+    "job_row",
+    "payload_json",
+    "progress_fact",
+    "result_json",
+]
 
 JOB_COLUMNS: Final = ("job", "queue", "state", "priority", "attempts", "enqueued", "due", "error")
 JOB_RIGHT: Final = ("priority", "attempts")
@@ -47,6 +57,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "unique_held": job.unique_held,
         "payload_record_bytes": spec.payload_bytes,
         "payload_digest": spec.payload_digest.hex(),
+        "steps": [{"name": name, "value_digest": value and value.digest.hex()} for name, value in job.steps],
         "offsets": [job.offset, *job.offsets],
     }
 
@@ -63,6 +74,14 @@ def payload_json(record: PayloadRecord | None) -> dict[str, Any]:
 def result_json(result: bytes | None) -> dict[str, Any]:
     """What a job's handler returned; null when that is nothing, or gone."""
     return {"result": None if result is None else json_bytes(result)}
+
+
+def progress_fact(progress: Progress | None) -> list[tuple[str, str]]:
+    """What a running try has reported last, as a name and a value; nothing without a report."""
+    if progress is None:
+        return []
+    text = f", {shorten(progress.text, _ERROR_CHARS)}" if progress.text else ""
+    return [("progress", f"{progress.fraction:.0%}{text}, at {local_time(progress.at_ms)}")]
 
 
 def job_row(job: Job) -> list[str]:
@@ -108,6 +127,8 @@ def job_facts(job: Job, record: PayloadRecord | None, result: bytes | None = Non
         if record is not None and record.unique_key is not None:
             key = _key_text(record.unique_key)
         facts.append(("unique key", f"{key} until {job.spec.unique_until}, {held}"))
+    if job.steps:
+        facts.append(("steps done", ", ".join(name for name, _ in job.steps)))
     if job.error:
         facts.append(("error", job.error[-_PAYLOAD_CHARS:]))
     if record is not None:

@@ -51,7 +51,8 @@ def index_changes(touched: Touched) -> Changes:
         if before is not None and (after is None or after.offset != before.offset):
             # Swept or deleted, and its id perhaps in use again already.
             changes[keys.payload_key(before.offset)] = None
-        if before is not None and before.texts and (after is None or after.texts != before.texts):
-            kept = () if after is None else after.texts
-            changes |= {keys.text_key(at): None for at in before.texts if at not in kept}
+        if before is not None and after is None:
+            changes |= {keys.text_key(at): None for at in before.beside}
+        elif before is not None and after is not None and before.texts and after.texts != before.texts:
+            changes |= {keys.text_key(at): None for at in before.texts if at not in after.texts}
     return changes

@@ -39,6 +39,7 @@ from ledgerq.worker.engine.core_options import checked_options, pace_of
 from ledgerq.worker.engine.dispatcher import Dispatcher
 from ledgerq.worker.engine.end_waits import EndWaits
 from ledgerq.worker.engine.maintenance import Maintenance
+from ledgerq.worker.engine.reports import Reports
 from ledgerq.worker.engine.takeover import take_over
 from ledgerq.worker.engine.ticking import Ticking
 from ledgerq.worker.engine.writer_state import WriterState
@@ -106,6 +107,7 @@ class Core:
             ended=self._ended,
             ticking=self.ticking,
         )
+        self.reports = Reports(self.log)
         self.writer_state.on_change = self._changed
         self.writer_state.on_failure = self._failed
         self.writer_state.on_commit = self._committed
@@ -157,6 +159,7 @@ class Core:
         for end in self.on_close:
             await end()
         await self.maintenance.close()
+        await self.reports.close()
         await self.dispatcher.close()
         try:
             with suppress(LedgerError):  # of a log that has failed: it takes no more
@@ -169,6 +172,8 @@ class Core:
 
     def _changed(self, before: Job | None, after: Job | None) -> None:
         self.dispatcher.job_changed(before, after)
+        if self.reports.newest and before is not None and (after is None or after.state != "claimed"):
+            self.reports.ended(before)
         if self.on_move is not None and after is not None:
             self.on_move(after)
         if after is not None and after.spec.terms is not None and after.state in ("pending", "scheduled"):

@@ -22,6 +22,8 @@ from ledgerq.eventlog.events import (
     Nacked,
     Promoted,
     Requeued,
+    Sealed,
+    StepDone,
     Swept,
     Text,
 )
@@ -36,7 +38,9 @@ __all__ = [
     "cancel",
     "claim",
     "counts_as_crash",
+    "done_step",
     "expire",
+    "finish_step",
     "in_bulk",
     "is_last",
     "is_too_late",
@@ -53,6 +57,8 @@ MAX_ERROR_CHARS: Final = 4000
 MAX_TYPE_CHARS: Final = 255
 MAX_OPERATOR_CHARS: Final = 1000
 MAX_SNOOZES: Final = 1000
+MAX_STEPS: Final = 200
+MAX_STEP_NAME_BYTES: Final = 255
 LEASE_EXPIRED: Final = "lease expired"
 INTERRUPTED: Final = "interrupted"
 # A quarter of what a worker runs at a time by default. Of more claims that end together nearly all are of jobs that
@@ -146,6 +152,33 @@ def release(
         sweep_at_ms = now_ms + to_ms(options.keep_dead_s)
         return [Nacked(job.id, "dead", 0, sweep_at_ms, True, why), *_dead_letter(job, options)]
     return [Nacked(job.id, "scheduled", now_ms + delay_ms, 0, True, error)]
+
+
+def done_step(job: Job, name: str) -> tuple[Sealed | None] | None:
+    """The place of the value of a step that the job has done (None: it returned None); None when it is yet to be done.
+
+    Refused when the job can do no more steps.
+    """
+    for step, value in job.steps:
+        if step == name:
+            return (value,)
+    try:
+        is_name = 1 <= len(name.encode()) <= MAX_STEP_NAME_BYTES and "\0" not in name
+    except (AttributeError, UnicodeEncodeError):
+        is_name = False
+    if not is_name:
+        raise InvalidArgument(f"a step's name is text of 1 to {MAX_STEP_NAME_BYTES} bytes without NUL, not {name!r}")
+    if len(job.steps) >= MAX_STEPS:
+        raise InvalidState(f"job {job.job_id} has done {MAX_STEPS} steps, and no job can do more: enqueue another one")
+    return None
+
+
+def finish_step(job: Job | None, claim_offset: int, name: str) -> StepDone:
+    """Record that a step is done, while the claim is current; its value is added."""
+    job = current(job, claim_offset)
+    if done_step(job, name) is not None:
+        raise InvalidState(f"step {name!r} of job {job.job_id} is done already: give each step a name of its own")
+    return StepDone(job.id, name, None)
 
 
 def counts_as_crash(claims: int, *, orderly: bool = False) -> bool:

@@ -76,7 +76,7 @@ class Dispatcher:
             if after is None or after.state != "claimed":
                 self.leases.drop(before.spec.id)
                 self._tell(before.spec.id, "lost")
-            elif after.cancel_request is not None:
+            elif after.cancel_request is not None and before.cancel_request is None:
                 self._tell(before.spec.id, "cancel")
         if after is not None and after.state == "pending":
             self._fresh[after.spec.queue] = None

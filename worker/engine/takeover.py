@@ -3,7 +3,7 @@
 Those of holders in other processes, which go on, are kept.
 """
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from ledgerq.eventlog.events import FilesSetAside, Rebuilt, WriterClosed, Writer
 from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.eventlog.runtime.event_loop import running_loop
 from ledgerq.eventlog.side_records import read_secret
-from ledgerq.eventlog.store import Anchor
+from ledgerq.eventlog.store import Anchor, Row, Store
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.index_keys import CLAIMED
 from ledgerq.projections.job import Job
@@ -65,7 +65,7 @@ async def take_over(
     view = LedgerView(log)
     writer_state.counters = dict(await view.counters())
     writer_state.durable_counters = {queue: counters.encode() for queue, counters in writer_state.counters.items()}
-    async for rows in store.scan(keys.HINT_PREFIX, keys.after_prefix(keys.HINT_PREFIX)):
+    async for rows in _rows_of(store, keys.HINT_PREFIX):
         for key, value in rows:
             # A damaged name is no queue's; its hint is found by the audit.
             writer_state.hints[keys.hint_queue(key, "replace")] = keys.hint_position(value)
@@ -80,7 +80,10 @@ async def take_over(
     crashed = decisions.counts_as_crash(len(interrupted), orderly=await _ended_well(log))
     writer_state.claimed = {job.id: job for job in found_claimed}
     moved = await store.set_aside()
+    # What tries of the writer before have reported counts for nothing any more.
+    reports = [key async for rows in _rows_of(store, keys.PROGRESS_PREFIX) for key, _ in rows]
     writer_state.apply_other(WriterOpened(writer, version, rolled_back_from))
+    log.commit().payloads.update(dict.fromkeys(reports))
     for folder, names in moved:
         writer_state.apply_other(FilesSetAside(folder, len(names), tuple(names[:_MAX_NAMES])))
     ended: list[Job] = []
@@ -96,6 +99,10 @@ async def take_over(
     say_interrupted(ended)
 
 
+def _rows_of(store: Store, prefix: bytes) -> AsyncIterator[list[Row]]:
+    return store.scan(prefix, keys.after_prefix(prefix))
+
+
 async def _ended_well(log: EventLog) -> bool:
     """Whether the writer before closed: that is always its last event. A rebuild, after which it is not known, too."""
     head = log.durable_head
@@ -105,7 +112,7 @@ async def _ended_well(log: EventLog) -> bool:
 
 async def _claimed(writer_state: WriterState) -> list[Job]:
     found: list[Job] = []
-    async for rows in writer_state.log.store.scan(CLAIMED, keys.after_prefix(CLAIMED)):
+    async for rows in _rows_of(writer_state.log.store, CLAIMED):
         jobs = await writer_state.jobs([key[len(CLAIMED) :] for key, _ in rows])
         found += [job for job in jobs if job is not None and job.state == "claimed"]
     return found

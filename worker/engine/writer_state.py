@@ -177,7 +177,7 @@ class WriterState:
         if self.host.projections and self.host.active:
             self._transitions.append(Transition(offset, time_ms, event, before, after))
         if after is None and before is not None:
-            for at in before.texts:  # a text of this very commit; a stored one is deleted with the index rows
+            for at in before.beside:  # a text of this very commit; a stored one is deleted with the index rows
                 log.commit().payloads.pop(keys.text_key(at), None)
         if after is not None and after.state == "claimed":
             self.claimed[id] = after

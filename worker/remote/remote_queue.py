@@ -34,6 +34,7 @@ from ledgerq.worker.remote.heartbeat import Heartbeat
 from ledgerq.worker.remote.lanes import Lanes, Results
 from ledgerq.worker.remote.remote_reads import RemoteReads
 from ledgerq.worker.remote.transport import Transport, addresses_of
+from ledgerq.worker.remote.unsent import Unsent
 from ledgerq.worker.retry_rules import RetryRule
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ _HEARTBEAT_S: Final = 1.0
 _MAX_BULK: Final = 10_000
 
 
-class RemoteQueue(RemoteReads):
+class RemoteQueue(Unsent, RemoteReads):
     """A queue whose store another process writes. Not made by users: see `Queue.connect`.
 
     Each method is that of `Queue`; where an operator is named, the service takes the name of the token instead.
@@ -188,13 +189,6 @@ class RemoteQueue(RemoteReads):
             answer, _ = await self._transport.call("POST", "/v1/claim", wire.ClaimsAnswer, body=body, wait_s=left_s)
             if answer.claims or (over_s is not None and loop.time() >= over_s):
                 return [_claim(one) for one in answer.claims]
-
-    def effects(self) -> Effects:
-        """Raise `InvalidArgument`: effects need the process that has the store open."""
-        raise InvalidArgument(
-            "effects (job.enqueue, job.kv) can't be sent to a service yet: run this worker in the process that opens "
-            "the store, or enqueue with queue.enqueue"
-        )
 
     async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
         """Ack a claim, as `Queue.ack` does, without effects."""

@@ -16,6 +16,7 @@ from ledgerq.worker.engine.new_job import Prepared, prepare
 from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.outcomes import Dead, plain_text
+from ledgerq.worker.steps.steps import DoneStep
 from ledgerq.worker.tasks.calling import Middleware, call_task
 from ledgerq.worker.tasks.handle import Handle
 
@@ -125,6 +126,16 @@ class InlineRun:
     def effects(self) -> Effects:
         """New effects."""
         return Effects(self)
+
+    async def read_step(self, claim: Claim, name: str) -> DoneStep | None:
+        """No step: an inline job has one try."""
+        return None
+
+    async def finish_step(self, claim: Claim, name: str, value: bytes | None) -> None:
+        """Nothing: no later try needs it."""
+
+    def report(self, claim: Claim, fraction: float, text: str = "") -> None:
+        """Nothing: nobody can ask for it."""
 
     def prepare(self, queue: str, job: Mapping[str, Any]) -> Prepared:
         """Check a job, and give it its id."""

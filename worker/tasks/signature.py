@@ -1,32 +1,22 @@
 """The signature of a task: its arguments and its result, checked by pydantic, as JSON."""
 
 import inspect
-import json
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Union, get_args, get_origin
 
-from pydantic import ConfigDict, Field, RootModel, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
-from ledgerq.eventlog.errors import InvalidArgument, ResultTooLarge
-from ledgerq.worker.engine.settlement import check_result
+from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.worker.execution import JobContext
-from ledgerq.worker.outcomes import ArgumentsDontFit, ResultDoesntFit
+from ledgerq.worker.outcomes import ArgumentsDontFit
+from ledgerq.worker.returned import JSON_CONFIG, ReturnType, found_wrong, hides, hints_of
 
 __all__ = ["Signature"]
 
-# What JSON has no form for is written so that it comes back as it was.
-_RESULT_CONFIG: Final = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
-_CONFIG: Final = ConfigDict(extra="forbid", **_RESULT_CONFIG)
+_CONFIG: Final = ConfigDict(extra="forbid", **JSON_CONFIG)
 _NO_NAME: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-T = TypeVar("T")
-
-
-class _Result(RootModel[T]):
-    model_config = _RESULT_CONFIG
 
 
 class Signature:
@@ -38,7 +28,7 @@ class Signature:
     def __init__(self, task: str, function: Callable[..., Any]) -> None:
         self._task = task
         whole = inspect.signature(function)
-        hints = _hints(task, function)
+        hints = hints_of(f"task {task!r}", function)
         self._job = next((name for name in whole.parameters if _is_job(hints.get(name))), None)
         given = [parameter for parameter in whole.parameters.values() if parameter.name != self._job]
         unnamed = next((parameter for parameter in given if parameter.kind in _NO_NAME), None)
@@ -51,10 +41,10 @@ class Signature:
         fields: dict[str, Any] = {self._fields[p.name]: (hints.get(p.name, Any), _field(p)) for p in given}
         try:
             self._arguments = create_model(f"arguments of {task}", __config__=_CONFIG, **fields)
-            self._result = _Result[hints.get("return", Any)]  # type: ignore[misc]
+            self._result = ReturnType(f"task {task!r}", hints.get("return", Any))
         except PydanticUserError as error:
             raise InvalidArgument(f"task {task!r} has a type that JSON can't hold: {error.message}") from error
-        if any(_hides(model) for model in (self._arguments, self._result)):
+        if hides(self._arguments):
             raise InvalidArgument(
                 f"task {task!r} has a secret type, whose JSON is asterisks: give a reference to the secret instead"
             )
@@ -67,14 +57,14 @@ class Signature:
             left_out = {field for field in self._fields.values() if field not in model.model_fields_set}
             encoded: str = model.model_dump_json(by_alias=True, round_trip=True, exclude=left_out, warnings="error")
         except ValidationError as error:
-            raise InvalidArgument(f"the arguments of task {self._task!r} don't fit: {_found(error)}") from error
+            raise InvalidArgument(f"the arguments of task {self._task!r} don't fit: {found_wrong(error)}") from error
         except ValueError as error:
             raise InvalidArgument(f"the arguments of task {self._task!r} are no JSON: {error}") from error
         try:
             self._arguments.model_validate_json(encoded)
         except ValidationError as error:
             raise InvalidArgument(
-                f"the arguments of task {self._task!r} can't be read again from their JSON: {_found(error)}"
+                f"the arguments of task {self._task!r} can't be read again from their JSON: {found_wrong(error)}"
             ) from error
         return encoded.encode()
 
@@ -96,7 +86,7 @@ class Signature:
             model = self._arguments.model_validate_json(payload)
         except ValidationError as error:
             raise ArgumentsDontFit(
-                f"the job's arguments are not those of task {self._task!r}: {_found(error)}"
+                f"the job's arguments are not those of task {self._task!r}: {found_wrong(error)}"
             ) from error
         return {name: getattr(model, field) for name, field in self._fields.items()}
 
@@ -110,57 +100,11 @@ class Signature:
 
     def encode_result(self, value: Any) -> bytes | None:
         """A result as JSON, None for none; raises `ResultDoesntFit` for one of another type or above the limit."""
-        if value is None:
-            return None
-        try:
-            checked = self._result.model_validate(value)
-            text: str = checked.model_dump_json(by_alias=True, round_trip=True, warnings="error")
-        except ValidationError as error:
-            raise ResultDoesntFit(
-                f"task {self._task!r} returned a value that is not of its declared type: {_found(error)}"
-            ) from error
-        except ValueError as error:
-            raise ResultDoesntFit(f"the result of task {self._task!r} can't be JSON: {error}") from error
-        try:
-            check_result(result := text.encode())
-        except ResultTooLarge as error:  # the next try would return as much
-            raise ResultDoesntFit(f"task {self._task!r}: {error}") from error
-        try:
-            self._result.model_validate_json(text)
-        except ValidationError as error:
-            raise ResultDoesntFit(
-                f"the result of task {self._task!r} can't be read again from its JSON: {_found(error)}"
-            ) from error
-        return result
+        return self._result.encode(value)
 
     def decode_result(self, result: bytes | None) -> Any:
         """The value of a result; raises `InvalidArgument` when the task names another type by now."""
-        if result is None:
-            return None
-        try:
-            return self._result.model_validate_json(result).root
-        except ValidationError as error:
-            raise InvalidArgument(
-                f"the stored result of task {self._task!r} is not of the type that it names now: {_found(error)}"
-            ) from error
-
-
-def _hints(task: str, function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise InvalidArgument(
-            f"an annotation of task {task!r} can't be found ({error}): define the type in the module, above the task"
-        ) from error
-
-
-def _hides(model: Any) -> bool:
-    """Whether a part of the model is one of pydantic's secret types."""
-    try:
-        schema = json.dumps(model.model_json_schema())
-    except PydanticUserError:
-        return False  # of a type that has no schema
-    return '"writeOnly": true' in schema
+        return self._result.decode(result)
 
 
 def _is_job(hint: Any) -> bool:
@@ -173,9 +117,3 @@ def _field(parameter: inspect.Parameter) -> Any:
     if parameter.default is parameter.empty:
         return Field(alias=parameter.name)
     return Field(default=parameter.default, alias=parameter.name)
-
-
-def _found(error: ValidationError) -> str:
-    """What is wrong, without the values, which may be anybody's data."""
-    found = [f"{'.'.join(map(str, one['loc'])) or 'all'}: {one['msg']}" for one in error.errors(include_input=False)]
-    return "; ".join(found)

@@ -55,6 +55,7 @@ from ledgerq.eventlog.events import (
     ScheduleResumed,
     ScheduleSet,
     Sealed,
+    StepDone,
     Swept,
     Ticked,
     WriterClosed,
@@ -138,6 +139,8 @@ GOLDEN_2: list[tuple[Event, str]] = [
     (QueueResumed("mail", "ann", SEALED), f"c401219193a46d61696ca3616e6e{SEALED_HEX}"),
     (Deleted(JOB, "ann", SEALED), f"c4010f9193{JOB_HEX}a3616e6e{SEALED_HEX}"),
     (Expired(JOB, 1_700_000_001_000), f"c401109192{JOB_HEX}cf0000018bcfe56be8"),
+    (StepDone(JOB, "charge", SEALED), f"c401509193{JOB_HEX}a6636861726765{SEALED_HEX}"),
+    (StepDone(JOB, "charge", None), f"c401509193{JOB_HEX}a6636861726765c0"),
     (Moved(JOB, "dlq", "ann", SEALED), f"c401119194{JOB_HEX}a3646c71a3616e6e{SEALED_HEX}"),
     (
         BulkBegan("mail", "requeue", "dead", "OSError", 4, 0, 1_700_000_001_000, 40, "ann", SEALED, "send", "dlq"),

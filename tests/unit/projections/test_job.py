@@ -30,6 +30,7 @@ from ledgerq.eventlog.events import (
     Rebuilt,
     Requeued,
     ScheduleEvent,
+    StepDone,
     Swept,
     ValueEvent,
     WriterClosed,
@@ -65,6 +66,7 @@ EVENTS: list[JobEvent] = [
     Deleted(ID, "ann", "as asked"),
     Expired(ID, SWEEP_MS),
     Moved(ID, "elsewhere", "ann", "as asked"),
+    StepDone(ID, "charge", None),
 ]
 
 EXPIRES_MS = START_MS + 50

@@ -28,6 +28,7 @@ from ledgerq.eventlog.events import (
     QueuePaused,
     QueueResumed,
     Requeued,
+    StepDone,
     Swept,
 )
 from ledgerq.projections.fold import Fold, Transition
@@ -50,6 +51,7 @@ TOTAL_OF: dict[type[JobEvent], str] = {
     Deleted: "deleted",
     Expired: "expired",
     Moved: "moved_out",
+    StepDone: "step_done",
 }
 
 

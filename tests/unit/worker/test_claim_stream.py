@@ -20,6 +20,7 @@ from ledgerq.worker.execution import JobContext
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.outcomes import Dead, Retry
 from ledgerq.worker.retry_rules import RetryRule
+from ledgerq.worker.steps.steps import DoneStep
 from ledgerq.worker.worker import Worker
 from ledgerq.worker.worker_queue import WorkerQueue
 from tests.support.cli_rig import Cli
@@ -222,6 +223,16 @@ class Double:
     async def drained(self, queues: str | Sequence[str]) -> None:
         """All settled."""
         await self.empty.wait()
+
+    async def read_step(self, claim: Claim, name: str) -> DoneStep | None:
+        """None is done."""
+        return None
+
+    async def finish_step(self, claim: Claim, name: str, value: bytes | None) -> None:
+        """Not kept."""
+
+    def report(self, claim: Claim, fraction: float, text: str = "") -> None:
+        """Not kept."""
 
     async def close(self) -> None:
         """Nothing to close."""
