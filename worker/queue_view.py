@@ -7,7 +7,7 @@ It writes nothing, fences nobody and needs no server. What it shows is durable, 
 as of one commit when it is pinned.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from ledgerq.eventlog.clock import Clock, SystemClock
 from ledgerq.eventlog.entropy import job_id_bytes
@@ -85,7 +85,7 @@ class QueueView:
         found = [record async for record in self.log.read(start, start + limit)]
         return await records_with_texts(self.log.store, found)
 
-    async def follow(self, start: int | None = None) -> AsyncIterator[Record]:
+    async def follow(self, start: int | None = None) -> AsyncGenerator[Record, None]:
         """The events from offset `start` on (None: the log's end), then each new one as it comes, without an end."""
         begin = await self.log.end() if start is None else start
         async for record in self.log.tail(begin):
