@@ -30,7 +30,7 @@ class World:
         for number, name in enumerate(NAMES):
             key = (job.job_id, name)
 
-            def work(key: tuple[str, str] = key) -> int:
+            async def work(key: tuple[str, str] = key) -> int:
                 assert key not in self.told, "it was told as done, and is done again"
                 self.calls.append(key)
                 return self.calls.count(key)
