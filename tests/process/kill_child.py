@@ -12,15 +12,27 @@ import random
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
-from ledgerq.eventlog.errors import ClaimLost, InvalidState, JobNotFound
+from ledgerq.eventlog.errors import ClaimLost, EffectConflict, InvalidState, JobNotFound
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.options import NewJob, QueueOptions
 from ledgerq.worker.queue import Queue
+from ledgerq.worker.tasks.registry import Tasks
 
 WORKERS = 4
 PRODUCERS = 3
+QUEUES = ("q", "ticks", "after")
+app = Tasks("app")
+
+
+@app.cron(every=timedelta(seconds=1), missed="all", overlap="queue")
+@app.task(queue="ticks")
+def tick() -> None:
+    """What is added each second; the load claims it as it does other jobs."""
+
+
 OPTIONS = QueueOptions(max_attempts=3, backoff_base_s=0.01, lease_s=60.0)
 
 
@@ -61,7 +73,7 @@ class Load:
     async def work(self, name: str) -> None:
         """Claim and settle, one way or another."""
         while True:
-            claims = await self.queue.claim("q", limit=self.rng.randrange(1, 6), wait=None, worker=name)
+            claims = await self.queue.claim(QUEUES, limit=self.rng.randrange(1, 6), wait=None, worker=name)
             self.report(*(f"claimed {claim.job_id} {claim.offset}" for claim in claims))
             if self.rng.random() < 0.3:
                 with suppress(ClaimLost):  # the error does not name the lost one, so nothing is reported
@@ -78,8 +90,10 @@ class Load:
     async def settle(self, claim: Claim) -> None:
         """Ack most, fail some, and hold a few until their leases end, or longer."""
         chance = self.rng.random()
-        if chance < 0.7:
-            await self.queue.ack(claim)
+        if chance < 0.1 and claim.queue == "q":
+            await self.count(claim)
+        elif chance < 0.7:
+            await self.queue.ack(claim, result=b"of %d" % claim.offset if chance < 0.3 else None)
             self.report(f"acked {claim.job_id} {claim.offset}")
         elif chance < 0.8:
             await self.queue.nack(claim, f"boom at {claim.offset}")
@@ -91,6 +105,19 @@ class Load:
             await self.queue.release(claim)
         else:
             self._held = [*self._held[-20:], claim]
+
+    async def count(self, claim: Claim) -> None:
+        """Ack a job with effects: a number that counts them, and a job that follows."""
+        found = await self.queue.kv.get("count")
+        number, version = (0, 0) if found is None else (found.json(), found.version)
+        effects = self.queue.effects()
+        effects.kv.set_json("count", number + 1, expect=version)
+        effects.enqueue("after", claim.payload)
+        with suppress(EffectConflict):  # another worker counted meanwhile: this claim is held
+            await self.queue.ack(claim, effects=effects)
+            self.report(f"acked {claim.job_id} {claim.offset}", f"counted {claim.job_id} {number + 1}")
+            return
+        self._held = [*self._held[-20:], claim]
 
     async def operate(self) -> None:
         """Cancel a job now and then, and give a dead one a new start."""
@@ -123,7 +150,7 @@ class Load:
 
 async def main(folder: Path, seed: int, url: str) -> None:
     """Run until this process is killed."""
-    async with Queue.open(url, default=OPTIONS, ready_window=50) as queue:
+    async with Queue.open(url, default=OPTIONS, ready_window=50, tasks=app) as queue:
         await Load(queue, open_facts(folder), seed).run()
 
 

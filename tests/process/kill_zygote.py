@@ -35,7 +35,7 @@ from ledgerq.projections.index_keys import INDEX_PREFIX
 from ledgerq.projections.rebuild import rebuild
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue
-from tests.process.kill_child import Load, open_facts
+from tests.process.kill_child import Load, app, open_facts
 from tests.process.kills import Facts, open_and_check, read_and_check
 
 __all__ = ["POINTS", "TASKS", "damage_indexes"]
@@ -102,6 +102,7 @@ async def load(ask: Mapping[str, Any]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, closing.set)
     queue = await Queue.open(
         ask["url"],
+        tasks=app,
         default=BRISK,
         ready_window=50,
         store_options=store_options(ask),
@@ -124,7 +125,7 @@ async def load(ask: Mapping[str, Any]) -> None:
 
 async def fenced(ask: Mapping[str, Any]) -> None:
     """Mixed load until another one takes over; every part of it must end with `Fenced`, and so must a later call."""
-    queue = await Queue.open(ask["url"], default=BRISK, ready_window=50, store_options=store_options(ask))
+    queue = await Queue.open(ask["url"], tasks=app, default=BRISK, ready_window=50, store_options=store_options(ask))
     made = Load(queue, open_facts(Path(ask["folder"])), ask["seed"])
     work = [made.produce(), made.produce(), made.work("a"), made.work("b"), made.operate()]
     ends = await asyncio.gather(*work, queue.claim("empty", wait=None), return_exceptions=True)
@@ -195,6 +196,9 @@ async def check(ask: Mapping[str, Any]) -> None:
         "secrets": ledger.secrets,
         "errors": ledger.errors,
         "writers": ledger.writers,
+        "counted": ledger.counted,
+        "results": ledger.results,
+        "ticked": ledger.ticked,
     }
     Path(ask["folder"], "seen").write_text(json.dumps(seen))
 

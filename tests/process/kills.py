@@ -14,13 +14,16 @@ from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
 from ledgerq.eventlog.errors import JobNotFound, StoreNotFound
 from ledgerq.eventlog.events import (
     SECRET,
+    Acked,
     Claimed,
     Enqueued,
+    KvSet,
     LeaseExpired,
     Nacked,
     Rebuilt,
     Record,
     Sealed,
+    Ticked,
     WriterOpened,
 )
 from ledgerq.eventlog.keys import text_key
@@ -62,6 +65,7 @@ class Facts:
         self.acked: dict[str, int] = {}
         self.dead: set[str] = set()
         self.cancelled: set[str] = set()
+        self.counted = 0
 
     @property
     def size_bytes(self) -> int:
@@ -77,6 +81,8 @@ class Facts:
                 self.enqueued[job_id] = more
             elif what == "claimed":
                 self.claimed[int(more)] = job_id
+            elif what == "counted":
+                self.counted = max(self.counted, int(more))
             elif what == "acked":
                 self.acked[job_id] = int(more)
             else:
@@ -115,12 +121,16 @@ class Ledger:
     def __init__(self) -> None:
         self.model = Model()
         self.expired = self.writers = self.rebuilt = self.secrets = self.errors = 0
+        self.counted = self.results = self.ticked = 0
 
     def add(self, record: Record) -> None:
         """Take one record in; an AssertionError names what must not be."""
         event = record.event
         if isinstance(event, Enqueued):
             assert event.id not in self.model.jobs, f"{event.id.hex()} is enqueued again at {record.offset}"
+        self.counted += isinstance(event, KvSet)
+        self.ticked += isinstance(event, Ticked)
+        self.results += isinstance(event, Acked) and event.result is not None
         self.expired += isinstance(event, LeaseExpired) and event.reason == LEASE_EXPIRED
         self.writers += isinstance(event, WriterOpened)
         self.rebuilt += isinstance(event, Rebuilt)
@@ -129,6 +139,8 @@ class Ledger:
             self.model.apply(record.offset, record.time_ms, event)
         except Violation as violation:
             raise AssertionError(str(violation)) from violation
+        if isinstance(event, Enqueued) and event.queue == "ticks":
+            self.model.schedules.to_tick = event.id
 
     @property
     def unfinished(self) -> set[bytes]:
@@ -198,8 +210,19 @@ async def check_log(log: LogReader, facts: Facts, fold: Fold) -> Ledger:
     async for record in log.read():
         ledger.add(record)
     check_promises(facts, fold, ledger)
+    assert ledger.counted >= facts.counted, f"{facts.counted} were counted, and the log has {ledger.counted}"
+    await check_effects(log)
     await check_errors(log.store, ledger)
     return ledger
+
+
+async def check_effects(log: LogReader) -> None:
+    """What an ack has as effects is in its commit: a number that is set, and a job that follows."""
+    async for batch in log.batches():
+        set_ = sum(isinstance(event, KvSet) for event in batch.events)
+        followed = sum(isinstance(event, Enqueued) and event.queue == "after" for event in batch.events)
+        acked = sum(isinstance(event, Acked) for event in batch.events)
+        assert set_ == followed <= acked, f"{set_} values, {followed} jobs, {acked} acks at {batch.base_offset}"
 
 
 async def check_errors(store: ReadStore, ledger: Ledger) -> None:
@@ -248,7 +271,9 @@ async def check_queue(queue: Queue, facts: Facts) -> Fold:
         try:
             # Both see what is on its way as well; the queue's own log would end before it.
             fold = await check_ledger(queue.log.store)
-            await check_log(LogReader(queue.log.store, clock=queue.clock), facts, fold)
+            ledger = await check_log(LogReader(queue.log.store, clock=queue.clock), facts, fold)
+            value = await queue.kv.get("count")
+            assert (0 if value is None else value.json()) == ledger.counted
             await check_reported_payloads(queue, facts, fold)
         except JobNotFound:
             # It is being swept.

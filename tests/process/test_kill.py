@@ -30,5 +30,16 @@ async def test_killed_at_any_moment_it_keeps_every_promise(tmp_path: Path) -> No
     if ROUNDS >= 100:
         assert outcome.rounds.keys() == MOMENTS.keys()
         assert {name for name, least in LEAST_PER_ROUND.items() if outcome.seen[name] < least * ROUNDS} == set()
-        for name in ("dead", "cancelled", "requeued", "expired", "rebuilt", "secrets", "errors"):
+        for name in (
+            "dead",
+            "cancelled",
+            "requeued",
+            "expired",
+            "rebuilt",
+            "secrets",
+            "errors",
+            "counted",
+            "results",
+            "ticked",
+        ):
             assert outcome.seen[name] > 0, name
