@@ -74,6 +74,10 @@ class Appender(LogReader):
         now_ms = self.clock.now_ms()
         return now_ms if self._open is None else min(now_ms, self._open.time_ms)
 
+    def upcoming_ms(self) -> int:
+        """The time that an event staged now has in the log."""
+        return max(self.time_ms, self.clock.now_ms()) if self._open is None else self._open.time_ms
+
     @property
     def full(self) -> bool:
         """Whether callers should wait for `until_not_full` before they append."""

@@ -54,6 +54,7 @@ from ledgerq.eventlog.events import (
     WriterClosed,
     WriterOpened,
 )
+from ledgerq.eventlog.limit_events import LIMIT_KINDS
 
 __all__ = [
     "EVENT_TYPES",
@@ -107,6 +108,7 @@ EVENT_TYPES: Final[dict[int, type[Any]]] = {
     50: Rebuilt,
     51: FilesSetAside,
     52: Checkpointed,
+    **LIMIT_KINDS,
     80: StepDone,
 }
 KIND_OF: Final[dict[type[Any], int]] = {event_type: kind for kind, event_type in EVENT_TYPES.items()}

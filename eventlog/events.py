@@ -29,6 +29,7 @@ from ledgerq.eventlog.job_events import (
     Swept,
     UniqueUntil,
 )
+from ledgerq.eventlog.limit_events import Held, HoldReleased, LimitEvent, LimitsSet
 from ledgerq.eventlog.log_events import Checkpointed, FilesSetAside, LogEvent, Rebuilt, WriterClosed, WriterOpened
 from ledgerq.eventlog.queue_events import BulkBegan, BulkEnded, BulkKind, QueueEvent, QueuePaused, QueueResumed
 from ledgerq.eventlog.schedule_events import (
@@ -60,10 +61,14 @@ __all__ = [
     "Event",
     "Expired",
     "FilesSetAside",
+    "Held",
+    "HoldReleased",
     "JobEvent",
     "KvDeleted",
     "KvSet",
     "LeaseExpired",
+    "LimitEvent",
+    "LimitsSet",
     "LogEvent",
     "MissedPolicy",
     "Moved",
@@ -98,7 +103,7 @@ __all__ = [
 ]
 
 
-Event = JobEvent | QueueEvent | ScheduleEvent | ValueEvent | LogEvent
+Event = JobEvent | QueueEvent | ScheduleEvent | ValueEvent | LimitEvent | LogEvent
 
 SECRET: Final = "the secret"  # noqa: S105 - a name
 """The name in `Rebuilt` for the store's secret; no projection can have it."""
@@ -109,6 +114,7 @@ TEXT_FIELDS: Final[dict[type[Any], str]] = {
         (CancelRequested, Cancelled, Requeued, Deleted, Moved, QueuePaused, QueueResumed, BulkBegan), "reason"
     ),
     **dict.fromkeys((ScheduleSet, ScheduleRemoved, SchedulePaused, ScheduleResumed, Ticked), "reason"),
+    **dict.fromkeys((LimitsSet, Held, HoldReleased), "reason"),
 }
 """The field of an event in which somebody's own words stand."""
 

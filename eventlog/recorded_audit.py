@@ -32,19 +32,22 @@ __all__ = [
 _NAME: Final = "audit"
 _LIMIT_S: Final = 10.0
 _MAX_BYTES: Final = 1024 * 1024
+_ROWS: Final = ("counters", "schedules", "limits")
 
 
 class AuditStart(NamedTuple):
     """The state that a clean audit proved, for a later one to start from.
 
     `head` is the end of the log then, `counters` the stats row of each queue there, `full_ms` when the last audit ended
-    that looked at everything (ms since the Unix epoch), `schedules` the row of each schedule, by its name.
+    that looked at everything (ms since the Unix epoch), `schedules` the row of each schedule, by its name, `limits` the
+    row of the limits of each queue.
     """
 
     head: Head
     counters: dict[str, bytes]
     full_ms: int
     schedules: dict[str, bytes] = {}  # noqa: RUF012 - never changed
+    limits: dict[str, bytes] = {}  # noqa: RUF012 - never changed
 
 
 class RecordedAudit(NamedTuple):
@@ -67,8 +70,8 @@ def encode_recorded_audit(recorded: RecordedAudit) -> bytes:
     """The result as JSON text, readable for people too."""
     fields = recorded._asdict()
     if recorded.start is not None:
-        head, counters, full_ms, schedules = recorded.start
-        rows = {"counters": _as_hex(counters), "schedules": _as_hex(schedules)}
+        head, full_ms = recorded.start.head, recorded.start.full_ms
+        rows = {name: _as_hex(getattr(recorded.start, name)) for name in _ROWS}
         fields["start"] = {**head._asdict(), "digest": head.digest.hex(), "full_ms": full_ms, **rows}
     value = json.dumps(fields, indent=1).encode() + b"\n"
     return value if len(value) <= _MAX_BYTES else encode_recorded_audit(recorded._replace(start=None))
@@ -97,12 +100,11 @@ def _decode_start(fields: Any) -> AuditStart | None:
     parts = {name: fields[name] for name in Head._fields}
     # Through the codec, which checks it.
     head = decode_head(encode_head(Head(**parts | {"digest": bytes.fromhex(parts["digest"])})))
-    # A store that an earlier version audited had no schedules.
-    counters, schedules = (
-        {name: bytes.fromhex(row) for name, row in rows.items()}
-        for rows in (fields["counters"], fields.get("schedules", {}))
+    # A store that an earlier version audited had no schedules and no limits.
+    counters, schedules, limits = (
+        {name: bytes.fromhex(row) for name, row in fields.get(kind, {}).items()} for kind in _ROWS
     )
-    return AuditStart(head, counters, int(fields["full_ms"]), schedules)
+    return AuditStart(head, counters, int(fields["full_ms"]), schedules, limits)
 
 
 class RecordedAuditReader:

@@ -15,7 +15,7 @@ What else `from ledgerq import ...` gives:
     queues      QueueOptions, NewJob, StoreOptions, and what is returned: EnqueueResult, Claim, Job, Page, QueueStats
     tasks       Tasks, Task, Handle, on (a RetryRule), CallNext (of a middleware)
     operators   Filter, the jobs of a bulk change, and BulkResult; Schedule, of `queue.schedules`
-    workers     JobContext, Retry, Snooze, Dead, Metrics; WorkerQueue is what a worker needs of a queue
+    workers     JobContext, Retry, Snooze, RateLimited, Dead, Metrics; WorkerQueue is what a worker needs of a queue
     the log     events, its events; Projection and Transition, for a projection of your own
     tests       ManualClock, MemoryStore, MemoryDisk; Clock, SystemClock
     errors      LedgerError and, below it, InvalidArgument, JobNotFound, ClaimLost, Fenced, StoreInUse and all others
@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from ledgerq.worker.options import NewJob as NewJob
     from ledgerq.worker.options import QueueOptions as QueueOptions
     from ledgerq.worker.outcomes import Dead as Dead
+    from ledgerq.worker.outcomes import RateLimited as RateLimited
     from ledgerq.worker.outcomes import Retry as Retry
     from ledgerq.worker.outcomes import Snooze as Snooze
     from ledgerq.worker.queue import Queue as Queue
@@ -169,6 +170,7 @@ _HOME = {
     "QueueOptions": "ledgerq.worker.options",
     "Dead": "ledgerq.worker.outcomes",
     "Retry": "ledgerq.worker.outcomes",
+    "RateLimited": "ledgerq.worker.outcomes",
     "Snooze": "ledgerq.worker.outcomes",
     "claims": "ledgerq.worker.claim_stream",
     "Checkpoints": "ledgerq.worker.engine.checkpoints",

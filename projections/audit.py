@@ -31,11 +31,13 @@ from ledgerq.projections.deep_audit import (
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.index_keys import INDEX_PREFIX, ULID_BYTES, parse_key
 from ledgerq.projections.indexes import decode_job
+from ledgerq.projections.limits import LimitTable
 from ledgerq.projections.repair.comparison import (
     FirstPlaces,
     Mismatch,
     compare_hints,
     compare_jobs,
+    compare_limits,
     compare_projection,
     compare_schedules,
     compare_stats,
@@ -47,7 +49,7 @@ from ledgerq.projections.shares.proof import Proof, prove_clean
 from ledgerq.projections.shares.share import usable_jobs
 from ledgerq.projections.stats import QueueCounters
 
-__all__ = ["AuditReport", "Difference", "audit", "describe", "gathered", "schedules_as_rows"]
+__all__ = ["AuditReport", "Difference", "audit", "describe", "gathered", "limits_as_rows", "schedules_as_rows"]
 
 _MAX_DIFFERENCES: Final = 1000
 _MAX_TEXT_CHARS: Final = 400
@@ -63,8 +65,8 @@ class AuditReport(NamedTuple):
     `unreadable`: why the log can't be read from the end of what is `verified` on; then nothing was compared.
     `damaged_files`: files with a part that can't be read. `lost_payloads`: jobs whose payload the log records as lost;
     that they have none is no difference. `counters` are the rows that the log's counters make, by queue, `schedules`
-    those of schedules, by name. `since`: the audit that this one started from; then `verified` counts the batches from
-    there on, and `jobs` those with an event since.
+    those of schedules, by name, `limits` those of limits, by queue. `since`: the audit that this one
+    started from; then `verified` counts the batches from there on, and `jobs` those with an event since.
     """
 
     location: str
@@ -80,6 +82,7 @@ class AuditReport(NamedTuple):
     lost_payloads: int = 0
     counters: dict[str, bytes] | None = None
     schedules: dict[str, bytes] = {}  # noqa: RUF012 - never changed
+    limits: dict[str, bytes] = {}  # noqa: RUF012 - never changed
     since: RecordedAudit | None = None
 
     @property
@@ -148,7 +151,7 @@ async def audit(
     payloads = job_count if deep else 0
     report = AuditReport(store.location, verified, anchor, job_count, payloads, found, count, format_version)
     report = report._replace(damaged_files=damaged, lost_payloads=len(fold.without_payload), counters=counters)
-    return report._replace(schedules=schedules_as_rows(fold.schedules))
+    return report._replace(schedules=schedules_as_rows(fold.schedules), limits=limits_as_rows(fold.limits))
 
 
 def _clean_report(
@@ -156,12 +159,17 @@ def _clean_report(
 ) -> AuditReport:
     report = AuditReport(location, proof.verified, anchor, proof.jobs, 0, [], 0, format_version, damaged_files=damaged)
     report = report._replace(lost_payloads=proof.lost_payloads, schedules=schedules_as_rows(proof.schedules))
-    return report._replace(counters=_rows_of(proof.counters, format_version))
+    return report._replace(counters=_rows_of(proof.counters, format_version), limits=limits_as_rows(proof.limits))
 
 
 def schedules_as_rows(schedules: dict[str, Schedule]) -> dict[str, bytes]:
     """The row of each schedule by its name."""
     return {name: pack(schedule) for name, schedule in schedules.items()}
+
+
+def limits_as_rows(limits: LimitTable) -> dict[str, bytes]:
+    """The row of the limits of each queue by its name."""
+    return {queue: pack(one) for queue, one in limits.by_queue.items()}
 
 
 def _rows_of(counters: dict[str, QueueCounters], format_version: int) -> dict[str, bytes]:
@@ -202,7 +210,8 @@ async def _differences(
         yield secret
     first: FirstPlaces = {}
     jobs, stats = compare_jobs(store, fold, first, format_version), compare_stats(store, fold, format_version)
-    for mismatches in (jobs, stats, compare_hints(store, first), compare_schedules(store, fold)):
+    others = (compare_hints(store, first), compare_schedules(store, fold), compare_limits(store, fold))
+    for mismatches in (jobs, stats, *others):
         async for some in mismatches:
             for mismatch in some:
                 yield describe(mismatch)

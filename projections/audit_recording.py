@@ -15,7 +15,8 @@ async def record_report(url: str, clock: Clock, report: AuditReport, *, deep: bo
     is_present = report.format_version == keys.FORMAT_VERSION
     if report.clean and is_present and report.counters is not None and head.next_offset:
         last = None if report.since is None else report.since.start
-        start = AuditStart(head, report.counters, now_ms if last is None else last.full_ms, report.schedules)
+        full_ms = now_ms if last is None else last.full_ms
+        start = AuditStart(head, report.counters, full_ms, report.schedules, report.limits)
     recorded = RecordedAudit(now_ms, head.next_offset, report.problem_count, not report.unreadable, deep, start)
     await write_recorded_audit(url, recorded)
 

@@ -19,6 +19,7 @@ from ledgerq.eventlog.events import (
     Event,
     Expired,
     JobEvent,
+    LimitEvent,
     Moved,
     QueueEvent,
     Rebuilt,
@@ -33,6 +34,7 @@ from ledgerq.eventlog.keys import MAX_PRIORITY, MAX_QUEUE_NAME_BYTES
 from ledgerq.eventlog.terms import decode_terms
 from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
 from ledgerq.projections.job_table import JobTable
+from ledgerq.projections.limits import LimitTable, limits_fault
 from ledgerq.projections.schedule import Schedule, evolve_schedule, schedule_fault
 from ledgerq.projections.stats import QueueCounters
 from ledgerq.projections.values import SetKeys
@@ -95,7 +97,7 @@ class Transition(NamedTuple):
 
 
 class Fold:
-    """All jobs not yet swept, all counters, schedules and keys with values, after the events applied so far.
+    """All jobs not yet swept, all counters, schedules, limits and keys with values, after the events so far.
 
     Memory goes with the jobs and the keys, a quarter of a kilobyte for each.
     """
@@ -105,6 +107,7 @@ class Fold:
         self.counters: dict[str, QueueCounters] = {}
         self.schedules: dict[str, Schedule] = {}
         self.values = SetKeys()
+        self.limits = LimitTable()
         # Of the jobs that are there, those whose payload the log records as lost.
         self.without_payload: set[bytes] = set()
         # By offset, the texts that stand beside the log: of the jobs and schedules that are there, and of other events.
@@ -193,6 +196,8 @@ class Fold:
             if not _is_name(event.queue) or event.queue == queue:
                 raise LogCorrupt(offset, f"a job can't be moved from queue {queue!r} to {event.queue[:40]!r}")
             self.counters_of(event.queue).arrive(after)
+        if self.limits.by_queue and type(event) is Claimed:
+            self.limits.claimed(queue, time_ms)
         if before is not None and before.texts and after is not None and after.texts != before.texts:
             for at in set(before.texts).difference(after.texts):
                 self.texts.pop(at, None)
@@ -218,6 +223,10 @@ class Fold:
             counters.follow(event, offset)
         elif isinstance(event, ScheduleEvent):
             self._apply_schedule(offset, time_ms, event)
+        elif isinstance(event, LimitEvent):
+            if fault := limits_fault(event):
+                raise LogCorrupt(offset, fault)
+            self.limits.apply(event)
         elif isinstance(event, ValueEvent):
             self.values.apply(offset, event)
         elif type(event) is Rebuilt and SECRET in event.names:

@@ -23,14 +23,16 @@ from ledgerq.projections.audit import (
     AuditReport,
     describe,
     gathered,
+    limits_as_rows,
     schedules_as_rows,
 )
 from ledgerq.projections.deep_audit import Difference, missing_secret, value_difference
 from ledgerq.projections.fold import Fold
-from ledgerq.projections.index_keys import job_key, schedule_key, unique_key
-from ledgerq.projections.indexes import decode_job, decode_schedule, index_entries, index_rows
+from ledgerq.projections.index_keys import job_key, limit_key, schedule_key, unique_key
+from ledgerq.projections.indexes import decode_job, decode_limits, decode_schedule, index_entries, index_rows
 from ledgerq.projections.job import Job
-from ledgerq.projections.repair.comparison import Mismatch, compare_schedules, compare_stats
+from ledgerq.projections.limits import LimitTable
+from ledgerq.projections.repair.comparison import Mismatch, compare_limits, compare_schedules, compare_stats
 from ledgerq.projections.schedule import Schedule
 from ledgerq.projections.stats import QueueCounters
 from ledgerq.projections.values import StoredValue, value_fault
@@ -62,7 +64,7 @@ async def audit_since(
     `LogRolledBack` also when the log lacks the commit that the last audit ended with.
     """
     log = LogReader(store, clock=clock)
-    start, counters, schedules = _start(last)
+    start, counters, schedules, limits = _start(last)
     remedy = "" if anchor is None else OTHER_ANCHOR
     anchor = anchor or await store.read_anchor()
     format_version = await log.require_format()
@@ -74,14 +76,17 @@ async def audit_since(
     await log.check_anchor(proven, remedy=_REMEDY)
     verified, older = await _verify(log, start, progress)
     ends = start.head.next_offset, verified.head.next_offset
-    touched = await _Touched.fold(log, ends, older, counters, schedules)
+    touched = await _Touched.fold(log, ends, older, counters, schedules, limits)
     found, count = await gathered(_differences(store, touched))
     rows = {queue: counted.encode() for queue, counted in touched.state.counters.items()}
     report = AuditReport(store.location, verified, anchor, len(touched.keys), 0, found, count, format_version)
+    report = report._replace(limits=limits_as_rows(touched.state.limits))
     return report._replace(counters=rows, schedules=schedules_as_rows(touched.state.schedules), since=last)
 
 
-def _start(last: RecordedAudit | None) -> tuple[AuditStart, dict[str, QueueCounters], dict[str, Schedule]]:
+def _start(
+    last: RecordedAudit | None,
+) -> tuple[AuditStart, dict[str, QueueCounters], dict[str, Schedule], LimitTable]:
     if last is None:
         raise InvalidArgument(f"no audit of this store was recorded that one could start from: {_FULL}")
     if last.start is None:
@@ -91,7 +96,10 @@ def _start(last: RecordedAudit | None) -> tuple[AuditStart, dict[str, QueueCount
     try:
         counters = {queue: QueueCounters.decode(row) for queue, row in last.start.counters.items()}
         schedules = {name: decode_schedule(schedule_key(name), row) for name, row in last.start.schedules.items()}
-        return last.start, counters, schedules
+        limits = LimitTable()
+        for queue, row in last.start.limits.items():
+            limits.put(decode_limits(limit_key(queue), row))
+        return last.start, counters, schedules, limits
     except ProjectionDrift as error:
         raise InvalidArgument(f"the rows that the last audit recorded can't be read: {_FULL}") from error
 
@@ -134,13 +142,14 @@ class _Touched:
     `set_keys`: the keys whose values were set or deleted since.
     """
 
-    def __init__(self, counters: dict[str, QueueCounters], schedules: dict[str, Schedule]) -> None:
+    def __init__(self, counters: dict[str, QueueCounters], schedules: dict[str, Schedule], limits: LimitTable) -> None:
         self.state = Fold()
         self.state.values.is_whole = False
         self.keys: dict[bytes, set[bytes]] = {}
         self.set_keys: set[str] = set()
         self._counters = counters
         self._schedules = schedules
+        self._limits = limits
 
     @classmethod
     async def fold(
@@ -150,17 +159,18 @@ class _Touched:
         older: set[bytes],
         counters: dict[str, QueueCounters],
         schedules: dict[str, Schedule],
+        limits: LimitTable,
     ) -> "_Touched":
         """Fold the events between `ends`, after earlier ones of the jobs `older`; the others are as they were then."""
         first = await _first_offset(log, older)
-        touched = cls(counters, schedules)
+        touched = cls(counters, schedules, limits)
         try:
             await touched._fold_earlier(log, older, first, ends[0])
         except LogCorrupt:
             if first == 0:
                 raise
             # A job may be older than its id or its row says.
-            touched = cls(counters, schedules)
+            touched = cls(counters, schedules, limits)
             await touched._fold_earlier(log, older, 0, ends[0])
         await touched._fold_since(log, *ends)
         return touched
@@ -176,7 +186,7 @@ class _Touched:
             raise LogCorrupt(first, "the log has no event that made a job which has later ones")
 
     async def _fold_since(self, log: LogReader, begin: int, stop: int) -> None:
-        self.state.counters, self.state.schedules = self._counters, self._schedules
+        self.state.counters, self.state.schedules, self.state.limits = self._counters, self._schedules, self._limits
         async for batch in log.batches(begin, stop):
             for offset, event, distance in batch.steps():
                 if offset >= begin:
@@ -235,7 +245,8 @@ async def _differences(store: ReadStore, touched: _Touched) -> AsyncIterator[Dif
             stored = StoredValue(key, value, row, "" if value is None else value_fault(value, row))
             if (difference := value_difference(stored)) is not None:
                 yield difference
-    for mismatches in (compare_stats(store, touched.state), compare_schedules(store, touched.state)):
+    state = touched.state
+    for mismatches in (compare_stats(store, state), compare_schedules(store, state), compare_limits(store, state)):
         async for some in mismatches:
             for mismatch in some:
                 yield describe(mismatch)

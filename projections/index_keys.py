@@ -13,6 +13,7 @@ Integers are big-endian; a ULID is its 16 bytes; a queue's name holds no NUL.
     i/stats/ QUEUE                          counts: see stats.py
     i/schedule/ NAME                        a schedule's whole state, a msgpack array (`Schedule`)
     i/tick/ DUE NAME                        empty; schedules that are to tick, due ms u64 (with the tick's jitter)
+    i/limit/ QUEUE                          the limits of a queue, and what is used of them, a msgpack array (`Limits`)
 """
 
 import struct
@@ -31,6 +32,7 @@ __all__ = [
     "INDEX_PREFIX",
     "IndexKey",
     "JOB",
+    "LIMIT",
     "OF_NO_JOB",
     "PENDING",
     "RANGES",
@@ -48,6 +50,7 @@ __all__ = [
     "job_key",
     "job_of_row",
     "leading_ms",
+    "limit_key",
     "parse_key",
     "pending_key",
     "pending_position",
@@ -72,7 +75,8 @@ UNIQUE: Final = b"i/unique/"
 STATS: Final = b"i/stats/"
 SCHEDULE: Final = b"i/schedule/"
 TICK: Final = b"i/tick/"
-OF_NO_JOB: Final = (STATS, SCHEDULE, TICK)
+LIMIT: Final = b"i/limit/"
+OF_NO_JOB: Final = (STATS, SCHEDULE, TICK, LIMIT)
 """The ranges whose rows are no job's."""
 RANGES: Final = {
     "job": JOB,
@@ -86,6 +90,7 @@ RANGES: Final = {
     "stats": STATS,
     "schedule": SCHEDULE,
     "tick": TICK,
+    "limit": LIMIT,
 }
 
 ULID_BYTES: Final = 16
@@ -174,6 +179,11 @@ def tick_key(due_ms: int, name: str) -> bytes:
     return TICK + _u64.pack(due_ms) + name.encode()
 
 
+def limit_key(queue: str) -> bytes:
+    """`i/limit/` QUEUE."""
+    return LIMIT + queue.encode()
+
+
 class IndexKey(NamedTuple):
     """An index key, parsed: its range, its content in readable form, and the job it belongs to, if any."""
 
@@ -204,7 +214,7 @@ def job_of_row(key: bytes, value: bytes) -> bytes | None:
 
 
 def _parse(name: str, rest: bytes, value: bytes) -> IndexKey:
-    if name == "stats":
+    if name in ("stats", "limit"):
         return IndexKey(name, f"queue {rest.decode()!r}", None)
     if name == "schedule":
         return IndexKey(name, f"schedule {rest.decode()!r}", None)

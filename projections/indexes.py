@@ -19,6 +19,7 @@ from ledgerq.projections.index_keys import (
     dead_key,
     expiry_key,
     finished_key,
+    limit_key,
     pending_key,
     schedule_key,
     scheduled_key,
@@ -26,13 +27,16 @@ from ledgerq.projections.index_keys import (
     unique_key,
 )
 from ledgerq.projections.job import FINISHED, Job
+from ledgerq.projections.limits import Limits
 from ledgerq.projections.schedule import Schedule
 
 __all__ = [
     "decode_job",
+    "decode_limits",
     "decode_schedule",
     "index_entries",
     "index_rows",
+    "limit_rows",
     "row_count",
     "schedule_rows",
 ]
@@ -56,6 +60,22 @@ def decode_schedule(key: bytes, value: bytes) -> Schedule:
     except (ValueError, TypeError, RecursionError) as error:
         raise ProjectionDrift(f"a schedule's index row can't be decoded ({error}): run rebuild-projections") from error
     return schedule
+
+
+def limit_rows(limits: Limits) -> dict[bytes, bytes]:
+    """The index row of the limits of a queue: stated here and nowhere else."""
+    return {limit_key(limits.queue): pack(limits)}
+
+
+def decode_limits(key: bytes, value: bytes) -> Limits:
+    """The limits in a row of their range; raises `ProjectionDrift` when the row is malformed, or of something else."""
+    try:
+        limits = _decode_limits(value)
+        if limit_key(limits.queue) != key:
+            raise ValueError("it is of another queue")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ProjectionDrift(f"an index row of limits can't be decoded ({error}): run rebuild-projections") from error
+    return limits
 
 
 def index_entries(job: Job, format_version: int = FORMAT_VERSION) -> dict[bytes, bytes]:
@@ -116,6 +136,7 @@ def decode_job(value: bytes) -> Job:
 
 _decode: Final = Decoder(Job).decode
 _decode_schedule: Final = Decoder(Schedule).decode
+_decode_limits: Final = Decoder(Limits).decode
 _FORMAT_1_FIELDS: Final = Job.__struct_fields__.index("since_ms")
 
 

@@ -25,6 +25,7 @@ from ledgerq.projections.repair.comparison import (
     Mismatch,
     compare_hints,
     compare_jobs,
+    compare_limits,
     compare_projection,
     compare_schedules,
     compare_stats,
@@ -188,8 +189,9 @@ async def _mismatches(
             yield some
         async for some in compare_hints(store, first):
             yield some
-        async for some in compare_schedules(store, fold):
-            yield some
+        for others in (compare_schedules(store, fold), compare_limits(store, fold)):
+            async for some in others:
+                yield some
     if STATS in names:
         async for some in compare_stats(store, fold):
             yield some

@@ -16,6 +16,7 @@ from ledgerq.projections.index_keys import (
     CLAIMED,
     FINISHED_PREFIX,
     JOB,
+    LIMIT,
     SCHEDULE,
     SCHEDULED,
     STATS,
@@ -24,8 +25,9 @@ from ledgerq.projections.index_keys import (
     pending_prefix,
     stats_key,
 )
-from ledgerq.projections.indexes import decode_job, decode_schedule
+from ledgerq.projections.indexes import decode_job, decode_limits, decode_schedule
 from ledgerq.projections.job import MAX_OFFSETS, Job
+from ledgerq.projections.limits import Limits
 from ledgerq.projections.payloads import read_payload
 from ledgerq.projections.progress import Progress, read_progress
 from ledgerq.projections.schedule import Schedule
@@ -137,6 +139,13 @@ class LedgerView:
         found: list[Schedule] = []
         async for rows in self.store.scan(SCHEDULE, keys.after_prefix(SCHEDULE)):
             found += [decode_schedule(key, value) for key, value in rows]
+        return found
+
+    async def limits(self) -> list[Limits]:
+        """All limits, and what is used of them, in order of their queues."""
+        found: list[Limits] = []
+        async for rows in self.store.scan(LIMIT, keys.after_prefix(LIMIT)):
+            found += [decode_limits(key, value) for key, value in rows]
         return found
 
     async def stats(self, queue: str) -> QueueStats:

@@ -2,6 +2,8 @@
 
 One call waits in line for the free slots. Calls ahead never wait: they ask only for what is there, behind all calls
 that wait, so a worker with jobs in hand takes none from one without. While the queues have nothing there are none.
+Nothing is claimed ahead from a queue with limits, nor from one behind it: a claim that waits in a worker would keep
+another one from running.
 """
 
 import asyncio
@@ -31,6 +33,7 @@ class Claiming:
         self.failure: Exception | None = None
         self._queue = queue
         self._queues = queues
+        self._ahead = queues
         self._slots = slots
         self._name = name
         self._asked = 0
@@ -41,10 +44,13 @@ class Claiming:
     async def run(self) -> None:
         """Claim without end; raises what ends the queue."""
         clock, throttle = self._queue.clock, LogThrottle()
+        for name in self._queues:
+            if self._queue.options(name).has_limits:
+                self._leave_to_slots(name)
         try:
             while True:
                 try:
-                    if await self._fetch(await self._free(), wait=None):
+                    if await self._fetch(self._queues, await self._free(), wait=None):
                         self._is_short = False
                     else:
                         await asyncio.sleep(0)  # a queue of the user's own may answer at once
@@ -70,19 +76,25 @@ class Claiming:
         self._asked += (asked := min(free, _MAX_BATCH))
         return asked
 
-    async def _fetch(self, limit: int, wait: float | None) -> int:
+    def _leave_to_slots(self, queue: str) -> None:
+        if queue in self._ahead:
+            self._ahead = self._ahead[: self._ahead.index(queue)]
+
+    async def _fetch(self, queues: tuple[str, ...], limit: int, wait: float | None) -> int:
         """Claim up to so many, which count as asked for already."""
         try:
-            claims = await self._queue.claim(self._queues, limit=limit, wait=wait, worker=self._name)
+            claims = await self._queue.claim(queues, limit=limit, wait=wait, worker=self._name)
         finally:
             self._asked -= limit
+        if claims and claims[0].limited:
+            self._leave_to_slots(claims[0].queue)
         self._slots.arrive(claims)
         return len(claims)
 
     def go_on(self) -> None:
         """Ask for more where there is room for more."""
         free = self._slots.free - self._asked
-        if not self._is_short and len(self._calls) < _MAX_CALLS_AHEAD:
+        if self._ahead and not self._is_short and len(self._calls) < _MAX_CALLS_AHEAD:
             ahead = self._slots.ahead
             # In pieces that are worth a call each, and spread over the commits.
             if ahead and free + ahead >= max(1, ahead // _MAX_CALLS_AHEAD):
@@ -96,7 +108,7 @@ class Claiming:
 
     async def _fetch_ahead(self, limit: int) -> None:
         try:
-            if not await self._fetch(limit, wait=0.0):
+            if not await self._fetch(self._ahead, limit, wait=0.0):
                 self._is_short = True
         except Exception:
             self._is_short = True

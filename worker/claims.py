@@ -19,7 +19,8 @@ class Claim:
     """A job in a worker's hands until it is settled or its lease ends.
 
     `offset` is that of the claimed event, which identifies the claim; `attempt` counts from 1;
-    `lease_expires_ms` is in ms since the Unix epoch, as of the claim or its last renewal.
+    `lease_expires_ms` is in ms since the Unix epoch, as of the claim or its last renewal. `limited`: its queue has
+    limits, so that a claim which is held for later keeps another job from being claimed.
     """
 
     queue: str
@@ -33,6 +34,7 @@ class Claim:
     lease_expires_ms: int
     record: PayloadRecord
     terms: bytes | None = None
+    limited: bool = False
 
     @property
     def task(self) -> str | None:

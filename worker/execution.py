@@ -269,7 +269,9 @@ class Settler(JobQueue, Protocol):
     ) -> None:
         """Nack a claim, as `Queue.nack` does."""
 
-    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
+    async def release(
+        self, claim: Claim, reason: str = "released", delay: float | None = None, hold: float | None = None
+    ) -> None:
         """Release a claim, as `Queue.release` does."""
 
     def watch(self, claim: Claim, callback: WatchCallback) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.events import UniqueUntil
 from ledgerq.eventlog.keys import MAX_PRIORITY
+from ledgerq.projections.limits import MAX_COUNT
+from ledgerq.worker.rates import parse_rate
 
 __all__ = ["NewJob", "QueueOptions", "seconds_ms", "to_ms"]
 
@@ -17,6 +19,7 @@ MAX_UNIQUE_KEY_BYTES = 1024
 MAX_TIME_MS = 253_402_300_800_000
 
 Seconds = Annotated[float, Field(ge=0, le=MAX_TIME_MS / 1000, allow_inf_nan=False)]
+RateText = Annotated[str, AfterValidator(lambda text: text if parse_rate(text) else "")]
 Positive = Annotated[float, Field(ge=0.001, le=MAX_TIME_MS / 1000, allow_inf_nan=False)]
 
 
@@ -59,6 +62,23 @@ class QueueOptions(_Frozen):
     """How long a cancelled job's record stays."""
     max_payload_bytes: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = 1024 * 1024
     """Limit for the payload and its headers together, as stored."""
+    max_running: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """How many jobs of the queue may be claimed at a time; None: any number."""
+    rate: RateText | None = None
+    """How many jobs may be claimed in which time: "600/min", "10/s", "100/10s"; None: any number."""
+    burst: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    """How many of the rate's claims may come at once; None: what comes in 50 ms, at least 1."""
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether it says how many jobs may be claimed."""
+        return self.max_running is not None or self.rate is not None
+
+    @model_validator(mode="after")
+    def _burst_of_a_rate(self) -> "QueueOptions":
+        if self.burst is not None and self.rate is None:
+            raise ValueError("burst is that of a rate: give both")
+        return self
 
 
 class NewJob(_Frozen):

@@ -12,6 +12,7 @@ from ledgerq.worker.options import seconds_ms
 __all__ = [
     "ArgumentsDontFit",
     "Dead",
+    "RateLimited",
     "ResultDoesntFit",
     "Retry",
     "Snooze",
@@ -61,6 +62,18 @@ class Retry(Exception):
         if delay is not None:
             seconds_ms("delay", delay)
         self.delay = delay
+
+
+class RateLimited(Exception):
+    """Raised by a handler: what it calls takes no more for `retry_after` seconds (0.001 at least), as a 429 says.
+
+    The job is given back, and the try does not count; no job of its queue is claimed until then.
+    """
+
+    def __init__(self, retry_after: float, why: str = "what the handler calls takes no more for now") -> None:
+        super().__init__(why)
+        seconds_ms("retry_after", retry_after)
+        self.retry_after = max(retry_after, 0.001)
 
 
 class Snooze(Exception):

@@ -106,14 +106,18 @@ class QueueClaims(QueueOperations):
             effects=effects,
         )
 
-    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
+    async def release(
+        self, claim: Claim, reason: str = "released", delay: float | None = None, hold: float | None = None
+    ) -> None:
         """Give the claim back unused: pending at once or due in `delay` seconds, the try not counted.
 
-        A job that is put off 1,000 times in a row is dead. Raises `ClaimLost`.
+        A job that is put off 1,000 times in a row is dead. `hold`: no job of its queue is claimed for so many seconds,
+        by the same commit. Raises `ClaimLost`.
         """
         self._core.log.check()
         delay_ms = 0 if delay is None else seconds_ms("delay", delay)
-        await settlement.release(self._core, claim, reason, delay_ms=delay_ms)
+        hold_ms = 0 if hold is None else seconds_ms("hold", hold)
+        await settlement.release(self._core, claim, reason, delay_ms=delay_ms, hold_ms=hold_ms)
 
     async def extend(self, claim: Claim, lease: float) -> Claim:
         """Renew the lease to `lease` seconds from now; returns the claim with its new end. Raises `ClaimLost`."""

@@ -20,7 +20,7 @@ from ledgerq.worker.engine.decisions import is_last
 from ledgerq.worker.execution import Handler, JobContext, Settler, Trace, Tracer
 from ledgerq.worker.job_logging import Outcome, say_outcome
 from ledgerq.worker.metrics.worker_metrics import WorkerMeters
-from ledgerq.worker.outcomes import Dead, Retry, Snooze, error_text, plain_text
+from ledgerq.worker.outcomes import Dead, RateLimited, Retry, Snooze, error_text, plain_text
 from ledgerq.worker.retry_rules import rule_for
 
 __all__ = ["Runner", "Running", "StopReason"]
@@ -248,6 +248,9 @@ class Running:
             return await self._ack_with_effects()
         if isinstance(error, Snooze):
             await queue.release(claim, plain_text(error), delay=error.delay)
+            return "released"
+        if isinstance(error, RateLimited):
+            await queue.release(claim, plain_text(error), hold=error.retry_after)
             return "released"
         name = type(error).__name__
         if isinstance(error, Dead):

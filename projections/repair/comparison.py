@@ -17,6 +17,7 @@ from ledgerq.projections.index_keys import (
     DEAD,
     INDEX_PREFIX,
     JOB,
+    LIMIT,
     OF_NO_JOB,
     PENDING,
     SCHEDULE,
@@ -28,7 +29,7 @@ from ledgerq.projections.index_keys import (
     pending_prefix,
     stats_key,
 )
-from ledgerq.projections.indexes import index_entries, index_rows, row_count, schedule_rows
+from ledgerq.projections.indexes import index_entries, index_rows, limit_rows, row_count, schedule_rows
 from ledgerq.projections.job import Job
 from ledgerq.projections.job_table import JobTable, decode_row
 
@@ -36,6 +37,7 @@ __all__ = [
     "Mismatch",
     "compare_hints",
     "compare_jobs",
+    "compare_limits",
     "compare_projection",
     "compare_rows",
     "compare_schedules",
@@ -223,6 +225,15 @@ async def compare_schedules(store: ReadStore, fold: Fold) -> AsyncIterator[list[
         wanted = {key: value for key, value in expected.items() if key.startswith(prefix)}
         async for some in compare_rows(store, prefix, wanted):
             yield some
+
+
+async def compare_limits(store: ReadStore, fold: Fold) -> AsyncIterator[list[Mismatch]]:
+    """Compare the range of limits with those of the fold."""
+    expected: dict[bytes, bytes] = {}
+    for limits in fold.limits.by_queue.values():
+        expected |= limit_rows(limits)
+    async for some in compare_rows(store, LIMIT, expected):
+        yield some
 
 
 async def compare_rows(

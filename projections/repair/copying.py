@@ -17,7 +17,7 @@ from ledgerq.eventlog.store import Anchor, Batch, ReadStore, Store
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.index_keys import stats_key
-from ledgerq.projections.indexes import index_entries, schedule_rows
+from ledgerq.projections.indexes import index_entries, limit_rows, schedule_rows
 from ledgerq.projections.payloads import LostPayload, payload_fault, read_payload
 from ledgerq.projections.rebuild import RebuildReport
 from ledgerq.projections.repair.row_writer import COMMIT_EVENTS, COPY_MARKER, FORMAT, RowWriter, append_lost_keys
@@ -80,6 +80,8 @@ class NewStore:
             await writer.set_many(index_entries(job))
         for schedule in fold.schedules.values():
             await writer.set_many(schedule_rows(schedule))
+        for limits in fold.limits.by_queue.values():
+            await writer.set_many(limit_rows(limits))
         for queue, counters in fold.counters.items():
             await writer.set(stats_key(queue), counters.encode())
         await writer.set(keys.HEAD_KEY, encode_head(verified.head), count=False)

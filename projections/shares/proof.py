@@ -20,7 +20,14 @@ from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.deep_audit import missing_secret, value_differences
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.index_keys import INDEX_PREFIX, OF_NO_JOB
-from ledgerq.projections.repair.comparison import FirstPlaces, compare_hints, compare_schedules, compare_stats
+from ledgerq.projections.limits import LimitTable
+from ledgerq.projections.repair.comparison import (
+    FirstPlaces,
+    compare_hints,
+    compare_limits,
+    compare_schedules,
+    compare_stats,
+)
 from ledgerq.projections.replay import fold_verified
 from ledgerq.projections.schedule import Schedule
 from ledgerq.projections.shares.processes import share_elsewhere
@@ -38,6 +45,7 @@ class Proof(NamedTuple):
     lost_payloads: int
     counters: dict[str, QueueCounters]
     schedules: dict[str, Schedule]
+    limits: LimitTable
 
 
 async def prove_clean(
@@ -60,6 +68,8 @@ async def prove_clean(
         async with side_by_side(map(share_elsewhere, others)) as elsewhere:
             fold = ShareFold(own.number, own.shares)
             verified, _ = await fold_verified(log, fold=fold, progress=progress)
+            if fold.limits.had_rates:
+                return None  # what is used of a rate follows from the claims of all shares, in their order
             ranges = _ranges(sample_keys(fold), jobs)
             async with side_by_side(store.sum_rows(*one, secret) for one in ranges) as sums:
                 shares = [await finish_share(verified, fold, own), *await elsewhere]
@@ -89,17 +99,18 @@ async def _proof(
     if len(right) < len(shares) or len(there) < len(found) or total(share.expected for share in right) != total(there):
         return None
     fold, first = Fold(), FirstPlaces()
-    fold.schedules = own.schedules
+    fold.schedules, fold.limits = own.schedules, own.limits
     for share in right:
         include_counters(fold, share)
         for prefix, place in share.first.items():
             first[prefix] = min(place, first.get(prefix, place))
     stats = compare_stats(store, fold, format_version)
-    for mismatches in (stats, compare_hints(store, first), compare_schedules(store, fold)):
+    others = (compare_hints(store, first), compare_schedules(store, fold), compare_limits(store, fold))
+    for mismatches in (stats, *others):
         async for some in mismatches:
             if some:
                 return None
     async for _ in value_differences(store, own.values):
         return None
     jobs, lost = sum(share.jobs for share in right), sum(len(share.without_payload) for share in right)
-    return Proof(right[0].verified, jobs, lost, fold.counters, own.schedules)
+    return Proof(right[0].verified, jobs, lost, fold.counters, own.schedules, own.limits)

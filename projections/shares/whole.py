@@ -32,6 +32,8 @@ async def _by_shares(log: LogReader, jobs: int, progress: Progress | None) -> tu
         tasks = [ShareTask(log.store.location, number, jobs, head, FORMAT_VERSION) for number in range(1, jobs)]
         async with side_by_side(share_elsewhere(task, take) for task in tasks) as elsewhere:
             verified, _ = await fold_verified(log, fold=fold, progress=progress)
+            if fold.limits.had_rates:
+                return None  # what is used of a rate follows from the claims of all shares, in their order
             shares = await elsewhere
     except (LogCorrupt, LogPoisoned, FormatTooNew):
         return None

@@ -37,6 +37,7 @@ from ledgerq.worker.engine import (
     ticking,
     writer_state,
 )
+from ledgerq.worker.engine.newer import Newer
 from ledgerq.worker.queue import Queue
 from tests.simulation.step_defects import STEP_DEFECTS
 
@@ -536,13 +537,13 @@ def older_of_two_states_taken(patch: Patch) -> None:
             return self.changes[id]
         return next(touched[id] for touched in self._undurable if id in touched)[1]
 
-    patch.setattr(writer_state.Newer, "__getitem__", newer)
+    patch.setattr(Newer, "__getitem__", newer)
 
 
 def only_the_oldest_commit_is_newer_than_the_store(patch: Patch) -> None:
     """Reads leave out what the second commit on its way has touched."""
-    real = writer_state.Newer.__init__
-    patch.setattr(writer_state.Newer, "__init__", lambda self, undurable: real(self, undurable[:1]))
+    real = Newer.__init__
+    patch.setattr(Newer, "__init__", lambda self, undurable: real(self, undurable[:1]))
 
 
 def text_deleted_with_the_ack(patch: Patch) -> None:

@@ -158,7 +158,9 @@ class _Between(QueueRelay):
         if _CANCELLED in error and not asked:
             self.broke("settled", f"of {claim.offset} it reports that {error}, without a request")
 
-    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
+    async def release(
+        self, claim: Claim, reason: str = "released", delay: float | None = None, hold: float | None = None
+    ) -> None:
         """See `Queue.release`."""
         how, more = self.ended.get((claim.id, claim.offset), ("", None))
         is_cancelled = self._runs is not None and self._runs.cancelling() > 0
@@ -171,7 +173,7 @@ class _Between(QueueRelay):
         ):
             self.broke("settled", f"it gives back the claim at {claim.offset}, which ended with {how!r}")
         self._world.ledger.side.given.add((claim.id, reason))
-        await self._settle(claim, "released", lambda: self.queue.release(claim, reason, delay))
+        await self._settle(claim, "released", lambda: self.queue.release(claim, reason, delay, hold))
 
     async def _settle(self, claim: Claim, how: str, call: Callable[[], Any]) -> None:
         key = (claim.id, claim.offset)

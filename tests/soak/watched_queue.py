@@ -105,9 +105,11 @@ class WatchedQueue(QueueRelay):
         """See `Queue.nack`."""
         await self._settle("N", claim, self.queue.nack(claim, error, delay, dead, error_type, rule, effects))
 
-    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
+    async def release(
+        self, claim: Claim, reason: str = "released", delay: float | None = None, hold: float | None = None
+    ) -> None:
         """See `Queue.release`."""
-        await self._settle("R", claim, self.queue.release(claim, reason, delay))
+        await self._settle("R", claim, self.queue.release(claim, reason, delay, hold))
 
     async def _settle(self, kind: str, claim: Claim, call: Any) -> None:
         try:

@@ -22,6 +22,7 @@ from ledgerq.projections.index_keys import (
     expiry_key,
     finished_key,
     job_key,
+    limit_key,
     pending_key,
     pending_prefix,
     scheduled_key,
@@ -135,6 +136,8 @@ async def make_ledger(**options: Any) -> Ledger:
         await queue.schedules.set("hourly", timedelta(hours=1), note, **WHO)
         await queue.schedules.set("paused", timedelta(hours=2), note, **WHO)
         await queue.schedules.pause("paused", **WHO)
+        await queue.limit("mail", max_running=50, **WHO)
+        await queue.hold("other", seconds=1e6, **WHO)
         async with queue.transaction() as t:
             for key in ("kept", "deleted", "set twice"):
                 t.kv.set(key, b"first")
@@ -250,6 +253,7 @@ _EXTRA = {
     "dead": dead_key("mail", 10_000),
     "unique": unique_key("mail", b"nobody"),
     "stats": stats_key("nowhere"),
+    "limit": limit_key("nowhere"),
 }
 
 DAMAGES = [

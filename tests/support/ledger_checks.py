@@ -16,8 +16,9 @@ from ledgerq.eventlog.side_records import decode_payload, decode_result, decode_
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.index_keys import INDEX_PREFIX, parse_key, pending_position, pending_prefix, stats_key
-from ledgerq.projections.indexes import index_entries, schedule_rows
+from ledgerq.projections.indexes import index_entries, limit_rows, schedule_rows
 from ledgerq.projections.job import MAX_OFFSETS
+from ledgerq.projections.limits_audit import audit_limits
 from ledgerq.projections.stats import QueueCounters
 
 __all__ = ["all_rows", "check_ledger"]
@@ -75,6 +76,8 @@ async def check_ledger(
             if isinstance(event, Swept | Deleted):
                 texts = {at: found for at, found in texts.items() if found[0] != event.id}
     assert fold.next_offset == verified.head.next_offset
+    if fold.limits.by_queue:
+        assert not (report := await audit_limits(log)).exceeded, f"limits were exceeded: {report.exceeded[:5]}"
     check_indexes(fold, rows)
     check_counts(fold)
     check_hints(rows)
@@ -95,6 +98,8 @@ def check_indexes(fold: Fold, rows: Mapping[bytes, bytes]) -> None:
     wanted |= {stats_key(queue): counters.encode() for queue, counters in fold.counters.items()}
     for schedule in fold.schedules.values():
         wanted |= schedule_rows(schedule)
+    for limits in fold.limits.by_queue.values():
+        wanted |= limit_rows(limits)
     found = {key: value for key, value in rows.items() if key.startswith(INDEX_PREFIX)}
     if found == wanted:
         return

@@ -30,6 +30,7 @@ from ledgerq.tools.cli import (
     bulk,
     completion,
     diff,
+    limits,
     operate,
     read,
     repair,
@@ -179,6 +180,8 @@ def _full_app() -> typer.Typer:
     app.command()(values.kv)
     app.command()(operate.pause)
     app.command()(operate.resume)
+    app.command()(limits.limits)
+    app.command()(limits.hold)
     app.command()(exporter.exporter)
     app.add_typer(_monitoring_app(), name="monitoring")
     for command in (trust.keygen, trust.publish, trust.receipt, trust.verify, witness.witness):

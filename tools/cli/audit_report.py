@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.recorded_audit import RecordedAudit
     from ledgerq.projections.audit import AuditReport, Difference
 
-__all__ = ["audit_json", "audit_text"]
+__all__ = ["audit_json", "audit_text", "belongs"]
 
 _MAX_VALUE_CHARS: Final = 160
 _MAX_FILES: Final = 20
@@ -160,3 +160,14 @@ def _value(text: str | None) -> str:
     if text is None:
         return "no such row"
     return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."
+
+
+def belongs(range_name: str, only: str) -> bool:
+    """Whether a difference in this range concerns the projection `only`."""
+    if range_name == "meta":
+        return True
+    if range_name.startswith("projection "):
+        return range_name == f"projection {only}"
+    from ledgerq.projections.runner import JOBS, STATS
+
+    return only == (STATS if range_name == STATS else JOBS)

@@ -8,7 +8,8 @@ import typer
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogCorrupt
 from ledgerq.eventlog.runtime.commands import rebuild_command
 from ledgerq.eventlog.runtime.heap import give_back_large_blocks
-from ledgerq.tools.cli.audit_report import audit_json, audit_text
+from ledgerq.tools.cli.audit_report import audit_json, audit_text, belongs
+from ledgerq.tools.cli.limits import OfLimits, prove_limits
 from ledgerq.tools.cli.salvage import lost_beside, lost_payload_json, lost_payload_lines, salvage_into
 from ledgerq.tools.console.arguments import Actor, AsJson, Jobs, TakeOver, Url, Wait, import_object
 from ledgerq.tools.console.opening import NOT_IN_USE, Access, execute, opened_store, reading, refuse_memory
@@ -46,6 +47,7 @@ def audit(
         typer.Option("--since-last", help="Only what came since the last recorded audit, which must have been clean."),
     ] = False,
     jobs: Jobs = None,
+    limits: OfLimits = False,
     as_json: AsJson = False,
 ) -> None:
     """Prove that log, indexes and counters are right.
@@ -62,6 +64,9 @@ def audit(
     if since_last and (deep or projection):
         raise InvalidArgument("--since-last looks at no payload and no projection of yours: leave out the other option")
     output = Output(as_json=as_json)
+    if limits:
+        prove_limits(url, output)
+        return
     give_back_large_blocks()
     execute(_audit(url, deep, anchor, projection or [], None, output, record=record, since_last=since_last, jobs=jobs))
 
@@ -106,7 +111,7 @@ async def _audit(
                 if record:
                     await record_failure(url, reader.clock, error, deep=deep)
                 raise
-    differences = [row for row in found.differences if only is None or _belongs(row.range_name, only)]
+    differences = [row for row in found.differences if only is None or belongs(row.range_name, only)]
     # Those beyond the report's bound are of unknown ranges: they count, since something is wrong.
     count = len(differences) + found.difference_count - len(found.differences)
     try:
@@ -155,16 +160,6 @@ def _check_name(only: str, given: "list[Projection]") -> None:
         raise InvalidArgument(
             f"there is no projection {only!r}: choose one of {', '.join(names)}, or name your own with --projection"
         )
-
-
-def _belongs(range_name: str, only: str) -> bool:
-    if range_name == "meta":
-        return True
-    if range_name.startswith("projection "):
-        return range_name == f"projection {only}"
-    from ledgerq.projections.runner import JOBS, STATS
-
-    return only == (STATS if range_name == STATS else JOBS)
 
 
 def rebuild_projections(

@@ -24,9 +24,12 @@ from ledgerq.eventlog.events import (
     Event,
     Expired,
     FilesSetAside,
+    Held,
+    HoldReleased,
     KvDeleted,
     KvSet,
     LeaseExpired,
+    LimitsSet,
     Moved,
     Nacked,
     Promoted,
@@ -48,6 +51,7 @@ from ledgerq.eventlog.events import (
 )
 from ledgerq.eventlog.terms import Terms, decode_terms
 from ledgerq.projections.stats import QueueStats
+from ledgerq.tools.console.limit_descriptions import limits_text
 from ledgerq.tools.console.output import json_bytes, local_time, shorten, utc_time
 from ledgerq.tools.console.schedule_descriptions import schedule_text
 from ledgerq.tools.console.value_descriptions import value_text
@@ -175,6 +179,8 @@ def event_text(event: Event) -> str:
             return schedule_text(event)
         case KvSet() | KvDeleted():
             return value_text(event)
+        case LimitsSet() | Held() | HoldReleased():
+            return limits_text(event)
         case WriterOpened():
             lost = event.rolled_back_from
             accepted = "" if lost is None else f", accepted the loss of what followed up to offset {lost}"

@@ -35,15 +35,14 @@ from ledgerq.worker.claims import Claim, ClaimName, ClaimWaiters, Waiter
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.engine.late_jobs import LATE_AT_ONCE, LateJobs
 from ledgerq.worker.engine.leases import Lease, Leases
+from ledgerq.worker.engine.limiting import Limiting
 from ledgerq.worker.engine.refill import WindowRefill
+from ledgerq.worker.engine.watchers import WatchCallback, Watchers
 from ledgerq.worker.engine.writer_state import WriterState
 from ledgerq.worker.job_logging import EndedClaims
 from ledgerq.worker.options import QueueOptions, to_ms
 
 __all__ = ["Dispatcher", "WatchCallback"]
-
-WatchCallback = Callable[[str], None]
-"""Called once with "cancel" (an operator wants the job to stop) or "lost" (the claim is no longer current)."""
 
 
 class Dispatcher:
@@ -54,7 +53,7 @@ class Dispatcher:
     ) -> None:
         self.leases = Leases()
         self.waiters = ClaimWaiters()
-        self.watchers: dict[bytes, tuple[int, WatchCallback]] = {}
+        self.watchers = Watchers()
         self._writer_state = writer_state
         self._clock = clock
         self._options_of = options_of
@@ -64,6 +63,7 @@ class Dispatcher:
         self._ended: LedgerError | None = None
         self._ended_claims = ended
         self._late = LateJobs(writer_state, clock=clock, options_of=options_of, dispatch=self.dispatch)
+        self.limiting = Limiting(writer_state, clock=clock, options_of=options_of, dispatch=self.dispatch)
         self._refill = WindowRefill(
             writer_state, dispatch=self.dispatch, broken=self._broken, failed=self._refill_failed
         )
@@ -75,33 +75,20 @@ class Dispatcher:
         if before is not None and before.state == "claimed":
             if after is None or after.state != "claimed":
                 self.leases.drop(before.spec.id)
-                self._tell(before.spec.id, "lost")
+                self.watchers.tell(before.spec.id, "lost")
+                self.limiting.settled(before.spec.queue)
             elif after.cancel_request is not None and before.cancel_request is None:
-                self._tell(before.spec.id, "cancel")
+                self.watchers.tell(before.spec.id, "cancel")
         if after is not None and after.state == "pending":
             self._fresh[after.spec.queue] = None
 
-    def _tell(self, id: bytes, what: str) -> None:
-        watcher = self.watchers.pop(id, None) if what == "lost" else self.watchers.get(id)
-        if watcher is not None:
-            # Not from within the staging of an event: the callback may call the queue.
-            asyncio.get_running_loop().call_soon(watcher[1], what)
-
     def watch(self, claim: Claim, callback: WatchCallback) -> None:
         """Call `callback` when the claim's job is to stop, or the claim is lost; forgotten when it is settled."""
-        job = self._writer_state.claimed.get(claim.id)
-        if job is None or job.claim_offset != claim.offset or self._ended is not None:
-            asyncio.get_running_loop().call_soon(callback, "lost")
-            return
-        self.watchers[claim.id] = (claim.offset, callback)
-        if job.cancel_request is not None:
-            asyncio.get_running_loop().call_soon(callback, "cancel")
+        self.watchers.add(None if self._ended else self._writer_state.claimed.get(claim.id), claim, callback)
 
     def forget(self, claim: Claim | ClaimName) -> None:
         """Drop the watcher of a claim that its holder settles now."""
-        watcher = self.watchers.get(claim.id)
-        if watcher is not None and watcher[0] == claim.offset:
-            del self.watchers[claim.id]
+        self.watchers.drop(claim)
 
     # ------------------------------------------------------------------ serving
 
@@ -137,7 +124,9 @@ class Dispatcher:
             waiter.future.set_result(claims)
         if self.waiters.first(queue) is None:
             return
-        if not paused and self._refill.needs(queue):
+        if queue in self.limiting.refused:
+            self.limiting.wake_later(queue)
+        elif not paused and self._refill.needs(queue):
             self._refill.start(queue)
         for waiter in [*self._impatient]:
             if not waiter.future.done() and not any(self._may_serve(name) for name in waiter.queues):
@@ -151,13 +140,17 @@ class Dispatcher:
 
     def _may_bring(self, queue: str) -> bool:
         may = queue in self._late or self._refill.refilling(queue) or self._refill.needs(queue)
-        return may and not self._writer_state.paused(queue)
+        return may and not self._is_closed(queue)
 
     def _may_serve(self, queue: str) -> bool:
         """Whether waiting for this queue may be worth it: jobs may come, or are kept for an earlier call."""
         return self._may_bring(queue) or (
-            not self._writer_state.paused(queue) and self._writer_state.window(queue).first() is not None
+            not self._is_closed(queue) and self._writer_state.window(queue).first() is not None
         )
+
+    def _is_closed(self, queue: str) -> bool:
+        """Whether the queue has no job to give now, whatever it holds."""
+        return self._writer_state.paused(queue) or queue in self.limiting.refused
 
     def _take(
         self, queue: str, limit: int, lease_ms: int | None, worker: str | None, kept: bool = False
@@ -166,6 +159,12 @@ class Dispatcher:
         if queue in self._late:
             return []
         writer_state, window = self._writer_state, self._writer_state.window(queue)
+        is_limited = queue not in self.limiting.unlimited
+        if is_limited:
+            if window.first() is not None:
+                self.limiting.record(queue)
+            limit = min(limit, self.limiting.room(queue))
+            is_limited = queue not in self.limiting.unlimited
         if lease_ms is None:
             lease_ms = to_ms(self._options_of(queue).lease_s)
         claims: list[Claim] = []
@@ -192,8 +191,11 @@ class Dispatcher:
                     0,  # see `_begin_leases`
                     ready.payload,
                     spec.terms,
+                    is_limited,
                 )
             )
+        if is_limited and claims:
+            self.limiting.room(queue)
         if claims and self._refill.needs(queue):
             self._refill.start(queue)
         if late == LATE_AT_ONCE and not claims:
@@ -329,12 +331,11 @@ class Dispatcher:
         for waiter in self.waiters.everyone():
             self.waiters.remove(waiter)
             waiter.future.set_exception(error)
-        watchers, self.watchers = self.watchers, {}
-        for _, callback in watchers.values():
-            asyncio.get_running_loop().call_soon(callback, "lost")
+        self.watchers.lose_all()
 
     async def close(self) -> None:
-        """End the tasks that refill windows."""
+        """End the tasks that refill windows, and timers."""
+        self.limiting.close()
         await self._refill.close()
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from msgspec.structs import replace
 
 from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, ResultTooLarge
-from ledgerq.eventlog.events import JobEvent, Nacked
+from ledgerq.eventlog.events import Held, JobEvent, Nacked
 from ledgerq.eventlog.side_records import MAX_RESULT_BYTES
 from ledgerq.projections.job import Job
 from ledgerq.worker.claims import Claim, ClaimName
@@ -184,19 +184,25 @@ def stage_nack(
     return events
 
 
-async def release(core: Core, claim: Claim, reason: str, *, delay_ms: int = 0) -> None:
+async def release(core: Core, claim: Claim, reason: str, *, delay_ms: int = 0, hold_ms: int = 0) -> None:
     """Release a claim, as `Queue.release` does."""
     async with core.refusing():
-        stage_release(core, claim, reason, delay_ms=delay_ms)
+        stage_release(core, claim, reason, delay_ms=delay_ms, hold_ms=hold_ms)
     core.dispatcher.serve()
     await core.log.committed()
 
 
-def stage_release(core: Core, claim: Claim | ClaimName, reason: str, *, delay_ms: int = 0) -> None:
-    """Stage what follows from a release."""
+def stage_release(core: Core, claim: Claim | ClaimName, reason: str, *, delay_ms: int = 0, hold_ms: int = 0) -> None:
+    """Stage what follows from a release; with `hold_ms` the queue is held back for so long, in the same commit."""
     job = core.writer_state.claimed.get(claim.id)
     options, now_ms = core.options(claim.queue), core.clock.now_ms()
     events = decisions.release(job, claim.offset, options=options, now_ms=now_ms, error=reason, delay_ms=delay_ms)
+    if hold_ms and job is not None:
+        # First, so that no claim which waits gets the job back.
+        limits = core.writer_state.limits.of(job.queue)
+        until_ms = max(limits.held_until_ms, core.log.upcoming_ms() + hold_ms)
+        core.writer_state.apply_limits(Held(job.queue, until_ms, job.id, "", ""))
+        core.dispatcher.limiting.changed(job.queue)
     _stage(core, claim, job, events)
 
 

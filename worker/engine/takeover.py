@@ -70,6 +70,7 @@ async def take_over(
             # A damaged name is no queue's; its hint is found by the audit.
             writer_state.hints[keys.hint_queue(key, "replace")] = keys.hint_position(value)
     await writer_state.schedules.read(store)
+    await writer_state.limits.read(store)
     head = log.durable_head
     await writer_state.host.restore(store)
     anchor = Anchor(head.base_offset, head.next_offset, head.digest, head.epoch, head.time_ms)

@@ -33,9 +33,12 @@ from typing import Final, NamedTuple
 from ledgerq.eventlog import keys
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
 from ledgerq.eventlog.events import (
+    STATES,
     TEXT_FIELDS,
+    Claimed,
     Enqueued,
     JobEvent,
+    LimitEvent,
     LogEvent,
     Moved,
     QueueEvent,
@@ -53,40 +56,17 @@ from ledgerq.projections.runner import ProjectionHost
 from ledgerq.projections.stats import QueueCounters
 from ledgerq.worker.engine import commit_rows
 from ledgerq.worker.engine.commit_rows import Changes, Touched
+from ledgerq.worker.engine.kept_limits import KeptLimits
 from ledgerq.worker.engine.kept_schedules import KeptSchedules
 from ledgerq.worker.engine.kept_values import KeptValues
+from ledgerq.worker.engine.newer import Newer
 from ledgerq.worker.engine.ready_window import FIRST_POSITION, PayloadBudget, Position, ReadyWindow
 
 __all__ = ["WriterState"]
 
 _WATCH_LIMIT_ROWS: Final = 1000
 _HINT_EVERY_CLAIMS: Final = 1000
-
-
-class Newer:
-    """Jobs staged since a group of reads began, or not durable then: newer than what the store answers.
-
-    Making one costs nothing, however much is not durable: a commit keeps its jobs where they are when it is on its way.
-    """
-
-    def __init__(self, undurable: list[Touched]) -> None:
-        """`undurable`: what each commit that is not durable has touched, oldest first."""
-        self.readers = 0
-        self.changes: dict[bytes, Job | None] = {}
-        self._undurable = undurable
-
-    def __contains__(self, id: bytes) -> bool:
-        return id in self.changes or any(id in staged for staged in self._undurable)
-
-    def __getitem__(self, id: bytes) -> Job | None:
-        if id in self.changes:
-            return self.changes[id]
-        return next(touched[id] for touched in reversed(self._undurable) if id in touched)[1]
-
-    def values(self) -> Iterable[Job | None]:
-        """The newest state of each of these jobs."""
-        undurable = {id: after for staged in self._undurable for id, (_, after) in staged.items()}
-        return (undurable | self.changes).values()
+_CLAIMED: Final = STATES.index("claimed")
 
 
 class _Filled(NamedTuple):
@@ -111,6 +91,7 @@ class WriterState:
         self.hints: dict[str, Position] = {}
         self.schedules = KeptSchedules()
         self.values = KeptValues()
+        self.limits = KeptLimits()
         self.on_change: Callable[[Job | None, Job | None], None] = lambda before, after: None
         self.on_commit: Callable[[], None] = lambda: None
         self.on_failure: Callable[[LedgerError], None] = lambda error: None
@@ -133,6 +114,11 @@ class WriterState:
         """Whether the queue is paused."""
         counters = self.counters.get(queue)
         return counters is not None and counters.paused
+
+    def running(self, queue: str) -> int:
+        """How many jobs of the queue are claimed."""
+        counters = self.counters.get(queue)
+        return 0 if counters is None else counters.now[_CLAIMED]
 
     def window(self, queue: str) -> ReadyWindow:
         """The ready window of a queue; that of a queue that never had an event is empty, and not kept."""
@@ -168,6 +154,8 @@ class WriterState:
             window = self.windows[queue] = self.window(queue)
         (self.counters.get(queue) or self.counters_of(queue)).apply(before, event, after)
         self._dirty_queues[queue] = None
+        if self.limits.by_queue and type(event) is Claimed:
+            self.limits.claimed(queue, time_ms)
         if type(event) is Moved and after is not None:
             window = self._arrive(window, after)
         touched = self._touched.get(id)
@@ -223,6 +211,14 @@ class WriterState:
         event = self.log.seal(event)
         offset = self.log.append(event)
         self.schedules.apply(event, offset, self.log.commit())
+        if self.host.active:
+            self._transitions.append(Transition(offset, self.log.time_ms, event, None, None))
+
+    def apply_limits(self, event: LimitEvent) -> None:
+        """Stage an event of limits."""
+        event = self.log.seal(event)
+        offset = self.log.append(event)
+        self.limits.apply(event)
         if self.host.active:
             self._transitions.append(Transition(offset, self.log.time_ms, event, None, None))
 
@@ -296,6 +292,7 @@ class WriterState:
             transitions, self._transitions = self._transitions, []
             changes = commit_rows.index_changes(touched) if len(touched) <= commit_rows.PIECE_JOBS else {}
             self.schedules.add_changes(changes)
+            self.limits.add_changes(changes)
             filled = _Filled(commit, touched, changes, self._add_queues(changes))
             self._in_flight.append(filled)
             self.host.project(transitions, commit.base_offset + len(commit.events), changes)

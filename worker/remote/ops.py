@@ -166,7 +166,8 @@ class Ops:
                 )
             case ReleaseOp():
                 delay_ms = 0 if op.delay is None else seconds_ms("delay", op.delay)
-                settlement.stage_release(core, claim, op.reason, delay_ms=delay_ms)
+                hold_ms = 0 if op.hold is None else seconds_ms("hold", op.hold)
+                settlement.stage_release(core, claim, op.reason, delay_ms=delay_ms, hold_ms=hold_ms)
             case ExtendOp():
                 lease_ms = seconds_ms("lease", op.lease, least_ms=1)
                 return OpResult(lease_expires_ms=core.dispatcher.renew(claim, lease_ms))

@@ -21,7 +21,6 @@ from ledgerq.eventlog.entropy import Entropy, SystemEntropy, job_id_bytes, job_i
 from ledgerq.eventlog.errors import ClaimLost, DuplicateJobId, InvalidArgument, LedgerError, QueueClosed
 from ledgerq.eventlog.keys import queue_name_bytes, queue_names
 from ledgerq.eventlog.runtime.event_loop import running_loop
-from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine.decisions import MAX_ERROR_CHARS, MAX_TYPE_CHARS, clip
@@ -30,6 +29,7 @@ from ledgerq.worker.engine.settlement import check_result
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
 from ledgerq.worker.remote import wire
+from ledgerq.worker.remote.claim_messages import claim_of
 from ledgerq.worker.remote.heartbeat import Heartbeat
 from ledgerq.worker.remote.lanes import Lanes, Results
 from ledgerq.worker.remote.remote_reads import RemoteReads
@@ -188,7 +188,7 @@ class RemoteQueue(Unsent, RemoteReads):
             )
             answer, _ = await self._transport.call("POST", "/v1/claim", wire.ClaimsAnswer, body=body, wait_s=left_s)
             if answer.claims or (over_s is not None and loop.time() >= over_s):
-                return [_claim(one) for one in answer.claims]
+                return [claim_of(one) for one in answer.claims]
 
     async def ack(self, claim: Claim, result: bytes | None = None, effects: Effects | None = None) -> None:
         """Ack a claim, as `Queue.ack` does, without effects."""
@@ -246,11 +246,13 @@ class RemoteQueue(Unsent, RemoteReads):
             wire.NackOp(claim=name, error=error, delay=delay, dead=dead, error_type=error_type, rule=body)
         )
 
-    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
+    async def release(
+        self, claim: Claim, reason: str = "released", delay: float | None = None, hold: float | None = None
+    ) -> None:
         """Release a claim, as `Queue.release` does. When an answer is lost, the repeated call may raise `ClaimLost`."""
         reason = clip(reason, MAX_ERROR_CHARS)
         self._heartbeat.forget(claim)
-        await self._settle(wire.ReleaseOp(claim=_name(claim), reason=reason, delay=delay))
+        await self._settle(wire.ReleaseOp(claim=_name(claim), reason=reason, delay=delay, hold=hold))
 
     async def _settle(self, op: wire.Op) -> wire.OpResult:
         result, _ = await self._one(op)
@@ -324,19 +326,3 @@ def _added(result: wire.OpResult, own_id: str, repeated: bool) -> EnqueueResult:
 
 def _name(claim: Claim) -> wire.Name:
     return claim.job_id, claim.offset
-
-
-def _claim(one: wire.ClaimMessage) -> Claim:
-    return Claim(
-        one.queue,
-        job_id_bytes(one.id),
-        one.offset,
-        one.attempt,
-        one.max_attempts,
-        one.priority,
-        one.enqueued_ms,
-        one.lease_ms,
-        one.lease_expires_ms,
-        PayloadRecord(b"", one.headers, one.payload),
-        one.terms,
-    )

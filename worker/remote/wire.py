@@ -104,6 +104,7 @@ class ReleaseOp(Message, tag_field="op", tag="release"):
     claim: Name
     reason: str = "released"
     delay: float | None = None
+    hold: float | None = None
 
 
 class ExtendOp(Message, tag_field="op", tag="extend"):
@@ -190,6 +191,7 @@ class ClaimMessage(Message):
     headers: dict[str, str] | None = None
     task: str | None = None
     terms: bytes | None = None
+    limited: bool = False
 
 
 class ClaimsAnswer(Message):

@@ -9,10 +9,11 @@ from ledgerq.eventlog.events import STATES, Enqueued
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.projections.job import FINISHED, Job
 from ledgerq.projections.texts import records_with_texts
-from ledgerq.worker.claims import Claim, EnqueueResult
+from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.options import QueueOptions, seconds_ms
 from ledgerq.worker.queue import Queue
 from ledgerq.worker.remote import wire
+from ledgerq.worker.remote.claim_messages import message_of
 from ledgerq.worker.remote.ops import Ops, new_jobs
 from ledgerq.worker.remote.service_errors import NotAllowed
 from ledgerq.worker.service.call import Call
@@ -55,7 +56,7 @@ class Api:
         wait, worker = body.wait, body.worker or call.caller.name or None
         claims = await self.queue.claim(body.queues, body.limit, body.lease, wait, worker, kept=not call.is_own)
         call.undo = lambda: self.ops_of.give_back(claims)
-        return wire.ClaimsAnswer(claims=[_claim(claim) for claim in claims])
+        return wire.ClaimsAnswer(claims=[message_of(claim) for claim in claims])
 
     async def heartbeat(self, call: Call) -> wire.HeartbeatAnswer:
         """Renew claims, and learn which are lost and which of their jobs are to stop."""
@@ -215,21 +216,3 @@ def _added(result: EnqueueResult) -> wire.Added:
 
 def _job_fields(job: Job) -> dict[str, object]:
     return {"id": job.job_id, **wire.fields_of(job)}
-
-
-def _claim(claim: Claim) -> wire.ClaimMessage:
-    return wire.ClaimMessage(
-        queue=claim.queue,
-        id=claim.job_id,
-        offset=claim.offset,
-        attempt=claim.attempt,
-        max_attempts=claim.max_attempts,
-        priority=claim.priority,
-        enqueued_ms=claim.enqueued_ms,
-        lease_ms=claim.lease_ms,
-        lease_expires_ms=claim.lease_expires_ms,
-        payload=claim.payload,
-        headers=claim.record.headers,
-        task=claim.task,
-        terms=claim.terms,
-    )

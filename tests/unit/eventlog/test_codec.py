@@ -40,9 +40,12 @@ from ledgerq.eventlog.events import (
     Event,
     Expired,
     FilesSetAside,
+    Held,
+    HoldReleased,
     KvDeleted,
     KvSet,
     LeaseExpired,
+    LimitsSet,
     Moved,
     Nacked,
     Promoted,
@@ -190,6 +193,14 @@ GOLDEN_2 += [
     (KvSet("k", 20, bytes(32), JOB), f"c401299194a16b14c420{'00' * 32}{JOB_HEX}"),
     (KvDeleted("k", None, True), "c4012a9193a16bc0c3"),
     (KvDeleted("k", JOB), f"c4012a9193a16b{JOB_HEX}c2"),
+]
+GOLDEN_2 += [
+    (
+        LimitsSet("mail", 5, 600, 60_000, 2, "code", "ledgerq", ""),
+        "c401409198a46d61696c05cd0258cdea6002a4636f6465a76c6564676572" + "71a0",
+    ),
+    (Held("mail", 1_700_000_001_000, JOB, "", ""), f"c401419195a46d61696ccf0000018bcfe56be8{JOB_HEX}a0a0"),
+    (HoldReleased("mail", "ann", SEALED), f"c401429193a46d61696ca3616e6e{SEALED_HEX}"),
 ]
 _CHANGED = {type(event) for event, _ in GOLDEN_2}
 GOLDEN = [*GOLDEN_2, *(golden for golden in GOLDEN_1 if type(golden[0]) not in _CHANGED)]

@@ -20,6 +20,7 @@ from ledgerq.eventlog.events import (
     Expired,
     JobEvent,
     LeaseExpired,
+    LimitEvent,
     LogEvent,
     Moved,
     Nacked,
@@ -147,7 +148,13 @@ def test_the_events_above_reach_all_of_the_table() -> None:
 
 
 def test_the_table_knows_every_job_event_and_every_state() -> None:
-    no_job = {*get_args(QueueEvent), *get_args(ScheduleEvent), *get_args(ValueEvent), *get_args(LogEvent)}
+    no_job = {
+        *get_args(QueueEvent),
+        *get_args(ScheduleEvent),
+        *get_args(ValueEvent),
+        *get_args(LimitEvent),
+        *get_args(LogEvent),
+    }
     assert set(TRANSITIONS) == set(EVENT_TYPES.values()) - no_job == {type(event) for event in EVENTS}
     left = {state for allowed in TRANSITIONS.values() for state in allowed}
     entered = {state for allowed in TRANSITIONS.values() for states in allowed.values() for state in states}

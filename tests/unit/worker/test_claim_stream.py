@@ -205,7 +205,9 @@ class Double:
         """Failed."""
         self._settled(claim, "nack", error.splitlines()[-1], delay, dead)
 
-    async def release(self, claim: Claim, reason: str = "released", delay: float | None = None) -> None:
+    async def release(
+        self, claim: Claim, reason: str = "released", delay: float | None = None, hold: float | None = None
+    ) -> None:
         """Given back."""
         self._settled(claim, "release", reason)
 
