@@ -292,11 +292,13 @@ class Running:
             return  # it came too early, and was no try
         timed_out_s = (self._handler.timeout_ms or 0) / 1000 if self.stopped == "timeout" else None
         error, self.error = self.error, None
+        rule = None if error is None else rule_for(error, self._handler.retry)
+        said = (self.claim, outcome, error, timed_out_s, None if rule is None else rule.attempts)
         if self._trace is None:
-            say_outcome(self.claim, outcome, error, timed_out_s)
+            say_outcome(*said)
         else:
             # There, so that the record carries the ids of the trace.
-            self._trace.context.run(say_outcome, self.claim, outcome, error, timed_out_s)
+            self._trace.context.run(say_outcome, *said)
             self._trace.end(outcome, error, timed_out_s is not None)
         if self._runner.meters is not None:
             self._runner.meters.ended(self.claim, outcome, self._took_s, timed_out=timed_out_s is not None)

@@ -197,10 +197,13 @@ def stage_release(core: Core, claim: Claim | ClaimName, reason: str, *, delay_ms
     job = core.writer_state.claimed.get(claim.id)
     options, now_ms = core.options(claim.queue), core.clock.now_ms()
     events = decisions.release(job, claim.offset, options=options, now_ms=now_ms, error=reason, delay_ms=delay_ms)
-    _stage(core, claim, job, events)
+    ended = _stage(core, claim, job, events)
+    if isinstance(first := events[0], Nacked) and first.to == "dead":  # its worker has put it off, and doesn't know
+        core.ended.record(ended, str(first.error))
 
 
-def _stage(core: Core, claim: Claim | ClaimName, job: Job | None, events: Sequence[JobEvent]) -> None:
+def _stage(core: Core, claim: Claim | ClaimName, job: Job | None, events: Sequence[JobEvent]) -> Job | None:
     core.dispatcher.forget(claim)
     for event in events:
         job = core.writer_state.apply(job, event, claim.record)
+    return job
