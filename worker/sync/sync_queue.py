@@ -112,11 +112,12 @@ class Queue(Face):
         """The queue itself, for its own event loop."""
         self._closing = threading.Lock()
         self._thread: LoopThread | None = None
+        self._is_closed = False
 
     def _ends_with(self, thread: LoopThread) -> None:
         """Let `close` end its thread, too, and the end of the process close the queue."""
         self._thread = thread
-        atexit.register(self.close)
+        atexit.register(self._at_exit)
 
     def __enter__(self) -> Self:
         return self
@@ -135,12 +136,21 @@ class Queue(Face):
         if own_pid() != self._owner.pid:
             return
         with self._closing:
-            if not self._owner.loop.is_closed():
-                self._owner.wait(self.asynchronous.close, "use `await` and close of the queue itself")
+            self._close()
             if self._thread is not None:
                 thread, self._thread = self._thread, None
                 thread.end()
-                atexit.unregister(self.close)
+                atexit.unregister(self._at_exit)
+
+    def _close(self) -> None:
+        self._is_closed = True
+        if not self._owner.loop.is_closed():
+            self._owner.wait(self.asynchronous.close, "use `await` and close of the queue itself")
+
+    def _at_exit(self) -> None:
+        """Close the queue; its loop is left as it is: to end one takes a new thread, and none begins any more."""
+        if own_pid() == self._owner.pid:
+            self._close()
 
     # ------------------------------------------------------------------ what is known without a wait
 
@@ -148,6 +158,11 @@ class Queue(Face):
     def location(self) -> str:
         """The URL it was opened by."""
         return self.asynchronous.location
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, or its event loop has ended."""
+        return self._is_closed or self._owner.loop.is_closed()
 
     @property
     def failure(self) -> LedgerError | None:
