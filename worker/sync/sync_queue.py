@@ -6,19 +6,25 @@ the calls of tasks do.
 
 import asyncio
 import atexit
-import functools
-import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from ledgerq.eventlog.clock import Clock
+from ledgerq.eventlog.entropy import Entropy
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.runtime.process import own_pid
+from ledgerq.eventlog.slate.options import StoreOptions
+from ledgerq.eventlog.store import Store
+from ledgerq.projections.runner import Projection
 from ledgerq.worker.bulk import Bulk
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.effects import Effects
+from ledgerq.worker.engine.checkpoints import Checkpoints
+from ledgerq.worker.engine.core import DEFAULT_OPTIONS
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue as AsyncQueue
@@ -27,12 +33,13 @@ from ledgerq.worker.schedules import Schedules
 from ledgerq.worker.sync.blocking import Face, LoopThread, blocking, refuse_loop
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
     from ledgerq.worker.remote.remote_queue import RemoteQueue
     from ledgerq.worker.tasks.handle import Handle
+    from ledgerq.worker.tasks.registry import Tasks
 
 __all__ = ["Queue", "SyncBulk", "SyncSchedules", "SyncValues"]
-
-P = ParamSpec("P")
 
 
 class SyncValues(Face):
@@ -66,26 +73,6 @@ class SyncSchedules(Face):
     next = blocking(Schedules.next)
 
 
-def _opening(method: Callable[P, Opening[Any]]) -> Callable[P, "Queue"]:
-    """The function that opens a queue as `method` does, on a loop in a thread of its own."""
-
-    @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> "Queue":
-        refuse_loop("use `async with` and Queue.open or Queue.connect of ledgerq itself")
-        thread = LoopThread()
-        try:
-            queue = Queue(thread.owner.wait(lambda: method(*args, **kwargs), "", unreceived=_close))
-        except BaseException:
-            thread.end()
-            raise
-        queue._ends_with(thread)
-        return queue
-
-    call.__doc__ = f"Open a queue as `{method.__name__}` of `ledgerq.Queue` does, with the same arguments, at once."
-    vars(call)["__signature__"] = inspect.signature(method).replace(return_annotation="Queue")
-    return call
-
-
 async def _close(queue: "AsyncQueue | RemoteQueue") -> None:
     await queue.close()
 
@@ -103,9 +90,6 @@ class Queue(Face):
     threads.
     """
 
-    open = staticmethod(_opening(AsyncQueue.open))
-    connect = staticmethod(_opening(AsyncQueue.connect))
-
     def __init__(self, queue: "AsyncQueue | RemoteQueue") -> None:
         super().__init__(queue.owner, queue)
         self.asynchronous: AsyncQueue | RemoteQueue = queue
@@ -113,6 +97,53 @@ class Queue(Face):
         self._closing = threading.Lock()
         self._thread: LoopThread | None = None
         self._is_closed = False
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Path = "memory:///",
+        *,
+        share: bool = False,
+        default: QueueOptions = DEFAULT_OPTIONS,
+        queues: Mapping[str, QueueOptions] | None = None,
+        ready_window: int = 10_000,
+        commit_interval_ms: float | None = None,
+        clock: Clock | None = None,
+        entropy: Entropy | None = None,
+        store: Store | None = None,
+        store_options: StoreOptions | None = None,
+        projections: Iterable[Projection] = (),
+        accept_rollback: bool = False,
+        take_over: bool = False,
+        wait: float | None = 0.0,
+        tracer_provider: "TracerProvider | None" = None,
+        tasks: "Tasks | None" = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> Self:
+        """Open a queue as `Queue.open` of ledgerq does, with the same arguments, at once."""
+        given = {name: value for name, value in locals().items() if name not in ("cls", "__class__")}
+        opens: Callable[..., Opening[Any]] = AsyncQueue.open
+        return cls._opened(lambda: opens(**given))
+
+    @classmethod
+    def connect(
+        cls, urls: str, *, token: str | None = None, tasks: "Tasks | None" = None, patience: float = 60.0
+    ) -> Self:
+        """Connect to a service as `Queue.connect` of ledgerq does, with the same arguments, at once."""
+        return cls._opened(lambda: AsyncQueue.connect(urls, token=token, tasks=tasks, patience=patience))
+
+    @classmethod
+    def _opened(cls, opening: Callable[[], Opening[Any]]) -> Self:
+        """The face of a queue that is opened on a loop in a thread of its own."""
+        refuse_loop("use `async with` and Queue.open or Queue.connect of ledgerq itself")
+        thread = LoopThread()
+        try:
+            queue = cls(thread.owner.wait(opening, "", unreceived=_close))
+        except BaseException:
+            thread.end()
+            raise
+        queue._ends_with(thread)
+        return queue
 
     def _ends_with(self, thread: LoopThread) -> None:
         """Let `close` end its thread, too, and the end of the process close the queue."""

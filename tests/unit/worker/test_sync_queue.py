@@ -69,6 +69,12 @@ def test_each_method_that_is_awaited_is_there_and_waits(face: type, behind: type
         assert inspect.signature(method) == inspect.signature(getattr(behind, name))
 
 
+def test_what_opens_takes_the_same_arguments() -> None:
+    for name in ("open", "connect"):
+        asynchronous, face = (inspect.signature(getattr(one, name)) for one in (AsyncQueue, Queue))
+        assert {**face.parameters} == {**asynchronous.parameters}
+
+
 def test_a_script_enqueues_claims_settles_reads_and_operates() -> None:
     with ledgerq.sync.Queue.open() as queue:
         added = queue.enqueue("mail", b"hello", headers={"to": "ada"})
