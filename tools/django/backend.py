@@ -30,7 +30,8 @@ class LedgerqBackend(BaseTaskBackend):  # type: ignore[misc]
     }
 
     OPTIONS: `url`, of a store or of a service (`http://...`, with `token`); `max_attempts` of each job; `default` and
-    `queues`, options of queues as `Queue.open` has them; `wait`, seconds for a store that another process has open.
+    `queues`, options of queues as `Queue.open` has them; `share`: whether all processes open the store, as one in a
+    folder is unless this is False; `wait`: seconds for a store that another process has open by itself.
     """
 
     supports_defer = True

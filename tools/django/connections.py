@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ledgerq.eventlog.errors import InvalidArgument
+from ledgerq.eventlog.locations import parse_location
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.queue import Queue as AsyncQueue
 from ledgerq.worker.sync.sync_queue import Queue
@@ -28,6 +29,7 @@ class Place:
     url: str
     token: str | None = None
     wait: float = 0.0
+    share: bool = False
     default: QueueOptions = field(default_factory=QueueOptions)
     queues: Mapping[str, QueueOptions] = field(default_factory=dict)
 
@@ -38,11 +40,13 @@ class Place:
         url = options.pop("url", None)
         if not isinstance(url, str | Path) or not str(url):
             raise InvalidArgument(f"url is a folder, the URL of a store or that of a service, not {url!r}")
-        if unknown := sorted(options.keys() - {"token", "wait", "default", "queues"}):
+        if unknown := sorted(options.keys() - {"token", "wait", "share", "default", "queues"}):
             raise InvalidArgument(f"there is no option {', '.join(map(str, unknown))}")
         default = _queue_options(options.pop("default", {}))
         queues = {name: _queue_options(one) for name, one in dict(options.pop("queues", {})).items()}
-        return cls(str(url), default=default, queues=queues, **options)
+        place = str(url.absolute()) if isinstance(url, Path) else url
+        is_folder = not place.startswith(_SERVICE) and parse_location(place).is_file
+        return cls(place, **{"share": is_folder, **options}, default=default, queues=queues)
 
     @property
     def is_service(self) -> bool:
@@ -53,13 +57,17 @@ class Place:
         """Open it on a thread of its own."""
         if self.is_service:
             return Queue.connect(self.url, token=self.token)
-        return Queue.open(self.url, wait=self.wait, default=self.default, queues=self.queues)
+        return Queue.open(self.url, **self._options())
 
     def open_here(self) -> Any:
         """Open it on the event loop that runs: for `async with`."""
         if self.is_service:
             return AsyncQueue.connect(self.url, token=self.token)
-        return AsyncQueue.open(self.url, wait=self.wait, default=self.default, queues=self.queues)
+        opens: Any = AsyncQueue.open
+        return opens(self.url, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {"share": self.share, "wait": self.wait, "default": self.default, "queues": self.queues}
 
 
 def _queue_options(given: Any) -> QueueOptions:
