@@ -37,7 +37,7 @@ READY, RUNNING, FAILED, SUCCESSFUL = "READY", "RUNNING", "FAILED", "SUCCESSFUL"
 @pytest.fixture(autouse=True)
 def shop_settings(tmp_path: Path) -> Iterator[None]:
     """The settings of one test, with a store of its own."""
-    options = {"url": tmp_path / "jobs", "default": {"backoff_base_s": 0.0, "max_attempts": 2}}
+    options = {"url": tmp_path / "jobs", "share": False, "default": {"backoff_base_s": 0.0, "max_attempts": 2}}
     tasks = {"default": {"BACKEND": BACKEND, "OPTIONS": options}}
     shop.ran.clear()
     with override_settings(TASKS=tasks):
@@ -199,6 +199,10 @@ def test_options_and_the_commands_arguments_are_checked(tmp_path: Path) -> None:
         with pytest.raises(ImproperlyConfigured, match=r"TASKS\['default'\]\['OPTIONS'\]"):
             LedgerqBackend("default", {"OPTIONS": options})
     assert backends["default"].check() == []
+    places = [
+        LedgerqBackend("default", {"OPTIONS": {"url": url}}).place for url in (tmp_path, "jobs", "http://a:1", "s3://b")
+    ]
+    assert [place.share for place in places] == [True, True, False, False]
     (warning,) = LedgerqBackend("default", {"OPTIONS": {"url": "memory:///"}}).check()
     assert warning.id == "ledgerq.W001"
     shop.add.enqueue(1, 2)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "examples" / "django_project"
 LIMIT_S = 120
 PROCESSES = 4
-ORDERS = 90
+POLL_S = 0.1
+ORDERS = 48
 
 
 class Program:
@@ -159,3 +161,4 @@ def until_confirmed(address: str, job_id: str, work: Program) -> str:
         if found is not None and found["status"] == "SUCCESSFUL":
             return found["text"]
         assert work.process.poll() is None, "".join(work.said)
+        time.sleep(POLL_S)
