@@ -238,14 +238,14 @@ class Handler(NamedTuple):
     choose: "Callable[[Claim], Handler] | None" = None
 
     @classmethod
-    def of(cls, queue: str, function: HandlerFunction, timeout_ms: int | None) -> "Handler":
+    def of(cls, queue: str, function: HandlerFunction, timeout_ms: int | None, keeps_result: bool = False) -> "Handler":
         """Make a handler of an async or plain function (or an object with such a call); refuse what would never run."""
         called = getattr(function, "__call__", None)  # noqa: B004
         yields = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         if called is None or yields:
             raise InvalidArgument(f"a handler is a function that takes a job, and has no yield, not {function!r}")
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
-        return cls(queue, function, timeout_ms, is_async, f"ledgerq-{queue}")
+        return cls(queue, function, timeout_ms, is_async, f"ledgerq-{queue}", keeps_result)
 
 
 class Settler(JobQueue, Protocol):

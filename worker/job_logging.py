@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import MutableMapping
 from typing import Any, Final, Literal
 
+from ledgerq.eventlog.events import Sealed
 from ledgerq.eventlog.runtime.log_records import LogThrottle, about, about_job, logger
 from ledgerq.eventlog.writer import EventLog
 from ledgerq.projections.job import Job
@@ -28,8 +29,14 @@ _BURST_CLAIMS: Final = 20
 _ENDED_EVENTS: Final = {decisions.LEASE_EXPIRED: "lease_expired", decisions.INTERRUPTED: "interrupted"}
 
 
-def say_outcome(claim: Claim, outcome: Outcome, error: BaseException | None, timed_out_s: float | None) -> None:
-    """Log the outcome of a handler's try, which is durable."""
+def say_outcome(
+    claim: Claim,
+    outcome: Outcome,
+    error: BaseException | None,
+    timed_out_s: float | None,
+    max_attempts: int | None = None,
+) -> None:
+    """Log the outcome of a handler's try, which is durable; `max_attempts`: those of the rule for its exception."""
     traceback: BaseException | None = None
     if outcome == "done":
         level, event, what = logging.DEBUG, "job_done", "done"
@@ -61,12 +68,11 @@ def say_outcome(claim: Claim, outcome: Outcome, error: BaseException | None, tim
     if _worker_log.isEnabledFor(level):
         _worker_log.log(
             level,
-            "job %s (%s): %s (attempt %d of %d)",
+            "job %s (%s): %s (%s)",
             claim.job_id,
             claim.queue,
             what,
-            claim.attempt,
-            claim.max_attempts,
+            _attempts(claim.attempt, max_attempts or claim.max_attempts),
             exc_info=traceback,
             extra=about_job(event, claim.id, claim.queue, claim.attempt, claim.offset),
         )
@@ -127,15 +133,20 @@ def say_interrupted(jobs: list[Job]) -> None:
 
 def _say_ended(job: Job, why: str, left_out: str) -> None:
     dead = job.state == "dead"
+    event = "job_dead" if dead else _ENDED_EVENTS.get(why, "job_snoozed")
     _queue_log.log(
         logging.ERROR if dead else logging.WARNING,
-        "job %s (%s): %s, it is %s now (attempt %d of %d)%s",
+        "job %s (%s): %s, it is %s now (%s)%s",
         job.job_id,
         job.queue,
-        job.error if dead else why,
+        job.error if dead and not isinstance(job.last_error, Sealed) else why,
         job.state,
-        job.attempt,
-        job.max_attempts,
+        _attempts(job.attempt, job.max_attempts),
         left_out,
-        extra=about_job("job_dead" if dead else _ENDED_EVENTS[why], job.id, job.queue, job.attempt, job.claim_offset),
+        extra=about_job(event, job.id, job.queue, job.attempt, job.claim_offset),
     )
+
+
+def _attempts(attempt: int, max_attempts: int) -> str:
+    """Which try it was; of how many is not known here when a rule for an exception gave it more than its job has."""
+    return f"attempt {attempt} of {max_attempts}" if attempt <= max_attempts else f"attempt {attempt}"

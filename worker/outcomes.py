@@ -25,8 +25,10 @@ __all__ = [
 _ERROR_LINES: Final = 12
 _ERROR_CHARS: Final = 2000
 # What stands between a worker and the user's handler: the worker itself, and what runs its tasks and threads.
-_CALLING: Final = tuple(
-    f"{Path(str(file)).parent}/" for file in (__file__, threads.__file__, asyncio.__file__, concurrent.futures.__file__)
+_CALLING: Final = (
+    *(f"{Path(str(module.__file__)).parent}/" for module in (threads, asyncio, concurrent.futures)),
+    f"{Path(__file__).parent}/",
+    f"{Path(__file__).parents[1]}/tools/django/",
 )
 _TASKS: Final = f"{Path(__file__).parent}/tasks/"
 

@@ -7,6 +7,7 @@ that were not received are given back. Next: worker.py, which runs handlers on t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from ledgerq.eventlog.clock import Clock, SystemClock
@@ -62,7 +63,7 @@ class Queue(QueueClaims):
     @classmethod
     def open(
         cls,
-        url: str = "memory:///",
+        url: str | Path = "memory:///",
         *,
         share: Literal[False] = False,
         default: QueueOptions = DEFAULT_OPTIONS,
@@ -85,7 +86,7 @@ class Queue(QueueClaims):
     @classmethod
     def open(
         cls,
-        url: str,
+        url: str | Path,
         *,
         share: Literal[True],
         default: QueueOptions = DEFAULT_OPTIONS,
@@ -102,7 +103,7 @@ class Queue(QueueClaims):
     @classmethod
     def open(
         cls,
-        url: str = "memory:///",
+        url: str | Path = "memory:///",
         *,
         share: bool = False,
         default: QueueOptions = DEFAULT_OPTIONS,
@@ -142,6 +143,7 @@ class Queue(QueueClaims):
         """
         if tasks is not None and not callable(getattr(tasks, "opened", None)):
             raise InvalidArgument(f"tasks is what Tasks() makes, not {tasks!r}")
+        place = str(url.absolute()) if isinstance(url, Path) else url
         parts: dict[str, Any] = {
             "default": default,
             "queues": queues,
@@ -154,8 +156,8 @@ class Queue(QueueClaims):
         }
         own = {"store": store, "take_over": take_over, "projections": projections, "tracer_provider": tracer_provider}
         if share:
-            return _shared(url, parts, {**own, "checkpoints": checkpoints}, wait, tasks)
-        return cls._alone(url, parts | own | {"wait": wait}, tasks, checkpoints)
+            return _shared(place, parts, {**own, "checkpoints": checkpoints}, wait, tasks)
+        return cls._alone(place, parts | own | {"wait": wait}, tasks, checkpoints)
 
     @classmethod
     def _alone(

@@ -58,6 +58,10 @@ class QueueEffects(QueueReads):
             yield effects
         finally:
             effects.close("the transaction is over")
+        await self.commit(effects)
+
+    async def commit(self, effects: Effects) -> None:
+        """Commit effects by themselves, as at the end of a transaction."""
         if effects:
             await stage_effects(self._core, effects)
 

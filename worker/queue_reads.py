@@ -19,6 +19,7 @@ from ledgerq.worker.engine import commands
 from ledgerq.worker.engine.core import Core
 from ledgerq.worker.metrics.queue_metrics import QueueCollector, QueueGauges
 from ledgerq.worker.options import seconds_ms
+from ledgerq.worker.sync.blocking import Owner
 
 if TYPE_CHECKING:
     from ledgerq.worker.tasks.handle import Handle
@@ -33,6 +34,8 @@ class QueueReads:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._gauges = QueueGauges(core)
+        self.owner = Owner.here(f"the queue on {core.log.store.location}")
+        """The event loop that owns it, through which other threads call."""
         self.tasks: Tasks | None = None
         """The tasks that are enqueued to it."""
 

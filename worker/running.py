@@ -13,14 +13,15 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
-from ledgerq.eventlog.errors import DuplicateJobId, EffectConflict
+from ledgerq.eventlog.errors import DuplicateJobId, EffectConflict, LedgerError
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine.decisions import is_last
+from ledgerq.worker.engine.settlement import check_result
 from ledgerq.worker.execution import Handler, JobContext, Settler, Trace, Tracer
 from ledgerq.worker.job_logging import Outcome, say_outcome
 from ledgerq.worker.metrics.worker_metrics import WorkerMeters
-from ledgerq.worker.outcomes import Dead, RateLimited, Retry, Snooze, error_text, plain_text
+from ledgerq.worker.outcomes import Dead, RateLimited, ResultDoesntFit, Retry, Snooze, error_text, plain_text
 from ledgerq.worker.retry_rules import rule_for
 
 __all__ = ["Runner", "Running", "StopReason"]
@@ -154,9 +155,9 @@ class Running:
             else:
                 returned = await self._call_in_thread(partial(self._handler.function, job))
                 if inspect.isawaitable(returned):
-                    await returned
+                    returned = await returned
             if self._handler.keeps_result:
-                self.result = returned
+                self.result = _kept(returned)
         except asyncio.CancelledError as error:
             if self.stopped is None and task is not None and task.cancelling() > 0:
                 self.stopped = "released"  # cancelled from outside
@@ -295,14 +296,25 @@ class Running:
             return  # it came too early, and was no try
         timed_out_s = (self._handler.timeout_ms or 0) / 1000 if self.stopped == "timeout" else None
         error, self.error = self.error, None
+        rule = None if error is None else rule_for(error, self._handler.retry)
+        said = (self.claim, outcome, error, timed_out_s, None if rule is None else rule.attempts)
         if self._trace is None:
-            say_outcome(self.claim, outcome, error, timed_out_s)
+            say_outcome(*said)
         else:
             # There, so that the record carries the ids of the trace.
-            self._trace.context.run(say_outcome, self.claim, outcome, error, timed_out_s)
+            self._trace.context.run(say_outcome, *said)
             self._trace.end(outcome, error, timed_out_s is not None)
         if self._runner.meters is not None:
             self._runner.meters.ended(self.claim, outcome, self._took_s, timed_out=timed_out_s is not None)
+
+
+def _kept(result: Any) -> bytes | None:
+    """The result that a handler returned; raises `ResultDoesntFit` for what can't be kept."""
+    try:
+        check_result(result)
+    except LedgerError as error:  # the next try would return as much
+        raise ResultDoesntFit(f"the handler's result can't be kept: {error}") from error
+    return result  # type: ignore[no-any-return]
 
 
 def _is_running(task: "asyncio.Task[Any] | None") -> bool:

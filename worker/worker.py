@@ -109,11 +109,12 @@ class Worker:
         self._interrupt: KeyboardInterrupt | None = None
         self._ran = False
 
-    def handler(self, queue: str, *, timeout: float | None = None) -> Callable[[F], F]:
+    def handler(self, queue: str, *, timeout: float | None = None, keeps_result: bool = False) -> Callable[[F], F]:
         """Register the decorated function for a queue: an `async def`, or a plain `def`, which runs in a thread.
 
         `timeout`: seconds until the handler is cancelled and the try counts as failed. A thread can't be cancelled: it
         goes on (see `job.stop_requested`) and keeps its slot until it ends, but its result no longer counts.
+        `keeps_result`: it returns bytes or None, the result with which its job is acked (see `Queue.ack`).
         """
         queue_name_bytes(queue)
         timeout_ms = None if timeout is None else seconds_ms("timeout", timeout)
@@ -125,7 +126,7 @@ class Worker:
                 )
             if queue in self._handlers:
                 raise InvalidArgument(f"queue {queue!r} has a handler already: {self._handlers[queue].function!r}")
-            self._handlers[queue] = Handler.of(queue, function, timeout_ms)
+            self._handlers[queue] = Handler.of(queue, function, timeout_ms, keeps_result)
             return function
 
         return register

@@ -32,24 +32,34 @@ class DaemonThreads(Executor):
         future: Future[T] = Future()
         self._calls.put((future, partial(fn, *args, **kwargs)))
         if not self._idle.acquire(blocking=False):
-            threading.Thread(target=self._serve, name=f"{self._name}-{self._count}", daemon=True).start()
-            self._count += 1
+            thread = threading.Thread(target=self._serve, name=f"{self._name}-{self._count}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # None begins at the end of the interpreter, from Python 3.12 on: what closes a queue then has to wait.
+                self._serve(ends=True)
+            else:
+                self._count += 1
         return future
 
-    def _serve(self) -> None:
+    def _serve(self, *, ends: bool = False) -> None:
+        """Make call after call; with `ends` only one, by the thread that has submitted it."""
         while (call := self._calls.get()) is not None:
             future, function = call
             runs = future.set_running_or_notify_cancel()
             result, error = _outcome(function) if runs else (None, None)
             # Idle before the outcome is known: those who act on it and submit at once must find this thread, and start
             # no other. What they submit waits no longer than it takes to call the future's callbacks.
-            self._idle.release()
+            if not ends:
+                self._idle.release()
             if error is not None:
                 future.set_exception(error)
             elif runs:
                 future.set_result(result)
             # What a handler got and gave is not kept while the thread is idle.
             call = future = function = result = error = None  # type: ignore[assignment]
+            if ends:
+                return
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let each thread end after the call that it is in, without waiting for that."""

@@ -157,8 +157,13 @@ class Objects:
         The client's own coroutines complete on threads of its runtime, and one that does so while the interpreter ends
         aborts the process.
         """
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.to_thread(call, *arguments)
+            try:
+                made = loop.run_in_executor(None, call, *arguments)
+            except RuntimeError:  # no thread begins at the end of the interpreter: what closes a queue then has to wait
+                return call(*arguments)
+            return await made
         except (BaseError, OSError) as error:
             raise self._explain(error) from error
 

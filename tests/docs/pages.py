@@ -230,6 +230,7 @@ def run_page(blocks: list[Block], scratch: Path) -> None:
     with python_session(folder, scratch / "said.txt") as session:
         for block in blocks:
             if block.title:
+                (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
                 (folder / block.title).write_text(block.text)
             elif block.kind == "python":
                 session.paste(block)

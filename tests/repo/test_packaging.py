@@ -30,7 +30,10 @@ def test_console_script_has_a_target(script: str) -> None:
 
 def test_every_import_is_a_declared_dependency() -> None:
     extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *(one for name in ("otel", "trust", "serve", "client") for one in extras[name])]
+    wanted = [
+        *PROJECT["dependencies"],
+        *(one for name in ("otel", "trust", "serve", "client", "django") for one in extras[name]),
+    ]
     declared = {re.split(r"[\[<>=~! ]", line)[0].replace("_", "-").lower() for line in wanted}
     owners = importlib.metadata.packages_distributions()
     bad = []
@@ -89,7 +92,7 @@ def test_wheel_holds_the_four_layers_and_no_tests(tmp_path: Path) -> None:
         entry_points = archive.read(scripts).decode()
     modules = {f"ledgerq/{file.relative_to(ROOT)}" for layer in LAYERS for file in (ROOT / layer).rglob("*.py")}
     data = {f"ledgerq/tools/monitoring/files/{name}" for name in generate.NAMES}
-    own = ("__init__.py", "events.py", "testing.py", "pytest_plugin.py", "py.typed")
+    own = ("__init__.py", "events.py", "sync.py", "testing.py", "pytest_plugin.py", "py.typed")
     assert set(names) == modules | data | {f"ledgerq/{name}" for name in own}
     # Where there is no compiler, the package is whole without it.
     parts = {"eventlog/slate/_rows": lanes_built(), "projections/_packed": table_built()}

@@ -377,7 +377,7 @@ def test_facade_folder_holds_links_to_the_layers() -> None:
         for layer in LAYERS
         if not (ROOT / "ledgerq" / layer).is_symlink() or (ROOT / "ledgerq" / layer).readlink() != Path("..") / layer
     ]
-    modules = {"events.py", "testing.py", "pytest_plugin.py"}
+    modules = {"events.py", "sync.py", "testing.py", "pytest_plugin.py"}
     allowed = {*LAYERS, *modules, "__init__.py", "py.typed", "__pycache__"}
     bad += [
         f"ledgerq/{entry.name}:1: only links, __init__.py, py.typed and {modules} live here"

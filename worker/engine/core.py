@@ -92,8 +92,8 @@ class Core:
         self.log = EventLog(store, clock=self.clock, commit_hook=self.writer_state, pace=pace, entropy=self.entropy)
         self.writer_state.log = self.log
         self.view = LedgerView(self.log)
-        self._ended = EndedClaims(self.log)
-        self.dispatcher = Dispatcher(self.writer_state, clock=self.clock, options_of=self.options, ended=self._ended)
+        self.ended = EndedClaims(self.log)
+        self.dispatcher = Dispatcher(self.writer_state, clock=self.clock, options_of=self.options, ended=self.ended)
         self.admission = Admission(self.writer_state, serve=self.dispatcher.serve)
         self.ticking = Ticking(
             self.writer_state, self.admission, clock=self.clock, entropy=self.entropy, options_of=self.options
@@ -104,7 +104,7 @@ class Core:
             clock=self.clock,
             options_of=self.options,
             serve=self.dispatcher.serve,
-            ended=self._ended,
+            ended=self.ended,
             ticking=self.ticking,
         )
         self.reports = Reports(self.log)
@@ -220,7 +220,7 @@ class Core:
         return sum(counters.now[STATES.index(state)] for counters in all_counters for state in states)
 
     def _committed(self) -> None:
-        self._ended.say()
+        self.ended.say()
         self._tell_change()
 
     def _tell_change(self) -> None:

@@ -123,7 +123,11 @@ async def prepare_many(
         if at and at % _AT_ONCE == 0:
             await asyncio.sleep(0)
         given = dict(job) if isinstance(job, NewJob) else {"payload": job}
-        batch.append(prepare(queue, options=options, now_ms=now_ms, entropy=entropy, secret=secret, **given))
+        try:
+            one = prepare(queue, options=options, now_ms=now_ms, entropy=entropy, secret=secret, **given)
+        except (InvalidArgument, PayloadTooLarge) as error:
+            raise type(error)(f"jobs[{at}]: {error}") from error
+        batch.append(one)
         size_bytes += len(batch[-1].sealed)
     if size_bytes > MAX_COMMIT_BYTES:
         raise PayloadTooLarge(

@@ -203,10 +203,13 @@ def stage_release(core: Core, claim: Claim | ClaimName, reason: str, *, delay_ms
         until_ms = max(limits.held_until_ms, core.log.upcoming_ms() + hold_ms)
         core.writer_state.apply_limits(Held(job.queue, until_ms, job.id, "", ""))
         core.dispatcher.limiting.changed(job.queue)
-    _stage(core, claim, job, events)
+    ended = _stage(core, claim, job, events)
+    if isinstance(first := events[0], Nacked) and first.to == "dead":  # its worker has put it off, and doesn't know
+        core.ended.record(ended, str(first.error))
 
 
-def _stage(core: Core, claim: Claim | ClaimName, job: Job | None, events: Sequence[JobEvent]) -> None:
+def _stage(core: Core, claim: Claim | ClaimName, job: Job | None, events: Sequence[JobEvent]) -> Job | None:
     core.dispatcher.forget(claim)
     for event in events:
         job = core.writer_state.apply(job, event, claim.record)
+    return job

@@ -19,6 +19,7 @@ from ledgerq.worker.options import seconds_ms
 from ledgerq.worker.remote import wire
 from ledgerq.worker.remote.remote_operations import RemoteBulk, RemoteSchedules
 from ledgerq.worker.remote.transport import Transport
+from ledgerq.worker.sync.blocking import Owner
 
 if TYPE_CHECKING:
     from ledgerq.worker.tasks.handle import Handle
@@ -41,6 +42,8 @@ class RemoteReads:
         """Changes of many jobs at once."""
         self.schedules = RemoteSchedules(transport)
         """What is enqueued again and again."""
+        self.owner = Owner.here("the connection to the service")
+        """The event loop that owns it, through which other threads call."""
         self.tasks: Tasks | None = None
         """The tasks that are enqueued to it."""
 

@@ -64,6 +64,10 @@ class Handle(Generic[R_co]):
         signature = self._signature or self._known(job)
         return result if signature is None else signature.decode_result(result)  # type: ignore[no-any-return]
 
+    def result_sync(self, timeout: float | None = None) -> R_co:
+        """The same as `result` for a thread without an event loop, which waits."""
+        return self._queue.owner.wait(lambda: self.result(timeout), "use `await handle.result()` here")
+
     def _known(self, job: Job) -> "Signature | None":
         tasks = self._queue.tasks
         task = None if tasks is None or job.task is None else tasks.get(job.task)

@@ -48,6 +48,10 @@ class InlineHandle(Handle[R_co]):
 
     async def result(self, timeout: float | None = None) -> R_co:  # noqa: ASYNC109
         """What the task returned; raises `JobFailed` from what it raised."""
+        return self.result_sync()
+
+    def result_sync(self, timeout: float | None = None) -> R_co:
+        """The same."""
         if self._error is not None:
             raise JobFailed(self.job_id, type(self._error).__name__, plain_text(self._error)) from self._error
         return self._value  # type: ignore[return-value]

@@ -19,6 +19,7 @@ from ledgerq.worker.tasks.task import Definition, Task
 if TYPE_CHECKING:
     from ledgerq.worker.queue import Queue
     from ledgerq.worker.remote.remote_queue import RemoteQueue
+    from ledgerq.worker.sync.sync_queue import Queue as SyncQueue
 
 __all__ = ["EnqueueHook", "TaskDecorator", "Tasks"]
 
@@ -206,11 +207,12 @@ class Tasks:
 
         return closed
 
-    def bind(self, queue: "Queue | RemoteQueue") -> None:
+    def bind(self, queue: "Queue | RemoteQueue | SyncQueue") -> None:
         """Enqueue to this queue from now on, where several are open; until it is closed."""
-        if queue not in self._open:
+        chosen = getattr(queue, "asynchronous", queue)
+        if chosen not in self._open:
             raise InvalidArgument("only a queue that is open, by Queue.open(..., tasks=app), can be bound")
-        self._bound = queue
+        self._bound = chosen
 
     @property
     def queue(self) -> "Queue | RemoteQueue":

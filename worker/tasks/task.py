@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -11,18 +11,21 @@ from ledgerq.eventlog.events import UniqueUntil
 from ledgerq.worker.engine.new_job import task_name
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.retry_rules import RetryRule
+from ledgerq.worker.sync.blocking import refuse_loop
 from ledgerq.worker.tasks.handle import Handle
 from ledgerq.worker.tasks.signature import Signature
 
 if TYPE_CHECKING:
     from ledgerq.worker.queue import Queue
     from ledgerq.worker.remote.remote_queue import RemoteQueue
+    from ledgerq.worker.sync.sync_queue import Queue as SyncQueue
     from ledgerq.worker.tasks.registry import Tasks
 
 __all__ = ["Definition", "Task"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _ENCODED_AT_ONCE: Final = 50
 
@@ -111,7 +114,7 @@ class Task(Generic[P, R]):
         unique_until: UniqueUntil | None = None,
         headers: Mapping[str, str] | None = None,
         job_id: str | None = None,
-        queue: "Queue | RemoteQueue | None" = None,
+        queue: "Queue | RemoteQueue | SyncQueue | None" = None,
     ) -> "Task[P, R]":
         """The same task with these options for what is enqueued by it; see `Queue.enqueue`.
 
@@ -134,7 +137,8 @@ class Task(Generic[P, R]):
             "job_id": job_id,
         }
         options = self._options | {name: value for name, value in given.items() if value is not None}
-        return Task(self._tasks, self.definition, options, queue or self._queue)
+        chosen: Any = self._queue if queue is None else getattr(queue, "asynchronous", queue)
+        return Task(self._tasks, self.definition, options, chosen)
 
     def schedule_options(self) -> Mapping[str, Any]:
         """The options for what a schedule enqueues; raises `InvalidArgument` for one that is of a single job."""
@@ -147,7 +151,10 @@ class Task(Generic[P, R]):
 
         Raises `InvalidArgument` for arguments that don't fit, before anything is written, and like `Queue.enqueue`.
         """
-        payload, tasks = self.signature.encode(args, kwargs), self._tasks
+        return await self._enqueue(self.signature.encode(args, kwargs))
+
+    async def _enqueue(self, payload: bytes) -> Handle[R]:
+        tasks = self._tasks
         if tasks.inlined is not None:
             return await tasks.inlined.run(self.definition, self._new_job(payload))
         queue = self._queue or tasks.queue
@@ -165,15 +172,38 @@ class Task(Generic[P, R]):
             if at % _ENCODED_AT_ONCE == _ENCODED_AT_ONCE - 1:
                 await asyncio.sleep(0)
             if not isinstance(arguments, Mapping):
+                what = type(arguments).__name__
                 raise InvalidArgument(
-                    f"enqueue_many takes arguments by their names, as in [dict(x=1)], not {type(arguments).__name__}"
+                    f"calls[{at}]: enqueue_many takes arguments by their names, as in [dict(x=1)], not {what}"
                 )
-            jobs.append(self._new_job(self.signature.encode((), arguments)))
+            try:
+                jobs.append(self._new_job(self.signature.encode((), arguments)))
+            except InvalidArgument as error:
+                raise InvalidArgument(f"calls[{at}]: {error}") from error
         if self._tasks.inlined is not None:
             return [await self._tasks.inlined.run(self.definition, job) for job in jobs]
         queue = self._queue or self._tasks.queue
         results = await queue.enqueue_many(self.queue, jobs)
         return [Handle(queue, result.job_id, self.signature, created=result.created) for result in results]
+
+    def enqueue_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """The same as `enqueue` for a thread without an event loop, which waits; see `Handle.result_sync`.
+
+        It may be any thread, and the queue one of `ledgerq.sync`, or of an event loop in another thread.
+        """
+        payload = self.signature.encode(args, kwargs)
+        return self._wait(lambda: self._enqueue(payload), "enqueue")
+
+    def enqueue_many_sync(self, calls: Iterable[Mapping[str, Any]]) -> list[Handle[R]]:
+        """The same as `enqueue_many` for a thread without an event loop, which waits."""
+        return self._wait(lambda: self.enqueue_many(calls), "enqueue_many")
+
+    def _wait(self, call: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
+        instead = f"use `await` and {name} of task {self.name!r} here"
+        if self._tasks.inlined is not None:
+            refuse_loop(instead)
+            return asyncio.run(call())
+        return (self._queue or self._tasks.queue).owner.wait(call, instead)
 
     def handle(self, job_id: str) -> Handle[R]:
         """The handle of a job of this task that was enqueued before, perhaps by another process."""

@@ -11,6 +11,7 @@ from ledgerq.eventlog.events import Cancelled, CancelRequested, Claimed, Nacked
 from ledgerq.projections.job import evolve
 from ledgerq.worker.engine import decisions
 from ledgerq.worker.execution import JobContext
+from ledgerq.worker.job_logging import say_outcome
 from ledgerq.worker.worker import Worker
 from tests.support.operators import WHO
 from tests.support.rig import Rig
@@ -123,3 +124,34 @@ async def test_a_delay_is_a_number_of_seconds(delay: Any) -> None:
         with pytest.raises(InvalidArgument, match="delay is a number of seconds"):
             await rig.queue.release(claim, delay=delay)
         assert (await rig.queue.cancel(added.job_id, **WHO)).state == "claimed"
+
+
+async def test_the_last_of_a_thousand_is_logged_as_the_end_that_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decisions, "MAX_SNOOZES", 2)
+    async with Rig() as rig:
+        added = await rig.queue.enqueue("q", b"")
+        for delay in (1, 1):
+            (claim,) = await rig.queue.claim("q")
+            await rig.queue.release(claim, "no token", delay=delay)
+            await rig.advance(1)
+        assert (await rig.queue.get(added.job_id)).state == "dead"
+    (record,) = [record for record in caplog.records if record.name == "ledgerq.queue"]
+    assert (record.levelname, vars(record)["ledgerq_event"]) == ("ERROR", "job_dead")
+    words = "put off 2 times in a row: no token, it is dead now (attempt 0 of 3)"
+    assert record.getMessage() == f"job {added.job_id} (q): {words}"
+
+
+async def test_a_try_beyond_those_of_its_job_is_counted_by_the_rule_for_its_exception(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Rig() as rig:
+        added = await rig.queue.enqueue("q", b"", max_attempts=1)
+        (claim,) = await rig.queue.claim("q")
+        claim.attempt = 4
+        say_outcome(claim, "retry", OSError(), None, max_attempts=10)
+        say_outcome(claim, "retry", OSError(), None)
+        await rig.queue.ack(claim)
+    words = f"job {added.job_id} (q): will be tried again, its handler raised OSError"
+    assert [record.getMessage() for record in caplog.records] == [f"{words} (attempt 4 of 10)", f"{words} (attempt 4)"]
