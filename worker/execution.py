@@ -15,7 +15,7 @@ from ledgerq.worker.engine.dispatcher import WatchCallback
 from ledgerq.worker.engine.reports import checked_report
 from ledgerq.worker.job_logging import JobLogger, Outcome
 from ledgerq.worker.retry_rules import RetryRule
-from ledgerq.worker.steps.steps import InThread, Steps, StepSource
+from ledgerq.worker.steps.steps import Steps, StepSource
 
 if TYPE_CHECKING:
     from ledgerq.worker.tasks.handle import Handle
@@ -26,6 +26,14 @@ __all__ = ["Handler", "JobContext", "Settler", "Trace", "Tracer"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class InThread(Protocol):
+    """The way of a plain function into a thread, or of `detached`, which is the same, into the worker's executor."""
+
+    def __call__(
+        self, function: Callable[[], Any], detached: Callable[[Any], Any] | None = None
+    ) -> Coroutine[Any, Any, Any]: ...
 
 
 class JobQueue(StepSource, Protocol):
@@ -64,10 +72,13 @@ class JobContext:
         if self._done_steps is not None:
             self._done_steps.close()
 
-    def in_thread(self, function: Callable[[], Any]) -> Awaitable[Any]:
-        """Run the part of the try that is a plain function in a thread of the worker's; one at a time."""
+    def in_thread(self, function: Callable[[], Any], detached: Callable[[Any], Any] | None = None) -> Awaitable[Any]:
+        """Run the part of the try that is a plain function in a thread of the worker's; one at a time.
+
+        `detached`: the same for the worker's executor, if it has one, see detached.py.
+        """
         assert self._in_thread is not None
-        return self._in_thread(function)
+        return self._in_thread(function, detached)
 
     def _effects(self) -> Effects:
         if (effects := self.staged) is None:

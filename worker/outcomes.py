@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures
 import traceback
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ledgerq.eventlog.runtime import threads
 from ledgerq.worker.options import seconds_ms
@@ -12,6 +12,7 @@ from ledgerq.worker.options import seconds_ms
 __all__ = [
     "ArgumentsDontFit",
     "Dead",
+    "Elsewhere",
     "RateLimited",
     "ResultDoesntFit",
     "Retry",
@@ -65,6 +66,9 @@ class Retry(Exception):
             seconds_ms("delay", delay)
         self.delay = delay
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.delay, *self.args)
+
 
 class RateLimited(Exception):
     """Raised by a handler: what it calls takes no more for `retry_after` seconds (0.001 at least), as a 429 says.
@@ -76,6 +80,9 @@ class RateLimited(Exception):
         super().__init__(why)
         seconds_ms("retry_after", retry_after)
         self.retry_after = max(retry_after, 0.001)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.retry_after, *self.args)
 
 
 class Snooze(Exception):
@@ -89,6 +96,13 @@ class Snooze(Exception):
         seconds_ms("delay", delay)
         self.delay = max(delay, 0.001)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.delay, *self.args)
+
+
+class Elsewhere(Exception):
+    """The cause of an exception that a handler raised in another process: its traceback there, as text."""
+
 
 class TaskMissing(Snooze):
     """The worker doesn't know the task of a job, or not with such arguments; another one may."""
@@ -96,6 +110,8 @@ class TaskMissing(Snooze):
 
 def error_text(error: BaseException) -> str:
     """The traceback from the user's handler on, of it the last lines, bounded to 2,000 characters."""
+    if isinstance(error.__cause__, Elsewhere):
+        return str(error.__cause__)
     described = traceback.TracebackException.from_exception(error)
     _leave_out_calling(described)
     lines = "".join(described.format()).rstrip().splitlines()

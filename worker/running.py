@@ -15,13 +15,23 @@ from typing import Any, Final, Literal, NamedTuple
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
 from ledgerq.eventlog.errors import DuplicateJobId, EffectConflict, LedgerError
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.detached import returned, run_detached
 from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine.decisions import is_last
 from ledgerq.worker.engine.settlement import check_result
 from ledgerq.worker.execution import Handler, JobContext, Settler, Trace, Tracer
 from ledgerq.worker.job_logging import Outcome, say_outcome
 from ledgerq.worker.metrics.worker_metrics import WorkerMeters
-from ledgerq.worker.outcomes import Dead, RateLimited, ResultDoesntFit, Retry, Snooze, error_text, plain_text
+from ledgerq.worker.outcomes import (
+    Dead,
+    Elsewhere,
+    RateLimited,
+    ResultDoesntFit,
+    Retry,
+    Snooze,
+    error_text,
+    plain_text,
+)
 from ledgerq.worker.retry_rules import rule_for
 
 __all__ = ["Runner", "Running", "StopReason"]
@@ -36,7 +46,10 @@ _STOP_ERRORS: Final = {
 
 
 class Runner(NamedTuple):
-    """What all executions of one worker use. `handled` is called when a handler has ended, in the worker's context."""
+    """What all executions of one worker use. `handled` is called when a handler has ended, in the worker's context.
+
+    `executor`: the user's, in which plain functions run instead of in `threads`.
+    """
 
     queue: Settler
     clock: Clock
@@ -44,6 +57,7 @@ class Runner(NamedTuple):
     handled: Callable[["Running"], None]
     tracer: Tracer | None = None
     meters: WorkerMeters | None = None
+    executor: concurrent.futures.Executor | None = None
 
 
 class Running:
@@ -67,8 +81,9 @@ class Running:
         """What its job is acked with."""
         self.effects: Effects | None = None
         """What is to be committed with its end."""
-        self.interrupt: KeyboardInterrupt | None = None
-        """The exception by which the handler ends the process: its try has failed, and the worker has to end, too."""
+        self.interrupt: BaseException | None = None
+        """The exception by which the worker has to end, once its claim is settled: by which the handler ends the
+        process, or its executor can run nothing more."""
         self._runner = runner
         self._handler = handler
         self._job: JobContext | None = None
@@ -151,13 +166,14 @@ class Running:
             # Called in the task: one that is cancelled before it begins must not leave a coroutine that is never
             # awaited.
             if self._handler.is_async:
-                returned = await self._handler.function(job)
+                value = await self._handler.function(job)
             else:
-                returned = await self._call_in_thread(partial(self._handler.function, job))
-                if inspect.isawaitable(returned):
-                    returned = await returned
+                function = self._handler.function
+                value = await self._call_in_thread(partial(function, job), function)
+                if inspect.isawaitable(value):
+                    value = await value
             if self._handler.keeps_result:
-                self.result = _kept(returned)
+                self.result = _kept(value)
         except asyncio.CancelledError as error:
             if self.stopped is None and task is not None and task.cancelling() > 0:
                 self.stopped = "released"  # cancelled from outside
@@ -173,10 +189,26 @@ class Running:
         except BaseException as error:
             self.error = error
 
-    async def _call_in_thread(self, function: Callable[[], Any]) -> Any:
+    async def _call_in_thread(self, function: Callable[[], Any], detached: Callable[[Any], Any] | None = None) -> Any:
+        if (executor := self._runner.executor) is not None and detached is not None:
+            return await self._call_in_executor(executor, detached)
         context = contextvars.copy_context()
         self._thread = self._runner.threads.submit(context.run, function)
         return await asyncio.wrap_future(self._thread)
+
+    async def _call_in_executor(self, executor: concurrent.futures.Executor, detached: Callable[[Any], Any]) -> Any:
+        try:
+            self._thread = executor.submit(run_detached, detached, self.claim)
+        except Exception as error:  # it is broken, or was shut down: no fault of this job
+            self.stopped, self.interrupt = "released", error
+            raise
+        try:
+            return returned(await asyncio.wrap_future(self._thread))
+        except concurrent.futures.BrokenExecutor as error:
+            # What the handler itself raised comes back within a value. This one may have ended the process.
+            if not isinstance(error.__cause__, Elsewhere):
+                self.interrupt = error
+            raise
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled():  # before its first step

@@ -28,7 +28,7 @@ _log = logger("worker")
 class Slots:
     """The slots of one worker: `open` them before the first claim arrives.
 
-    `failed` is called with what ends the worker, `interrupted` with a settled try whose handler ends the process.
+    `failed` is called with what ends the worker, `interrupted` with a settled try that ends it.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Slots:
         self,
         *,
         threads: Executor,
+        executor: Executor | None,
         tracer: Tracer | None,
         meters: WorkerMeters,
         changed: Callable[[], None],
@@ -85,7 +86,7 @@ class Slots:
         """
         lease_ms = min(to_ms(self._queue.options(queue).lease_s) for queue in self._handlers)
         self.prefetch.begin(self._clock.now_ms(), lease_ms)
-        self._runner = Runner(self._queue, self._clock, threads, self._handled, tracer, meters)
+        self._runner = Runner(self._queue, self._clock, threads, self._handled, tracer, meters, executor)
         self._changed = changed
 
     @property

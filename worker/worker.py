@@ -6,6 +6,7 @@ them.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -18,6 +19,7 @@ from ledgerq.eventlog.runtime.threads import DaemonThreads
 from ledgerq.projections.metrics.collector import LedgerCollector
 from ledgerq.worker.claiming import Claiming
 from ledgerq.worker.claims import Claim
+from ledgerq.worker.detached import check_function
 from ledgerq.worker.execution import Handler, HandlerFunction
 from ledgerq.worker.metrics.worker_metrics import WorkerMeters, WorkerSource
 from ledgerq.worker.options import seconds_ms
@@ -64,7 +66,9 @@ class Worker:
     that running handlers have after the first signal. `name`: the claimer's name in the log. `tracer_provider`:
     OpenTelemetry's, for a span around each try (None: that of the queue, if it was opened with one); `same_trace`: as a
     child of the span that enqueued the job, where by default it begins a trace of its own that links there. See
-    tracing/spans.py. `tasks`: their queues are worked on, in the order of the tasks.
+    tracing/spans.py. `tasks`: their queues are worked on, in the order of the tasks. `executor`: plain functions run in
+    it, a `ProcessPoolExecutor` for those that compute, instead of in threads; see docs/guides/worker.md. It stays the
+    caller's; when it breaks, the worker ends with its error.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Worker:
         tracer_provider: "TracerProvider | None" = None,
         same_trace: bool = False,
         tasks: Tasks | None = None,
+        executor: Executor | None = None,
     ) -> None:
         if isinstance(queue, str):
             raise InvalidArgument(f"a worker needs an open queue, as in Worker(await Queue.open({queue!r}))")
@@ -92,6 +97,9 @@ class Worker:
         if tasks is not None and not isinstance(tasks, Tasks):
             raise InvalidArgument(f"tasks is what Tasks() makes, not {tasks!r}")
         self._tasks = tasks
+        if executor is not None and not isinstance(executor, Executor):
+            raise InvalidArgument(f"executor is an Executor of concurrent.futures, not {executor!r}")
+        self._executor = executor
         self._meters = WorkerMeters()
         self._slots = Slots(
             queue,
@@ -106,7 +114,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._aborting = asyncio.Event()
         self._failure: Exception | None = None
-        self._interrupt: KeyboardInterrupt | None = None
+        self._interrupt: BaseException | None = None
         self._ran = False
 
     def handler(self, queue: str, *, timeout: float | None = None, keeps_result: bool = False) -> Callable[[F], F]:
@@ -126,7 +134,10 @@ class Worker:
                 )
             if queue in self._handlers:
                 raise InvalidArgument(f"queue {queue!r} has a handler already: {self._handlers[queue].function!r}")
-            self._handlers[queue] = Handler.of(queue, function, timeout_ms, keeps_result)
+            handler = Handler.of(queue, function, timeout_ms, keeps_result)
+            if isinstance(self._executor, ProcessPoolExecutor) and not handler.is_async:
+                check_function(function)
+            self._handlers[queue] = handler
             return function
 
         return register
@@ -186,7 +197,13 @@ class Worker:
         self.queue.on_failure.append(self._failed)
         threads = DaemonThreads("ledgerq-handler")
         claims = Claiming(self.queue, tuple(self._handlers), self._slots, self._name)
-        self._slots.open(threads=threads, tracer=self._tracer, meters=self._meters, changed=claims.go_on)
+        self._slots.open(
+            threads=threads,
+            executor=self._executor,
+            tracer=self._tracer,
+            meters=self._meters,
+            changed=claims.go_on,
+        )
         claiming = asyncio.create_task(self._claim(claims), name="ledgerq-claim")
         helpers = [claiming, asyncio.create_task(self._renew(), name="ledgerq-renew")]
         if until_empty:
@@ -291,11 +308,11 @@ class Worker:
             self._aborting.set()
 
     def _interrupted(self, running: Running) -> None:
-        """End the worker, since a handler ends the process. Its job is settled; the others are given back first."""
+        """End the worker, as this try wants. Its job is settled; the others are given back first."""
         claim = running.claim
         more = about_job("worker_failed", claim.id, claim.queue, claim.attempt, claim.offset)
-        words = claim.job_id, claim.queue
-        _log.error("the worker ends: the handler of job %s (%s) raised KeyboardInterrupt", *words, extra=more)
+        words = claim.job_id, claim.queue, repr(running.interrupt)
+        _log.error("the worker ends: job %s (%s) met %s", *words, extra=more)
         self._interrupt = running.interrupt
         self._stopping.set()
         self._aborting.set()

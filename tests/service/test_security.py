@@ -6,12 +6,13 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ledgerq import InvalidArgument, NotAllowed, PayloadTooLarge, Queue
+from ledgerq import Filter, InvalidArgument, NotAllowed, PayloadTooLarge, Queue, ScheduleNotFound, Tasks
 from ledgerq.tools.cli.app import run
 from ledgerq.worker.options import QueueOptions
 from ledgerq.worker.service.http_server import Guarded, Server, check_address, parse_address
@@ -23,6 +24,13 @@ from tests.support.operators import WHO
 from tests.support.rig import Rig
 
 LIMIT_S = 60.0
+app = Tasks("shop")
+
+
+@app.task(queue="reports")
+def nightly() -> None: ...
+
+
 NO_JOB = "01HF7YAT00YFTE1PF6DV4XP7QS"
 TOKEN = "s3cr3t-of-the-mailer"
 ALL = Caller("ops", frozenset(SCOPES))
@@ -99,7 +107,7 @@ async def test_each_route_needs_a_token_and_its_scope() -> None:
         tokens = {f"no-{scope}": Caller(scope, frozenset(SCOPES) - {scope}) for scope in SCOPES}
         async with serving(rig, callers(**tokens)) as server:
             for route in ROUTES:
-                path = route.path.format(id=NO_JOB, queue="q")
+                path = route.path.format(id=NO_JOB, queue="q", name="s")
                 body: Any = {} if route.body is not None else None
                 for token in (None, "wrong", "", "no-such-token"):
                     status, error = await ask(server, route.method, path, body, token)
@@ -144,9 +152,17 @@ async def test_a_token_for_some_queues_reaches_no_other() -> None:
                 queue.pause("bank", **WHO),
                 queue.records(),
                 queue.drained("bank"),
+                queue.bulk.cancel(Filter(queue="bank"), **WHO),
+                queue.bulk.move(Filter(queue="mail.eu", state="pending"), "bank", **WHO),
+                queue.bulk.resume(),
             ):
                 with pytest.raises(NotAllowed):
                     await call
+            await rig.queue.schedules.set("s", timedelta(hours=1), nightly, **WHO)
+            assert await queue.schedules.list() == []
+            for what in (queue.schedules.run_now, queue.schedules.remove):
+                with pytest.raises(ScheduleNotFound):
+                    await what("s", **WHO)
             for path in ("", "/history", "/payload", "/result"):
                 assert (await ask(server, "GET", f"/v1/jobs/{theirs.job_id}{path}", token="token"))[0] == 404
             assert (await ask(server, "POST", f"/v1/jobs/{theirs.job_id}/cancel", {"reason": "x"}, "token"))[0] == 404
@@ -372,6 +388,10 @@ async def test_openapi_describes_each_route_and_each_answer() -> None:
         assert shown == json.loads(json.dumps(openapi(shown["info"]["version"])))
         described = {(method.upper(), path) for path, methods in shown["paths"].items() for method in methods}
         assert described == {(route.method, route.path) for route in ROUTES}
+        assert len({operation["operationId"] for one in shown["paths"].values() for operation in one.values()}) == len(
+            ROUTES
+        )
+        await rig.queue.schedules.set("s", timedelta(hours=1), nightly, **WHO)
         _, added = await ask(server, "POST", "/v1/queues/q/jobs", {"jobs": [{"payload": ""}, {"payload": ""}]})
         job_id = added["jobs"][0]["id"]
         await rig.queue.nack((await rig.queue.claim("q"))[0], "e", dead=True)
@@ -380,11 +400,12 @@ async def test_openapi_describes_each_route_and_each_answer() -> None:
             "enqueue": {"jobs": [{"payload": ""}]},
             "claim": {"queues": ["q"]},
             "heartbeat": {"claims": []},
+            "bulk": {"what": "cancel", "filter": {"state": "scheduled"}, "reason": "x"},
         }
-        for route in sorted(ROUTES, key=lambda route: "cancel" in route.path):
+        for route in sorted(ROUTES, key=lambda route: "cancel" in route.path or "remove" in route.path):
             name = getattr(route.act, "__name__", "")
             assert find(route.path) is not None
-            path = route.path.format(id=job_id, queue="q") + ("?queue=q" if "queue" in route.query else "")
+            path = route.path.format(id=job_id, queue="q", name="s") + ("?queue=q" if "queue" in route.query else "")
             status, answer = await ask(
                 server, route.method, path, bodies.get(name, {"reason": "x"}) if route.body else None
             )

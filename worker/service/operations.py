@@ -11,7 +11,16 @@ from ledgerq.worker.remote.service_errors import NotAllowed
 from ledgerq.worker.service.api import Api
 from ledgerq.worker.service.call import Call
 
-__all__ = ["bulk", "finish_bulks", "pause", "remove", "resume", "run", "schedule", "schedules"]
+__all__ = [
+    "bulk",
+    "finish_bulks",
+    "pause_schedule",
+    "remove_schedule",
+    "resume_schedule",
+    "run_schedule",
+    "schedule",
+    "schedules",
+]
 
 
 async def bulk(api: Api, call: Call) -> messages.BulkAnswer:
@@ -58,28 +67,28 @@ async def schedule(api: Api, call: Call) -> messages.ScheduleAnswer:
     return messages.ScheduleAnswer(schedule=messages.schedule_fields(await _mine(api, call)))
 
 
-async def pause(api: Api, call: Call) -> messages.ScheduleAnswer:
+async def pause_schedule(api: Api, call: Call) -> messages.ScheduleAnswer:
     """Let a schedule not tick until it is resumed."""
     await _mine(api, call)
     found = await api.queue.schedules.pause(call.name, actor=api.actor(call), reason=call.body.reason)
     return messages.ScheduleAnswer(schedule=messages.schedule_fields(found))
 
 
-async def resume(api: Api, call: Call) -> messages.ScheduleAnswer:
+async def resume_schedule(api: Api, call: Call) -> messages.ScheduleAnswer:
     """Let a schedule tick again, from now on."""
     await _mine(api, call)
     found = await api.queue.schedules.resume(call.name, actor=api.actor(call), reason=call.body.reason)
     return messages.ScheduleAnswer(schedule=messages.schedule_fields(found))
 
 
-async def remove(api: Api, call: Call) -> wire.Done:
+async def remove_schedule(api: Api, call: Call) -> wire.Done:
     """Remove a schedule that is not in code; jobs that it added are left."""
     await _mine(api, call)
     await api.queue.schedules.remove(call.name, actor=api.actor(call), reason=call.body.reason)
     return wire.Done()
 
 
-async def run(api: Api, call: Call) -> messages.StartedAnswer:
+async def run_schedule(api: Api, call: Call) -> messages.StartedAnswer:
     """Add a job of a schedule at once."""
     await _mine(api, call)
     job_id = await api.queue.schedules.run_now(call.name, actor=api.actor(call), reason=call.body.reason)

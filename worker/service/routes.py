@@ -60,10 +60,10 @@ ROUTES: Final = (
     *(
         Route("POST", f"/v1/schedules/{{name}}/{name}", "operate", act, wire.ReasonBody, answer)
         for name, act, answer in (
-            ("pause", operations.pause, messages.ScheduleAnswer),
-            ("resume", operations.resume, messages.ScheduleAnswer),
-            ("remove", operations.remove, wire.Done),
-            ("run", operations.run, messages.StartedAnswer),
+            ("pause", operations.pause_schedule, messages.ScheduleAnswer),
+            ("resume", operations.resume_schedule, messages.ScheduleAnswer),
+            ("remove", operations.remove_schedule, wire.Done),
+            ("run", operations.run_schedule, messages.StartedAnswer),
         )
     ),
     Route("GET", "/v1/log", "read", Api.log, None, wire.EventsAnswer, ("from", "limit")),

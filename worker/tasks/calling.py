@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ledgerq.worker.detached import TaskFunction
 from ledgerq.worker.execution import JobContext
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ async def call_task(definition: "Definition", middleware: Sequence[Middleware], 
     """Call a task for its job, within middleware; returns its result as JSON."""
 
     async def innermost(job: JobContext) -> Any:
-        call = definition.signature.call(definition.function, job.payload, job)
-        returned = call() if definition.is_async else await job.in_thread(call)
+        function = definition.function
+        call = definition.signature.call(function, job.payload, job)
+        detached = TaskFunction(function.__module__, function.__qualname__)
+        returned = call() if definition.is_async else await job.in_thread(call, detached)
         return await returned if inspect.isawaitable(returned) else returned
 
     call_next: CallNext = innermost

@@ -92,7 +92,7 @@ class InlineRun:
                 prepared.record,
                 event.terms,
             ),
-            asyncio.to_thread,
+            lambda function, detached=None: asyncio.to_thread(function),
             self,
         )
         context.state = self._state

@@ -62,8 +62,10 @@ def test_a_dead_job_shows_the_type_of_its_error(cli: Cli) -> None:
     ("argv", "what"),
     [
         (("cli_tasks:app",), "give the store of their jobs, too"),
-        (("cli_tasks:make", "jobs"), "without a URL or --concurrency here"),
-        (("cli_tasks:make", "--concurrency", "5"), "without a URL or --concurrency here"),
+        (("cli_tasks:make", "jobs"), "without a URL, --concurrency or --share"),
+        (("cli_tasks:make", "--concurrency", "5"), "without a URL, --concurrency or --share"),
+        (("cli_tasks:make", "--share"), "without a URL, --concurrency or --share"),
+        (("cli_tasks:app", "jobs", "--share", "--metrics-port", "0"), "--share goes without --metrics-port"),
         (("cli_tasks:app", "jobs", "--concurrency", "0"), "concurrency is a whole number"),
     ],
 )
