@@ -20,6 +20,7 @@ What else `from ledgerq import ...` gives:
     tests       ManualClock, MemoryStore, MemoryDisk; Clock, SystemClock
     errors      LedgerError and, below it, InvalidArgument, JobNotFound, ClaimLost, Fenced, StoreInUse and all others
 
+`ledgerq.sync.Queue` is the queue for threads without an event loop.
 `ledgerq.eventlog` and `ledgerq.projections` are for those who read the log or write a projection of their own;
 `ledgerq.tools` is the command line. `help(ledgerq.Queue)` and the pages of docs/ have the rest.
 """

@@ -21,6 +21,13 @@ def test_example(group: list[Block], tmp_path: Path) -> None:
     run_page(group, tmp_path)
 
 
+def test_the_first_example_is_what_mypy_looks_at() -> None:
+    first = README.blocks()[0]
+    assert "@app.task" in first.text
+    checked = Path(__file__).with_name("first_example.py").read_text("utf-8")
+    assert checked.partition('"""\n\n')[2] == first.text
+
+
 def test_readme_has_examples_and_stays_short() -> None:
     assert any(block.kind == "python" for block in README.blocks())
     assert len(README.text.splitlines()) <= MAX_LINES

@@ -6,6 +6,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, assert_type
 
 import ledgerq
@@ -57,6 +58,7 @@ from ledgerq.projections.progress import Progress
 from ledgerq.projections.rebuild import RebuildReport, rebuild
 from ledgerq.projections.repair.copying import copy_into
 from ledgerq.projections.replay import fold_to, replay
+from ledgerq.sync import Queue as SyncQueue
 from ledgerq.testing import memory_queue
 
 
@@ -208,6 +210,26 @@ async def tasks(queue: Queue, other: Queue) -> None:
         assert_type(testing.clock, ManualClock)
         assert_type(testing.enqueued(send, user_id=3), list[Handle[list[str]]])
         await testing.drain(now=datetime.now(UTC))
+
+
+def in_threads(path: Path) -> None:
+    with SyncQueue.open(path, tasks=app, share=True, wait=None) as queue:
+        assert_type(queue, SyncQueue)
+        assert_type(queue.enqueue("mail", b"hello", delay=60), EnqueueResult)
+        queue.enqueue("mail", "hello")  # type: ignore[arg-type]
+        queue.enqueue("mail", b"hello", colour="red")  # type: ignore[call-arg]
+        assert_type(queue.claim("mail", wait=10), list[Claim])
+        assert_type(queue.get("id"), Job)
+        assert_type(queue.handle("id").result_sync(timeout=5), Any)
+        queue.pause("mail")  # type: ignore[call-arg]
+        with queue.transaction() as t:
+            t.kv.set("key", b"value")
+            assert_type(t.enqueue(send, user_id=3), Handle[list[str]])
+    with SyncQueue.connect("http://127.0.0.1:8420", token="t") as queue:
+        handle = send.options(delay=60, queue=queue).enqueue_sync(user_id=3)
+        assert_type(handle.result_sync(timeout=5), list[str])
+        assert_type(send.enqueue_many_sync([{"user_id": 3}]), list[Handle[list[str]]])
+        send.enqueue_sync("3")  # type: ignore[arg-type]
 
 
 async def operating(queue: Queue) -> None:

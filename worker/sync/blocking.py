@@ -147,8 +147,10 @@ class Face:
         self._behind = behind
 
     def _wait(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        instead = f"use `await` and `{name}` of the queue that Queue.open of ledgerq itself gives"
-        return self._owner.wait(lambda: getattr(self._behind, name)(*args, **kwargs), instead)
+        return self._owner.wait(lambda: getattr(self._behind, name)(*args, **kwargs), self._instead(name))
+
+    def _instead(self, name: str) -> str:
+        return f"use `await` and {name} of the queue that Queue.open of ledgerq itself gives"
 
 
 def blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Face, P], T]:

@@ -215,6 +215,7 @@ class Queue(Face):
     get = blocking(AsyncQueue.get)
     payload = blocking(AsyncQueue.payload)
     result = blocking(AsyncQueue.result)
+    progress = blocking(AsyncQueue.progress)
     finished = blocking(AsyncQueue.finished)
     history = blocking(AsyncQueue.history)
     jobs = blocking(AsyncQueue.jobs)
@@ -256,7 +257,7 @@ class Queue(Face):
 
         `t.kv.get_sync` reads.
         """
-        instead = "use `async with` and transaction of the queue that Queue.open of ledgerq itself gives"
+        instead = self._instead("transaction")
         refuse_loop(instead)
         queue = self.asynchronous
         effects = queue.effects()
@@ -275,13 +276,13 @@ class Queue(Face):
     nack = blocking(AsyncQueue.nack)
     release = blocking(AsyncQueue.release)
     extend = blocking(AsyncQueue.extend)
+    read_step = blocking(AsyncQueue.read_step)
+    finish_step = blocking(AsyncQueue.finish_step)
 
     def _wait(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name != "claim":
-            return super()._wait(name, args, kwargs)
-        instead = "use `async with` and Queue.open of ledgerq itself"
-        queue = self.asynchronous
-        return self._owner.wait(lambda: queue.claim(*args, **kwargs), instead, unreceived=self._give_back)
+        call = self._part(name)
+        unreceived = self._give_back if name == "claim" else None
+        return self._owner.wait(lambda: call(*args, **kwargs), self._instead(name), unreceived)
 
     async def _give_back(self, claims: "list[Claim]") -> None:
         """Release claims whose caller was interrupted just when they came."""

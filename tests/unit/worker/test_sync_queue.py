@@ -167,7 +167,7 @@ async def test_a_queue_of_a_running_loop_is_called_from_its_other_threads() -> N
             nothing.enqueue_sync()
         with pytest.raises(InvalidState, match=r"await handle.result\(\)"):
             handle.result_sync()
-        with pytest.raises(InvalidState, match="`await` and `get` of the queue that"):
+        with pytest.raises(InvalidState, match="`await` and get of the queue that"):
             face.get(handle.job_id)
         with pytest.raises(InvalidState, match="`async with` and Queue"):
             ledgerq.sync.Queue.open()
