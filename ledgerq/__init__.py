@@ -14,8 +14,8 @@ What else `from ledgerq import ...` gives:
 
     queues      QueueOptions, NewJob, StoreOptions, and what is returned: EnqueueResult, Claim, Job, Page, QueueStats
     tasks       Tasks, Task, Handle, on (a RetryRule), CallNext (of a middleware)
-    operators   Filter, the jobs of a bulk change, and BulkResult; Schedule, of `queue.schedules`
-    workers     JobContext, Retry, Snooze, RateLimited, Dead, Metrics; WorkerQueue is what a worker needs of a queue
+    operators   Filter and BulkResult, of bulk changes; Schedule, of `queue.schedules`
+    workers     JobContext, Retry, Snooze, RateLimited, Dead, Metrics; WorkerQueue, what a worker needs
     the log     events, its events; Projection and Transition, for a projection of your own
     tests       ManualClock, MemoryStore, MemoryDisk; Clock, SystemClock
     errors      LedgerError and, below it, InvalidArgument, JobNotFound, ClaimLost, Fenced, StoreInUse and all others

@@ -27,6 +27,7 @@ _MODULES: Final = (
     "test_snooze",
     "test_unique",
     "test_waiting",
+    "test_limits",
     "test_worker",
     "test_worker_cancel",
     "test_worker_odd_errors",

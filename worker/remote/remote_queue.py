@@ -32,7 +32,7 @@ from ledgerq.worker.remote import wire
 from ledgerq.worker.remote.claim_messages import claim_of
 from ledgerq.worker.remote.heartbeat import Heartbeat
 from ledgerq.worker.remote.lanes import Lanes, Results
-from ledgerq.worker.remote.remote_reads import RemoteReads
+from ledgerq.worker.remote.remote_limits import RemoteLimits
 from ledgerq.worker.remote.transport import Transport, addresses_of
 from ledgerq.worker.remote.unsent import Unsent
 from ledgerq.worker.retry_rules import RetryRule
@@ -50,7 +50,7 @@ _HEARTBEAT_S: Final = 1.0
 _MAX_BULK: Final = 10_000
 
 
-class RemoteQueue(Unsent, RemoteReads):
+class RemoteQueue(Unsent, RemoteLimits):
     """A queue whose store another process writes. Not made by users: see `Queue.connect`.
 
     Each method is that of `Queue`; where an operator is named, the service takes the name of the token instead.

@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
+from ledgerq.worker.remote import limit_messages, wire
 from ledgerq.worker.remote import operation_messages as messages
-from ledgerq.worker.remote import wire
-from ledgerq.worker.service import operations
+from ledgerq.worker.service import limit_calls, operations
 from ledgerq.worker.service.api import Api
 from ledgerq.worker.service.call import Call
 
@@ -53,6 +53,15 @@ ROUTES: Final = (
         messages.BulkBody,
         messages.BulkAnswer,
         is_long=True,
+    ),
+    Route("GET", "/v1/limits", "read", limit_calls.limits, None, limit_messages.LimitsAnswer),
+    *(
+        Route("POST", f"/v1/queues/{{queue}}/{what}", "operate", act, body, wire.Done)
+        for what, act, body in (
+            ("limit", limit_calls.limit, limit_messages.LimitBody),
+            ("hold", limit_calls.hold, limit_messages.HoldBody),
+            ("release-hold", limit_calls.release_hold, wire.ReasonBody),
+        )
     ),
     Route("POST", "/v1/bulks", "operate", operations.finish_bulks, None, messages.BulksAnswer, is_long=True),
     Route("GET", "/v1/schedules", "read", operations.schedules, None, messages.SchedulesAnswer),
