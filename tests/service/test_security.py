@@ -400,6 +400,7 @@ async def test_openapi_describes_each_route_and_each_answer() -> None:
             "enqueue": {"jobs": [{"payload": ""}]},
             "claim": {"queues": ["q"]},
             "heartbeat": {"claims": []},
+            "hold": {"seconds": 5, "reason": "x"},
             "bulk": {"what": "cancel", "filter": {"state": "scheduled"}, "reason": "x"},
         }
         for route in sorted(ROUTES, key=lambda route: "cancel" in route.path or "remove" in route.path):

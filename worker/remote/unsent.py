@@ -3,7 +3,6 @@
 from typing import Final
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.projections.limits import Limits
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.effects import Effects
 from ledgerq.worker.steps.steps import DoneStep
@@ -31,19 +30,3 @@ class Unsent:
     def report(self, claim: Claim, fraction: float, text: str = "") -> None:
         """Raise `InvalidArgument`: reports of progress are not carried."""
         raise InvalidArgument(f"a report of progress (job.progress) {_NOT_SENT}")
-
-    async def limit(self, queue: str, **_: object) -> None:
-        """Raise `InvalidArgument`: limits and holds are not carried."""
-        raise InvalidArgument(f"a limit of queue {queue} {_NOT_SENT}")
-
-    async def hold(self, queue: str, **_: object) -> None:
-        """Raise `InvalidArgument`, as `limit`."""
-        raise InvalidArgument(f"a hold of queue {queue} {_NOT_SENT}")
-
-    async def release_hold(self, queue: str, **_: object) -> None:
-        """Raise `InvalidArgument`, as `limit`."""
-        raise InvalidArgument(f"the end of a hold of queue {queue} {_NOT_SENT}")
-
-    async def limits(self) -> list[Limits]:
-        """Raise `InvalidArgument`, as `limit`."""
-        raise InvalidArgument(f"the question for limits {_NOT_SENT}")

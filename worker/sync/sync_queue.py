@@ -228,6 +228,10 @@ class Queue(Face):
     cancel = blocking(AsyncQueue.cancel)
     requeue = blocking(AsyncQueue.requeue)
     pause = blocking(AsyncQueue.pause)
+    limit = blocking(AsyncQueue.limit)
+    hold = blocking(AsyncQueue.hold)
+    release_hold = blocking(AsyncQueue.release_hold)
+    limits = blocking(AsyncQueue.limits)
     resume = blocking(AsyncQueue.resume)
 
     @property
