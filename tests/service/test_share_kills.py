@@ -1,11 +1,8 @@
 """A shared store whose writer is killed again and again, with a ledger of what was promised outside of it."""
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
-import sys
+import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,44 +15,47 @@ from ledgerq.eventlog.clock import SystemClock
 from ledgerq.eventlog.events import Acked, Enqueued
 from ledgerq.eventlog.stores import open_reader
 from ledgerq.projections.audit import audit
+from tests.service import share_child
 
-ROOT = Path(__file__).parents[2]
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 KILLS = 3
 ROLES = ["produce"] * 4 + ["work"] * 2
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([share_child.__name__])
 
 
-class Member(asyncio.SubprocessProtocol):
+class Member:
     """One process, and what it has reported."""
 
-    def __init__(self, crowd: "Crowd", role: str) -> None:
-        self.crowd = crowd
+    def __init__(self, crowd: "Crowd", role: str, name: str) -> None:
         self.role = role
-        self.is_open = False
         self.count = 0
-        self.rest = b""
-        self.ended = asyncio.get_running_loop().create_future()
-        self.transport: asyncio.SubprocessTransport
+        self._crowd = crowd
+        self.connection, its_own = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(
+            target=share_child.run, args=(str(crowd.folder), role, name, its_own), daemon=True
+        )
+        self.process.start()
+        its_own.close()
+        asyncio.get_running_loop().add_reader(self.connection.fileno(), self._read)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self.transport = transport
+    def _read(self) -> None:
+        try:
+            while self.connection.poll():
+                kind, payload, job_id = self.connection.recv()
+                if kind != "open":
+                    self.count += 1
+                    self._crowd.ids[payload].add(job_id)
+                    (self._crowd.promised if kind == "promised" else self._crowd.tried)[job_id] += 1
+        except (EOFError, ConnectionResetError):
+            asyncio.get_running_loop().remove_reader(self.connection.fileno())
+        self._crowd.changed.set()
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        for line in lines:
-            kind, *words = line.decode().split(" ")
-            if kind == "open":
-                self.is_open = True
-                continue
-            self.count += 1
-            payload, job_id = words
-            self.crowd.ids[payload].add(job_id)
-            (self.crowd.promised if kind == "promised" else self.crowd.tried)[job_id] += 1
-        self.crowd.changed.set()
-
-    def process_exited(self) -> None:
-        self.ended.set_result(self.transport.get_returncode())
+    async def ended(self) -> int | None:
+        """Wait for its end, and for all that it has reported; its exit code."""
+        await asyncio.to_thread(self.process.join)
+        self._read()
+        return self.process.exitcode
 
 
 class Crowd:
@@ -70,21 +70,10 @@ class Crowd:
         self.ids: defaultdict[str, set[str]] = defaultdict(set)
         self.changed = asyncio.Event()
 
-    async def start(self, role: str) -> Member:
+    def start(self, role: str) -> None:
         """Start one more."""
-        member = Member(self, role)
-        self.members.append(member)
         self.started += 1
-        program = [sys.executable, str(ROOT / "tests/service/share_child.py")]
-        await asyncio.get_running_loop().subprocess_exec(
-            lambda: member,
-            *program,
-            *(str(self.folder), role, f"{role}{self.started}"),
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stderr=None,
-        )
-        return member
+        self.members.append(Member(self, role, f"{role}{self.started}"))
 
     async def until_each_has(self, more: int) -> None:
         """Wait until each of them has so many more reports."""
@@ -92,28 +81,26 @@ class Crowd:
         while any(member.count < count + more for member, count in begun.items()):
             self.changed.clear()
             await self.changed.wait()
-            assert not [member for member in self.members if member.ended.done()]
+            assert all(member.process.is_alive() for member in self.members)
 
-    def writer(self) -> Member | None:
+    def writer(self) -> Member:
         """The one that is the store's writer by its lock's file."""
         pid = json.loads((self.folder / "writer").read_text())["pid"]
-        return next((member for member in self.members if member.transport.get_pid() == pid), None)
+        return next(member for member in self.members if member.process.pid == pid)
 
     async def kill(self, member: Member) -> None:
         """Kill one, and start another one in its place."""
-        member.transport.send_signal(signal.SIGKILL)
-        await member.ended
+        member.process.kill()
+        await member.ended()
         self.members.remove(member)
-        await self.start(member.role)
+        self.start(member.role)
 
     async def end(self, role: str) -> None:
         """Let those of a role end."""
-        for member in self.members:
-            if member.role == role:
-                pipe = member.transport.get_pipe_transport(0)
-                assert pipe is not None
-                pipe.close()
-        assert {await member.ended for member in self.members if member.role == role} == {0}
+        mine = [member for member in self.members if member.role == role]
+        for member in mine:
+            member.connection.send("end")
+        assert {await member.ended() for member in mine} == {0}
 
 
 @asynccontextmanager
@@ -123,13 +110,12 @@ async def crowd_of(folder: Path) -> AsyncIterator[Crowd]:
     try:
         async with asyncio.timeout(LIMIT_S):
             for role in ROLES:
-                await crowd.start(role)
+                crowd.start(role)
             yield crowd
     finally:
         for member in crowd.members:
-            with contextlib.suppress(ProcessLookupError):
-                member.transport.kill()
-            member.transport.close()
+            member.process.kill()
+            asyncio.get_running_loop().remove_reader(member.connection.fileno())
 
 
 @pytest.mark.proof
@@ -138,9 +124,7 @@ async def test_a_shared_store_loses_and_doubles_nothing_however_often_its_writer
     async with crowd_of(folder) as crowd:
         for number in range(KILLS):
             await crowd.until_each_has(20)
-            writer = crowd.writer()
-            assert writer is not None
-            await crowd.kill(writer)
+            await crowd.kill(crowd.writer())
             if number == 1:
                 await crowd.kill(next(member for member in crowd.members if member.role == "work"))
         await crowd.until_each_has(20)
