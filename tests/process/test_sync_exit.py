@@ -22,7 +22,15 @@ LIMIT_S = 60
 @pytest.mark.parametrize("ways", [(), ("fork",)])
 def test_a_queue_that_is_left_open_is_closed_when_its_process_ends(ways: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "tests/process/sync_child.py", str(tmp_path / "jobs"), *ways],
+        # From Python 3.12 on a fork of a process with threads is warned of.
+        [
+            sys.executable,
+            "-W",
+            "ignore::DeprecationWarning",
+            "tests/process/sync_child.py",
+            str(tmp_path / "jobs"),
+            *ways,
+        ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -302,3 +302,22 @@ def test_a_forked_child_is_refused_and_does_not_close_the_queue(tmp_path: Path) 
 def test_an_owner_is_known_by_its_loop() -> None:
     with pytest.raises(Exception, match="no asyncio event loop runs here"):
         Owner.here("a queue")
+
+
+def test_several_queues_of_one_process_share_a_store(tmp_path: Path) -> None:
+    app = Tasks()
+
+    @app.task(queue="q")
+    def one() -> int:
+        return 1
+
+    with Queue.open(tmp_path, share=True) as first, Queue.open(tmp_path, share=True, tasks=app) as second:
+        handle = one.enqueue_sync()
+        (claim,) = first.claim("q", wait=LIMIT_S)
+        first.ack(claim, b"1")
+        assert (handle.result_sync(LIMIT_S), second.get(handle.job_id).state) == (1, "done")
+        assert second.bulk.delete(Filter(queue="q", state="done"), actor="ann", reason="a test").count == 1
+        with pytest.raises(InvalidArgument, match="kv belongs to the process that has the store open"):
+            second.kv.get("k")
+        with pytest.raises(InvalidArgument, match="effects"), second.transaction():
+            pass
