@@ -94,7 +94,7 @@ def make_plan(seed: int) -> Plan:
     moves += _moves_away(random.Random(f"moves {seed}"), queues, length_ms)
     moves += _schedules(random.Random(f"schedules {seed}"), queues, length_ms)
     settings["limits"] = {}
-    if (limits := random.Random(f"limits {seed}")).random() < 0.25:
+    if (limits := random.Random(f"limits {seed}")).random() < 0.15:
         settings["limits"] = {queue: _limits(limits) for queue in queues if limits.random() < 0.7}
         moves += _limit_moves(limits, queues, length_ms)
     _add_times(random.Random(f"times {seed}"), moves, length_ms)
