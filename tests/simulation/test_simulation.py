@@ -53,6 +53,7 @@ FIRST_SEED = {
     "failed_commit_taken_for_durable": 10,
     "followers_skip": 15,
     "failed_queue_rings_for_ever": 1490,
+    "kept_claims_end_with_their_writer": 50,
     "kept_claims_without_leases": 50,
     "older_of_two_states_taken": 2440,
     "projections_begin_again": 30,
@@ -64,6 +65,7 @@ FIRST_SEED = {
     "steps_forgotten_with_the_claim": 19,
     "stop_forgotten_at_the_end_of_a_lease": 70,
     "values_of_steps_left_at_the_sweep": 19,
+    "wake_up_by_settlement_lost": 50,
     "wake_up_lost": 120,
 }
 
