@@ -108,7 +108,9 @@ def hold(
     accept_rollback: AcceptRollback = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hold a queue back for a time: none of its jobs is claimed until then.
+    """Hold a queue back for a time.
+
+    None of its jobs is claimed until then.
 
     This opens the store for writing, which would stop a writer at work: refused without --take-over.
     """
