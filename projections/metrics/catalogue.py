@@ -164,6 +164,16 @@ _TABLE: Final[tuple[MetricSpec, ...]] = (
         "Above 0 while jobs are pending: the queue is paused, or its window is not filled.",
     ),
     MetricSpec(
+        "ledgerq_queue_max_running", "gauge", ("queue",), "", "Writer", "writer",
+        "How many jobs of the queue may be claimed at a time; absent for a queue without such a limit.",
+        "Compare with ledgerq_jobs{state=\"claimed\"}: equal for long while jobs are pending, the limit is what holds.",
+    ),
+    MetricSpec(
+        "ledgerq_queue_held_back", "gauge", ("queue",), "", "Writer", "writer",
+        "1 when the last claim of the queue was refused by its limits or a hold; absent for a queue that has none.",
+        "For longer than meant: see `ledgerq limits URL`, and `ledgerq hold URL QUEUE --release`.",
+    ),
+    MetricSpec(
         "ledgerq_commit_seconds", "histogram", ("phase",), "seconds", "Writer", "writer",
         "How long each part of a commit took: wait (open, gathering callers), fill (rows made, holds the event loop), "
         "write (SlateDB takes the batch), flush (its write-ahead log is written), sync (fsync and anchor).",

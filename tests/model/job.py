@@ -38,6 +38,7 @@ from ledgerq.eventlog.events import (
     WriterOpened,
 )
 from tests.model.bulks import begin_bulk, change_in_bulk, end_bulk
+from tests.model.limits import ModelLimits
 from tests.model.records import UNFINISHED, ModelJob, Moment, QueueCounts, Violation
 from tests.model.schedules import ModelSchedules
 
@@ -88,6 +89,7 @@ class Model:
         self._to_move: ModelJob | None = None  # it died, and its queue has another one for dead letters
         self.jobs: dict[bytes, ModelJob] = {}
         self.schedules = ModelSchedules(self.jobs, now_ms)
+        self.limits = ModelLimits(lambda one: self.jobs[one].queue)
         self.queues: dict[str, QueueCounts] = {}
         self.pending: dict[str, dict[bytes, tuple[int, int]]] = {}
         self.pending_since_ms: dict[bytes, int] = {}  # by the clock of the simulation, which is never set
@@ -101,8 +103,8 @@ class Model:
         self.time_ms = 0
 
     def overlooked(self, queue: str, since_ms: int) -> list[bytes]:
-        """Jobs of a queue that is not paused that could be claimed since then, and were not."""
-        if self.counts(queue).paused:
+        """Jobs of a queue, neither paused nor limited, that could be claimed since then, and were not."""
+        if self.counts(queue).paused or self.limits.concern(queue):
             return []
         return [id for id in self.pending.get(queue, {}) if self.pending_since_ms[id] <= since_ms]
 
@@ -121,6 +123,7 @@ class Model:
         """Apply one durable event; `bulk` is the offset of the event that has its reason. Raises `Violation`."""
         self.time_ms = time_ms
         self.schedules.apply(offset, time_ms, event)
+        self.limits.apply(offset, time_ms, event)
         if self._to_move is not None and not (isinstance(event, Moved) and event.id == self._to_move.id):
             raise Violation("dead", f"{self._to_move.id.hex()} died before {offset} and was not moved")
         if isinstance(event, QueuePaused | QueueResumed | Enqueued | BulkBegan | BulkEnded | Moved):

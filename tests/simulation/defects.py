@@ -39,6 +39,7 @@ from ledgerq.worker.engine import (
 )
 from ledgerq.worker.engine.newer import Newer
 from ledgerq.worker.queue import Queue
+from tests.simulation.limit_defects import LIMIT_DEFECTS
 from tests.simulation.step_defects import STEP_DEFECTS
 
 __all__ = ["DEFECTS"]
@@ -742,4 +743,5 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
     "claimed_rows_left": _rows_left(CLAIMED),
     "texts_left_at_the_sweep": _rows_left(keys.TEXT_PREFIX),
     **STEP_DEFECTS,
+    **LIMIT_DEFECTS,
 }

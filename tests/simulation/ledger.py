@@ -14,9 +14,11 @@ from ledgerq.eventlog import keys
 from ledgerq.eventlog.codec import decode_batch, decode_head, unpack
 from ledgerq.eventlog.events import (
     STATES,
+    Claimed,
     Enqueued,
     Event,
     FilesSetAside,
+    LimitEvent,
     Rebuilt,
     Record,
     ScheduleEvent,
@@ -28,7 +30,7 @@ from ledgerq.eventlog.memory import MemoryDisk
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.index_keys import INDEX_PREFIX, parse_key, stats_key
-from ledgerq.projections.indexes import index_entries, schedule_rows
+from ledgerq.projections.indexes import index_entries, limit_rows, schedule_rows
 from ledgerq.projections.stats import QueueCounters
 from tests.model.job import Model, Violation
 from tests.simulation.projection import NAME, Counts
@@ -145,6 +147,11 @@ class SimLedger:
                 for row in rows[0]:
                     self._wanted.pop(row, None)
                 self._wanted.update(rows[1])
+            limited = event.queue if isinstance(event, LimitEvent) else None if after is None else after.queue
+            if limited in self._fold.limits.by_queue and isinstance(event, LimitEvent | Claimed):
+                rows_now = limit_rows(self._fold.limits.by_queue[limited])
+                touched |= {*rows_now}
+                self._wanted.update(rows_now)
             for job in (before, after):
                 touched |= set() if job is None else {*index_entries(job), stats_key(job.queue)}
             for row in () if before is None else index_entries(before):

@@ -207,6 +207,8 @@ class Machine:
         )
         dead_letters = settings["dead letters"].items()
         queues = {queue: options.model_copy(update={"dead_letter_queue": to}) for queue, to in dead_letters}
+        for queue, limits in settings["limits"].items():
+            queues[queue] = queues.get(queue, options).model_copy(update=limits)
         wait_s = _OPEN_AGAIN_S
         while process.alive:
             process.store = SimStore(self, process)

@@ -93,6 +93,10 @@ def make_plan(seed: int) -> Plan:
     moves += _bulks(random.Random(f"bulks {seed}"), queues, length_ms)
     moves += _moves_away(random.Random(f"moves {seed}"), queues, length_ms)
     moves += _schedules(random.Random(f"schedules {seed}"), queues, length_ms)
+    settings["limits"] = {}
+    if (limits := random.Random(f"limits {seed}")).random() < 0.15:
+        settings["limits"] = {queue: _limits(limits) for queue in queues if limits.random() < 0.7}
+        moves += _limit_moves(limits, queues, length_ms)
     _add_times(random.Random(f"times {seed}"), moves, length_ms)
     moves = _kept(random.Random(f"kept {seed}"), moves)
     if settings["overlap"] and settings["checks_clock"]:
@@ -176,6 +180,28 @@ def _setting(rng: random.Random, queues: tuple[str, ...], length_ms: int) -> dic
     if rng.random() < 0.3:
         setting["jitter"] = rng.choice((0.02, 0.5))
     return setting
+
+
+def _limits(rng: random.Random) -> dict[str, Any]:
+    """The limits of a queue: so slow that claims wait, and so fast that all jobs come to their end."""
+    limits: dict[str, Any] = {"max_running": rng.choice((1, 2, 3))} if rng.random() < 0.6 else {}
+    if not limits or rng.random() < 0.4:
+        limits |= {"rate": rng.choice(("1/s", "3/s", "10/s", "4/2s")), "burst": rng.choice((1, 2, 5))}
+    return limits
+
+
+def _limit_moves(rng: random.Random, queues: tuple[str, ...], length_ms: int) -> list[Move]:
+    """The calls of operators of limits."""
+    moves: list[Move] = []
+    for _ in range(rng.choice((0, 2, 6))):
+        action = rng.choice(("limit", "limit", "hold", "release_hold"))
+        args: dict[str, Any] = {"action": action, "queue": rng.choice(queues)}
+        if action == "limit" and rng.random() < 0.8:
+            args |= _limits(rng)
+        if action == "hold":
+            args["seconds"] = rng.choice((0.001, 0.3, 5.0))
+        moves.append(Move(rng.randrange(length_ms), "limit", args, rng.choice((None, None, None, 0, 5))))
+    return moves
 
 
 def _add_times(rng: random.Random, moves: list[Move], length_ms: int) -> None:

@@ -12,6 +12,7 @@ from ledgerq.eventlog.codec import Head, decode_batch, encode_head
 from ledgerq.eventlog.errors import LedgerError, LogCorrupt, LogRolledBack
 from ledgerq.eventlog.log import LogReader
 from ledgerq.eventlog.memory import MemoryReader
+from ledgerq.worker.claims import Claim
 from tests.model.job import UNFINISHED, Violation
 from tests.simulation.machine import Machine
 from tests.simulation.process import Process
@@ -20,6 +21,7 @@ __all__ = ["quiesce"]
 
 _LIMIT_S: Final = 24 * 3600.0
 _IDLE_S: Final = 5.0
+_WAIT_S: Final = 60.0
 
 
 async def quiesce(world: Machine, supervisor: "asyncio.Task[Any]") -> None:
@@ -65,9 +67,17 @@ async def _drain(world: Machine, process: Process) -> None:
     await _remove_schedules(world, process)
     if any(counts.bulk is not None for counts in model.queues.values()):
         raise Violation("bulk", "a bulk is open after all were finished")
+    waiting: asyncio.Task[list[Claim]] | None = None
     while any(job.state in UNFINISHED for job in model.jobs.values()):
         names = [name for name, counts in model.queues.items() if counts.first_offset >= 0]  # one may be moved to
-        claims = await queue.claim(names, limit=5, wait=60.0)
+        claims = await (queue.claim(names, limit=5, wait=_WAIT_S) if waiting is None else waiting)
+        if not claims and waiting is not None and not process.disturbances:
+            _check_served(world, names)
+        waiting = None
+        if claims and world.plan.settings["limits"]:
+            # One that waits for the end of these.
+            waiting = asyncio.create_task(queue.claim(names, limit=5, wait=_WAIT_S))
+            await asyncio.sleep(0)
         for claim in claims:
             lease_ms = round(queue.options(claim.queue).lease_s * 1000)
             world.oracle.receive(claim, lease_ms, world.clock.now_ms())
@@ -76,6 +86,8 @@ async def _drain(world: Machine, process: Process) -> None:
             await queue.ack_many(claims)
             for claim in claims:
                 world.oracle.settled(claim, "acked")
+    if waiting is not None:
+        await waiting
     if names:
         await queue.drained(names)
     world.oracle.finished(swept=False)
@@ -84,6 +96,14 @@ async def _drain(world: Machine, process: Process) -> None:
         await asyncio.sleep(_IDLE_S)
     keep_s = world.plan.settings["keep_ms"] / 1000
     await asyncio.sleep(keep_s + _IDLE_S)
+
+
+def _check_served(world: Machine, names: list[str]) -> None:
+    """Raise for a job that waited as long as a claim did, and both in vain: all leases, rates and holds were over."""
+    model, since_ms = world.oracle.model, world.loop.now_ms() - round(_WAIT_S * 1000)
+    for name in names:
+        if left := [id for id in model.pending.get(name, {}) if model.pending_since_ms[id] <= since_ms]:
+            raise Violation("hang", f"no claim of {name!r} came in {_WAIT_S:g} s, and {left[0].hex()} waits")
 
 
 async def _remove_schedules(world: Machine, process: Process) -> None:

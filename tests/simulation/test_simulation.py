@@ -43,6 +43,7 @@ QUICK_DEFECTS = (
     "paused_queues_hand_out",
     "expired_jobs_wait",
     "tick_adds_its_job_twice",
+    "limit_off_by_one_after_restart",
     "text_sealed_under_another_offset",
 )
 # Rare ones: they need a world in which several things meet, and the first such worlds are not near seed 0.
@@ -52,6 +53,7 @@ FIRST_SEED = {
     "failed_commit_taken_for_durable": 10,
     "followers_skip": 15,
     "failed_queue_rings_for_ever": 1490,
+    "kept_claims_end_with_their_writer": 50,
     "kept_claims_without_leases": 50,
     "older_of_two_states_taken": 2440,
     "projections_begin_again": 30,
@@ -63,6 +65,7 @@ FIRST_SEED = {
     "steps_forgotten_with_the_claim": 19,
     "stop_forgotten_at_the_end_of_a_lease": 70,
     "values_of_steps_left_at_the_sweep": 19,
+    "wake_up_by_settlement_lost": 50,
     "wake_up_lost": 120,
 }
 

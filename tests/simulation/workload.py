@@ -18,6 +18,7 @@ from ledgerq.projections.selection import Filter
 from ledgerq.worker.options import NewJob
 from tests.model.job import Violation
 from tests.simulation.claimers import Claimers, Gone
+from tests.simulation.limiters import Limiters
 from tests.simulation.observers import Observers
 from tests.simulation.oracle import Asked
 from tests.simulation.plan import Move
@@ -31,7 +32,7 @@ __all__ = ["Workload"]
 _OWN_ID_BYTE: Final = 0xEE
 
 
-class Workload(Claimers, Workers, Observers, Schedulers):
+class Workload(Claimers, Workers, Observers, Schedulers, Limiters):
     """The workload of a simulated world."""
 
     async def play(self, move: Move) -> None:

@@ -50,6 +50,7 @@ class World(Machine):
     async def _play(self) -> None:
         if old := self.plan.settings["format 2"]:
             await begin_with_format_2(self, old)
+        self.ledger.model.limits.expected = {*self.plan.settings["limits"]}
         self.start_process()
         supervisor = self.spawn(None, self.supervise)
         watcher = self.spawn(None, watch, self)

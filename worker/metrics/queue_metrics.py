@@ -108,6 +108,8 @@ class WriterSource:
         "ledgerq_writer_failed",
         "ledgerq_ready_window_jobs",
         "ledgerq_claim_waiters",
+        "ledgerq_queue_max_running",
+        "ledgerq_queue_held_back",
         "ledgerq_claims_held",
         "ledgerq_commit_seconds",
         "ledgerq_commit_events",
@@ -132,6 +134,11 @@ class WriterSource:
         windows = {queue: len(window.jobs) for queue, window in writer_state.windows.copy().items()}
         self._by_queue(families, "ledgerq_ready_window_jobs", windows)
         self._by_queue(families, "ledgerq_claim_waiters", dispatcher.waiters.counts())
+        limits = writer_state.limits.by_queue.copy()
+        most = {queue: one.setting.max_running for queue, one in limits.items() if one.setting is not None}
+        self._by_queue(families, "ledgerq_queue_max_running", {queue: n for queue, n in most.items() if n})
+        refused = dispatcher.limiting.refused.copy()
+        self._by_queue(families, "ledgerq_queue_held_back", {queue: int(queue in refused) for queue in limits})
         families.add("ledgerq_claims_held", len(dispatcher.leases))
         for phase, meter in log.meters.phases().items():
             families.add_histogram("ledgerq_commit_seconds", meter.bounds, meter.counts, meter.sum, phase=phase)

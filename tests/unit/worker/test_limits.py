@@ -12,6 +12,7 @@ from ledgerq.worker.options import QueueOptions
 from tests.support.loops import settle
 from tests.support.operators import WHO
 from tests.support.rig import Rig
+from tests.support.scrapes import numbers
 
 
 async def filled(rig: Rig, jobs: int = 10, queue: str = "q") -> None:
@@ -190,3 +191,16 @@ async def test_limits_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
     async with Rig() as rig:
         with pytest.raises(InvalidArgument):
             await rig.queue.limit("q", **wrong, **WHO)
+
+
+async def test_the_metrics_show_what_limits_hold_back() -> None:
+    async with Rig(queues={"q": QueueOptions(max_running=2)}) as rig:
+        await filled(rig, 3)
+        most, held = ('ledgerq_queue_max_running{queue="q"}', 'ledgerq_queue_held_back{queue="q"}')
+        assert most not in numbers(rig.queue.collector())
+        claims = await rig.queue.claim("q", limit=9)
+        found = numbers(rig.queue.collector())
+        assert (found[most], found[held]) == (2, 1)
+        await rig.queue.ack_many(claims)
+        await rig.queue.claim("q")
+        assert numbers(rig.queue.collector())[held] == 0
