@@ -228,7 +228,7 @@ def _claim(claim: Claim) -> wire.ClaimMessage:
         enqueued_ms=claim.enqueued_ms,
         lease_ms=claim.lease_ms,
         lease_expires_ms=claim.lease_expires_ms,
-        payload=claim.payload,
+        payload=claim.record.payload,
         headers=claim.record.headers,
         task=claim.task,
         terms=claim.terms,
