@@ -125,7 +125,9 @@ class RemoteQueue(Unsent, RemoteReads):
     def _fields(self, payload: bytes, options: dict[str, Any]) -> dict[str, Any]:
         """The fields of a message for a job, which has its id before it is sent."""
         if not isinstance(payload, bytes | bytearray | memoryview):
-            raise InvalidArgument(f"a payload is bytes, not {type(payload).__name__}: encode it first")
+            raise InvalidArgument(
+                f"a payload for a service is bytes, not {type(payload).__name__}: none can be streamed to it yet"
+            )
         if unknown := sorted(options.keys() - _JOB_OPTIONS):
             raise InvalidArgument(f"enqueue has no option {', '.join(unknown)}")
         fields = {name: value for name, value in options.items() if value is not None}

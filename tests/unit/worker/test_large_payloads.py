@@ -112,15 +112,16 @@ async def test_what_is_not_enqueued_leaves_no_payload_behind() -> None:
         first = await rig.queue.enqueue("q", pieces(), unique_key="k")
         again = await rig.queue.enqueue("q", pieces(), unique_key="k")
         assert (again.job_id, again.created) == (first.job_id, False)
-        for payload, options, error in (
+        cases: list[tuple[Any, dict[str, Any], type[Exception]]] = [
             (broken(), {}, OSError),
             (text(), {}, InvalidArgument),
             (io.StringIO("text"), {}, InvalidArgument),
             (pieces(), {"job_id": first.job_id}, DuplicateJobId),
             (pieces(), {"priority": -1}, InvalidArgument),
-        ):
+        ]
+        for payload, options, error in cases:
             with pytest.raises(error):
-                await rig.queue.enqueue("q", payload, **options)  # type: ignore[arg-type]
+                await rig.queue.enqueue("q", payload, **options)
         await settle()
         assert len(rig.disk.blobs) == 1
         async with rig.queue.transaction() as t:
@@ -166,11 +167,11 @@ async def test_a_payload_under_way_is_no_orphan_however_long_it_takes() -> None:
         go_on = asyncio.Event()
         real = MemoryBlobs.put
 
-        async def slowly(self: MemoryBlobs, name: str, given: AsyncIterator[bytes]) -> None:
-            await real(self, name, given)
+        async def slowly(self: MemoryBlobs, name: str, pieces: AsyncIterator[bytes]) -> None:
+            await real(self, name, pieces)
             await go_on.wait()
 
-        MemoryBlobs.put = slowly  # type: ignore[method-assign]
+        MemoryBlobs.put = slowly  # type: ignore[method-assign,unused-ignore]
         try:
             enqueueing = asyncio.create_task(rig.queue.enqueue("q", pieces()))
             await settle()
@@ -180,7 +181,7 @@ async def test_a_payload_under_way_is_no_orphan_however_long_it_takes() -> None:
             go_on.set()
             added = await enqueueing
         finally:
-            MemoryBlobs.put = real  # type: ignore[method-assign]
+            MemoryBlobs.put = real  # type: ignore[method-assign,unused-ignore]
         assert await whole(rig.queue.open_payload(added.job_id)) == LARGE
         (claim,) = await rig.queue.claim("q")
         await rig.queue.ack(claim)
