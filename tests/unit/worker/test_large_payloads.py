@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ledgerq.eventlog.blobs import FOLDER, PIECE_BYTES, BlobName
+from ledgerq.eventlog.blobs import FOLDER, PIECE_BYTES, BlobName, MemoryBlobs
 from ledgerq.eventlog.clock import ManualClock, SystemClock
 from ledgerq.eventlog.errors import (
     DuplicateJobId,
@@ -18,7 +18,7 @@ from ledgerq.eventlog.errors import (
     PayloadMissing,
     StoreUnavailable,
 )
-from ledgerq.eventlog.memory import MemoryBlobs, MemoryDisk, MemoryReader, MemoryStore
+from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
 from ledgerq.eventlog.stores import open_reader, open_store
 from ledgerq.projections.audit import audit
 from ledgerq.projections.repair.copying import copy_into
