@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sortedcontainers import SortedDict
 
+from ledgerq.eventlog.blobs import Blobs, MemoryBlobs
 from ledgerq.eventlog.errors import Fenced, LedgerError, LogPoisoned, QueueClosed, RowUnreadable
 from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.slate.row_sums import RowSum, can_sum, sum_of, total
@@ -33,6 +34,7 @@ class MemoryDisk:
         self.writer_number = 0
         self.damaged: set[bytes] = set()
         self.set_aside: dict[str, list[str]] = {}
+        self.blobs: dict[str, bytes] = {}
 
 
 class MemoryBatch:
@@ -72,6 +74,11 @@ class MemoryReader:
     def location(self) -> str:
         """`memory:///`."""
         return "memory:///"
+
+    @property
+    def blobs(self) -> Blobs:
+        """The large payloads on the disk."""
+        return MemoryBlobs(self._disk.blobs)
 
     async def _meet(self, call: str) -> None:
         """A hook for faults, of which readers have none."""

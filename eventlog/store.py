@@ -7,6 +7,7 @@ The same contract test runs on both. A store knows nothing of events; one proces
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from ledgerq.eventlog.blobs import Blobs
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError
 from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.runtime.meters import CommitTimes
@@ -58,6 +59,10 @@ class ReadStore(Protocol):
     @property
     def location(self) -> str:
         """The URL it was opened by, for messages."""
+
+    @property
+    def blobs(self) -> Blobs:
+        """The large payloads beside it; a reader only reads them."""
 
     async def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None. Raises `RowUnreadable` when just the block that would hold it is damaged."""

@@ -23,6 +23,7 @@ from ledgerq.eventlog.recovery.store_files import FileFault
 from ledgerq.eventlog.store import Anchor, ReadStore
 from ledgerq.projections.deep_audit import (
     Difference,
+    blob_differences,
     missing_secret,
     payload_differences,
     text_differences,
@@ -222,7 +223,8 @@ async def _differences(
     async for difference in value_differences(store, fold.values):
         yield difference
     if deep:
-        for differences in (payload_differences(store, fold), text_differences(store, fold)):
+        deep_ones = (payload_differences, text_differences, blob_differences)
+        for differences in (one(store, fold) for one in deep_ones):
             async for difference in differences:
                 yield difference
 

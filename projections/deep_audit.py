@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
+from ledgerq.eventlog.blobs import FOLDER, BlobName, checked
 from ledgerq.eventlog.codec import digest_of
-from ledgerq.eventlog.errors import LogPoisoned
+from ledgerq.eventlog.errors import LogPoisoned, PayloadMissing, StoreUnavailable
 from ledgerq.eventlog.side_records import decode_payload, key_digest, read_secret
 from ledgerq.eventlog.store import ReadStore
 from ledgerq.projections.fold import Fold
@@ -23,6 +24,7 @@ from ledgerq.projections.values import SetValue, StoredValue, missing_text, stor
 
 __all__ = [
     "Difference",
+    "blob_differences",
     "missing_secret",
     "payload_differences",
     "text_differences",
@@ -110,6 +112,24 @@ def _key_difference(job: Job, record: bytes, secret: bytes | None, fold: Fold) -
     want = f"the secret with which its unique key has the digest {job.spec.unique_key.hex()}"
     what = f"job {job.job_id}, offset {job.offset}"
     return Difference("secret", what, keys.SECRET_KEY, want, f"one with which it has {digest.hex()}")
+
+
+async def blob_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Difference]:
+    """The large payloads that are missing or changed; each is read to its end."""
+    for id in [*fold.jobs]:
+        job = fold.jobs[id]
+        if (blob := job.blob) is None or id in fold.without_payload:
+            continue
+        record, _ = await read_payload(store, job)
+        if record is None:
+            continue  # which is another difference
+        name = BlobName(blob.id, job.id)
+        try:
+            async for _ in checked(store.blobs, name, blob, decode_payload(record).salt):
+                pass
+        except (PayloadMissing, StoreUnavailable) as error:
+            want = f"{blob.size_bytes} bytes with digest {blob.digest.hex()}"
+            yield Difference("blob", f"job {job.job_id}, {FOLDER}/{name}", b"", want, str(error))
 
 
 async def text_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Difference]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ledgerq.eventlog.blobs import decode_blob
 from ledgerq.eventlog.codec import RecordBatch
 from ledgerq.eventlog.errors import LogCorrupt
 from ledgerq.eventlog.events import (
@@ -51,7 +52,8 @@ def _is_name(queue: str) -> bool:
 
 def _check_terms(offset: int, terms: bytes) -> None:
     try:
-        decode_terms(terms)
+        if blob := decode_terms(terms).blob:
+            decode_blob(blob)
     except ValueError as error:
         raise LogCorrupt(offset, str(error)) from error
 

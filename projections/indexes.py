@@ -12,7 +12,6 @@ from msgspec.structs import astuple
 from ledgerq.eventlog.codec import pack, unpack
 from ledgerq.eventlog.errors import ProjectionDrift
 from ledgerq.eventlog.keys import FORMAT_VERSION, MAX_PRIORITY, queue_name_bytes
-from ledgerq.eventlog.terms import decode_terms
 from ledgerq.projections.index_keys import (
     CLAIMED,
     JOB,
@@ -128,7 +127,7 @@ def decode_job(value: bytes) -> Job:
         if not (0 <= job.spec.priority <= MAX_PRIORITY and min(numbers) >= 0 and max(numbers) < 2**64):
             raise ValueError("a number that no key can hold")
         if job.spec.terms is not None:
-            decode_terms(job.spec.terms)
+            job.blob  # noqa: B018 - it raises for terms that are malformed
     except (ValueError, TypeError, RecursionError) as error:
         raise ProjectionDrift(f"a job's index row can't be decoded ({error}): run rebuild-projections") from error
     return job

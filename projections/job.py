@@ -11,6 +11,7 @@ from typing import Final, assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ledgerq.eventlog.blobs import Blob, decode_blob
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.events import (
     Acked,
@@ -149,6 +150,13 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     def task(self) -> str | None:
         """The name of the task that the job is for, None when it is for none."""
         return None if self.spec.terms is None else decode_terms(self.spec.terms).task or None
+
+    @property
+    def blob(self) -> Blob | None:
+        """The payload's place beside the store, None for one in a row."""
+        if self.spec.terms is None or not (value := decode_terms(self.spec.terms).blob):
+            return None
+        return decode_blob(value)
 
     @property
     def starts_before_ms(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
+from ledgerq.eventlog.blobs import BlobName, checked
 from ledgerq.eventlog.entropy import job_id_ms, job_id_text
 from ledgerq.eventlog.errors import InvalidArgument, JobNotFound, PayloadMissing, ProjectionDrift
 from ledgerq.eventlog.events import STATES, Deleted, Enqueued, Record, State, Swept
@@ -72,6 +73,15 @@ class LedgerView:
         if value is None:
             raise PayloadMissing(f"job {job.job_id}: {fault}")
         return decode_payload(value)
+
+    async def open_payload(self, job: Job) -> AsyncIterator[bytes]:
+        """The payload in pieces, also a large one; raises `PayloadMissing`, at its end when its bytes are others."""
+        record, blob = await self.payload(job), job.blob
+        if blob is None:
+            yield record.payload
+            return
+        async for piece in checked(self.store.blobs, BlobName(blob.id, job.id), blob, record.salt):
+            yield piece
 
     async def result(self, job: Job) -> bytes | None:
         """What the job's handler returned, None when there is nothing; raises `ResultGone` when that is lost."""

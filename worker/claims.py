@@ -2,13 +2,16 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from ledgerq.eventlog.blobs import Blob, BlobName, checked, decode_blob
 from ledgerq.eventlog.entropy import job_id_text
+from ledgerq.eventlog.errors import InvalidArgument, InvalidState
 from ledgerq.eventlog.side_records import PayloadRecord
+from ledgerq.eventlog.store import ReadStore
 from ledgerq.eventlog.terms import decode_terms
 
 __all__ = ["Claim", "ClaimName", "EnqueueResult", "Waiter", "ClaimWaiters"]
@@ -35,6 +38,7 @@ class Claim:
     record: PayloadRecord
     terms: bytes | None = None
     limited: bool = False
+    store: ReadStore | None = field(default=None, repr=False)
 
     @property
     def task(self) -> str | None:
@@ -52,9 +56,35 @@ class Claim:
         return job_id_text(self.id)
 
     @property
+    def blob(self) -> Blob | None:
+        """What the log has of a large payload; None for one that came with the claim."""
+        value = b"" if self.terms is None else decode_terms(self.terms).blob
+        return decode_blob(value) if value else None
+
+    @property
     def payload(self) -> bytes:
-        """The bytes as they were enqueued."""
+        """The bytes as they were enqueued; raises `InvalidState` for a large payload."""
+        if self.terms is not None and (blob := self.blob) is not None:
+            raise InvalidState(
+                f"the payload of job {self.job_id} has {blob.size_bytes} bytes: read it with open_payload()"
+            )
         return self.record.payload
+
+    async def open_payload(self) -> AsyncIterator[bytes]:
+        """The payload in pieces, `async for piece in claim.open_payload()`: also one that is large.
+
+        Raises `PayloadMissing` when a large one is lost, or at its end, when its bytes are not those that were given.
+        """
+        blob = self.blob
+        if blob is None:
+            yield self.record.payload
+            return
+        if self.store is None:
+            raise InvalidArgument(
+                "a large payload can't be sent by a service yet: run this worker in the process that opens the store"
+            )
+        async for piece in checked(self.store.blobs, BlobName(blob.id, self.id), blob, self.record.salt):
+            yield piece
 
     @property
     def headers(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import contextvars
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
@@ -160,8 +160,12 @@ class JobContext:
 
     @property
     def payload(self) -> bytes:
-        """The bytes as they were enqueued."""
+        """The bytes as they were enqueued; raises `InvalidState` for a large payload."""
         return self.claim.payload
+
+    def open_payload(self) -> AsyncIterator[bytes]:
+        """The payload in pieces, as `Claim.open_payload`: `async for piece in job.open_payload()`."""
+        return self.claim.open_payload()
 
     @property
     def headers(self) -> dict[str, str]:

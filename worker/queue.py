@@ -23,6 +23,7 @@ from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.checkpoints import Checkpoints, begin_noting
 from ledgerq.worker.engine.core import DEFAULT_OPTIONS, Core, open_core
 from ledgerq.worker.engine.enqueue import Enqueuer
+from ledgerq.worker.engine.large_payloads import Stream
 from ledgerq.worker.engine.scheduling import begin_ticks
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.options import NewJob, QueueOptions
@@ -247,7 +248,7 @@ class Queue(QueueClaims):
     async def enqueue(
         self,
         queue: str,
-        payload: bytes,
+        payload: bytes | Stream,
         *,
         priority: int | None = None,
         delay: float | None = None,
@@ -263,6 +264,7 @@ class Queue(QueueClaims):
     ) -> EnqueueResult:
         """Add one job; it is durable when this returns.
 
+        `payload`: bytes; or an open file or an async iterator of bytes, which is read in pieces and may be large.
         `priority`: lower first (0 to 2^32-1). `delay` (seconds) or `run_at` (aware datetime): not before then.
         `expires` and `deadline` (seconds from now, or aware datetimes): no try begins later, a retry neither, and a job
         that still waits then is cancelled; at its deadline a try that runs is stopped, too.

@@ -3,10 +3,11 @@
 Each answer is durable when it is given. Next: queue_effects.py has what is committed together, queue.py the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ledgerq.eventlog.entropy import job_id_bytes
+from ledgerq.eventlog.errors import InvalidState
 from ledgerq.eventlog.events import Record, State
 from ledgerq.eventlog.keys import queue_names
 from ledgerq.eventlog.side_records import PayloadRecord
@@ -47,8 +48,22 @@ class QueueReads:
         return await self._core.view.with_texts(job)
 
     async def payload(self, job_id: str) -> PayloadRecord:
-        """The headers and the bytes of a job that is not swept yet. Raises `JobNotFound`, `PayloadMissing`."""
-        return await self._core.view.payload(await self.get(job_id))
+        """The headers and the bytes of a job that is not swept yet.
+
+        Raises `JobNotFound`, `PayloadMissing`, `InvalidState` for a large payload.
+        """
+        job = await self.get(job_id)
+        if (blob := job.blob) is not None:
+            raise InvalidState(f"the payload of job {job_id} has {blob.size_bytes} bytes: read it with open_payload")
+        return await self._core.view.payload(job)
+
+    async def open_payload(self, job_id: str) -> AsyncIterator[bytes]:
+        """The payload in pieces, also a large one: `async for piece in queue.open_payload(job_id)`.
+
+        Raises `JobNotFound`, and `PayloadMissing`, at the end when the bytes are not those that were given.
+        """
+        async for piece in self._core.view.open_payload(await self.get(job_id)):
+            yield piece
 
     async def result(self, job: str | Job) -> bytes | None:
         """What a job (or the one with this id) was acked with, None when that is nothing, or nothing yet.

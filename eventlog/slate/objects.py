@@ -73,6 +73,11 @@ class Objects:
         else:
             self._store = AzureStore(location.bucket, prefix=prefix, client_options=client, retry_config=retry)
 
+    @property
+    def store(self) -> "ObjectStore":
+        """The client below, whose calls block."""
+        return self._store
+
     async def get(self, name: str) -> bytes | None:
         """The content of an object, or None. Raises `StoreUnavailable` with the cause."""
         return await self.run(self._get, name)

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import Final
 
 from slatedb.uniffi import Db, DbIterator, DbReader
 
+from ledgerq.eventlog.blobs import Blobs
 from ledgerq.eventlog.errors import InvalidArgument, LedgerError, QueueClosed, StoreUnavailable
 from ledgerq.eventlog.locations import Location
 from ledgerq.eventlog.recovery.block_check import find_damaged_files
@@ -18,6 +20,7 @@ from ledgerq.eventlog.slate.binding import Lane
 from ledgerq.eventlog.slate.error_mapping import SLATE_ERRORS, translate
 from ledgerq.eventlog.slate.native_binding import NativeLane
 from ledgerq.eventlog.slate.row_sums import RowSum, can_sum, sum_of, total
+from ledgerq.eventlog.slate.stored_blobs import stored_blobs
 from ledgerq.eventlog.store import Row
 
 __all__ = ["SlateReads"]
@@ -42,12 +45,18 @@ class SlateReads:
         self._url = location.original
         self._pid = own_pid()
         self._is_closed = False
+        self._fsync = True
         self._read_timeout_s = read_timeout_s
 
     @property
     def location(self) -> str:
         """The URL it was opened by, for messages."""
         return self._url
+
+    @cached_property
+    def blobs(self) -> Blobs:
+        """The large payloads beside it."""
+        return stored_blobs(self._location, fsync=self._fsync)
 
     async def get(self, key: bytes) -> bytes | None:
         """The value of `key`, or None. Raises `RowUnreadable` when just the block that would hold it is damaged."""

@@ -68,6 +68,7 @@ class SlateStore(SlateReads):
         self.metrics = metrics
         self._clock = clock
         self._options = options
+        self._fsync = options.fsync
         self.hold: Hold | None = None
         self.fence: FenceCheck | None = None
         self._threads = DaemonThreads("ledgerq-sync")

@@ -7,17 +7,19 @@ is gone is a dead letter there, with that error, instead of one that can't be ru
 from typing import Final, NamedTuple, Self
 
 from ledgerq.eventlog import keys
+from ledgerq.eventlog.blobs import BlobName, Blobs, checked
 from ledgerq.eventlog.clock import Clock
 from ledgerq.eventlog.codec import EMPTY_HEAD, encode_head
-from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned, RowUnreadable
+from ledgerq.eventlog.errors import InvalidArgument, LedgerError, LogPoisoned, PayloadMissing, RowUnreadable
 from ledgerq.eventlog.events import SECRET, DeadLettered, Rebuilt
 from ledgerq.eventlog.log import LogReader, Progress, Verified
-from ledgerq.eventlog.side_records import read_secret
+from ledgerq.eventlog.side_records import decode_payload, read_secret
 from ledgerq.eventlog.store import Anchor, Batch, ReadStore, Store
 from ledgerq.eventlog.writer import Commit, EventLog
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.index_keys import stats_key
 from ledgerq.projections.indexes import index_entries, limit_rows, schedule_rows
+from ledgerq.projections.job import Job
 from ledgerq.projections.payloads import LostPayload, payload_fault, read_payload
 from ledgerq.projections.rebuild import RebuildReport
 from ledgerq.projections.repair.row_writer import COMMIT_EVENTS, COPY_MARKER, FORMAT, RowWriter, append_lost_keys
@@ -62,6 +64,8 @@ class NewStore:
             for key, _ in page:
                 if key != keys.REBUILD_KEY:
                     await writer.set(key, None, count=False)
+        for name in await target.blobs.names():
+            await target.blobs.delete(name)
         await writer.set(keys.FORMAT_KEY, FORMAT, count=False)
         return self
 
@@ -71,6 +75,17 @@ class NewStore:
     async def put(self, key: bytes, value: bytes) -> None:
         """Add a row of the log, a payload, a text, or the secret."""
         await self._writer.set(key, value, count=False)
+
+    async def put_blob(self, source: Blobs, job: Job, record: bytes) -> str:
+        """Copy the large payload of a job, if it has one; returns why it is lost, empty when it is not."""
+        if (blob := job.blob) is None:
+            return ""
+        name = BlobName(blob.id, job.id)
+        try:
+            await self._target.blobs.put(str(name), checked(source, name, blob, decode_payload(record).salt))
+        except PayloadMissing as error:
+            return str(error)
+        return ""
 
     async def finish(self, verified: Verified, fold: Fold, lost: Lost, *, actor: str, reason: str) -> RebuildReport:
         """Write projections and head, the events of the payloads that are `lost`, and that all this was done."""
@@ -209,7 +224,7 @@ async def _copy_values(source: ReadStore, new: NewStore, fold: Fold) -> list[str
 
 async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[LostPayload]:
     """Write the payloads of all jobs that are there; returns the jobs whose payload could not be read."""
-    live = {job.offset: job for job in fold.jobs.values()}
+    live, lost = {job.offset: job for job in fold.jobs.values()}, list[LostPayload]()
     payloads = source.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=_PAYLOAD_ROWS)
     try:
         async for page in payloads:
@@ -218,13 +233,15 @@ async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[L
                 if job is not None and not payload_fault(job, value):
                     await new.put(key, value)
                     del live[job.offset]
+                    if job.blob is not None and (fault := await new.put_blob(source.blobs, job, value)):
+                        lost.append(LostPayload(job, fault))
     except LogPoisoned:
         pass  # a scan ends at the first block that can't be read: the rest is read one by one
-    lost: list[LostPayload] = []
     for offset, job in sorted(live.items()):
         found, fault = await read_payload(source, job)
         if found is not None:
             await new.put(keys.payload_key(offset), found)
-        elif job.id not in fold.without_payload:
+            fault = await new.put_blob(source.blobs, job, found)
+        if fault:
             lost.append(LostPayload(job, fault))
-    return lost
+    return [one for one in lost if one.job.id not in fold.without_payload]

@@ -24,10 +24,12 @@ from ledgerq.eventlog.recovery.damaged_store import DamagedStore
 from ledgerq.eventlog.recovery.sorted_files import SstRow
 from ledgerq.eventlog.recovery.store_files import FileFault, may_have_held, read_rows, sorted_files
 from ledgerq.eventlog.runtime.commands import rebuild_command
+from ledgerq.eventlog.slate.stored_blobs import folder_blobs
 from ledgerq.eventlog.store import Anchor, Store
 from ledgerq.projections.fold import Fold
 from ledgerq.projections.index_keys import JOB
 from ledgerq.projections.indexes import decode_job
+from ledgerq.projections.job import Job
 from ledgerq.projections.payloads import MISSING, LostPayload, payload_fault
 from ledgerq.projections.rebuild import RebuildReport
 from ledgerq.projections.repair.copying import Lost, NewStore
@@ -273,7 +275,7 @@ class _Salvage:
         live = {job.offset: job for job in fold.jobs.values()}
         texts, values = dict(fold.texts), {keys.value_key(key): value for key, value in fold.values.items()}
         found: list[tuple[bytes, bytes]] = []
-        changed: dict[int, str] = {}
+        changed, large = dict[int, str](), list[tuple[Job, bytes]]()
 
         def take(row: SstRow) -> None:
             key, value, _ = row
@@ -293,12 +295,11 @@ class _Salvage:
                     del texts[offset]
                 return
             job = live.get(offset)
-            if job is None:
-                return
-            if fault := payload_fault(job, value):
+            if job is not None and (fault := payload_fault(job, value)):
                 changed[job.offset] = fault
-            else:
+            elif job is not None:
                 found.append((key, value))
+                large.extend([(job, value)] * (job.blob is not None))
                 del live[job.offset]
 
         files = await asyncio.to_thread(sorted_files, self._folder)
@@ -312,8 +313,10 @@ class _Salvage:
             if self._progress is not None:
                 self._progress(number + 1, len(files))
         lost = [job for _, job in sorted(live.items()) if job.id not in fold.without_payload]
+        why = {job: await new.put_blob(folder_blobs(self._folder), job, value) for job, value in large}
         return (
-            [LostPayload(job, changed.get(job.offset, _NOT_FOUND)) for job in lost],
+            [LostPayload(job, changed.get(job.offset, _NOT_FOUND)) for job in lost]
+            + [LostPayload(job, fault) for job, fault in why.items() if fault],
             sorted(texts),
             [key[len(keys.VALUE_PREFIX) :].decode() for key in sorted(values)],
         )

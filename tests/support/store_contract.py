@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from ledgerq.eventlog.blobs import PIECE_BYTES
 from ledgerq.eventlog.errors import Fenced, InvalidArgument, QueueClosed
 from ledgerq.eventlog.slate.row_sums import RowSum, can_sum, sum_of, total
 from ledgerq.eventlog.store import Anchor, ReadStore, Row, Store
@@ -15,6 +16,7 @@ SAMPLE = frozenset(
     {
         "test_a_reader_sees_what_is_durable_and_fences_nobody",
         "test_a_scan_does_not_see_later_writes",
+        "test_blobs_are_streamed_in_and_out",
         "test_large_and_odd_values",
         "test_opening_fences_the_earlier_writer",
         "test_synced_data_and_the_anchor_survive_reopening",
@@ -82,6 +84,32 @@ class StoreContract:
         batch.put(b"c", b"3")
         await store.write(batch)
         assert await scan_all(store, b"", b"z") == [(b"b", b"2"), (b"c", b"3")]
+
+    async def test_blobs_are_streamed_in_and_out(self, store: Store) -> None:
+        async def pieces(count: int, *, breaks: bool = False) -> AsyncIterator[bytes]:
+            for number in range(count):
+                yield bytes([number]) * PIECE_BYTES
+            if breaks:
+                raise ValueError("the sender is gone")
+
+        # More than one part of a multipart upload.
+        data = b"".join([piece async for piece in pieces(40)])
+        await store.blobs.put("one", pieces(40))
+        await store.blobs.put("two", pieces(1))
+        with pytest.raises(ValueError, match="the sender"):
+            await store.blobs.put("three", pieces(40, breaks=True))
+        reader = await self.read()
+        try:
+            for reading in (store, reader):
+                assert await reading.blobs.names() == ["one", "two"]
+                assert b"".join([piece async for piece in reading.blobs.get("one")]) == data
+                with pytest.raises(FileNotFoundError):
+                    await anext(aiter(reading.blobs.get("three")))
+        finally:
+            await reader.close()
+        for _ in range(2):
+            await store.blobs.delete("one")
+        assert await store.blobs.names() == ["two"]
 
     async def test_deleting_what_is_not_there_is_no_error(self, store: Store) -> None:
         batch = store.batch()

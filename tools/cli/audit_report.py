@@ -144,6 +144,7 @@ def _past_mending(differences: "list[Difference]") -> list[tuple[int, str]]:
     said = {
         "payload": "gone or damaged: a worker makes a dead letter of such a job, and a finished one is swept with its "
         "record",
+        "blob": "gone or damaged, of a large payload: a handler that reads it fails, and a copy makes a dead letter",
         "text": "gone, damaged or of no event, which costs nothing else",
         "secret": "digested with another secret than the store's, so they are not recognised: put the secret back "
         "from a copy of the store",

@@ -7,7 +7,7 @@ fence a writer at work, so one that another process writes is refused without `-
 import asyncio
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -29,8 +29,12 @@ from ledgerq.tools.console.output import Output
 
 if TYPE_CHECKING:
     from ledgerq.projections.job import Job
+    from ledgerq.worker.engine.large_payloads import Stream
 
 __all__ = ["cancel", "enqueue", "pause", "requeue", "resume"]
+
+# As much as a queue takes in a row; what is longer is streamed.
+_IN_A_ROW_BYTES: Final = 1024 * 1024
 
 
 def enqueue(
@@ -94,13 +98,13 @@ def enqueue(
 async def _enqueue(
     url: str,
     queue_name: str,
-    payload: bytes,
+    payload: "bytes | Stream",
     job: dict[str, Any],
     access: Access,
     accept_rollback: bool,
     output: Output,
 ) -> None:
-    _check_job(queue_name, payload, job)
+    _check_job(queue_name, payload if isinstance(payload, bytes) else b"", job)
     async with opened_queue(url, access, create=True, accept_rollback=accept_rollback) as queue:
         result = await queue.enqueue(queue_name, payload, **job)
     if output.as_json:
@@ -124,12 +128,25 @@ def _check_job(queue_name: str, payload: bytes, job: dict[str, Any]) -> None:
     prepare(queue_name, payload, options=DEFAULT_OPTIONS, now_ms=now_ms, entropy=entropy, secret=b"", **job)
 
 
-def _payload(text: str) -> bytes:
+def _payload(text: str) -> "bytes | Stream":
     if text != "-":
         return text.encode("utf-8", "surrogateescape")
     if sys.stdin.isatty():
         raise InvalidArgument("no payload: give it as an argument, or pipe it into the standard input")
-    return sys.stdin.buffer.read()
+    first = sys.stdin.buffer.read(_IN_A_ROW_BYTES + 1)
+    return first if len(first) <= _IN_A_ROW_BYTES else _Piped(first)
+
+
+class _Piped:
+    """A large payload from the standard input, of which the first bytes are read already."""
+
+    def __init__(self, first: bytes) -> None:
+        self._first = first
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes."""
+        piece, self._first = self._first[:size], self._first[size:]
+        return piece or sys.stdin.buffer.read(size)
 
 
 def _moment(text: str) -> Any:

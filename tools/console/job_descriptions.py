@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from ledgerq.eventlog.blobs import FOLDER, BlobName
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.projections.job import Job
 from ledgerq.projections.progress import Progress
@@ -58,6 +59,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "payload_record_bytes": spec.payload_bytes,
         "payload_digest": spec.payload_digest.hex(),
         "steps": [{"name": name, "value_digest": value and value.digest.hex()} for name, value in job.steps],
+        "payload_blob": None if job.blob is None else str(BlobName(job.blob.id, job.id)),
         "offsets": [job.offset, *job.offsets],
     }
 
@@ -133,8 +135,10 @@ def job_facts(job: Job, record: PayloadRecord | None, result: bytes | None = Non
         facts.append(("error", job.error[-_PAYLOAD_CHARS:]))
     if record is not None:
         facts += [(f"header {name}", value) for name, value in (record.headers or {}).items()]
-        facts.append(("bytes", str(len(record.payload))))
-        facts.append(("payload", _payload_text(record.payload)))
+        size_bytes = len(record.payload) if job.blob is None else job.blob.size_bytes
+        facts.append(("bytes", str(size_bytes)))
+        where = f"beside the store, {FOLDER}/{BlobName(job.blob.id, job.id)}" if job.blob is not None else ""
+        facts.append(("payload", where or _payload_text(record.payload)))
     if result is not None:
         facts.append(("result", _payload_text(result)))
     return facts

@@ -38,6 +38,7 @@ from ledgerq.worker.engine.admission import Admission
 from ledgerq.worker.engine.core_options import checked_options, pace_of
 from ledgerq.worker.engine.dispatcher import Dispatcher
 from ledgerq.worker.engine.end_waits import EndWaits
+from ledgerq.worker.engine.large_payloads import LargePayloads
 from ledgerq.worker.engine.maintenance import Maintenance
 from ledgerq.worker.engine.reports import Reports
 from ledgerq.worker.engine.takeover import take_over
@@ -108,6 +109,7 @@ class Core:
             ticking=self.ticking,
         )
         self.reports = Reports(self.log)
+        self.large = LargePayloads(self.writer_state, entropy=self.entropy)
         self.writer_state.on_change = self._changed
         self.writer_state.on_failure = self._failed
         self.writer_state.on_commit = self._committed
@@ -143,6 +145,7 @@ class Core:
             raise
         self.dispatcher.keep_claims()
         self.maintenance.start()
+        self.large.start()
 
     async def close(self) -> None:
         """Commit what is staged, end all tasks and close the store; a second call waits for the first."""
@@ -160,6 +163,7 @@ class Core:
             await end()
         await self.maintenance.close()
         await self.reports.close()
+        await self.large.close()
         await self.dispatcher.close()
         try:
             with suppress(LedgerError):  # of a log that has failed: it takes no more
@@ -220,6 +224,8 @@ class Core:
         return sum(counters.now[STATES.index(state)] for counters in all_counters for state in states)
 
     def _committed(self) -> None:
+        if self.writer_state.gone_blobs:
+            self.large.delete_gone()
         self.ended.say()
         self._tell_change()
 

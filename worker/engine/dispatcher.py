@@ -240,11 +240,13 @@ class Dispatcher:
         (A lease that began earlier could end before its holder knew of it, and each outage would cost a try.)
         """
         now_ms, current, begun = self._clock.now_ms(), self._writer_state.claimed, []
+        store = self._writer_state.log.store
         for claim in claims:
             if (job := current.get(claim.id)) and job.claim_offset == claim.offset:
                 expires_ms = now_ms + claim.lease_ms
                 self.leases.hold(Lease(expires_ms, claim.id, claim.offset, now_ms))
                 claim.lease_expires_ms = expires_ms  # no caller has it yet
+                claim.store = store
                 begun.append(claim)
         return begun
 

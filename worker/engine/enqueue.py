@@ -5,10 +5,13 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import cast
 
+from ledgerq.eventlog.errors import DuplicateJobId
 from ledgerq.eventlog.events import UniqueUntil
 from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.core import Core
+from ledgerq.worker.engine.large_payloads import Stream, is_stream
 from ledgerq.worker.engine.new_job import prepare, prepare_many
 from ledgerq.worker.options import NewJob
 
@@ -29,7 +32,7 @@ class Enqueuer:
     async def one(
         self,
         queue: str,
-        payload: bytes,
+        payload: bytes | Stream,
         headers: Mapping[str, str] | None,
         *,
         priority: int | None,
@@ -47,36 +50,49 @@ class Enqueuer:
         log = self._log
         log.check()
         self._core.check_name(queue)
-        prepared = prepare(
-            queue,
-            payload,
-            options=self._core.options(queue),
-            now_ms=self._clock.now_ms(),
-            entropy=self._entropy,
-            secret=self._log.secret,
-            priority=priority,
-            delay=delay,
-            run_at=run_at,
-            expires=expires,
-            deadline=deadline,
-            max_attempts=max_attempts,
-            unique_key=unique_key,
-            unique_until=unique_until,
-            headers=headers,
-            job_id=job_id,
-            task=task,
-        )
-        if log.full:
-            await log.until_not_full()
-            log.check()
-        if unique_key is None and job_id is None:
-            result = self._admission.stage(prepared)
-        else:
-            async with self._core.refusing():
-                result = (await self._admission.stage_all([prepared]))[0]
-        self._dispatcher.serve()
-        await log.committed()
-        return result
+        stored, may_be_there = None, False
+        if type(payload) is not bytes and is_stream(payload):
+            payload, stored = await self._core.large.store(payload, job_id)
+        try:
+            prepared = prepare(
+                queue,
+                cast(bytes, payload),
+                options=self._core.options(queue),
+                now_ms=self._clock.now_ms(),
+                entropy=self._entropy,
+                secret=self._log.secret,
+                priority=priority,
+                delay=delay,
+                run_at=run_at,
+                expires=expires,
+                deadline=deadline,
+                max_attempts=max_attempts,
+                unique_key=unique_key,
+                unique_until=unique_until,
+                headers=headers,
+                job_id=job_id,
+                task=task,
+                stored=stored,
+            )
+            if log.full:
+                await log.until_not_full()
+                log.check()
+            may_be_there = True
+            if unique_key is None and job_id is None:
+                result = self._admission.stage(prepared)
+            else:
+                async with self._core.refusing():
+                    result = (await self._admission.stage_all([prepared]))[0]
+            may_be_there = result.created
+            self._dispatcher.serve()
+            await log.committed()
+            return result
+        except DuplicateJobId:
+            may_be_there = False
+            raise
+        finally:
+            if stored is not None:
+                self._core.large.end(stored, is_wanted=may_be_there)
 
     async def many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> list[EnqueueResult]:
         """Enqueue several jobs, as `Queue.enqueue_many` does."""

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from ledgerq.eventlog.blobs import BlobName
 from ledgerq.eventlog.codec import digest_of
 from ledgerq.eventlog.entropy import Entropy, job_id_bytes, new_job_id
 from ledgerq.eventlog.errors import InvalidArgument, PayloadTooLarge
@@ -21,6 +22,14 @@ __all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "prepare", "prepare_m
 MAX_BULK_JOBS: Final = 10_000
 MAX_TASK_NAME_BYTES: Final = 255
 _AT_ONCE: Final = 50
+
+
+class StoredPayload(NamedTuple):
+    """A payload that stands beside the store: its name, which has the job's id, its salt, what the log has of it."""
+
+    name: BlobName
+    salt: bytes
+    blob: bytes
 
 
 class Prepared(NamedTuple):
@@ -51,6 +60,7 @@ def prepare(
     headers: Mapping[str, str] | None = None,
     job_id: str | None = None,
     task: str | None = None,
+    stored: StoredPayload | None = None,
 ) -> Prepared:
     """Check every argument and build the enqueued event; raises `InvalidArgument` naming what is wrong."""
     if type(payload) is not bytes:
@@ -67,11 +77,12 @@ def prepare(
         _whole("max_attempts", max_attempts, 1, 1_000_000)
     due_ms = 0 if delay is None and run_at is None else due_ms_of(delay, run_at, now_ms)
     terms = None
-    if task is not None or expires is not None or deadline is not None:
+    if task is not None or expires is not None or deadline is not None or stored is not None:
         expires_ms, deadline_ms = moment_ms("expires", expires, now_ms), moment_ms("deadline", deadline, now_ms)
         if due_ms and 0 < min(expires_ms or deadline_ms, deadline_ms or expires_ms) <= due_ms:
             raise InvalidArgument("the job would be due only when it has expired: expires and deadline are from now on")
-        terms = encode_terms(Terms("" if task is None else task_name(task), JSON, expires_ms, deadline_ms))
+        blob = b"" if stored is None else stored.blob
+        terms = encode_terms(Terms("" if task is None else task_name(task), JSON, expires_ms, deadline_ms, blob=blob))
     kept, size_bytes = None, len(payload)
     if headers:
         kept, header_bytes = _headers(headers)
@@ -82,12 +93,12 @@ def prepare(
             f"{options.max_payload_bytes}: store them elsewhere and enqueue a reference"
         )
     key = None if unique_key is None else _unique_key(unique_key)
-    salt = entropy.take(SALT_BYTES)
+    salt = entropy.take(SALT_BYTES) if stored is None else stored.salt
     sealed = encode_payload(salt, kept, payload, key)
     if unique_until not in ("finished", "claimed"):
         raise InvalidArgument(f"unique_until is 'finished' or 'claimed', not {unique_until!r}")
     event = Enqueued(
-        new_job_id(now_ms, entropy) if job_id is None else job_id_bytes(job_id),
+        _new_id(now_ms, entropy, stored) if job_id is None else job_id_bytes(job_id),
         queue,
         priority,
         max_attempts,
@@ -99,6 +110,10 @@ def prepare(
         terms,
     )
     return Prepared(event, PayloadRecord(salt, kept, payload, key), sealed, job_id is not None)
+
+
+def _new_id(now_ms: int, entropy: Entropy, stored: StoredPayload | None) -> bytes:
+    return new_job_id(now_ms, entropy) if stored is None else stored.name.job
 
 
 def is_list(jobs: object) -> bool:

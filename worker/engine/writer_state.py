@@ -31,6 +31,7 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from ledgerq.eventlog import keys
+from ledgerq.eventlog.blobs import BlobName
 from ledgerq.eventlog.errors import JobNotFound, LedgerError
 from ledgerq.eventlog.events import (
     STATES,
@@ -95,6 +96,8 @@ class WriterState:
         self.on_change: Callable[[Job | None, Job | None], None] = lambda before, after: None
         self.on_commit: Callable[[], None] = lambda: None
         self.on_failure: Callable[[LedgerError], None] = lambda error: None
+        self.gone_blobs: deque[tuple[int, BlobName]] = deque()
+        """The large payloads of jobs that are gone by the events at these offsets."""
         self._window_rows = ready_window_rows
         self._budget = PayloadBudget(payload_budget_bytes)
         self._touched: Touched = {}
@@ -167,6 +170,8 @@ class WriterState:
         if after is None and before is not None:
             for at in before.beside:  # a text of this very commit; a stored one is deleted with the index rows
                 log.commit().payloads.pop(keys.text_key(at), None)
+            if before.spec.terms is not None and (blob := before.blob) is not None:
+                self.gone_blobs.append((offset, BlobName(blob.id, before.id)))
         if after is not None and after.state == "claimed":
             self.claimed[id] = after
         elif before is not None and before.state == "claimed":

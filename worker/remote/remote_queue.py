@@ -25,6 +25,7 @@ from ledgerq.worker.claims import Claim, EnqueueResult
 from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine.decisions import MAX_ERROR_CHARS, MAX_TYPE_CHARS, clip
 from ledgerq.worker.engine.dispatcher import WatchCallback
+from ledgerq.worker.engine.large_payloads import Stream
 from ledgerq.worker.engine.settlement import check_result
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
@@ -116,16 +117,18 @@ class RemoteQueue(Unsent, RemoteLimits):
 
     # ------------------------------------------------------------------ enqueue
 
-    async def enqueue(self, queue: str, payload: bytes, **options: Any) -> EnqueueResult:
+    async def enqueue(self, queue: str, payload: bytes | Stream, **options: Any) -> EnqueueResult:
         """Add one job, as `Queue.enqueue` does; `DuplicateJobId` for an id of your own may be that of a lost answer."""
         fields = self._fields(payload, options)
         result, repeated = await self._one(wire.EnqueueOp(queue=queue, **fields))
         return _added(result, fields["id"], repeated and options.get("job_id") is None)
 
-    def _fields(self, payload: bytes, options: dict[str, Any]) -> dict[str, Any]:
+    def _fields(self, payload: bytes | Stream, options: dict[str, Any]) -> dict[str, Any]:
         """The fields of a message for a job, which has its id before it is sent."""
         if not isinstance(payload, bytes | bytearray | memoryview):
-            raise InvalidArgument(f"a payload is bytes, not {type(payload).__name__}: encode it first")
+            raise InvalidArgument(
+                f"a payload for a service is bytes, not {type(payload).__name__}: none can be streamed to it yet"
+            )
         if unknown := sorted(options.keys() - _JOB_OPTIONS):
             raise InvalidArgument(f"enqueue has no option {', '.join(unknown)}")
         fields = {name: value for name, value in options.items() if value is not None}

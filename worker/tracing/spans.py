@@ -36,6 +36,7 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 from ledgerq.eventlog.runtime.log_records import about, logger
 from ledgerq.eventlog.runtime.process import package_version
 from ledgerq.worker.claims import Claim, EnqueueResult
+from ledgerq.worker.engine.large_payloads import Stream
 from ledgerq.worker.job_logging import Outcome
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.outcomes import Retry, plain_text
@@ -106,11 +107,9 @@ class Sender:
         self._tracer = _tracer(provider)
         self._careful = _Careful()
 
-    def one(self, queue: str, payload: bytes, headers: Headers) -> Sending | None:
+    def one(self, queue: str, payload: bytes | Stream, headers: Headers) -> Sending | None:
         """Begin the span of `enqueue`; None when it can't be traced."""
-        return self._careful.call(
-            lambda: self._begin("enqueue", queue, [headers], {"messaging.message.body.size": len(payload)})
-        )
+        return self._careful.call(lambda: self._begin("enqueue", queue, [headers], _size_of(payload)))
 
     def many(self, queue: str, jobs: Sequence[bytes | NewJob]) -> Sending | None:
         """Begin the span of `enqueue_many`; None when it can't be traced."""
@@ -232,7 +231,7 @@ class TryTracer:
             "messaging.operation.type": "process",
             "messaging.destination.name": claim.queue,
             "messaging.message.id": claim.job_id,
-            "messaging.message.body.size": len(claim.payload),
+            "messaging.message.body.size": len(claim.record.payload),
             "ledgerq.attempt": claim.attempt,
             "ledgerq.offset": claim.offset,
         }
@@ -279,3 +278,8 @@ def _fail(span: Span, error_type: str, description: str | None = None) -> None:
 def _name_of(error: BaseException) -> str:
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _size_of(payload: bytes | Stream) -> dict[str, int]:
+    """The size of a payload, which is not known of one that is read in pieces."""
+    return {"messaging.message.body.size": len(payload)} if isinstance(payload, bytes | bytearray | memoryview) else {}

@@ -9,6 +9,7 @@ from ledgerq.eventlog.errors import PayloadTooLarge
 from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.core import Core
 from ledgerq.worker.engine.enqueue import Enqueuer
+from ledgerq.worker.engine.large_payloads import Stream
 from ledgerq.worker.engine.new_job import is_list
 from ledgerq.worker.options import NewJob
 from ledgerq.worker.tracing.spans import Sender
@@ -23,7 +24,9 @@ class TracedEnqueuer(Enqueuer):
         super().__init__(core)
         self._sender = Sender(tracer_provider)
 
-    async def one(self, queue: str, payload: bytes, headers: Mapping[str, str] | None, **options: Any) -> EnqueueResult:
+    async def one(
+        self, queue: str, payload: bytes | Stream, headers: Mapping[str, str] | None, **options: Any
+    ) -> EnqueueResult:
         """Enqueue one job, as `Queue.enqueue` does, with a span."""
         sending = self._sender.one(queue, payload, headers)
         if sending is None:
