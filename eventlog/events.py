@@ -24,9 +24,11 @@ from ledgerq.eventlog.job_events import (
     Moved,
     Nacked,
     Promoted,
+    Replaced,
     Requeued,
     State,
     Swept,
+    UniqueReleased,
     UniqueUntil,
 )
 from ledgerq.eventlog.log_events import Checkpointed, FilesSetAside, LogEvent, Rebuilt, WriterClosed, WriterOpened
@@ -75,6 +77,7 @@ __all__ = [
     "QueueResumed",
     "Rebuilt",
     "Record",
+    "Replaced",
     "Requeued",
     "SECRET",
     "STATES",
@@ -91,6 +94,7 @@ __all__ = [
     "Text",
     "TickReason",
     "Ticked",
+    "UniqueReleased",
     "UniqueUntil",
     "ValueEvent",
     "WriterClosed",

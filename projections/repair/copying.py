@@ -207,7 +207,7 @@ async def _copy_values(source: ReadStore, new: NewStore, fold: Fold) -> list[str
 
 async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[LostPayload]:
     """Write the payloads of all jobs that are there; returns the jobs whose payload could not be read."""
-    live = {job.offset: job for job in fold.jobs.values()}
+    live = {job.payload_offset: job for job in fold.jobs.values()}
     payloads = source.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=_PAYLOAD_ROWS)
     try:
         async for page in payloads:
@@ -215,7 +215,7 @@ async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[L
                 job = live.get(keys.offset_of(key))
                 if job is not None and not payload_fault(job, value):
                     await new.put(key, value)
-                    del live[job.offset]
+                    del live[job.payload_offset]
     except LogPoisoned:
         pass  # a scan ends at the first block that can't be read: the rest is read one by one
     lost: list[LostPayload] = []

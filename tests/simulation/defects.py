@@ -39,6 +39,7 @@ from ledgerq.worker.engine import (
 )
 from ledgerq.worker.queue import Queue
 from tests.simulation.step_defects import STEP_DEFECTS
+from tests.simulation.unique_defects import UNIQUE_DEFECTS
 
 __all__ = ["DEFECTS"]
 
@@ -737,6 +738,7 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         paused_schedules_tick,
     )
 } | {
+    **UNIQUE_DEFECTS,
     "scheduled_rows_left": _rows_left(SCHEDULED),
     "claimed_rows_left": _rows_left(CLAIMED),
     "texts_left_at_the_sweep": _rows_left(keys.TEXT_PREFIX),

@@ -10,7 +10,7 @@ from ledgerq.eventlog.events import UniqueUntil
 from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.core import Core
 from ledgerq.worker.engine.new_job import prepare, prepare_many
-from ledgerq.worker.options import NewJob
+from ledgerq.worker.options import NewJob, OnConflict
 
 __all__ = ["Enqueuer"]
 
@@ -40,6 +40,10 @@ class Enqueuer:
         max_attempts: int | None,
         unique_key: str | bytes | None,
         unique_until: UniqueUntil,
+        unique_for: float | None,
+        on_conflict: OnConflict,
+        debounce: float | None,
+        debounce_max: float | None,
         job_id: str | None,
         task: str | None,
     ) -> EnqueueResult:
@@ -62,6 +66,10 @@ class Enqueuer:
             max_attempts=max_attempts,
             unique_key=unique_key,
             unique_until=unique_until,
+            unique_for=unique_for,
+            on_conflict=on_conflict,
+            debounce=debounce,
+            debounce_max=debounce_max,
             headers=headers,
             job_id=job_id,
             task=task,
