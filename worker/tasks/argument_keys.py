@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from hashlib import blake2b
 from typing import Any, Final, Literal
 
-from pydantic_core import to_jsonable_python
+from pydantic import TypeAdapter
 
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.worker.tasks.signature import Signature
@@ -17,6 +17,7 @@ Unique = Literal["args"] | Sequence[str]
 """The arguments that a unique key is made of: all, or those of these names."""
 
 _KEY_BYTES: Final = 32
+_ANY: Final[TypeAdapter[Any]] = TypeAdapter(Any)
 
 
 def unique_names(unique: Unique | None, signature: Signature) -> tuple[str, ...] | None:
@@ -50,4 +51,4 @@ def _in_order(value: Any) -> Any:
         return sorted((_in_order(one) for one in value), key=json.dumps)
     if isinstance(value, list | tuple):
         return [_in_order(one) for one in value]
-    return to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="strings")
+    return value.hex() if isinstance(value, bytes) else _ANY.dump_python(value, mode="json")

@@ -1,6 +1,7 @@
 """Unique keys for a period, and what an enqueue does whose key is held: it keeps, replaces, is refused, or puts off."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from ledgerq.eventlog.errors import InvalidArgument, UniqueKeyHeld
 from ledgerq.eventlog.events import Replaced, UniqueReleased
 from ledgerq.eventlog.keys import PAYLOAD_PREFIX
 from ledgerq.worker.options import NewJob, QueueOptions
+from ledgerq.worker.tasks.registry import Tasks
 from tests.support.loops import settle
 from tests.support.rig import Rig, payloads
 
@@ -192,3 +194,33 @@ async def test_what_makes_no_sense_about_a_key_is_refused(given: dict[str, Any],
         with pytest.raises(InvalidArgument, match=what):
             await rig.queue.enqueue("q", b"", **given)
         assert await rig.queue.queues() == []
+
+
+async def test_keys_of_arguments_are_equal_for_equal_arguments_however_they_are_given() -> None:
+    app = Tasks()
+
+    @app.task(queue="q", unique="args", on_conflict="replace")
+    async def work(
+        at: datetime, names: set[str], data: bytes = b"\xff", more: dict[str, list[int]] | None = None
+    ) -> None:
+        """Its arguments have values that JSON has no order or no form for."""
+
+    @app.task(queue="q", unique=("user",), unique_for=60)
+    async def welcome(user: int, name: str) -> None:
+        """One for each user in a minute."""
+
+    async with Rig(tasks=app) as rig:
+        now, names = datetime(2026, 1, 1, tzinfo=UTC), {f"n{number}" for number in range(9)}
+        first = await work.enqueue(now, names)
+        again = await work.enqueue(names={*names}, at=now, data=b"\xff", more=None)
+        assert (again.job_id, again.created, again.replaced) == (first.job_id, False, True)
+        assert (await work.enqueue(now, names | {"x"})).created
+        assert (await welcome.enqueue(1, "Ann")).created
+        assert not (await welcome.enqueue(name="Anne", user=1)).created
+        many = await welcome.enqueue_many([{"user": 1, "name": ""}, {"user": 2, "name": ""}])
+        assert [one.created for one in many] == [False, True]
+        assert (await welcome.options(unique_key="mine").enqueue(1, "Ann")).created
+        await rig.check()
+    for wrong in ("user", (), ("nobody",), 5):
+        with pytest.raises(InvalidArgument, match="unique"):
+            app.task(name=f"w{wrong}", unique=wrong)(welcome.function)  # type: ignore[arg-type]
