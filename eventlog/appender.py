@@ -79,6 +79,11 @@ class Appender(LogReader):
         return max(self.time_ms, self.clock.now_ms()) if self._open is None else self._open.time_ms
 
     @property
+    def next_time_ms(self) -> int:
+        """The commit time of what is staged now; it never goes back."""
+        return self.time_ms if self._open is not None else max(self.time_ms, self.clock.now_ms())
+
+    @property
     def full(self) -> bool:
         """Whether callers should wait for `until_not_full` before they append."""
         commit = self._open

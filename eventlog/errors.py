@@ -26,6 +26,7 @@ from ledgerq.eventlog.job_errors import (
     ResultGone,
     ResultTooLarge,
     ScheduleNotFound,
+    UniqueKeyHeld,
 )
 from ledgerq.eventlog.runtime.commands import rebuild_command, salvage_command
 
@@ -65,6 +66,7 @@ __all__ = [
     "StoreNotFound",
     "StoreUnavailable",
     "TreeForked",
+    "UniqueKeyHeld",
     "UnknownEventType",
     "WrongLoop",
     "WrongProcess",

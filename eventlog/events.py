@@ -24,9 +24,11 @@ from ledgerq.eventlog.job_events import (
     Moved,
     Nacked,
     Promoted,
+    Replaced,
     Requeued,
     State,
     Swept,
+    UniqueReleased,
     UniqueUntil,
 )
 from ledgerq.eventlog.limit_events import Held, HoldReleased, LimitEvent, LimitsSet
@@ -80,6 +82,7 @@ __all__ = [
     "QueueResumed",
     "Rebuilt",
     "Record",
+    "Replaced",
     "Requeued",
     "SECRET",
     "STATES",
@@ -96,6 +99,7 @@ __all__ = [
     "Text",
     "TickReason",
     "Ticked",
+    "UniqueReleased",
     "UniqueUntil",
     "ValueEvent",
     "WriterClosed",

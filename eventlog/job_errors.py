@@ -19,6 +19,7 @@ __all__ = [
     "ResultGone",
     "ResultTooLarge",
     "ScheduleNotFound",
+    "UniqueKeyHeld",
 ]
 
 
@@ -69,6 +70,10 @@ class ScheduleNotFound(LedgerError, LookupError):
 
 class DuplicateJobId(LedgerError):
     """A `job_id` given by the caller is in use already; nothing was written."""
+
+
+class UniqueKeyHeld(LedgerError):
+    """Another job holds the unique key, and `on_conflict="raise"` was asked for; nothing was written."""
 
 
 class EffectConflict(LedgerError):

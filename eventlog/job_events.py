@@ -2,7 +2,7 @@
 
 from typing import Final, Literal, get_args
 
-from ledgerq.eventlog.facts import Fact, Id, Sealed, Text
+from ledgerq.eventlog.facts import Count, Digest, Fact, Id, Sealed, Text
 from ledgerq.eventlog.step_events import StepDone
 
 __all__ = [
@@ -19,10 +19,12 @@ __all__ = [
     "Moved",
     "Nacked",
     "Promoted",
+    "Replaced",
     "Requeued",
     "STATES",
     "State",
     "Swept",
+    "UniqueReleased",
     "UniqueUntil",
 ]
 
@@ -32,8 +34,9 @@ State = Literal["scheduled", "pending", "claimed", "done", "dead", "cancelled"]
 
 STATES: Final[tuple[State, ...]] = get_args(State)
 
-UniqueUntil = Literal["finished", "claimed"]
-"""How long a job holds its unique key: until it is finished, or until it is claimed for the first time."""
+UniqueUntil = Literal["finished", "claimed", "period"]
+"""How long a job holds its unique key: until it is finished, or claimed for the first time, and at least for its period
+(`Terms.hold_ms`), if it has one; or for that alone."""
 
 
 class Enqueued(Fact, frozen=True):
@@ -182,6 +185,27 @@ class Moved(Fact, frozen=True):
     reason: Text
 
 
+class Replaced(Fact, frozen=True):
+    """A waiting job goes on with what was enqueued under its unique key: payload, due time, terms, attempts.
+
+    It keeps its id, its place in the queue, and the time until which it holds the key. Its tries are counted anew. The
+    payload record stands at this event's offset; the one before is deleted. `due_ms` 0: pending at once.
+    """
+
+    id: Id
+    max_attempts: int
+    due_ms: Count
+    payload_bytes: int
+    payload_digest: Digest
+    terms: bytes | None = None
+
+
+class UniqueReleased(Fact, frozen=True):
+    """The job gives up its unique key, whose period is over: another job takes it in the same commit."""
+
+    id: Id
+
+
 JobEvent = (
     Enqueued
     | Promoted
@@ -198,4 +222,6 @@ JobEvent = (
     | Expired
     | Moved
     | StepDone
+    | Replaced
+    | UniqueReleased
 )

@@ -25,6 +25,7 @@ class Terms(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc
     """What a job is to be done by: `task` is the name of one, empty for none; `content_type` that of its payload.
 
     No try begins from `expires_ms` on; none begins or runs from `deadline_ms` on (ms since the Unix epoch, 0: never).
+    Its unique key is held until `hold_ms` at least, whatever becomes of it (0: for no such period).
     `blob`: what the log has of a payload that stands beside the store (`Blob`), empty for one in a row.
     """
 
@@ -32,6 +33,7 @@ class Terms(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc
     content_type: int = JSON
     expires_ms: Annotated[int, Meta(ge=0)] = 0
     deadline_ms: Annotated[int, Meta(ge=0)] = 0
+    hold_ms: Annotated[int, Meta(ge=0)] = 0
     blob: bytes = b""
 
 

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from ledgerq.eventlog.errors import StoreNotFound as StoreNotFound
     from ledgerq.eventlog.errors import StoreUnavailable as StoreUnavailable
     from ledgerq.eventlog.errors import TreeForked as TreeForked
+    from ledgerq.eventlog.errors import UniqueKeyHeld as UniqueKeyHeld
     from ledgerq.eventlog.errors import UnknownEventType as UnknownEventType
     from ledgerq.eventlog.errors import WrongLoop as WrongLoop
     from ledgerq.eventlog.errors import WrongProcess as WrongProcess
@@ -150,6 +151,7 @@ _HOME = {
     "StoreNotFound": "ledgerq.eventlog.errors",
     "StoreUnavailable": "ledgerq.eventlog.errors",
     "TreeForked": "ledgerq.eventlog.errors",
+    "UniqueKeyHeld": "ledgerq.eventlog.errors",
     "UnknownEventType": "ledgerq.eventlog.errors",
     "WrongLoop": "ledgerq.eventlog.errors",
     "WrongProcess": "ledgerq.eventlog.errors",

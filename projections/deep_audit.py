@@ -58,7 +58,7 @@ async def missing_secret(store: ReadStore, format_version: int) -> Difference | 
 async def payload_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Difference]:
     """The payloads that are missing, changed, or of no job, and the unique keys that the secret doesn't lead to."""
     # Jobs in the order of their payloads, by little more than their ids: a million of them take memory.
-    in_order = sorted((job.offset, id) for id, job in fold.jobs.items())
+    in_order = sorted((job.payload_offset, id) for id, job in fold.jobs.items())
     offsets, ids = array("Q", (offset for offset, _ in in_order)), [id for _, id in in_order]
     del in_order
     secret = await read_secret(store)
@@ -95,7 +95,8 @@ async def payload_differences(store: ReadStore, fold: Fold) -> AsyncIterator[Dif
 
 def _payload_difference(job: Job, found: str | None) -> Difference:
     want = f"{job.spec.payload_bytes} bytes with digest {job.spec.payload_digest.hex()}"
-    return Difference("payload", f"job {job.job_id}, offset {job.offset}", keys.payload_key(job.offset), want, found)
+    at = job.payload_offset
+    return Difference("payload", f"job {job.job_id}, offset {at}", keys.payload_key(at), want, found)
 
 
 def _key_difference(job: Job, record: bytes, secret: bytes | None, fold: Fold) -> Difference | None:

@@ -24,16 +24,18 @@ from ledgerq.eventlog.events import (
     Moved,
     QueueEvent,
     Rebuilt,
+    Replaced,
     ScheduleEvent,
     ScheduleSet,
     Sealed,
     StepDone,
     Ticked,
+    UniqueReleased,
     ValueEvent,
 )
 from ledgerq.eventlog.keys import MAX_PRIORITY, MAX_QUEUE_NAME_BYTES
 from ledgerq.eventlog.terms import decode_terms
-from ledgerq.projections.job import TRANSITIONS, Job, born, evolve
+from ledgerq.projections.job import TRANSITIONS, Job, born, evolve, holds_key
 from ledgerq.projections.job_table import JobTable
 from ledgerq.projections.limits import LimitTable, limits_fault
 from ledgerq.projections.schedule import Schedule, evolve_schedule, schedule_fault
@@ -43,6 +45,7 @@ from ledgerq.projections.values import SetKeys
 __all__ = ["Fold", "Transition"]
 
 _TRANSITIONS: Final[dict[type[Event], Mapping[str, tuple[str, ...]]]] = dict(TRANSITIONS.items())
+_OF_KEYS: Final = frozenset((Replaced, UniqueReleased))
 
 
 @lru_cache(1000)
@@ -86,6 +89,18 @@ def _check_start(offset: int, time_ms: int, job: Job, event: JobEvent) -> None:
         if (time_ms >= before_ms > 0) if is_claim else not time_ms >= before_ms > 0:
             what = "was claimed at" if is_claim else "expired at"
             raise LogCorrupt(offset, f"the job {what} {time_ms} ms, and is to start before {before_ms or 'no time'}")
+
+
+def _check_unique(offset: int, time_ms: int, job: Job, event: JobEvent) -> None:
+    """Raise `LogCorrupt` for a unique key that is given up, or for another time, before its period is over."""
+    if type(event) is UniqueReleased and (not job.unique_held or holds_key(job, time_ms)):
+        raise LogCorrupt(offset, f"the job gave up its unique key at {time_ms} ms, and holds it until {job.hold_ms}")
+    if type(event) is Replaced:
+        if event.terms is not None:
+            _check_terms(offset, event.terms)
+        hold_ms = 0 if event.terms is None else decode_terms(event.terms).hold_ms
+        if not job.unique_held or job.steps or hold_ms != job.hold_ms:
+            raise LogCorrupt(offset, f"the job was replaced, and its unique key would be held until {hold_ms} ms")
 
 
 class Transition(NamedTuple):
@@ -186,6 +201,8 @@ class Fold:
         else:
             if before.spec.terms is not None:
                 _check_start(offset, time_ms, before, event)
+            if type(event) in _OF_KEYS:
+                _check_unique(offset, time_ms, before, event)
             queue, after = before.spec.queue, evolve(before, event, offset, time_ms)
             if type(event) is StepDone:
                 _check_step(offset, before, event.name)

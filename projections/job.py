@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from ledgerq.eventlog.blobs import Blob, decode_blob
 from ledgerq.eventlog.entropy import job_id_text
 from ledgerq.eventlog.events import (
+    STATES,
     Acked,
     Cancelled,
     CancelRequested,
@@ -27,16 +28,18 @@ from ledgerq.eventlog.events import (
     Moved,
     Nacked,
     Promoted,
+    Replaced,
     Requeued,
     Sealed,
     State,
     StepDone,
     Swept,
     Text,
+    UniqueReleased,
 )
 from ledgerq.eventlog.terms import decode_terms, encode_terms
 
-__all__ = ["FINISHED", "MAX_OFFSETS", "TRANSITIONS", "Job", "born", "evolve", "may"]
+__all__ = ["FINISHED", "MAX_OFFSETS", "TRANSITIONS", "Job", "born", "evolve", "holds_key", "may"]
 
 # A job that is given back and claimed again without an end must not have a row that grows without one.
 MAX_OFFSETS: Final = 200
@@ -60,6 +63,8 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
         Expired: {"pending": ("cancelled",), "scheduled": ("cancelled",)},
         Moved: {"pending": ("pending",), "scheduled": ("scheduled",), "dead": ("pending",)},
         StepDone: {"claimed": ("claimed",)},
+        Replaced: {"pending": ("pending", "scheduled"), "scheduled": ("pending", "scheduled")},
+        UniqueReleased: {state: (state,) for state in STATES},
     }
 )
 
@@ -67,18 +72,19 @@ TRANSITIONS: Final[Mapping[type[JobEvent], Mapping[str, tuple[str, ...]]]] = Map
 class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A job's whole state, as the fold of its events. Times are ms since the Unix epoch; 0 where none applies.
 
-    `spec` is its first event (with its queue and terms as they are now), `offset` and `enqueued_ms` that event's offset
-    and time; `changed_ms` is the commit time of the last event, `claim_offset` the offset of the current (or last)
-    claim, `offsets` those of its later events, of which a job that has very many keeps the last `MAX_OFFSETS`.
-    `cancel_request` is (actor, reason) of a cancellation that the worker has yet to follow. `since_ms` is when the
-    present state, as users see it, began: for a scheduled or pending job when it can (or could) be claimed, its due
-    time or the event that made it pending; for a claimed one the claim; else when it was finished. `texts` are the
-    offsets of its events whose texts or results stand beside the log, the last `MAX_OFFSETS` of them: those of older
-    ones are deleted. `error_type` is the exception's class of `last_error`, `result` the place of what the handler
-    returned, `crashes` how many tries in a row ended their process, `snoozes` how often in a row it was given back to
-    be tried later, `moved_from` the queue in which it was before, empty for one that was never moved, `kept` whether
-    the current claim goes on when its writer ends, `steps` the names of the steps that its tries have done, each with
-    the place of its value, which goes with the job.
+    `spec` is its first event (with its queue, payload and terms as they are now), `offset` and `enqueued_ms` that
+    event's offset and time; `changed_ms` is the commit time of the last event, `claim_offset` the offset of the current
+    (or last) claim, `offsets` those of its later events, of which a job that has very many keeps the last
+    `MAX_OFFSETS`. `cancel_request` is (actor, reason) of a cancellation that the worker has yet to follow. `since_ms`
+    is when the present state, as users see it, began: for a scheduled or pending job when it can (or could) be claimed,
+    its due time or the event that made it pending; for a claimed one the claim; else when it was finished. `texts` are
+    the offsets of its events whose texts or results stand beside the log, the last `MAX_OFFSETS` of them: those of
+    older ones are deleted. `error_type` is the exception's class of `last_error`, `result` the place of what the
+    handler returned, `crashes` how many tries in a row ended their process, `snoozes` how often in a row it was given
+    back to be tried later, `moved_from` the queue in which it was before, empty for one that was never moved, `kept`
+    whether the current claim goes on when its writer ends, `payload_at` the offset of the event that its payload came
+    with, 0 for its first one, `steps` the names of the steps that its tries have done, each with the place of its
+    value, which goes with the job.
     """
 
     spec: Enqueued
@@ -104,6 +110,7 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
     snoozes: int = 0
     moved_from: str = ""
     kept: bool = False
+    payload_at: int = 0
     steps: tuple[tuple[str, Sealed | None], ...] = ()
 
     @property
@@ -159,6 +166,16 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
         return decode_blob(value)
 
     @property
+    def payload_offset(self) -> int:
+        """The offset of the event that its payload came with."""
+        return self.payload_at or self.offset
+
+    @property
+    def hold_ms(self) -> int:
+        """Until when its unique key is held whatever becomes of it; 0 for no such time."""
+        return 0 if self.spec.terms is None else decode_terms(self.spec.terms).hold_ms
+
+    @property
     def starts_before_ms(self) -> int:
         """No try begins at this time or later; 0 for a job that does not expire."""
         if self.spec.terms is None:
@@ -170,6 +187,18 @@ class Job(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=F
 def may(state: str, event_type: type[JobEvent]) -> bool:
     """Whether a job in `state` can have an event of this type."""
     return state in TRANSITIONS[event_type]
+
+
+def holds_key(job: Job, time_ms: int) -> bool:
+    """Whether no other job may take the job's unique key at this time.
+
+    A key whose period is over is the job's, and in the index, until another job takes it.
+    """
+    if not job.unique_held or not 0 < job.hold_ms <= time_ms:
+        return job.unique_held
+    if job.spec.unique_until == "finished":
+        return job.state not in FINISHED
+    return job.spec.unique_until == "claimed" and not job.claim_offset
 
 
 def born(event: Enqueued, offset: int, time_ms: int) -> Job:
@@ -216,11 +245,43 @@ def _moved(job: Job, event: Moved, offset: int, time_ms: int) -> Job:
     )
 
 
-def _in_place(job: Job, event: Moved | StepDone, offset: int, time_ms: int) -> Job:
-    if isinstance(event, Moved):
-        return _moved(job, event, offset, time_ms)
-    steps = (*job.steps, (event.name, event.value))
-    return replace(job, changed_ms=time_ms, offsets=_and_last(job.offsets, offset), steps=steps)
+def _replaced(job: Job, event: Replaced, offset: int, time_ms: int) -> Job:
+    """The job with what was enqueued in its place; a new start, as its tries were those of other arguments."""
+    size, digest = event.payload_bytes, event.payload_digest
+    spec = replace(job.spec, payload_bytes=size, payload_digest=digest, terms=event.terms)
+    return replace(
+        job,
+        spec=replace(spec, max_attempts=event.max_attempts),
+        state="scheduled" if event.due_ms else "pending",
+        attempt=0,
+        changed_ms=time_ms,
+        due_ms=event.due_ms,
+        offsets=_and_last(job.offsets, offset),
+        since_ms=event.due_ms or time_ms,
+        crashes=0,
+        snoozes=0,
+        payload_at=offset,
+    )
+
+
+def _otherwise(
+    job: Job, event: Moved | Replaced | UniqueReleased | StepDone | Enqueued, offset: int, time_ms: int
+) -> Job:
+    """The job after an event that changes more of it than its state, or less."""
+    match event:
+        case Moved():
+            return _moved(job, event, offset, time_ms)
+        case Replaced():
+            return _replaced(job, event, offset, time_ms)
+        case UniqueReleased():
+            return replace(job, unique_held=False, changed_ms=time_ms, offsets=_and_last(job.offsets, offset))
+        case StepDone():
+            steps = (*job.steps, (event.name, event.value))
+            return replace(job, changed_ms=time_ms, offsets=_and_last(job.offsets, offset), steps=steps)
+        case Enqueued():
+            return born(event, offset, time_ms)
+        case _:
+            assert_never(event)
 
 
 def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
@@ -233,8 +294,9 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
     error_type, result, crashes, snoozes = job.error_type, job.result, job.crashes, job.snoozes
     match event:
         case Claimed():
-            state, claim_offset, held = "claimed", offset, held and job.spec.unique_until != "claimed"
-            attempt, lease_ms, worker = event.attempt, event.lease_ms, event.worker
+            state, attempt = "claimed", event.attempt
+            claim_offset, lease_ms, worker = offset, event.lease_ms, event.worker
+            held = held and (job.spec.unique_until != "claimed" or job.hold_ms > time_ms)
         case Acked():
             state, sweep_at_ms = "done", event.sweep_at_ms
             text = result = event.result
@@ -258,13 +320,11 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
             state, sweep_at_ms, error, error_type = "dead", event.sweep_at_ms, event.reason, ""
         case Requeued():
             state, attempt, crashes, snoozes, text = "pending", 0, 0, 0, event.reason
-            held = job.spec.unique_key is not None and job.spec.unique_until == "finished"
-        case Moved() | StepDone():
-            return _in_place(job, event, offset, time_ms)
+            held = held or (job.spec.unique_key is not None and job.spec.unique_until == "finished")
+        case Moved() | Replaced() | UniqueReleased() | StepDone() | Enqueued():
+            return _otherwise(job, event, offset, time_ms)
         case Swept() | Deleted():
             return None
-        case Enqueued():
-            return born(event, offset, time_ms)
         case _:
             assert_never(event)
     return Job(
@@ -281,7 +341,7 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         sweep_at_ms,
         error,
         cancel_request,
-        held and state not in FINISHED,
+        held and (state not in FINISHED or job.hold_ms > time_ms),
         _and_last(job.offsets, offset),
         since_ms,
         _and_last(job.texts, offset) if type(text) is Sealed and text.at == offset else job.texts,
@@ -291,5 +351,6 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         snoozes,
         job.moved_from,
         state == "claimed" and (event.kept if type(event) is Claimed else job.kept),
+        job.payload_at,
         job.steps,
     )

@@ -49,7 +49,7 @@ async def read_payload(store: ReadStore, job: Job) -> tuple[bytes | None, str]:
     """A job's payload record, or None and why it is lost. Raises the store's error when more is unreadable."""
     fault = ""
     try:
-        value = await store.get(payload_key(job.offset))
+        value = await store.get(payload_key(job.payload_offset))
     except RowUnreadable as error:
         value, fault = error.found, f"{UNREADABLE} ({error.where})"
     if not (wrong := payload_fault(job, value)):

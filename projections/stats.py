@@ -31,10 +31,12 @@ from ledgerq.eventlog.events import (
     QueueEvent,
     QueuePaused,
     QueueResumed,
+    Replaced,
     Requeued,
     State,
     StepDone,
     Swept,
+    UniqueReleased,
 )
 from ledgerq.eventlog.keys import FORMAT_VERSION
 from ledgerq.projections.histograms import MEASURES, Histogram, HistogramView, new_histograms
@@ -45,7 +47,8 @@ __all__ = ["TOTALS", "QueueStats", "StatsDelta", "QueueCounters", "stats_delta"]
 # The order is part of the format: append only. `dead`: jobs that became dead, for whatever reason; `released`: claims
 # given back unused; `dead_lettered`: jobs whose payload was lost; `deleted`: jobs deleted by an operator; `expired`:
 # jobs that were not started in time; `moved_out` and `moved_in`: jobs that went to another queue, and came from one;
-# `step_done`: steps that jobs have done.
+# `step_done`: steps that jobs have done; `replaced`: waiting jobs that got new arguments; `unique_released`: unique
+# keys given up after their period.
 TOTALS: Final = (
     "enqueued",
     "promoted",
@@ -65,6 +68,8 @@ TOTALS: Final = (
     "moved_out",
     "moved_in",
     "step_done",
+    "replaced",
+    "unique_released",
 )
 _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Enqueued: 0,
@@ -82,6 +87,8 @@ _TOTAL_OF: Final[dict[type[JobEvent], int]] = {
     Expired: 14,
     Moved: 15,
     StepDone: 17,
+    Replaced: 18,
+    UniqueReleased: 19,
 }
 _ENQUEUED_TOTAL: Final = 0
 _CLAIMED_TOTAL: Final = 2
@@ -117,7 +124,7 @@ def stats_delta(before: Job | None, event: JobEvent, after: Job | None) -> Stats
 
 @cache
 def _delta(left: State | None, entered: State | None, total: int, released: bool) -> StatsDelta:
-    totals = (total, *([_DEAD] if entered == "dead" else []), *([_RELEASED] if released else []))
+    totals = (total, *([_DEAD] if entered == "dead" != left else []), *([_RELEASED] if released else []))
     return StatsDelta(_STATE_AT.get(left, -1), _STATE_AT.get(entered, -1), totals)
 
 

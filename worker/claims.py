@@ -113,10 +113,14 @@ class ClaimName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EnqueueResult:
-    """The result of `enqueue`: the job's id, and whether it is new (False: its unique key was held by this job)."""
+    """The result of `enqueue`: the job's id, and whether it is new (False: its unique key was held by this job).
+
+    `replaced`: this job has what was enqueued now, in the place of what it had before.
+    """
 
     id: bytes
     created: bool
+    replaced: bool = False
 
     @property
     def job_id(self) -> str:

@@ -167,7 +167,7 @@ class Effects:
     def committed(self, results: list[EnqueueResult]) -> None:
         """Let the handles be those of the jobs that are there now."""
         for (_, handle, _), result in zip(self.jobs, results, strict=True):
-            handle.created = result.created
+            handle.created, handle.replaced = result.created, result.replaced
             handle.job_id = result.job_id
 
 

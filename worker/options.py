@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -12,7 +12,7 @@ from ledgerq.eventlog.keys import MAX_PRIORITY
 from ledgerq.projections.limits import MAX_COUNT
 from ledgerq.worker.rates import parse_rate
 
-__all__ = ["NewJob", "QueueOptions", "seconds_ms", "to_ms"]
+__all__ = ["NewJob", "OnConflict", "QueueOptions", "seconds_ms", "to_ms"]
 
 MAX_UNIQUE_KEY_BYTES = 1024
 # The year 9999 in ms: what is later than that is a mistake in units.
@@ -21,6 +21,10 @@ MAX_TIME_MS = 253_402_300_800_000
 Seconds = Annotated[float, Field(ge=0, le=MAX_TIME_MS / 1000, allow_inf_nan=False)]
 RateText = Annotated[str, AfterValidator(lambda text: text if parse_rate(text) else "")]
 Positive = Annotated[float, Field(ge=0.001, le=MAX_TIME_MS / 1000, allow_inf_nan=False)]
+
+
+OnConflict = Literal["keep", "replace", "raise"]
+"""What an enqueue does whose unique key is held: nothing; or it replaces what waits; or it raises `UniqueKeyHeld`."""
 
 
 class _Frozen(BaseModel):
@@ -93,6 +97,10 @@ class NewJob(_Frozen):
     max_attempts: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     unique_key: str | bytes | None = None
     unique_until: UniqueUntil = "finished"
+    unique_for: Positive | None = None
+    on_conflict: OnConflict = "keep"
+    debounce: Positive | None = None
+    debounce_max: Positive | None = None
     headers: Mapping[str, str] | None = None
     job_id: str | None = None
     task: str | None = None

@@ -26,7 +26,7 @@ from ledgerq.worker.engine.enqueue import Enqueuer
 from ledgerq.worker.engine.large_payloads import Stream
 from ledgerq.worker.engine.scheduling import begin_ticks
 from ledgerq.worker.engine.takeover import Opening
-from ledgerq.worker.options import NewJob, QueueOptions
+from ledgerq.worker.options import NewJob, OnConflict, QueueOptions
 from ledgerq.worker.queue_claims import QueueClaims
 from ledgerq.worker.queue_view import QueueView, view_of
 from ledgerq.worker.schedules import Schedules
@@ -258,6 +258,10 @@ class Queue(QueueClaims):
         max_attempts: int | None = None,
         unique_key: str | bytes | None = None,
         unique_until: UniqueUntil = "finished",
+        unique_for: float | None = None,
+        on_conflict: OnConflict = "keep",
+        debounce: float | None = None,
+        debounce_max: float | None = None,
         headers: Mapping[str, str] | None = None,
         job_id: str | None = None,
         task: str | None = None,
@@ -269,7 +273,11 @@ class Queue(QueueClaims):
         `expires` and `deadline` (seconds from now, or aware datetimes): no try begins later, a retry neither, and a job
         that still waits then is cancelled; at its deadline a try that runs is stopped, too.
         `unique_key`: while an unfinished job of the queue has it (`unique_until="claimed"`: one never claimed), nothing
-        is added and `created` is False. `job_id`: a ULID of your own; raises `DuplicateJobId` when it is in use.
+        is added and `created` is False. `unique_for`: it is held for so many seconds at least, whatever becomes of the
+        job (`unique_until="period"`: for that alone). `on_conflict`: `"replace"` puts this payload, with due time and
+        terms, in the place of those of a job that waits; `"raise"` raises `UniqueKeyHeld`. `debounce`: due so many
+        seconds after the last call with this key, whose payload counts (`debounce_max`: after the first, at most).
+        `job_id`: a ULID of your own; raises `DuplicateJobId` when it is in use.
         `task`: the name of the task that it is for, whose arguments the payload is, as a JSON object.
 
         Raises `InvalidArgument`, `InvalidQueueName`, `PayloadTooLarge`, before anything is written.
@@ -286,6 +294,10 @@ class Queue(QueueClaims):
             max_attempts=max_attempts,
             unique_key=unique_key,
             unique_until=unique_until,
+            unique_for=unique_for,
+            on_conflict=on_conflict,
+            debounce=debounce,
+            debounce_max=debounce_max,
             job_id=job_id,
             task=task,
         )

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
-from ledgerq.eventlog.errors import DuplicateJobId, EffectConflict, LedgerError
+from ledgerq.eventlog.errors import DuplicateJobId, EffectConflict, LedgerError, UniqueKeyHeld
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.detached import returned, run_detached
 from ledgerq.worker.effects import Effects
@@ -296,7 +296,7 @@ class Running:
     async def _ack_with_effects(self) -> Outcome:
         try:
             await self._runner.queue.ack(self.claim, self.result, effects=self.effects)
-        except (EffectConflict, DuplicateJobId) as error:
+        except (EffectConflict, DuplicateJobId, UniqueKeyHeld) as error:
             self.error = error
             return await self._fail(error, plain_text(error))
         return "done"
@@ -308,7 +308,7 @@ class Running:
             return "dead"
         try:
             await queue.nack(self.claim, text, dead=True, error_type=name, effects=self.effects)
-        except (EffectConflict, DuplicateJobId) as conflict:
+        except (EffectConflict, DuplicateJobId, UniqueKeyHeld) as conflict:
             self.error = conflict
             return await self._fail(conflict, plain_text(conflict))
         return "dead"

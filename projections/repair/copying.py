@@ -224,7 +224,7 @@ async def _copy_values(source: ReadStore, new: NewStore, fold: Fold) -> list[str
 
 async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[LostPayload]:
     """Write the payloads of all jobs that are there; returns the jobs whose payload could not be read."""
-    live, lost = {job.offset: job for job in fold.jobs.values()}, list[LostPayload]()
+    live, lost = {job.payload_offset: job for job in fold.jobs.values()}, list[LostPayload]()
     payloads = source.scan(keys.PAYLOAD_PREFIX, keys.after_prefix(keys.PAYLOAD_PREFIX), page_rows=_PAYLOAD_ROWS)
     try:
         async for page in payloads:
@@ -232,7 +232,7 @@ async def _copy_payloads(source: ReadStore, new: NewStore, fold: Fold) -> list[L
                 job = live.get(keys.offset_of(key))
                 if job is not None and not payload_fault(job, value):
                     await new.put(key, value)
-                    del live[job.offset]
+                    del live[job.payload_offset]
                     if job.blob is not None and (fault := await new.put_blob(source.blobs, job, value)):
                         lost.append(LostPayload(job, fault))
     except LogPoisoned:

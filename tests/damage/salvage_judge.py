@@ -50,7 +50,7 @@ async def check_salvage(folder: Path, case: Any, root: Path, wanted: Rows) -> tu
     lost = {letter.job.id for letter in report.rebuilt.lost}
     fold = await check_ledger(disk, without_payload=lost, without_text=report.rebuilt.lost_texts)
     for job in fold.jobs.values():
-        key = keys.payload_key(job.offset)
+        key = keys.payload_key(job.payload_offset)
         if key in wanted and key in found:
             assert found[key] == wanted[key], "another payload"
     audited = await audit(MemoryReader(disk), clock=ManualClock(now_ms), deep=True)
@@ -97,7 +97,7 @@ def _check_had_all(folder: Path, case: Any, root: Path, wanted: Rows, report: Sa
     else:
         assert report.end >= first_lost, f"the log was there up to {first_lost}, not only to {report.end}"
     for letter in report.rebuilt.lost:
-        key = keys.payload_key(letter.job.offset)
+        key = keys.payload_key(letter.job.payload_offset)
         assert (key, wanted.get(key)) not in left, f"the payload of {letter.job.job_id} was there"
     for at in report.rebuilt.lost_texts:
         assert (keys.text_key(at), wanted.get(keys.text_key(at))) not in left, f"the text at {at} was there"

@@ -16,6 +16,7 @@ import typer
 from ledgerq.eventlog import errors
 from ledgerq.eventlog.codec import EVENT_TYPES
 from ledgerq.eventlog.commit import Answers
+from ledgerq.eventlog.events import UniqueReleased
 from ledgerq.eventlog.facts import Id
 from ledgerq.eventlog.slate.slate_store import SlateStore
 from ledgerq.eventlog.writer import EventLog
@@ -46,6 +47,8 @@ def states() -> str:
     """The table of transitions as a drawing."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for event, moves in TRANSITIONS.items():
+        if event is UniqueReleased:
+            continue  # in any state, which stays
         for before, afters in moves.items():
             for after in afters:
                 ends = ("[*]" if before == "new" else before, after)

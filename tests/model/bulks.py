@@ -68,7 +68,7 @@ def end_bulk(counts: QueueCounts, jobs: list[ModelJob], offset: int, event: Bulk
 
 
 def _wants_key(job: ModelJob) -> bool:
-    return job.unique_key is not None and not job.until_claimed
+    return job.unique_key is not None and job.until == "finished"
 
 
 def _is_meant(bulk: ModelBulk, job: ModelJob) -> bool:

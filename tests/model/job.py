@@ -31,9 +31,11 @@ from ledgerq.eventlog.events import (
     QueuePaused,
     QueueResumed,
     Rebuilt,
+    Replaced,
     Requeued,
     StepDone,
     Swept,
+    UniqueReleased,
     WriterClosed,
     WriterOpened,
 )
@@ -63,6 +65,8 @@ _COUNTED: Final[dict[type[Any], str]] = {
     Expired: "expired",
     Moved: "moved_out",
     StepDone: "step_done",
+    Replaced: "replaced",
+    UniqueReleased: "unique_released",
 }
 
 
@@ -87,6 +91,7 @@ class Model:
         self._max_crashes = max_crashes
         self._dead_letters = dead_letters or {}
         self._to_move: ModelJob | None = None  # it died, and its queue has another one for dead letters
+        self._to_take: tuple[str, bytes | None] | None = None  # a unique key that was given up
         self.jobs: dict[bytes, ModelJob] = {}
         self.schedules = ModelSchedules(self.jobs, now_ms)
         self.limits = ModelLimits(lambda one: self.jobs[one].queue)
@@ -126,6 +131,10 @@ class Model:
         self.limits.apply(offset, time_ms, event)
         if self._to_move is not None and not (isinstance(event, Moved) and event.id == self._to_move.id):
             raise Violation("dead", f"{self._to_move.id.hex()} died before {offset} and was not moved")
+        if self._to_take is not None and not isinstance(event, UniqueReleased):
+            if not isinstance(event, Enqueued) or (event.queue, event.unique_key) != self._to_take:
+                raise Violation("unique", f"the key {self._to_take} was given up before {offset}, and nothing took it")
+            self._to_take = None
         if isinstance(event, QueuePaused | QueueResumed | Enqueued | BulkBegan | BulkEnded | Moved):
             counts = self.counts(event.queue)
             counts.first_offset = offset if counts.first_offset < 0 else counts.first_offset
@@ -166,12 +175,13 @@ class Model:
             offset,
             event.max_attempts,
             event.unique_key,
-            event.unique_until == "claimed",
+            event.unique_until,
             state,
             self.time_ms,
             due_ms=event.due_ms,
             since_ms=event.due_ms or self.time_ms,
-            starts_before_ms=_starts_before_ms(event),
+            starts_before_ms=_starts_before_ms(event.terms),
+            hold_ms=_hold_ms(event.terms),
             changed_at_ms=self._now_ms(),
         )
         job.life.append(Moment(offset, self.time_ms, event, state, 0))
@@ -195,6 +205,11 @@ class Model:
         job.key_held = True
 
     def _drop_key(self, job: ModelJob) -> None:
+        """Let it hold its key no more, once the period is over."""
+        if self.time_ms >= job.hold_ms:
+            self._lose_key(job)
+
+    def _lose_key(self, job: ModelJob) -> None:
         if job.key_held and job.unique_key is not None:
             del self.keys[job.queue, job.unique_key]
             job.key_held = False
@@ -238,7 +253,7 @@ class Model:
         left.states[job.state] -= 1
         entered.states[after] = entered.states.get(after, 0) + 1
         self.pending.setdefault(job.queue, {}).pop(job.id, None)
-        self._drop_key(job)
+        self._lose_key(job)
         job.queue, job.state, job.changed_at_ms = event.queue, after, self._now_ms()
         job.attempt = job.crashes = job.snoozes = 0
         job.stop_asked = False
@@ -279,22 +294,23 @@ class Model:
             raise Violation("attempts", f"the claim at {offset} is attempt {job.attempt}, recorded as {event.attempt}")
         if job.attempt > job.max_attempts:
             raise Violation("attempts", f"attempt {job.attempt} of {job.max_attempts} at {offset}")
-        if job.until_claimed:
+        if job.until == "claimed":
             self._drop_key(job)
         job.claim_offset, job.claim_ms, job.lease_ms = offset, self.time_ms, event.lease_ms
         job.stop_asked, job.kept = False, event.kept
         self.claims[job.id, offset] = ""
         return "claimed"
 
-    def _keep(self, offset: int, sweep_at_ms: int) -> None:
-        """Finished jobs are kept for the time in the options, from the moment of the decision."""
-        latest_ms = self._wall_ms() + self._keep_ms
-        if self._is_timed and not self.clock_went_back and not self.time_ms + self._keep_ms <= sweep_at_ms <= latest_ms:
+    def _keep(self, job: ModelJob, offset: int, sweep_at_ms: int) -> None:
+        """Finished jobs are kept for the time in the options, from the moment of the decision, and for their keys."""
+        hold_ms = job.hold_ms if job.key_held else 0
+        least_ms, most_ms = (max(at_ms + self._keep_ms, hold_ms) for at_ms in (self.time_ms, self._wall_ms()))
+        if self._is_timed and not self.clock_went_back and not least_ms <= sweep_at_ms <= most_ms:
             raise Violation("kept", f"finished at {offset}, {self.time_ms}, and to be swept at {sweep_at_ms}")
 
     def _acked(self, job: ModelJob, offset: int, event: Acked) -> str:
         self._must_be(job, offset, event, "claimed")
-        self._keep(offset, event.sweep_at_ms)
+        self._keep(job, offset, event.sweep_at_ms)
         self.claims[job.id, job.claim_offset] = "acked"
         measures = self.counts(job.queue).measures
         measures.acked(self.time_ms - job.claim_ms, self.time_ms - job.enqueued_ms, job.attempt)
@@ -325,7 +341,7 @@ class Model:
         if not self._is_timed:
             return
         if event.to == "dead":
-            self._keep(offset, event.sweep_at_ms)
+            self._keep(job, offset, event.sweep_at_ms)
             if job.stop_asked or (job.attempt < job.max_attempts and "hopeless" not in str(event.error)):
                 raise Violation("dead", f"{job.id.hex()} is dead at {offset}, with attempts left, or asked to stop")
         elif str(event.error).startswith("it failed") and not job.stop_asked:
@@ -353,7 +369,7 @@ class Model:
         if (job.attempt >= job.max_attempts or is_poison) and event.to != "dead" and not job.stop_asked:
             raise Violation("attempts", f"expired at {offset} with no attempt left, and {event.to}")
         if event.to == "dead":
-            self._keep(offset, event.sweep_at_ms)
+            self._keep(job, offset, event.sweep_at_ms)
             if job.stop_asked or (job.attempt < job.max_attempts and not is_poison):
                 raise Violation("dead", f"{job.id.hex()} is dead at {offset}, with attempts left, or asked to stop")
         job.sweep_at_ms = event.sweep_at_ms
@@ -367,7 +383,7 @@ class Model:
 
     def _cancelled(self, job: ModelJob, offset: int, event: Cancelled) -> str:
         self._must_be(job, offset, event, "pending", "scheduled")
-        self._keep(offset, event.sweep_at_ms)
+        self._keep(job, offset, event.sweep_at_ms)
         job.stop_asked = False
         job.sweep_at_ms = event.sweep_at_ms
         return "cancelled"
@@ -376,7 +392,7 @@ class Model:
         self._must_be(job, offset, event, "pending", "scheduled")
         if not 0 < job.starts_before_ms <= self.time_ms:
             raise Violation("early", f"{event} at {offset}, {self.time_ms}: it may start up to {job.starts_before_ms}")
-        self._keep(offset, event.sweep_at_ms)
+        self._keep(job, offset, event.sweep_at_ms)
         job.sweep_at_ms = event.sweep_at_ms
         return "cancelled"
 
@@ -385,7 +401,7 @@ class Model:
         job.attempt = job.crashes = job.snoozes = 0
         job.stop_asked = False
         job.requeues += 1
-        if not job.until_claimed:
+        if job.until == "finished" and not job.key_held:
             self._take_key(job, offset)
         return "pending"
 
@@ -393,10 +409,14 @@ class Model:
         self._must_be(job, offset, event, "done", "dead", "cancelled")
         if self._is_timed and self.time_ms < job.sweep_at_ms:
             raise Violation("early", f"swept at {offset}, {job.sweep_at_ms - self.time_ms} ms before its time")
+        if job.key_held and self.time_ms < job.hold_ms:
+            raise Violation("unique", f"swept at {offset}, {job.hold_ms - self.time_ms} ms before its key is free")
+        self._lose_key(job)
         return "gone"
 
     def _deleted(self, job: ModelJob, offset: int, event: Deleted) -> str:
         self._must_be(job, offset, event, "done", "dead", "cancelled")
+        self._lose_key(job)
         return "gone"
 
     def _step_done(self, job: ModelJob, offset: int, event: StepDone) -> str:
@@ -404,6 +424,26 @@ class Model:
         if event.name in job.steps or len(job.steps) >= _MAX_STEPS:
             raise Violation("step", f"step {event.name!r} at {offset}, after {sorted(job.steps)}")
         job.steps[event.name] = None if event.value is None else event.value.at
+        return job.state
+
+    def _replaced(self, job: ModelJob, offset: int, event: Replaced) -> str:
+        self._must_be(job, offset, event, "pending", "scheduled")
+        if not job.key_held or _hold_ms(event.terms) != job.hold_ms:
+            raise Violation("unique", f"{event} at {offset} is of a job that holds no key, or changes until when")
+        job.attempt = job.crashes = job.snoozes = 0
+        job.max_attempts, job.due_ms, job.starts_before_ms = (
+            event.max_attempts,
+            event.due_ms,
+            _starts_before_ms(event.terms),
+        )
+        job.since_ms = event.due_ms or self.time_ms
+        return "scheduled" if event.due_ms else "pending"
+
+    def _key_given_up(self, job: ModelJob, offset: int, event: UniqueReleased) -> str:
+        if not job.gives_key_up(self.time_ms):
+            raise Violation("unique", f"{event} at {offset}, {self.time_ms}: it is held until {job.hold_ms} at least")
+        self._to_take = (job.queue, job.unique_key)
+        self._lose_key(job)
         return job.state
 
     def _dead_lettered(self, job: ModelJob, offset: int, event: DeadLettered) -> str:
@@ -425,12 +465,17 @@ _HOW: Final[dict[type[Any], Any]] = {
     DeadLettered: Model._dead_lettered,
     Expired: Model._not_started,
     StepDone: Model._step_done,
+    Replaced: Model._replaced,
+    UniqueReleased: Model._key_given_up,
 }
 
 
-def _starts_before_ms(event: Enqueued) -> int:
+def _starts_before_ms(terms: bytes | None) -> int:
     """The first of the times at which it expires and at which its deadline is over; 0 for none."""
-    if event.terms is None:
-        return 0
-    times = msgpack.unpackb(event.terms)[2:4]
+    times = () if terms is None else msgpack.unpackb(terms)[2:4]
     return min((ms for ms in times if ms), default=0)
+
+
+def _hold_ms(terms: bytes | None) -> int:
+    """Until when the unique key is held at least; 0 for no such time."""
+    return next(iter(() if terms is None else msgpack.unpackb(terms)[4:5]), 0)

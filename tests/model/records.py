@@ -39,7 +39,7 @@ class ModelJob:
     offset: int
     max_attempts: int
     unique_key: bytes | None
-    until_claimed: bool
+    until: str
     state: str
     enqueued_ms: int
     due_ms: int = 0
@@ -53,6 +53,7 @@ class ModelJob:
     stop_asked_at_ms: int = 0  # like each `_at_ms` by the clock of the simulation
     changed_at_ms: int = 0
     key_held: bool = False
+    hold_ms: int = 0
     ends: int = 0
     requeues: int = 0
     moves: int = 0  # of a dead letter to another queue
@@ -62,6 +63,12 @@ class ModelJob:
     steps: dict[str, int | None] = field(default_factory=dict)
     kept: bool = False
     life: list[Moment] = field(default_factory=list)
+
+    def gives_key_up(self, time_ms: int) -> bool:
+        """Whether another job may take its key, whose period is over."""
+        begun, ended = self.claim_offset >= 0, self.state in ("done", "dead", "cancelled")
+        is_over = self.until == "period" or (begun if self.until == "claimed" else ended)
+        return self.key_held and 0 < self.hold_ms <= time_ms and is_over
 
 
 @dataclass

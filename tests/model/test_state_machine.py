@@ -202,7 +202,7 @@ class QueueMachine(RuleBasedStateMachine):
         ids = sorted(dead or self.model.jobs)
         job_id = ids[number % len(ids)]
         job = self.model.jobs[job_id]
-        key = None if job.until_claimed or job.unique_key is None else job.unique_key.decode()
+        key = None if job.until != "finished" or job.unique_key is None else job.unique_key.decode()
         taken = key is not None and self.model.holder(job.queue, key) is not None
         try:
             self.run(self.rig.queue.requeue(job_id, **WHO))

@@ -15,6 +15,7 @@ from ledgerq.eventlog.errors import (
     JobNotFound,
     LedgerError,
     ScheduleNotFound,
+    UniqueKeyHeld,
 )
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.queue import Queue
@@ -49,7 +50,7 @@ class Calls:
                 answer = await call
         except TimeoutError as error:
             raise Violation("hang", f"p{process.number} {what} did not end in {CALL_LIMIT_S:g} s") from error
-        except (ClaimLost, InvalidState, JobNotFound, DuplicateJobId, ScheduleNotFound):
+        except (ClaimLost, InvalidState, JobNotFound, DuplicateJobId, ScheduleNotFound, UniqueKeyHeld):
             raise
         except LedgerError as error:
             world.say(f"p{process.number} {what}: {type(error).__name__}")

@@ -41,6 +41,7 @@ from ledgerq.worker.engine.newer import Newer
 from ledgerq.worker.queue import Queue
 from tests.simulation.limit_defects import LIMIT_DEFECTS
 from tests.simulation.step_defects import STEP_DEFECTS
+from tests.simulation.unique_defects import UNIQUE_DEFECTS
 
 __all__ = ["DEFECTS"]
 
@@ -739,6 +740,7 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
         paused_schedules_tick,
     )
 } | {
+    **UNIQUE_DEFECTS,
     "scheduled_rows_left": _rows_left(SCHEDULED),
     "claimed_rows_left": _rows_left(CLAIMED),
     "texts_left_at_the_sweep": _rows_left(keys.TEXT_PREFIX),

@@ -21,6 +21,7 @@ from ledgerq.eventlog.events import (
     LimitEvent,
     Rebuilt,
     Record,
+    Replaced,
     ScheduleEvent,
     Sealed,
     Ticked,
@@ -48,6 +49,12 @@ class Jobs(Protocol):
 
     def enqueued_event(self, event: Enqueued, record: PayloadRecord) -> None:
         """A job became durable."""
+
+    def replaced_event(self, event: Replaced, record: PayloadRecord) -> None:
+        """A job that waits got another payload, durably."""
+
+    def unseen_event(self, event: Enqueued | Replaced) -> None:
+        """One of these is durable, and the same commit replaced its payload."""
 
     def ticked(self, event: Ticked) -> None:
         """A tick became durable, and its job right before it."""
@@ -124,17 +131,24 @@ class SimLedger:
         self._epoch, self._time_ms = batch.epoch, batch.time_ms
         self._next_offset = offset + len(batch.events)
         touched: set[bytes] = set()
+        newest = {one.id: (at, one) for at, one, _ in batch.steps() if isinstance(one, Enqueued | Replaced)}
         for at, event, distance in batch.steps():
             self.records.append(Record(at, batch.time_ms, batch.epoch, event))
             if distance is not None:
                 self._check_distance(at, event, distance)
-            opened, payload = self.side.opened(at, event, changes, is_old=distance is None)
+            last = newest.get(event.id) if isinstance(event, Enqueued | Replaced) else None
+            opened, payload = self.side.opened(at, event, changes, is_old=distance is None, newest=last)
             reason = getattr(event, "reason", None)
             self.model.apply(at, batch.time_ms, opened, reason.at if isinstance(reason, Sealed) else -1)
             self._counts.take(event)
-            if isinstance(opened, Enqueued) and payload is not None:
+            if isinstance(opened, Enqueued | Replaced):
                 self._owners[keys.payload_key(at)] = opened.id
-                self._on_jobs.enqueued_event(opened, payload)
+                if payload is None:
+                    self._on_jobs.unseen_event(opened)
+                elif isinstance(opened, Enqueued):
+                    self._on_jobs.enqueued_event(opened, payload)
+                else:
+                    self._on_jobs.replaced_event(opened, payload)
             if isinstance(event, Ticked):
                 self._on_jobs.ticked(event)
             name = event.name if isinstance(event, ScheduleEvent) else None
@@ -169,9 +183,11 @@ class SimLedger:
             raise Violation("distance", f"the event at {offset} is {distance} after the one before it, not {wanted}")
 
     def _check_gone(self, key: bytes) -> None:
-        owner = self._owners.get(key)
-        job = None if owner is None else self._fold.jobs.get(owner)
-        if job is not None and keys.payload_key(job.offset) == key:
+        owner = self._owners.pop(key, None)
+        if owner is None:
+            raise Violation("payload", f"the payload at {keys.offset_of(key)} is deleted, and was so before")
+        job = self._fold.jobs.get(owner)
+        if job is not None and keys.payload_key(job.payload_offset) == key:
             raise Violation("payload", f"the payload of {job.job_id} is gone while the job is {job.state}")
 
     def _check_head(self) -> None:
@@ -240,7 +256,7 @@ class SimLedger:
         for key, value in rows.items():
             if key.startswith(keys.HINT_PREFIX):
                 self._check_hint(key[len(keys.HINT_PREFIX) :].decode(), value)
-        owners = {keys.payload_key(job.offset): job for job in self._fold.jobs.values()}
+        owners = {keys.payload_key(job.payload_offset): job for job in self._fold.jobs.values()}
         payloads = {key for key in rows if key.startswith(keys.PAYLOAD_PREFIX)}
         if payloads != owners.keys():
             missing, extra = sorted(owners.keys() - payloads), sorted(payloads - owners.keys())

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgpack
 
-from ledgerq.eventlog.events import Enqueued, Ticked
+from ledgerq.eventlog.events import Enqueued, Replaced, Ticked
 from ledgerq.eventlog.side_records import PayloadRecord
 from ledgerq.worker.claims import Claim, EnqueueResult
 from tests.model.job import UNFINISHED, Model, Violation
@@ -20,7 +20,7 @@ __all__ = ["Asked", "Oracle"]
 
 
 class Asked(NamedTuple):
-    """An enqueue call of a producer; `id` None: any. `due_ms` is 0 for at once."""
+    """An enqueue call of a producer; `id` None: any. `due_ms` is 0 for at once, `hold_ms` for no period of the key."""
 
     queue: str
     payload: bytes
@@ -31,6 +31,9 @@ class Asked(NamedTuple):
     unique_key: bytes | None
     until: str
     id: bytes | None
+    hold_ms: int = 0
+    on_conflict: str = "keep"
+    most_ms: int = 0
 
 
 class Oracle:
@@ -48,28 +51,59 @@ class Oracle:
         self.handed: set[tuple[bytes, int]] = set()
         self.acked: set[bytes] = set()
         self.created: list[bytes] = []
+        self.replaced: dict[int, bytes] = {}
+        # By job, of how many enqueues the payload was replaced in the commit that brought it: nobody has seen it.
+        self.unseen: dict[bytes, int] = {}
 
     def enqueued_event(self, event: Enqueued, record: PayloadRecord) -> None:
         """Record that a job became durable; raises `Violation`."""
         if event.terms is not None and msgpack.unpackb(event.terms)[0]:
             self._of_tick(event, record)
             return
-        token = int(record.payload.split(b" ", 1)[0])
-        if token not in self.asked:
-            raise Violation("invented", f"a job with the payload {record.payload[:20]!r} was never asked for")
-        asked = self.asked[token]
+        token, asked = self._new(record)
         told = (event.priority, event.max_attempts, event.due_ms, event.unique_key, event.unique_until)
         id = event.id if asked.id is not None else None
-        if asked != (event.queue, record.payload, record.headers, *told, id):
+        if asked[:9] != (event.queue, record.payload, record.headers, *told, id) or asked.hold_ms != _hold_ms(event):
             raise Violation("invented", f"the job {token} was asked for as {asked}, and is {event}, {record.headers}")
-        if token in self.durable:
-            raise Violation("repeated", f"the job asked for once as {token} is in the log twice")
-        if token in self.refused:
-            raise Violation("repeated", f"the job {token} is in the log although its caller was refused")
         self.durable[token] = event.id
         self.acked.discard(event.id)  # the id of a job that was swept may be used again
         self.payloads[event.id] = record
         self.created.append(event.id)
+
+    def _new(self, record: PayloadRecord) -> tuple[int, Asked]:
+        """The call with this payload, which is in the log for the first time."""
+        token = int(record.payload.split(b" ", 1)[0])
+        if token not in self.asked:
+            raise Violation("invented", f"a job with the payload {record.payload[:20]!r} was never asked for")
+        if token in self.durable or token in self.replaced:
+            raise Violation("repeated", f"the job asked for once as {token} is in the log twice")
+        if token in self.refused:
+            raise Violation("repeated", f"the job {token} is in the log although its caller was refused")
+        return token, self.asked[token]
+
+    def unseen_event(self, event: Enqueued | Replaced) -> None:
+        """Record that a job became durable, or was replaced, with a payload that the same commit replaced again."""
+        self.unseen[event.id] = self.unseen.get(event.id, 0) + 1
+        if isinstance(event, Enqueued):
+            self.acked.discard(event.id)
+            self.created.append(event.id)
+
+    def replaced_event(self, event: Replaced, record: PayloadRecord) -> None:
+        """Record that a job that waits was replaced, durably; raises `Violation`."""
+        token, asked = self._new(record)
+        job = self.model.jobs[event.id]
+        due_ms = min(asked.due_ms, job.enqueued_ms + asked.most_ms) if asked.most_ms else asked.due_ms
+        told = (job.queue, job.unique_key, record.payload, record.headers, event.max_attempts, event.due_ms)
+        wanted = (asked.queue, asked.unique_key, asked.payload, asked.headers, asked.max_attempts)
+        if told != (*wanted, due_ms if due_ms > self.model.time_ms else 0) or asked.on_conflict != "replace":
+            raise Violation("unique", f"the job {token} was asked for as {asked}, and replaces {told}, by {event}")
+        self.replaced[token] = event.id
+        self.payloads[event.id] = record
+
+    def free_keys(self) -> dict[bytes, int]:
+        """The jobs that must give up their keys to whoever wants them now, with the number of their events."""
+        now_ms = self.model.time_ms
+        return {id: len(job.life) for id, job in self.model.jobs.items() if job.gives_key_up(now_ms)}
 
     def _of_tick(self, event: Enqueued, record: PayloadRecord) -> None:
         """A job of a task is one of a schedule: there are no others here."""
@@ -94,10 +128,21 @@ class Oracle:
         if tick_ms != event.tick_ms or self.scheduled[given["number"]][0] != event.name or not is_newest:
             raise Violation("tick", f"{event} has a job with {given}, of the setting {reason!r}")
 
-    def answered(self, token: int, queue: str, unique: bytes | None, answer: EnqueueResult) -> None:
-        """Check an enqueue call that returned; raises `Violation`."""
+    def answered(
+        self, token: int, queue: str, unique: bytes | None, answer: EnqueueResult, free: dict[bytes, int]
+    ) -> None:
+        """Check an enqueue call that returned; raises `Violation`. `free`: the `free_keys` when it was made."""
+        found = self.durable if answer.created else self.replaced if answer.replaced else {}
+        is_there = found.get(token) == answer.id
+        if (answer.created or answer.replaced) and not is_there and self.unseen.get(answer.id):
+            self.unseen[answer.id] -= 1
+            is_there = True
+        if answer.replaced:
+            if not is_there:
+                raise Violation("too early", f"enqueue of {token} returned before {answer.id.hex()} was replaced")
+            return
         if answer.created:
-            if self.durable.get(token) != answer.id:
+            if not is_there:
                 raise Violation("too early", f"enqueue of {token} returned before its event was durable")
             self.promised[token] = answer.id
             return
@@ -106,8 +151,10 @@ class Oracle:
         queues = () if holder is None else (holder.queue, holder.life[0].event.queue)  # it may have been moved since
         if unique is None or holder is None or queue not in queues or holder.unique_key != unique:
             raise Violation("unique", f"enqueue of {token} was answered with {answer.id.hex()}, which has not its key")
-        if token in self.durable:
+        if token in self.durable or token in self.replaced:
             raise Violation("unique", f"enqueue of {token} said that nothing was added, and added a job")
+        if free.get(answer.id) == len(holder.life):
+            raise Violation("unique", f"enqueue of {token} was refused for {answer.id.hex()}, whose period was over")
 
     def receive(self, claim: Claim, lease_ms: int, now_ms: int) -> None:
         """Check a claim that was returned now, by the wall clock, for this long; raises `Violation`."""
@@ -180,3 +227,7 @@ class Oracle:
         current = [key for key, how in self.model.claims.items() if not how]
         if current:
             raise Violation("lost", f"claims are current for ever: {current[:5]}")
+
+
+def _hold_ms(event: Enqueued) -> int:
+    return next(iter(() if event.terms is None else msgpack.unpackb(event.terms)[4:5]), 0)

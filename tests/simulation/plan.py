@@ -98,6 +98,7 @@ def make_plan(seed: int) -> Plan:
         settings["limits"] = {queue: _limits(limits) for queue in queues if limits.random() < 0.7}
         moves += _limit_moves(limits, queues, length_ms)
     _add_times(random.Random(f"times {seed}"), moves, length_ms)
+    _add_conflicts(random.Random(f"unique {seed}"), moves, settings["keep_ms"], length_ms)
     moves = _kept(random.Random(f"kept {seed}"), moves)
     if settings["overlap"] and settings["checks_clock"]:
         moves += _clock_steps(random.Random(f"clock steps {seed}"), length_ms)
@@ -213,6 +214,26 @@ def _add_times(rng: random.Random, moves: list[Move], length_ms: int) -> None:
                 if rng.random() < share:
                     after_ms = rng.choice((1, 20, 700, 5 * _S, length_ms, _HOUR_MS))
                     job[f"{name}_ms"] = job.get("delay_ms", 0) + after_ms
+
+
+def _add_conflicts(rng: random.Random, moves: list[Move], keep_ms: int, length_ms: int) -> None:
+    """Let more jobs have unique keys, in some worlds, by a generator of its own: for a period, or replaced later."""
+    share = rng.choice((0, 0, 0.2, 0.7))
+    for move in moves:
+        for job in [move.args] * (move.what == "enqueue") + move.args.get("jobs", []):
+            if rng.random() >= share:
+                continue
+            job |= {"unique": rng.randrange(3), "until": rng.choice(("finished", "claimed", "period"))}
+            kind = rng.choice(("keep", "keep", "replace", "replace", "raise", "debounce"))
+            if kind == "debounce" and "delay_ms" not in job:
+                job.pop("expires_ms", None)
+                job.pop("deadline_ms", None)
+                job["until"], after_ms = "claimed", rng.choice((1, 20, 700, 5 * _S))
+                job |= {"debounce_ms": after_ms, "most_ms": rng.choice((0, after_ms, 3 * after_ms))}
+                continue
+            job["on_conflict"] = kind if kind != "debounce" else "replace"
+            if job["until"] == "period" or rng.random() < 0.4:
+                job["period_ms"] = min(keep_ms, rng.choice((1, 50, 1 * _S, length_ms // 3)))
 
 
 _CALLS: Final = frozenset(

@@ -20,6 +20,7 @@ from ledgerq.eventlog.events import (
     Enqueued,
     Event,
     Record,
+    Replaced,
     ScheduleEvent,
     ScheduleRemoved,
     ScheduleSet,
@@ -65,11 +66,22 @@ class SideRows:
         if self._secret is None:
             raise Violation("secret", "a store is written that has no secret")
 
-    def opened(self, offset: int, event: Event, changes: Rows, *, is_old: bool) -> tuple[Event, PayloadRecord | None]:
-        """The event with its text and its unique key as they were given, and its payload; `is_old`: of format 2."""
-        if isinstance(event, Enqueued):
-            record = self._payload(offset, event, changes)
-            return (event if is_old else replace(event, unique_key=self._key(offset, event, record))), record
+    def opened(
+        self, offset: int, event: Event, changes: Rows, *, is_old: bool, newest: tuple[int, Enqueued | Replaced] | None
+    ) -> tuple[Event, PayloadRecord | None]:
+        """The event with its text and its unique key as they were given, and its payload.
+
+        `is_old`: of format 2. `newest`: the last event of the commit that brings the job a payload, with its offset:
+        one that is not this has replaced it.
+        """
+        if isinstance(event, Enqueued | Replaced):
+            assert newest is not None
+            record = self._payload(*newest, changes)
+            if newest[0] != offset and keys.payload_key(offset) in changes:
+                raise Violation("payload", f"the payload of {event} at {offset} is written, and was replaced")
+            if isinstance(event, Enqueued) and not is_old:
+                event = replace(event, unique_key=self._key(offset, event, record))
+            return event, record if newest[0] == offset else None
         if isinstance(event, Swept | Deleted):
             mine = [at for at, (owner, _) in self._texts.items() if owner == event.id]
             self._gone += mine
@@ -123,7 +135,7 @@ class SideRows:
         self._said[offset] = said
         self._texts[offset] = (getattr(event, "id", None), text.digest)
 
-    def _payload(self, offset: int, event: Enqueued, changes: Rows) -> PayloadRecord:
+    def _payload(self, offset: int, event: Enqueued | Replaced, changes: Rows) -> PayloadRecord:
         value = changes.get(keys.payload_key(offset))
         if value is None:
             raise Violation("payload", f"the job enqueued at {offset} came without its payload")

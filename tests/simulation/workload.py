@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
-from ledgerq.eventlog.errors import DuplicateJobId, InvalidState, JobNotFound
+from ledgerq.eventlog.errors import DuplicateJobId, InvalidState, JobNotFound, UniqueKeyHeld
 from ledgerq.eventlog.events import QueuePaused, QueueResumed, State
 from ledgerq.projections.selection import Filter
 from ledgerq.worker.options import NewJob
@@ -65,7 +65,7 @@ class Workload(Claimers, Workers, Observers, Schedulers, Limiters):
     def _arguments(self, process: Process, queue: str, job: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
         """Draw the arguments of an enqueue call and give them to the oracle."""
         options, now_ms, token = self._queue(process).options(queue), self._world.clock.now_ms(), job["token"]
-        payload, delay_ms = b"%d " % token + b"x" * job["size"], job.get("delay_ms", 0)
+        payload, delay_ms = b"%d " % token + b"x" * job["size"], job.get("delay_ms", job.get("debounce_ms", 0))
         headers = {"token": str(token)} if token % 3 == 0 else None
         named: dict[str, Any] = {"headers": headers}
         if "priority" in job:
@@ -79,6 +79,11 @@ class Workload(Claimers, Workers, Observers, Schedulers, Limiters):
                 named[name] = job[f"{name}_ms"] / 1000
         if "unique" in job:
             named |= {"unique_key": b"key-%d" % job["unique"], "unique_until": job["until"]}
+        if "on_conflict" in job:
+            named["on_conflict"] = job["on_conflict"]
+        for name, given in (("unique_for", "period_ms"), ("debounce", "debounce_ms"), ("debounce_max", "most_ms")):
+            if job.get(given):
+                named[name] = job[given] / 1000
         if "own_id" in job:
             named["job_id"] = job_id_text(bytes([0] * 14 + [_OWN_ID_BYTE, job["own_id"]]))
         self._oracle.asked[token] = Asked(
@@ -91,37 +96,43 @@ class Workload(Claimers, Workers, Observers, Schedulers, Limiters):
             named.get("unique_key"),
             named.get("unique_until", "finished"),
             job_id_bytes(named["job_id"]) if "job_id" in named else None,
+            now_ms + job["period_ms"] if "period_ms" in job else 0,
+            "replace" if "debounce_ms" in job else job.get("on_conflict", "keep"),
+            job.get("most_ms", 0),
         )
         return payload, named
 
     async def _enqueue(self, process: Process, queue: str, **job: Any) -> None:
         payload, named = self._arguments(process, queue, job)
-        what = f"enqueue {queue} {job['token']}"
+        what, free = f"enqueue {queue} {job['token']}", self._oracle.free_keys()
         try:
             answer = await self.call(process, what, self._queue(process).enqueue(queue, payload, **named))
-        except DuplicateJobId:
-            self._duplicate([job])
+        except (DuplicateJobId, UniqueKeyHeld) as error:
+            self._refused(error, [job])
             return
-        self._world.say(f"p{process.number} {what} -> {answer.id.hex()[-6:]} {answer.created}")
-        self._oracle.answered(job["token"], queue, named.get("unique_key"), answer)
+        self._world.say(f"p{process.number} {what} -> {answer.id.hex()[-6:]} {answer.created} {answer.replaced}")
+        self._oracle.answered(job["token"], queue, named.get("unique_key"), answer, free)
 
     async def _enqueue_many(self, process: Process, queue: str, jobs: Sequence[dict[str, Any]]) -> None:
         made = [self._arguments(process, queue, job) for job in jobs]
         new = [NewJob(payload, **named) for payload, named in made]
-        what = f"enqueue_many {queue} {[job['token'] for job in jobs]}"
+        what, free = f"enqueue_many {queue} {[job['token'] for job in jobs]}", self._oracle.free_keys()
         try:
             answers = await self.call(process, what, self._queue(process).enqueue_many(queue, new))
-        except DuplicateJobId:
-            self._duplicate(jobs)
+        except (DuplicateJobId, UniqueKeyHeld) as error:
+            self._refused(error, jobs)
             return
-        self._world.say(f"p{process.number} {what} -> {[answer.created for answer in answers]}")
+        self._world.say(f"p{process.number} {what} -> {[(one.created, one.replaced) for one in answers]}")
         for job, (_, named), answer in zip(jobs, made, answers, strict=True):
-            self._oracle.answered(job["token"], queue, named.get("unique_key"), answer)
+            self._oracle.answered(job["token"], queue, named.get("unique_key"), answer, free)
 
-    def _duplicate(self, jobs: Sequence[dict[str, Any]]) -> None:
+    def _refused(self, error: DuplicateJobId | UniqueKeyHeld, jobs: Sequence[dict[str, Any]]) -> None:
         """All or none: none of these jobs may ever be in the log."""
-        if not any("own_id" in job for job in jobs):
-            raise Violation("error", "DuplicateJobId for jobs without an id of their own")
+        is_asked_for = [
+            "own_id" in job if isinstance(error, DuplicateJobId) else job.get("on_conflict") == "raise" for job in jobs
+        ]
+        if not any(is_asked_for):
+            raise Violation("error", f"{error!r} for jobs that can't have it")
         for job in jobs:
             self._oracle.refused.add(job["token"])
             if job["token"] in self._oracle.durable:

@@ -38,6 +38,7 @@ from ledgerq.eventlog.events import (
     QueuePaused,
     QueueResumed,
     Rebuilt,
+    Replaced,
     Requeued,
     SchedulePaused,
     ScheduleRemoved,
@@ -48,12 +49,14 @@ from ledgerq.eventlog.events import (
     Swept,
     Ticked,
     TickReason,
+    UniqueReleased,
+    UniqueUntil,
     WriterClosed,
     WriterOpened,
 )
 from ledgerq.eventlog.terms import JSON, Terms, encode_terms
 from ledgerq.projections.fold import Fold, Transition
-from ledgerq.projections.job import TRANSITIONS, Job
+from ledgerq.projections.job import TRANSITIONS, Job, holds_key
 
 START_MS = 1_700_000_000_000
 DIGEST = bytes(range(32))
@@ -100,6 +103,8 @@ def history_of(choices: Sequence[int]) -> list[Transition]:
             if job.state in allowed
             and not (event_type is Requeued and _key_is_taken(fold, job))
             and not (event_type is Expired and not job.starts_before_ms)
+            and not (event_type is Replaced and (job.steps or not job.unique_held))
+            and not (event_type is UniqueReleased and not _can_be_free(job))
             and not (event_type is Claimed and 0 < job.starts_before_ms <= time_ms + _MAX_STEP_MS)
         ]
         chance, chosen = divmod(choice, len(steps))
@@ -108,11 +113,18 @@ def history_of(choices: Sequence[int]) -> list[Transition]:
         event_type, job = steps[chosen]
         if event_type is Expired and job is not None:
             time_ms = max(time_ms, job.starts_before_ms)
+        if event_type is UniqueReleased and job is not None:
+            time_ms = max(time_ms, job.hold_ms)
         if event_type is Enqueued:
             made += 1
         event = _event(fold, event_type, job, made, chance, time_ms)
         transitions.append(fold.apply(offset, time_ms, event))
     return transitions
+
+
+def _can_be_free(job: Job) -> bool:
+    """Whether the job may give up its key once the period is over."""
+    return job.unique_held and job.hold_ms > 0 and not holds_key(job, job.hold_ms)
 
 
 def _key_is_taken(fold: Fold, job: Job) -> bool:
@@ -130,17 +142,19 @@ def _event(fold: Fold, event_type: type[Any], job: Job | None, made: int, chance
     if job is None:
         chance, queue = divmod(chance, 3)
         chance, key = divmod(chance, 4)
-        chance, until = divmod(chance, 2)
+        chance, until = divmod(chance, 3)
         chance, delayed = divmod(chance, 2)
         key_bytes = UNIQUE_KEYS[key]
+        expires_ms = time_ms + 1 + chance % 23 if chance % 4 == 1 else 0
+        hold_ms = time_ms + 1 + chance % 17 if key_bytes is not None and (chance % 3 == 1 or until == 2) else 0
         event = enqueued(
             made,
             queue=QUEUES[queue],
             priority=chance % 5,
             due_ms=time_ms + 1 + chance % 7 if delayed else 0,
             unique_key=key_bytes,
-            unique_until="claimed" if until else "finished",
-            terms=encode_terms(Terms("", JSON, time_ms + 1 + chance % 23)) if chance % 4 == 1 else None,
+            unique_until=get_args(UniqueUntil)[until],
+            terms=None if not (expires_ms or hold_ms) else encode_terms(Terms("", JSON, expires_ms, 0, hold_ms)),
         )
         probe = Fold().apply(0, 0, event).after
         return replace(event, unique_key=None) if probe is not None and _key_is_taken(fold, probe) else event
@@ -168,11 +182,13 @@ def _job_event(event_type: type[JobEvent], job: Job, chance: int, time_ms: int) 
         return event_type(job.id, "ann", "why not")
     if event_type is Expired:
         return Expired(job.id, later_ms)
+    if event_type is Replaced:
+        return Replaced(job.id, 1 + chance % 3, later_ms if chance % 2 else 0, 22, DIGEST[::-1], job.spec.terms)
     if event_type is Moved:
         return Moved(job.id, next(name for name in QUEUES if name != job.queue), "ann", "elsewhere")
     if event_type is StepDone:
         return StepDone(job.id, f"step {len(job.steps)}", None)
-    assert event_type in (Promoted, Swept)
+    assert event_type in (Promoted, Swept, UniqueReleased)
     return event_type(job.id)
 
 
@@ -195,7 +211,7 @@ _words = _text | _sealed
 _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     Enqueued: (
         *(_ids, _text, _u32, _u32, _u64, st.none() | st.binary(max_size=20)),
-        *(st.sampled_from(["finished", "claimed"]), _u32, st.binary(min_size=32, max_size=32)),
+        *(st.sampled_from(get_args(UniqueUntil)), _u32, st.binary(min_size=32, max_size=32)),
         st.none() | st.binary(max_size=20),
     ),
     Promoted: (_ids,),
@@ -212,6 +228,8 @@ _FIELDS: dict[type[Any], tuple[st.SearchStrategy[Any], ...]] = {
     Expired: (_ids, _u64),
     Moved: (_ids, _text, _text, _words),
     StepDone: (_ids, _text, st.none() | _sealed),
+    Replaced: (_ids, _u32, _u64, _u32, st.binary(min_size=32, max_size=32), st.none() | st.binary(max_size=20)),
+    UniqueReleased: (_ids,),
     QueuePaused: (_text, _text, _words),
     QueueResumed: (_text, _text, _words),
     BulkBegan: (

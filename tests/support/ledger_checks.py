@@ -137,7 +137,7 @@ def check_hints(rows: Mapping[bytes, bytes]) -> None:
 
 def check_payloads(fold: Fold, rows: Mapping[bytes, bytes], without_payload: Collection[bytes] = ()) -> None:
     """Check that every job that is not swept has its payload, with its unique key, and that there are no others."""
-    owners = {keys.payload_key(job.offset): job for job in fold.jobs.values()}
+    owners = {keys.payload_key(job.payload_offset): job for job in fold.jobs.values()}
     for key, job in owners.items():
         if job.id in without_payload:
             continue

@@ -62,6 +62,7 @@ _FINDINGS: Final = (
     errors.ScheduleNotFound,
     errors.InvalidState,
     errors.DuplicateJobId,
+    errors.UniqueKeyHeld,
     errors.ClaimLost,
     errors.PayloadMissing,
     errors.LogCorrupt,

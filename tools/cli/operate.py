@@ -59,8 +59,18 @@ def enqueue(
         str | None, typer.Option(metavar="KEY", help="Add nothing while an unfinished job of the queue has this key.")
     ] = None,
     unique_until: Annotated[
-        str, typer.Option(metavar="finished|claimed", help="How long this job holds its key.")
+        str, typer.Option(metavar="finished|claimed|period", help="How long this job holds its key.")
     ] = "finished",
+    unique_for: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="And it holds its key for this period at least.")
+    ] = None,
+    on_conflict: Annotated[
+        str, typer.Option(metavar="keep|replace|raise", help="What is done where a job that waits has the key.")
+    ] = "keep",
+    debounce: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Due so long after the last one with this key.")
+    ] = None,
+    debounce_max: Annotated[float | None, typer.Option(metavar="SECONDS", help="But so long after the first.")] = None,
     header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; may be repeated.")] = None,
     job_id: Annotated[str | None, typer.Option(metavar="ULID", help="An id of your own for the job.")] = None,
     task: Annotated[
@@ -87,6 +97,10 @@ def enqueue(
         "max_attempts": max_attempts,
         "unique_key": unique_key,
         "unique_until": unique_until,
+        "unique_for": unique_for,
+        "on_conflict": on_conflict,
+        "debounce": debounce,
+        "debounce_max": debounce_max,
         "headers": _headers(header or []),
         "job_id": job_id,
         "task": task,
@@ -108,10 +122,13 @@ async def _enqueue(
     async with opened_queue(url, access, create=True, accept_rollback=accept_rollback) as queue:
         result = await queue.enqueue(queue_name, payload, **job)
     if output.as_json:
-        output.json({"job_id": result.job_id, "queue": queue_name, "created": result.created})
+        answer = {"job_id": result.job_id, "queue": queue_name, "created": result.created, "replaced": result.replaced}
+        output.json(answer)
     else:
         output.line(result.job_id)
-    if not result.created:
+    if result.replaced:
+        output.note("this job has the unique key, and what was given now in the place of what it had")
+    elif not result.created:
         output.note("nothing was added: this job holds the unique key")
 
 

@@ -37,6 +37,7 @@ from ledgerq.eventlog.events import (
     QueueResumed,
     Rebuilt,
     Record,
+    Replaced,
     Requeued,
     SchedulePaused,
     ScheduleRemoved,
@@ -46,6 +47,7 @@ from ledgerq.eventlog.events import (
     Swept,
     Text,
     Ticked,
+    UniqueReleased,
     WriterClosed,
     WriterOpened,
 )
@@ -144,7 +146,7 @@ def event_text(event: Event) -> str:
     match event:
         case Enqueued():
             return _enqueued_text(event)
-        case Promoted() | Swept():
+        case Promoted() | Swept() | UniqueReleased():
             return ""
         case StepDone():
             value = "None" if event.value is None else f"a value of {event.value.size_bytes} bytes"
@@ -163,6 +165,9 @@ def event_text(event: Event) -> str:
             return f"now {event.to}: {event.reason}"
         case CancelRequested() | Cancelled() | Requeued() | DeadLettered() | Deleted():
             return f"by {event.actor}: {event.reason}"
+        case Replaced():
+            due = f", due {local_time(event.due_ms)}" if event.due_ms else ""
+            return f"payload record of {event.payload_bytes} bytes, up to {event.max_attempts} attempts{due}"
         case Expired():
             return f"was not started in time, kept until {local_time(event.sweep_at_ms)}"
         case Moved():
@@ -221,7 +226,7 @@ def terms_json(value: bytes | None) -> dict[str, Any]:
     """The terms of a job as JSON."""
     terms = _terms(value)
     times = time_json("expires", terms.expires_ms) | time_json("deadline", terms.deadline_ms)
-    return {"task": terms.task or None} | times
+    return {"task": terms.task or None} | times | time_json("unique_hold", terms.hold_ms)
 
 
 def terms_facts(value: bytes | None) -> list[tuple[str, str]]:

@@ -128,7 +128,8 @@ def job_facts(job: Job, record: PayloadRecord | None, result: bytes | None = Non
         key = f"with digest {job.spec.unique_key.hex()[:16]}"
         if record is not None and record.unique_key is not None:
             key = _key_text(record.unique_key)
-        facts.append(("unique key", f"{key} until {job.spec.unique_until}, {held}"))
+        period = f", not before {local_time(job.hold_ms)}" if job.hold_ms else ""
+        facts.append(("unique key", f"{key} until {job.spec.unique_until}{period}, {held}"))
     if job.steps:
         facts.append(("steps done", ", ".join(name for name, _ in job.steps)))
     if job.error:

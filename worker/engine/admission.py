@@ -7,19 +7,26 @@ from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from ledgerq.eventlog.entropy import job_id_text
-from ledgerq.eventlog.errors import DuplicateJobId
+from ledgerq.eventlog.errors import DuplicateJobId, UniqueKeyHeld
+from ledgerq.eventlog.events import UniqueReleased
+from ledgerq.eventlog.keys import payload_key
 from ledgerq.eventlog.runtime.waits import to_the_end
 from ledgerq.eventlog.side_records import decode_payload, key_digest
 from ledgerq.projections.index_keys import job_key, unique_key
-from ledgerq.projections.job import Job
+from ledgerq.projections.job import Job, holds_key
 from ledgerq.projections.payloads import read_payload
 from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.new_job import KeyLocks, Prepared
+from ledgerq.worker.engine.newer import Newer
+from ledgerq.worker.engine.unique_keys import has_key, refuse_held, replaced
 from ledgerq.worker.engine.writer_state import WriterState
 
 __all__ = ["Admission"]
 
 T = TypeVar("T")
+
+Holders = dict[bytes, Job | None]
+"""The job that has each unique index key."""
 
 _FORGET_ROWS: Final = 1000
 # So many jobs are staged in one turn of the event loop.
@@ -47,7 +54,7 @@ class Admission:
         return EnqueueResult(event.id, True)
 
     async def stage_all(self, batch: Sequence[Prepared]) -> list[EnqueueResult]:
-        """Stage all of them in one commit, or none: raises `DuplicateJobId`. A unique hit answers `created=False`."""
+        """Stage all of them in one commit, or none: raises `DuplicateJobId`, `UniqueKeyHeld`."""
         # No other call stages the keys of these while they are looked up.
         async with self.looked_up(batch) as stage:
             return await self.together(batch, stage)
@@ -58,45 +65,65 @@ class Admission:
     ) -> AsyncIterator[Callable[[Prepared], EnqueueResult]]:
         """Reserve the ids and unique keys of these jobs while the block runs; yields what stages each, once.
 
-        `ending`: a job that is finished before they are staged, so that it holds its unique key no more. Waits until
-        the log takes more. Raises `DuplicateJobId`.
+        `ending`: a job that is finished before they are staged. Waits until the log takes more. Raises
+        `DuplicateJobId`, and `UniqueKeyHeld` where that was asked for; what stages them raises neither.
         """
         lock_keys = [key for prepared in batch for key in _keys(prepared)]
         if not lock_keys:
             yield self.stage
             return
         async with self._locks.hold(lock_keys):
-            holders, taken = await self._look_up(batch)
-            holders = {key: None if holder == ending else holder for key, holder in holders.items()}
-            own_ids = [p.event.id for p in batch if p.own_id]
-            if taken:
-                raise _duplicate(next(id for id in own_ids if id in taken))
-            if len(set(own_ids)) < len(own_ids):
-                raise _duplicate(Counter(own_ids).most_common(1)[0][0])
-            yield lambda prepared: self._stage_unique(prepared, holders)
+            with self._writer_state.watch() as newer:
+                holders, taken = await self._look_up(batch)
+                own_ids = [p.event.id for p in batch if p.own_id]
+                if taken:
+                    raise _duplicate(next(id for id in own_ids if id in taken))
+                if len(set(own_ids)) < len(own_ids):
+                    raise _duplicate(Counter(own_ids).most_common(1)[0][0])
+                self._check_keys(batch, holders, ending)
+                yield lambda prepared: self._stage_unique(prepared, holders, newer)
 
-    async def stage_each(self, batch: Sequence[Prepared]) -> list[EnqueueResult | DuplicateJobId]:
-        """Stage each of them by itself: one whose id is in use is answered with the error, and the others are staged.
+    def _check_keys(self, batch: Sequence[Prepared], holders: Holders, ending: bytes | None) -> None:
+        """Raise `UniqueKeyHeld` for the first job that may not be added while its key is held.
+
+        While the keys are reserved jobs can give them up, and none can take one but these, in their order.
+        """
+        by_ms = self._writer_state.log.next_time_ms
+        before: dict[bytes, Job | None] = {}
+        for prepared in batch:
+            if (wanted := _unique(prepared)) and prepared.conflict.what == "raise":
+                held = [job for one in wanted if (job := holders[one]) is not None and holds_key(job, by_ms)]
+                holder = next((job for job in held if job.id != ending or job.hold_ms > by_ms), None)
+                if holder is not None:
+                    refuse_held(holder)
+                if wanted[0] in before:
+                    raise UniqueKeyHeld("two jobs of one call have the same unique key; nothing was written")
+            before |= dict.fromkeys(wanted)
+
+    async def stage_each(self, batch: Sequence[Prepared]) -> list[EnqueueResult | DuplicateJobId | UniqueKeyHeld]:
+        """Stage each of them by itself: one that is refused is answered with the error, and the others are staged.
 
         Their look-ups are made together, in a few reads of the store.
         """
         async with self._locks.hold([key for prepared in batch for key in _keys(prepared)]):
-            holders, taken = await self._look_up(batch)
+            with self._writer_state.watch() as newer:
+                holders, taken = await self._look_up(batch)
 
-            def stage(prepared: Prepared) -> EnqueueResult | DuplicateJobId:
-                if not prepared.own_id:
-                    return self._stage_unique(prepared, holders)
-                id = prepared.event.id
-                if id in taken:
-                    return _duplicate(id)
-                result = self._stage_unique(prepared, holders)
-                if result.created:
-                    taken.add(id)
-                return result
+                def stage(prepared: Prepared) -> EnqueueResult | DuplicateJobId | UniqueKeyHeld:
+                    id = prepared.event.id
+                    if prepared.own_id and id in taken:
+                        return _duplicate(id)
+                    try:
+                        result = self._stage_unique(prepared, holders, newer)
+                    except UniqueKeyHeld as error:
+                        return error
+                    if prepared.own_id and result.created:
+                        taken.add(id)
+                    return result
 
-            return await self.together(batch, stage)
+                return await self.together(batch, stage)
 
-    async def _look_up(self, batch: Sequence[Prepared]) -> tuple[dict[bytes, bytes | None], set[bytes]]:
+    async def _look_up(self, batch: Sequence[Prepared]) -> tuple[Holders, set[bytes]]:
         """The holders of their unique keys, and which of their own ids are in use, when the log takes more events."""
         own_ids = [p.event.id for p in batch if p.own_id]
         while True:
@@ -108,17 +135,37 @@ class Admission:
         self._writer_state.log.check()
         return holders, {id for id, job in zip(own_ids, jobs, strict=True) if job is not None}
 
-    def _stage_unique(self, prepared: Prepared, holders: dict[bytes, bytes | None]) -> EnqueueResult:
-        """Stage a job unless its unique key is held; then it holds that."""
+    def _stage_unique(self, prepared: Prepared, holders: Holders, newer: Newer) -> EnqueueResult:
+        """Stage a job unless its unique key is held; then it holds that. `newer`: what changed since the look-up."""
         wanted = _unique(prepared)
-        holder = next((holder for one in wanted if (holder := holders[one]) is not None), None)
-        if holder is not None:
-            return EnqueueResult(holder, False)
+        if not wanted:
+            return self.stage(prepared)
+        by_ms = self._writer_state.log.next_time_ms
+        found = {one: newer.state_of(job) for one in wanted if (job := holders[one]) is not None}
+        having = [job for one, job in found.items() if job is not None and has_key(job, one)]
+        if (holder := next((job for job in having if holds_key(job, by_ms)), None)) is not None:
+            return self._met(prepared, holder, by_ms)
+        for job in having:
+            self._writer_state.apply(job, UniqueReleased(job.id))
         result = self.stage(prepared)
-        if wanted:
-            holders[wanted[0]] = prepared.event.id
-            self.hold(wanted[0], prepared.event.id)
+        holders[wanted[0]] = newer[prepared.event.id]
+        self.hold(wanted[0], prepared.event.id)
         return result
+
+    def _met(self, prepared: Prepared, holder: Job, by_ms: int) -> EnqueueResult:
+        """Do what the caller wants for a key that `holder` has: raises `UniqueKeyHeld` when that is asked for."""
+        if prepared.conflict.what == "raise":
+            refuse_held(holder)
+        log = self._writer_state.log
+        event = replaced(holder, prepared.event, prepared.conflict, by_ms)
+        if event is None:
+            return EnqueueResult(holder.id, False)
+        offset = log.next_offset
+        self._writer_state.apply(holder, event, None if event.due_ms else prepared.record)
+        # Of this very commit it would be written; one in the store is deleted with the index rows.
+        log.commit().payloads.pop(payload_key(holder.payload_offset), None)
+        log.append_payload(offset, prepared.sealed)
+        return EnqueueResult(holder.id, False, True)
 
     async def together(
         self, batch: Sequence[Prepared], stage: Callable[[Prepared], T], first: Callable[[], None] = lambda: None
@@ -147,24 +194,25 @@ class Admission:
 
     @asynccontextmanager
     async def unique(self, job: Job) -> AsyncIterator[bytes | None]:
-        """Reserve the unique key of `job` while the block runs; yields the id of its holder, if any."""
+        """Reserve the unique key of `job` while the block runs; yields the id of another one that has it, if any."""
         wanted = await self.keys_of(job)
         if not wanted:
             yield None
             return
         async with self.reserved(wanted) as holders:
-            yield next((holder for one in wanted if (holder := holders[one]) is not None), None)
+            yield next((id for one in wanted if (id := holders[one]) not in (None, job.id)), None)
 
     @asynccontextmanager
     async def reserved(self, keys: Sequence[bytes]) -> AsyncIterator[dict[bytes, bytes | None]]:
         """Reserve these unique index keys while the block runs; yields their holders."""
         async with self._locks.hold(keys):
-            yield await self.holders(keys) if keys else {}
+            holders = await self.holders(keys) if keys else {}
+            yield {key: None if job is None else job.id for key, job in holders.items()}
 
     async def keys_of(self, job: Job) -> list[bytes]:
         """The unique index keys that must be free for a job that gets a new start: its own one, and what is equal."""
         key = job.spec.unique_key
-        if key is None or job.spec.unique_until == "claimed":
+        if key is None or job.spec.unique_until != "finished":
             return []
         plain = await self._plain_key(job) or key
         # Up to format 2 a job had its key itself; and the store's secret may be another than when this one was made.
@@ -180,14 +228,17 @@ class Admission:
         if job.unique_held and job.spec.unique_key is not None:
             self.hold(unique_key(job.spec.queue, job.spec.unique_key), job.id)
 
-    async def holders(self, wanted: Sequence[bytes]) -> dict[bytes, bytes | None]:
-        """The unfinished job that holds each unique index key, as of when this returns: two reads of the store."""
+    async def holders(self, wanted: Sequence[bytes]) -> Holders:
+        """The job that has each unique index key, as of when this returns: two reads of the store.
+
+        It may be one that needs to give it up to another: see `holds_key`.
+        """
         found = {key: id for key in wanted if (id := self._held.get(key)) is not None}
         unknown = [key for key in dict.fromkeys(wanted) if key not in found]
         values = await self._writer_state.log.store.get_many(unknown) if unknown else []
         found |= {key: id for key, id in zip(unknown, values, strict=True) if id is not None}
         jobs = dict(zip(found, await self._writer_state.jobs(list(found.values())), strict=True))
-        return {key: found[key] if (job := jobs.get(key)) is not None and _holds(job, key) else None for key in wanted}
+        return {key: job if has_key(job := jobs.get(key), key) else None for key in wanted}
 
     def hold(self, key: bytes, id: bytes) -> None:
         """Remember the holder until it is surely in the store; a stale entry does no harm, it is looked up."""
@@ -200,11 +251,6 @@ class Admission:
 
 def _duplicate(id: bytes) -> DuplicateJobId:
     return DuplicateJobId(f"job id {job_id_text(id)} is in use; nothing was written. Leave job_id out for a new one")
-
-
-def _holds(job: Job, key: bytes) -> bool:
-    spec = job.spec
-    return job.unique_held and spec.unique_key is not None and unique_key(spec.queue, spec.unique_key) == key
 
 
 def _unique(prepared: Prepared) -> list[bytes]:

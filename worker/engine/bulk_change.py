@@ -126,7 +126,7 @@ class Changing:
                 if job is None or not self._is_meant(job) or (looks_at_error and job.last_error != seen[job.id]):
                     continue
                 wanted = keys.get(job.id, [])
-                if any(holders[key] is not None for key in wanted):
+                if any(holders[key] not in (None, job.id) for key in wanted):
                     self.skipped += 1
                 elif self._stage(job) and wanted:
                     holders[wanted[0]] = job.id

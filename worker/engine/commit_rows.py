@@ -48,9 +48,9 @@ def index_changes(touched: Touched) -> Changes:
             changes[job_key(id)] = pack(after)
         elif before is not None:
             changes[job_key(id)] = None
-        if before is not None and (after is None or after.offset != before.offset):
-            # Swept or deleted, and its id perhaps in use again already.
-            changes[keys.payload_key(before.offset)] = None
+        if before is not None and (after is None or after.payload_offset != before.payload_offset):
+            # Replaced; or swept or deleted, and its id perhaps in use again already.
+            changes[keys.payload_key(before.payload_offset)] = None
         if before is not None and after is None:
             changes |= {keys.text_key(at): None for at in before.beside}
         elif before is not None and after is not None and before.texts and after.texts != before.texts:

@@ -22,6 +22,7 @@ from ledgerq.eventlog.errors import (
     LedgerError,
     LogCorrupt,
     QueueClosed,
+    UniqueKeyHeld,
 )
 from ledgerq.eventlog.events import STATES, State, WriterClosed
 from ledgerq.eventlog.keys import queue_name_bytes
@@ -247,7 +248,7 @@ class Core:
         """Delay a refusal until the state that it rests on is durable: a refusal is an answer, too."""
         try:
             yield
-        except (ClaimLost, DuplicateJobId, EffectConflict, InvalidState, JobNotFound):
+        except (ClaimLost, DuplicateJobId, EffectConflict, InvalidState, JobNotFound, UniqueKeyHeld):
             await self.log.committed()
             raise
 

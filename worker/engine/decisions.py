@@ -84,7 +84,7 @@ def not_started(job: Job, *, options: QueueOptions, now_ms: int, by_ms: int) -> 
     """Cancel a waiting job that was not started by then; no event before that, or for any other job."""
     if not may(job.state, Expired) or not is_too_late(job, by_ms):
         return []
-    return [Expired(job.id, now_ms + to_ms(options.keep_cancelled_s))]
+    return [Expired(job.id, kept_until_ms(job, now_ms, options.keep_cancelled_s))]
 
 
 def ack(job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: int) -> Acked | None:
@@ -92,7 +92,7 @@ def ack(job: Job | None, claim_offset: int, *, options: QueueOptions, now_ms: in
     if job is not None and job.state == "done" and job.claim_offset == claim_offset:
         return None
     job = current(job, claim_offset)
-    return Acked(job.id, now_ms + to_ms(options.keep_done_s))
+    return Acked(job.id, kept_until_ms(job, now_ms, options.keep_done_s))
 
 
 def nack(
@@ -118,7 +118,7 @@ def nack(
     if job.cancel_request is not None:
         return [Nacked(job.id, "pending", 0, 0, False, error, error_type), _follow_request(job, options, now_ms)]
     if dead or is_last(job.attempt, job.max_attempts, rule):
-        sweep_at_ms = now_ms + to_ms(options.keep_dead_s)
+        sweep_at_ms = kept_until_ms(job, now_ms, options.keep_dead_s)
         return [Nacked(job.id, "dead", 0, sweep_at_ms, False, error, error_type), *_dead_letter(job, options)]
     if delay_ms is None:
         delay_ms = backoff_ms(job.attempt, options, fraction, rule)
@@ -149,7 +149,7 @@ def release(
         return [Nacked(job.id, "pending", 0, 0, True, error)]
     if job.snoozes + 1 >= MAX_SNOOZES:
         why = clip(f"put off {MAX_SNOOZES:,} times in a row: {error}", MAX_ERROR_CHARS)
-        sweep_at_ms = now_ms + to_ms(options.keep_dead_s)
+        sweep_at_ms = kept_until_ms(job, now_ms, options.keep_dead_s)
         return [Nacked(job.id, "dead", 0, sweep_at_ms, True, why), *_dead_letter(job, options)]
     return [Nacked(job.id, "scheduled", now_ms + delay_ms, 0, True, error)]
 
@@ -197,7 +197,7 @@ def expire(job: Job, *, options: QueueOptions, now_ms: int, reason: str, crashed
     is_poison = crashed and options.max_crashes is not None and crashes >= options.max_crashes
     if is_poison or job.attempt >= job.max_attempts:
         why = f"killed its worker {crashes} {'time' if crashes == 1 else 'times'}" if is_poison else reason
-        sweep_at_ms = now_ms + to_ms(options.keep_dead_s)
+        sweep_at_ms = kept_until_ms(job, now_ms, options.keep_dead_s)
         return [LeaseExpired(job.id, "dead", sweep_at_ms, why, crashed), *_dead_letter(job, options)]
     return [LeaseExpired(job.id, "pending", 0, reason, crashed)]
 
@@ -206,7 +206,7 @@ def lose_payload(job: Job, *, options: QueueOptions, now_ms: int, error: str) ->
     """Make a job whose payload is lost, so that it can't run, a dead letter, without a claim."""
     if not may(job.state, DeadLettered):
         _refuse(job, "dead-lettered", "it is finished")
-    sweep_at_ms = now_ms + to_ms(options.keep_dead_s)
+    sweep_at_ms = kept_until_ms(job, now_ms, options.keep_dead_s)
     return DeadLettered(job.id, sweep_at_ms, _OWN_ACTOR, clip(error, MAX_ERROR_CHARS))
 
 
@@ -228,7 +228,7 @@ def cancel(job: Job, *, options: QueueOptions, now_ms: int, actor: str, reason: 
     """Cancel a waiting job at once; ask the worker of a claimed one to stop (a second request changes nothing)."""
     actor, reason = operator(actor, reason)
     if may(job.state, Cancelled):
-        return [Cancelled(job.id, now_ms + to_ms(options.keep_cancelled_s), actor, reason)]
+        return [Cancelled(job.id, kept_until_ms(job, now_ms, options.keep_cancelled_s), actor, reason)]
     if not may(job.state, CancelRequested):
         _refuse(job, "cancelled", "only a job that is not finished can be")
     return [] if job.cancel_request is not None else [CancelRequested(job.id, actor, reason)]
@@ -268,11 +268,17 @@ def in_bulk(
             return Deleted(job.id, actor, reason) if may(job.state, Deleted) else None
         case "cancel":
             if may(job.state, Cancelled):
-                return Cancelled(job.id, now_ms + to_ms(options.keep_cancelled_s), actor, reason)
+                return Cancelled(job.id, kept_until_ms(job, now_ms, options.keep_cancelled_s), actor, reason)
             asks = may(job.state, CancelRequested) and job.cancel_request is None
             return CancelRequested(job.id, actor, reason) if asks else None
         case _:
             assert_never(what)
+
+
+def kept_until_ms(job: Job, now_ms: int, keep_s: float) -> int:
+    """When the record of a job that ends now is swept: not before the period of its unique key is over."""
+    sweep_at_ms = now_ms + to_ms(keep_s)
+    return max(sweep_at_ms, job.hold_ms) if job.unique_held else sweep_at_ms
 
 
 def backoff_ms(attempt: int, options: QueueOptions, fraction: float, rule: RetryRule | None = None) -> int:
@@ -322,7 +328,7 @@ def _dead_letter(job: Job, options: QueueOptions) -> list[JobEvent]:
 def _follow_request(job: Job, options: QueueOptions, now_ms: int) -> Cancelled:
     assert job.cancel_request is not None
     actor, reason = job.cancel_request
-    return Cancelled(job.id, now_ms + to_ms(options.keep_cancelled_s), actor, reason)
+    return Cancelled(job.id, kept_until_ms(job, now_ms, options.keep_cancelled_s), actor, reason)
 
 
 def _refuse(job: Job, action: str, why: str) -> NoReturn:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import cast
 
-from ledgerq.eventlog.errors import DuplicateJobId
+from ledgerq.eventlog.errors import DuplicateJobId, InvalidArgument
 from ledgerq.eventlog.events import UniqueUntil
 from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.core import Core
 from ledgerq.worker.engine.large_payloads import Stream, is_stream
 from ledgerq.worker.engine.new_job import prepare, prepare_many
-from ledgerq.worker.options import NewJob
+from ledgerq.worker.options import NewJob, OnConflict
 
 __all__ = ["Enqueuer"]
 
@@ -43,6 +43,10 @@ class Enqueuer:
         max_attempts: int | None,
         unique_key: str | bytes | None,
         unique_until: UniqueUntil,
+        unique_for: float | None,
+        on_conflict: OnConflict,
+        debounce: float | None,
+        debounce_max: float | None,
         job_id: str | None,
         task: str | None,
     ) -> EnqueueResult:
@@ -52,6 +56,8 @@ class Enqueuer:
         self._core.check_name(queue)
         stored, may_be_there = None, False
         if type(payload) is not bytes and is_stream(payload):
+            if on_conflict == "replace" or debounce is not None:
+                raise InvalidArgument("a payload that is streamed can't replace another one: enqueue it as bytes")
             payload, stored = await self._core.large.store(payload, job_id)
         try:
             prepared = prepare(
@@ -69,6 +75,10 @@ class Enqueuer:
                 max_attempts=max_attempts,
                 unique_key=unique_key,
                 unique_until=unique_until,
+                unique_for=unique_for,
+                on_conflict=on_conflict,
+                debounce=debounce,
+                debounce_max=debounce_max,
                 headers=headers,
                 job_id=job_id,
                 task=task,

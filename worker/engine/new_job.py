@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 from ledgerq.eventlog.blobs import BlobName
 from ledgerq.eventlog.codec import digest_of
@@ -15,13 +15,23 @@ from ledgerq.eventlog.keys import MAX_PRIORITY
 from ledgerq.eventlog.side_records import SALT_BYTES, PayloadRecord, encode_payload, key_digest
 from ledgerq.eventlog.terms import JSON, Terms, encode_terms
 from ledgerq.eventlog.writer import MAX_COMMIT_BYTES
-from ledgerq.worker.options import MAX_TIME_MS, MAX_UNIQUE_KEY_BYTES, NewJob, QueueOptions, seconds_ms, to_ms
+from ledgerq.worker.engine.unique_keys import KEEP, Conflict, key_terms
+from ledgerq.worker.options import (
+    MAX_TIME_MS,
+    MAX_UNIQUE_KEY_BYTES,
+    NewJob,
+    OnConflict,
+    QueueOptions,
+    seconds_ms,
+    to_ms,
+)
 
 __all__ = ["KeyLocks", "Prepared", "due_ms_of", "is_list", "prepare", "prepare_many", "task_name"]
 
 MAX_BULK_JOBS: Final = 10_000
 MAX_TASK_NAME_BYTES: Final = 255
 _AT_ONCE: Final = 50
+_UNTIL: Final = get_args(UniqueUntil)
 
 
 class StoredPayload(NamedTuple):
@@ -39,6 +49,7 @@ class Prepared(NamedTuple):
     record: PayloadRecord
     sealed: bytes
     own_id: bool
+    conflict: Conflict = KEEP
 
 
 def prepare(
@@ -57,6 +68,10 @@ def prepare(
     max_attempts: int | None = None,
     unique_key: str | bytes | None = None,
     unique_until: UniqueUntil = "finished",
+    unique_for: float | None = None,
+    on_conflict: OnConflict = "keep",
+    debounce: float | None = None,
+    debounce_max: float | None = None,
     headers: Mapping[str, str] | None = None,
     job_id: str | None = None,
     task: str | None = None,
@@ -64,8 +79,6 @@ def prepare(
 ) -> Prepared:
     """Check every argument and build the enqueued event; raises `InvalidArgument` naming what is wrong."""
     if type(payload) is not bytes:
-        if not isinstance(payload, bytes | bytearray | memoryview):
-            raise InvalidArgument(f"a payload is bytes, not {type(payload).__name__}: encode it first")
         payload = _plain(payload)
     if priority is None:
         priority = options.priority
@@ -75,18 +88,18 @@ def prepare(
         max_attempts = options.max_attempts
     else:
         _whole("max_attempts", max_attempts, 1, 1_000_000)
+    conflict, hold_ms = KEEP, 0
+    if unique_key is not None or not (unique_for is debounce is debounce_max is None and on_conflict == "keep"):
+        delay, unique_until, conflict, hold_ms = key_terms(
+            *(unique_key, unique_until, unique_for, on_conflict, debounce, debounce_max),
+            *(delay, run_at, now_ms, options),
+        )
     due_ms = 0 if delay is None and run_at is None else due_ms_of(delay, run_at, now_ms)
     terms = None
-    if task is not None or expires is not None or deadline is not None or stored is not None:
-        expires_ms, deadline_ms = moment_ms("expires", expires, now_ms), moment_ms("deadline", deadline, now_ms)
-        if due_ms and 0 < min(expires_ms or deadline_ms, deadline_ms or expires_ms) <= due_ms:
-            raise InvalidArgument("the job would be due only when it has expired: expires and deadline are from now on")
-        blob = b"" if stored is None else stored.blob
-        terms = encode_terms(Terms("" if task is None else task_name(task), JSON, expires_ms, deadline_ms, blob=blob))
-    kept, size_bytes = None, len(payload)
-    if headers:
-        kept, header_bytes = _headers(headers)
-        size_bytes += header_bytes
+    if hold_ms or task is not None or expires is not None or deadline is not None or stored is not None:
+        terms = _terms(task, expires, deadline, hold_ms, b"" if stored is None else stored.blob, due_ms, now_ms)
+    kept, header_bytes = _headers(headers) if headers else (None, 0)
+    size_bytes = len(payload) + header_bytes
     if size_bytes > options.max_payload_bytes:
         raise PayloadTooLarge(
             f"the payload and headers for queue {queue!r} have {size_bytes} bytes, more than max_payload_bytes="
@@ -95,8 +108,8 @@ def prepare(
     key = None if unique_key is None else _unique_key(unique_key)
     salt = entropy.take(SALT_BYTES) if stored is None else stored.salt
     sealed = encode_payload(salt, kept, payload, key)
-    if unique_until not in ("finished", "claimed"):
-        raise InvalidArgument(f"unique_until is 'finished' or 'claimed', not {unique_until!r}")
+    if unique_until not in _UNTIL:
+        raise InvalidArgument(f"unique_until is 'finished', 'claimed' or 'period', not {unique_until!r}")
     event = Enqueued(
         _new_id(now_ms, entropy, stored) if job_id is None else job_id_bytes(job_id),
         queue,
@@ -109,7 +122,22 @@ def prepare(
         digest_of(sealed),
         terms,
     )
-    return Prepared(event, PayloadRecord(salt, kept, payload, key), sealed, job_id is not None)
+    return Prepared(event, PayloadRecord(salt, kept, payload, key), sealed, job_id is not None, conflict)
+
+
+def _terms(
+    task: str | None,
+    expires: float | datetime | None,
+    deadline: float | datetime | None,
+    hold_ms: int,
+    blob: bytes,
+    due_ms: int,
+    now_ms: int,
+) -> bytes:
+    expires_ms, deadline_ms = moment_ms("expires", expires, now_ms), moment_ms("deadline", deadline, now_ms)
+    if due_ms and 0 < min(expires_ms or deadline_ms, deadline_ms or expires_ms) <= due_ms:
+        raise InvalidArgument("the job would be due only when it has expired: expires and deadline are from now on")
+    return encode_terms(Terms("" if task is None else task_name(task), JSON, expires_ms, deadline_ms, hold_ms, blob))
 
 
 def _new_id(now_ms: int, entropy: Entropy, stored: StoredPayload | None) -> bytes:
@@ -179,7 +207,9 @@ def moment_ms(name: str, moment: float | datetime | None, now_ms: int) -> int:
     return max(1, now_ms + seconds_ms(name, moment))
 
 
-def _plain(payload: bytes | bytearray | memoryview) -> bytes:
+def _plain(payload: object) -> bytes:
+    if not isinstance(payload, bytes | bytearray | memoryview):
+        raise InvalidArgument(f"a payload is bytes, not {type(payload).__name__}: encode it first")
     try:
         return bytes(payload)
     except ValueError as error:  # a memoryview that was released

@@ -28,6 +28,12 @@ class Newer:
             return self.changes[id]
         return next(touched[id] for touched in reversed(self._undurable) if id in touched)[1]
 
+    def state_of(self, job: Job) -> Job | None:
+        """The newest state of a job that was read."""
+        if job.id not in self:
+            return job
+        return self[job.id]
+
     def values(self) -> Iterable[Job | None]:
         """The newest state of each of these jobs."""
         undurable = {id: after for staged in self._undurable for id, (_, after) in staged.items()}

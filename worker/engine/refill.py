@@ -120,7 +120,7 @@ class WindowRefill:
                 window.scan_from = new_bound
             for job in jobs:
                 if job.spec.id not in newer:
-                    window.insert(ReadyJob(job, records.get(job.offset)))
+                    window.insert(ReadyJob(job, records.get(job.payload_offset)))
             for changed in newer.values():
                 if changed is not None and changed.state == "pending" and changed.spec.queue == queue:
                     position = (changed.spec.priority, changed.offset)
@@ -143,11 +143,11 @@ class WindowRefill:
         return found
 
     async def _first_records(self, jobs: list[Job]) -> dict[int, PayloadRecord]:
-        """The payload records of the first of `jobs`, by offset: a few megabytes, the others come later."""
+        """The payload records of the first of `jobs`, by their offsets: a few megabytes, the others come later."""
         sizes_bytes = accumulate(job.spec.payload_bytes for job in jobs)
         first = [job for job, size_bytes in zip(jobs, sizes_bytes, strict=True) if size_bytes <= _LOAD_BYTES]
         try:
-            rows = await self._writer_state.log.store.get_many([keys.payload_key(job.offset) for job in first])
+            rows = await self._writer_state.log.store.get_many([keys.payload_key(job.payload_offset) for job in first])
         except LogPoisoned:
             return {}  # the damaged one is found when they are loaded one by one
         records: dict[int, PayloadRecord] = {}
@@ -155,14 +155,14 @@ class WindowRefill:
             if at % _TURN_ROWS == 0:
                 await asyncio.sleep(0)
             if row is not None and not payload_fault(job, row):
-                records[job.offset] = decode_payload(row)
+                records[job.payload_offset] = decode_payload(row)
         return records
 
     async def _records(self, jobs: list[Job]) -> list[tuple[bytes | None, str]]:
         """The payload record of each job, or why it is lost. One that can't be read costs none of the others."""
         store = self._writer_state.log.store
         try:
-            rows = await store.get_many([keys.payload_key(job.offset) for job in jobs])
+            rows = await store.get_many([keys.payload_key(job.payload_offset) for job in jobs])
         except LogPoisoned:
             return [await read_payload(store, job) for job in jobs]
         return [(row, payload_fault(job, row)) for job, row in zip(jobs, rows, strict=True)]
@@ -177,7 +177,7 @@ class WindowRefill:
         records = await self._records([ready.job for ready in wanted])
         for ready, (record, fault) in zip(wanted, records, strict=True):
             now = window.jobs.get(ready.job.spec.id)
-            if now is None or now.payload is not None or now.job.offset != ready.job.offset:
+            if now is None or now.payload is not None or now.job.payload_offset != ready.job.payload_offset:
                 continue
             if fault or record is None:
                 self._broken(now.job, fault)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ledgerq.eventlog.entropy import job_id_bytes, job_id_text
-from ledgerq.eventlog.errors import ClaimLost, DuplicateJobId, InvalidArgument, LedgerError
+from ledgerq.eventlog.errors import ClaimLost, InvalidArgument, LedgerError
 from ledgerq.eventlog.runtime.redaction import redact_urls
 from ledgerq.worker.claims import Claim, ClaimName
 from ledgerq.worker.engine import settlement
@@ -60,6 +60,10 @@ def new_job(body: NewJobBody) -> dict[str, Any]:
         "max_attempts": body.max_attempts,
         "unique_key": body.unique_key if body.unique_key_bytes is None else body.unique_key_bytes,
         "unique_until": body.unique_until,
+        "unique_for": body.unique_for,
+        "on_conflict": body.on_conflict,
+        "debounce": body.debounce,
+        "debounce_max": body.debounce_max,
         "headers": body.headers,
         "job_id": body.id,
         "task": body.task,
@@ -124,10 +128,10 @@ class Ops:
         if jobs:
             added = await core.admission.stage_each([prepared for _, prepared in jobs])
             for (at, _), one in zip(jobs, added, strict=True):
-                if isinstance(one, DuplicateJobId):
+                if isinstance(one, LedgerError):
                     results[at] = OpResult(error=error_body(one))
                 else:
-                    results[at] = OpResult(id=one.job_id, created=one.created)
+                    results[at] = OpResult(id=one.job_id, created=one.created, replaced=one.replaced)
         core.dispatcher.serve()
         if acks:
             lost = set(await settlement.not_acked(core, [claim for _, claim in acks]))

@@ -154,7 +154,7 @@ class RemoteQueue(Unsent, RemoteLimits):
             if any(isinstance(job, NewJob) and job.job_id is not None for job in jobs):
                 raise
             return await self._as_before(queue, bodies)
-        return [EnqueueResult(job_id_bytes(one.id), one.created) for one in answer.jobs]
+        return [EnqueueResult(job_id_bytes(one.id), one.created, one.replaced) for one in answer.jobs]
 
     async def _as_before(self, queue: str, bodies: Sequence[wire.NewJobBody]) -> list[EnqueueResult]:
         """What came of jobs whose answer was lost: the ids are ours, so those that are in use are these very jobs."""
@@ -303,6 +303,7 @@ def connect(
 _JOB_OPTIONS: Final = frozenset(
     {
         *("priority", "delay", "run_at", "expires", "deadline", "max_attempts", "unique_key", "unique_until"),
+        *("unique_for", "on_conflict", "debounce", "debounce_max"),
         *("headers", "job_id", "task"),
     }
 )
@@ -324,7 +325,7 @@ def _added(result: wire.OpResult, own_id: str, repeated: bool) -> EnqueueResult:
         if repeated and result.error.error == DuplicateJobId.__name__:
             return EnqueueResult(job_id_bytes(own_id), True)
         raise wire.error_of(result.error)
-    return EnqueueResult(job_id_bytes(result.id or own_id), bool(result.created))
+    return EnqueueResult(job_id_bytes(result.id or own_id), bool(result.created), result.replaced)
 
 
 def _name(claim: Claim) -> wire.Name:

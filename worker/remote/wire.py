@@ -14,6 +14,7 @@ from ledgerq.eventlog import errors
 from ledgerq.eventlog.codec import EVENT_TYPES
 from ledgerq.eventlog.events import Enqueued, Record, UniqueUntil
 from ledgerq.projections.job import Job
+from ledgerq.worker.options import OnConflict
 from ledgerq.worker.remote import service_errors
 
 __all__ = [
@@ -61,6 +62,10 @@ class NewJobBody(Message):
     unique_key: str | None = None
     unique_key_bytes: bytes | None = None
     unique_until: UniqueUntil = "finished"
+    unique_for: float | None = None
+    on_conflict: OnConflict = "keep"
+    debounce: float | None = None
+    debounce_max: float | None = None
     headers: dict[str, str] | None = None
     task: str | None = None
 
@@ -132,11 +137,12 @@ class ErrorBody(Message):
 
 
 class OpResult(Message):
-    """What came of one call: an error, or of an enqueue `id` and `created`, of an extend the lease's new end."""
+    """What came of one call: an error; `id`, `created`, `replaced` of an enqueue; of an extend the lease's new end."""
 
     error: ErrorBody | None = None
     id: str | None = None
     created: bool | None = None
+    replaced: bool = False
     lease_expires_ms: int | None = None
 
 
@@ -153,10 +159,11 @@ class JobsBody(Message):
 
 
 class Added(Message):
-    """A job's id, and whether it is new: else it holds the unique key."""
+    """A job's id, and whether it is new: else it holds the unique key; `replaced`: it has what was sent now."""
 
     id: str
     created: bool
+    replaced: bool = False
 
 
 class JobsAnswer(Message):
@@ -297,8 +304,8 @@ def fields_of(struct: Struct) -> dict[str, Any]:
 
 def job_of(fields: dict[str, Any]) -> Job:
     """The job of `fields_of`, as msgpack has it."""
-    fields = {name: value for name, value in fields.items() if name != "id"}
-    return msgspec.convert([*(fields | {"spec": [*fields["spec"].values()]}).values()], Job)
+    plain = ([*value.values()] if name == "spec" else value for name, value in fields.items() if name != "id")
+    return msgspec.convert([*plain], Job)
 
 
 def record_fields(record: Record) -> dict[str, Any]:
@@ -330,12 +337,10 @@ _ERRORS: Final = {
         errors.JobNotFound,
         service_errors.NotAllowed,
         errors.OutcomeUnknown,
-        errors.PayloadMissing,
-        errors.PayloadTooLarge,
-        errors.ResultGone,
-        errors.ResultTooLarge,
+        *(errors.PayloadMissing, errors.PayloadTooLarge),
+        *(errors.ResultGone, errors.ResultTooLarge),
         errors.ScheduleNotFound,
-        errors.StoreUnavailable,
+        *(errors.StoreUnavailable, errors.UniqueKeyHeld),
     )
 }
 

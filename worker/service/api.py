@@ -211,7 +211,7 @@ class Api:
 
 
 def _added(result: EnqueueResult) -> wire.Added:
-    return wire.Added(id=result.job_id, created=result.created)
+    return wire.Added(id=result.job_id, created=result.created, replaced=result.replaced)
 
 
 def _job_fields(job: Job) -> dict[str, object]:

@@ -45,6 +45,7 @@ _STATUS: Final[tuple[tuple[type[LedgerError], int], ...]] = (
     (errors.PayloadMissing, 404),
     (errors.ClaimLost, 409),
     (errors.DuplicateJobId, 409),
+    (errors.UniqueKeyHeld, 409),
     (errors.InvalidState, 409),
     (errors.PayloadTooLarge, 413),
     (errors.ResultTooLarge, 413),

@@ -19,6 +19,8 @@ R_co = TypeVar("R_co", covariant=True)
 class Handle(Generic[R_co]):
     """A job that was enqueued: `job_id`, and `created`, which is False when it was there already by its unique key.
 
+    `replaced`: it has the arguments of this call, in the place of those that it had.
+
     `await handle` is `await handle.result()`, so `asyncio.gather(*handles)` has all results.
     """
 
@@ -29,10 +31,12 @@ class Handle(Generic[R_co]):
         signature: "Signature | None" = None,
         *,
         created: bool = True,
+        replaced: bool = False,
     ) -> None:
         """Not called by users: enqueue a task, or use `queue.handle(job_id)` or `task.handle(job_id)`."""
         self.job_id = job_id
         self.created = created
+        self.replaced = replaced
         self._queue = queue
         self._signature = signature
 

@@ -137,7 +137,7 @@ class MemoryQueue(Queue):
         found: list[Handle[R]] = []
         for job in sorted(jobs, key=lambda job: job.offset):
             if job.task == task.name:
-                arguments = signature.decode(decode_payload(rows[payload_key(job.offset)]).payload)
+                arguments = signature.decode(decode_payload(rows[payload_key(job.payload_offset)]).payload)
                 if all(arguments[name] == value for name, value in wanted.items()):
                     found.append(Handle(self, job.job_id, signature))
         return found

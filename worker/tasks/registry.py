@@ -6,12 +6,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, overload
 
 from ledgerq.eventlog.errors import InvalidArgument
-from ledgerq.eventlog.events import MissedPolicy, OverlapPolicy
+from ledgerq.eventlog.events import MissedPolicy, OverlapPolicy, UniqueUntil
 from ledgerq.eventlog.keys import queue_name_bytes
 from ledgerq.worker.engine.scheduling import Wanted, schedule_name, wanted
 from ledgerq.worker.execution import JobContext
-from ledgerq.worker.options import NewJob, seconds_ms
+from ledgerq.worker.options import NewJob, OnConflict, seconds_ms
 from ledgerq.worker.retry_rules import RetryRule
+from ledgerq.worker.tasks.argument_keys import Unique
 from ledgerq.worker.tasks.calling import Middleware
 from ledgerq.worker.tasks.inline import InlineRun
 from ledgerq.worker.tasks.task import Definition, Task
@@ -98,12 +99,20 @@ class Tasks:
         max_attempts: int | None = None,
         timeout: float | None = None,
         retry: Sequence[RetryRule] = (),
+        unique: Unique | None = None,
+        unique_until: UniqueUntil | None = None,
+        unique_for: float | None = None,
+        on_conflict: OnConflict | None = None,
+        debounce: float | None = None,
+        debounce_max: float | None = None,
     ) -> TaskDecorator:
         """Make the decorated function a task: an `async def`, or a plain `def`, which runs in a thread.
 
         `queue`: the queue of its jobs. `name`: its name in the log (None: the function's); what jobs name must be kept
         when code is moved. `max_attempts`: the tries of its jobs (None: the queue's option). `timeout`: seconds of a
-        try. `retry`: rules made by `on`, of which the first that is for an exception counts.
+        try. `retry`: rules made by `on`, of which the first that is for an exception counts. `unique`: its jobs have
+        unique keys made of all their arguments (`"args"`) or of some (`("user_id",)`), and `unique_until` to
+        `debounce_max` are about those, see `Queue.enqueue`.
 
         Its parameters are annotated with types that pydantic knows, and so is what it returns; a first parameter that
         is a `JobContext` gets the job.
@@ -119,12 +128,18 @@ class Tasks:
             raise InvalidArgument(f"retry is a list of rules, as in [on(ConnectionError, attempts=10)], not {retry!r}")
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            definition = Definition.of(name, queue, function, max_attempts, timeout_ms, rules)
+            definition = Definition.of(name, queue, function, max_attempts, timeout_ms, rules, unique)
             if definition.name in self._tasks:
                 other = self._tasks[definition.name].function
                 raise InvalidArgument(f"there is a task {definition.name!r} already, {other!r}: give one a name=")
-            options = {} if max_attempts is None else {"max_attempts": max_attempts}
-            task: Task[..., Any] = Task(self, definition, options)
+            task: Task[..., Any] = Task(self, definition, {}).options(
+                max_attempts=max_attempts,
+                unique_until=unique_until,
+                unique_for=unique_for,
+                on_conflict=on_conflict,
+                debounce=debounce,
+                debounce_max=debounce_max,
+            )
             self._tasks[definition.name] = task
             return task
 

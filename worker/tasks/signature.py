@@ -72,6 +72,16 @@ class Signature:
         """Whether the function has a parameter of this name that a job gives."""
         return name in self._fields
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its arguments."""
+        return tuple(self._fields)
+
+    def plain(self, payload: bytes) -> dict[str, Any]:
+        """The arguments in a payload that this made, those left to their defaults too, with models as mappings."""
+        plain: dict[str, Any] = self._arguments.model_validate_json(payload).model_dump(by_alias=True)
+        return plain
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, partly: bool = False) -> Mapping[str, Any]:
         """The arguments of a call by their names, `partly` some of them; raises `InvalidArgument`."""
         try:

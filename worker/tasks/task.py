@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, ParamSpec, Ty
 from ledgerq.eventlog.errors import InvalidArgument
 from ledgerq.eventlog.events import UniqueUntil
 from ledgerq.worker.engine.new_job import task_name
-from ledgerq.worker.options import NewJob
+from ledgerq.worker.options import NewJob, OnConflict
 from ledgerq.worker.retry_rules import RetryRule
 from ledgerq.worker.sync.blocking import refuse_loop
+from ledgerq.worker.tasks.argument_keys import Unique, argument_key, unique_names
 from ledgerq.worker.tasks.handle import Handle
 from ledgerq.worker.tasks.signature import Signature
 
@@ -41,6 +42,7 @@ class Definition(NamedTuple):
     max_attempts: int | None
     timeout_ms: int | None
     retry: tuple[RetryRule, ...]
+    unique: tuple[str, ...] | None
 
     @classmethod
     def of(
@@ -51,6 +53,7 @@ class Definition(NamedTuple):
         max_attempts: int | None,
         timeout_ms: int | None,
         retry: tuple[RetryRule, ...],
+        unique: Unique | None,
     ) -> "Definition":
         """The definition of an async or plain function; refuses what would never run."""
         yields = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
@@ -59,7 +62,8 @@ class Definition(NamedTuple):
         name = task_name(function.__name__ if name is None else name)
         signature = Signature(name, function)
         is_async = inspect.iscoroutinefunction(function)
-        return cls(name, queue, function, signature, is_async, max_attempts, timeout_ms, retry)
+        names = unique_names(unique, signature)
+        return cls(name, queue, function, signature, is_async, max_attempts, timeout_ms, retry, names)
 
 
 class Task(Generic[P, R]):
@@ -112,6 +116,10 @@ class Task(Generic[P, R]):
         max_attempts: int | None = None,
         unique_key: str | bytes | None = None,
         unique_until: UniqueUntil | None = None,
+        unique_for: float | None = None,
+        on_conflict: OnConflict | None = None,
+        debounce: float | None = None,
+        debounce_max: float | None = None,
         headers: Mapping[str, str] | None = None,
         job_id: str | None = None,
         queue: "Queue | RemoteQueue | SyncQueue | None" = None,
@@ -133,6 +141,10 @@ class Task(Generic[P, R]):
             "max_attempts": max_attempts,
             "unique_key": unique_key,
             "unique_until": unique_until,
+            "unique_for": unique_for,
+            "on_conflict": on_conflict,
+            "debounce": debounce,
+            "debounce_max": debounce_max,
             "headers": headers,
             "job_id": job_id,
         }
@@ -142,7 +154,8 @@ class Task(Generic[P, R]):
 
     def schedule_options(self) -> Mapping[str, Any]:
         """The options for what a schedule enqueues; raises `InvalidArgument` for one that is of a single job."""
-        if given := sorted(self._options.keys() - {"priority", "max_attempts"}):
+        own = {"unique"} if self.definition.unique is not None else set()
+        if given := sorted((self._options.keys() - {"priority", "max_attempts"}) | own):
             raise InvalidArgument(f"a schedule of task {self.name!r} can't have the options {', '.join(given)}")
         return self._options
 
@@ -162,8 +175,8 @@ class Task(Generic[P, R]):
             job = dict(self._new_job(payload))
             result = await queue.enqueue(self.queue, job.pop("payload"), **job)
         else:
-            result = await queue.enqueue(self.queue, payload, task=self.name, **self._options)
-        return Handle(queue, result.job_id, self.signature, created=result.created)
+            result = await queue.enqueue(self.queue, payload, task=self.name, **self._options_of(payload))
+        return Handle(queue, result.job_id, self.signature, created=result.created, replaced=result.replaced)
 
     async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[Handle[R]]:
         """Add up to 10,000 jobs in one commit, all or none: each is given by its arguments, by their names."""
@@ -184,7 +197,10 @@ class Task(Generic[P, R]):
             return [await self._tasks.inlined.run(self.definition, job) for job in jobs]
         queue = self._queue or self._tasks.queue
         results = await queue.enqueue_many(self.queue, jobs)
-        return [Handle(queue, result.job_id, self.signature, created=result.created) for result in results]
+        return [
+            Handle(queue, result.job_id, self.signature, created=result.created, replaced=result.replaced)
+            for result in results
+        ]
 
     def enqueue_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """The same as `enqueue` for a thread without an event loop, which waits; see `Handle.result_sync`.
@@ -213,8 +229,15 @@ class Task(Generic[P, R]):
         """The job of a call with these arguments; raises `InvalidArgument` for arguments that don't fit."""
         return self._new_job(self.signature.encode(args, kwargs))
 
+    def _options_of(self, payload: bytes) -> dict[str, Any]:
+        """The options of a job with these arguments."""
+        names = self.definition.unique
+        if names is None or "unique_key" in self._options:
+            return self._options
+        return {**self._options, "unique_key": argument_key(self.name, names, self.signature, payload)}
+
     def _new_job(self, payload: bytes) -> NewJob:
-        job = NewJob(payload, task=self.name, **self._options)
+        job = NewJob(payload, task=self.name, **self._options_of(payload))
         for hook in self._tasks.enqueue_hooks:
             job = hook(job)
             if not isinstance(job, NewJob):

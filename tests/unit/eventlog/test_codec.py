@@ -52,6 +52,7 @@ from ledgerq.eventlog.events import (
     QueuePaused,
     QueueResumed,
     Rebuilt,
+    Replaced,
     Requeued,
     SchedulePaused,
     ScheduleRemoved,
@@ -61,6 +62,7 @@ from ledgerq.eventlog.events import (
     StepDone,
     Swept,
     Ticked,
+    UniqueReleased,
     WriterClosed,
     WriterOpened,
 )
@@ -141,6 +143,11 @@ GOLDEN_2: list[tuple[Event, str]] = [
     (QueuePaused("mail", "ann", SEALED), f"c401209193a46d61696ca3616e6e{SEALED_HEX}"),
     (QueueResumed("mail", "ann", SEALED), f"c401219193a46d61696ca3616e6e{SEALED_HEX}"),
     (Deleted(JOB, "ann", SEALED), f"c4010f9193{JOB_HEX}a3616e6e{SEALED_HEX}"),
+    (
+        Replaced(JOB, 5, 1_700_000_001_000, 21, bytes(range(32)), b"\x91\xa1t"),
+        f"c401129196{JOB_HEX}05cf0000018bcfe56be815c420" + bytes(range(32)).hex() + "c40391a174",
+    ),
+    (UniqueReleased(JOB), f"c401139191{JOB_HEX}"),
     (Expired(JOB, 1_700_000_001_000), f"c401109192{JOB_HEX}cf0000018bcfe56be8"),
     (StepDone(JOB, "charge", SEALED), f"c401509193{JOB_HEX}a6636861726765{SEALED_HEX}"),
     (StepDone(JOB, "charge", None), f"c401509193{JOB_HEX}a6636861726765c0"),

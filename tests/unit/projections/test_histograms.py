@@ -16,6 +16,7 @@ from ledgerq.eventlog.events import (
     Moved,
     Nacked,
     Promoted,
+    Replaced,
     Requeued,
 )
 from ledgerq.projections.fold import Fold, Transition
@@ -164,6 +165,8 @@ def expected(history: list[Transition], queue: str) -> dict[str, list[int]]:
             tries[event.id], since[event.id] = event.attempt, time_ms
         elif isinstance(event, Nacked | LeaseExpired | Requeued):
             since[event.id] = (event.due_ms if isinstance(event, Nacked) else 0) or time_ms
+        elif isinstance(event, Replaced):
+            since[event.id], tries[event.id] = event.due_ms or time_ms, 0
         elif isinstance(event, Moved):
             assert after is not None
             born[event.id], tries[event.id] = (event.queue, born[event.id][1]), 0

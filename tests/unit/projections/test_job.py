@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import pytest
 from hypothesis import given
+from msgspec.structs import replace
 
 from ledgerq.eventlog.codec import EVENT_TYPES
 from ledgerq.eventlog.errors import LogCorrupt
@@ -29,22 +30,28 @@ from ledgerq.eventlog.events import (
     QueuePaused,
     QueueResumed,
     Rebuilt,
+    Replaced,
     Requeued,
     ScheduleEvent,
     StepDone,
     Swept,
+    UniqueReleased,
+    UniqueUntil,
     ValueEvent,
     WriterClosed,
     WriterOpened,
 )
 from ledgerq.eventlog.terms import JSON, Terms, encode_terms
 from ledgerq.projections.fold import Fold, Transition
-from ledgerq.projections.job import FINISHED, TRANSITIONS, Job, born, evolve, may
-from tests.support.histories import START_MS, enqueued, histories, job_id, quick
+from ledgerq.projections.job import FINISHED, TRANSITIONS, Job, born, evolve, holds_key, may
+from tests.support.histories import DIGEST, START_MS, enqueued, histories, job_id, quick
 
 ID = job_id(1)
 DUE_MS = START_MS + 1000
 SWEEP_MS = START_MS + 9000
+EXPIRES_MS = START_MS + 50
+# Its unique key is free from that time on, too.
+EXPIRES = encode_terms(Terms("", JSON, EXPIRES_MS, 0, EXPIRES_MS))
 
 # One event for each way in which its type can go on.
 EVENTS: list[JobEvent] = [
@@ -68,27 +75,29 @@ EVENTS: list[JobEvent] = [
     Expired(ID, SWEEP_MS),
     Moved(ID, "elsewhere", "ann", "as asked"),
     StepDone(ID, "charge", None),
+    Replaced(ID, 5, 0, 22, DIGEST, EXPIRES),
+    Replaced(ID, 5, DUE_MS, 22, DIGEST, EXPIRES),
+    UniqueReleased(ID),
 ]
-
-EXPIRES_MS = START_MS + 50
-EXPIRES = encode_terms(Terms("", JSON, EXPIRES_MS))
 
 
 def time_of(event: JobEvent) -> int:
     """A time at which it can happen."""
-    return EXPIRES_MS if isinstance(event, Expired) else START_MS
+    return EXPIRES_MS if isinstance(event, Expired | UniqueReleased) else START_MS
 
+
+SPEC = enqueued(unique_key=b"k", unique_until="period", terms=EXPIRES)
 
 # The shortest way to each state.
 PATHS: dict[str, list[JobEvent]] = {
     "new": [],
-    "pending": [enqueued(terms=EXPIRES)],
-    "scheduled": [enqueued(due_ms=DUE_MS, terms=EXPIRES)],
-    "claimed": [enqueued(), EVENTS[3]],
-    "done": [enqueued(), EVENTS[3], EVENTS[4]],
-    "dead": [enqueued(), EVENTS[3], EVENTS[8]],
-    "cancelled": [enqueued(), EVENTS[12]],
-    "gone": [enqueued(), EVENTS[12], Swept(ID)],
+    "pending": [SPEC],
+    "scheduled": [replace(SPEC, due_ms=DUE_MS)],
+    "claimed": [SPEC, EVENTS[3]],
+    "done": [SPEC, EVENTS[3], EVENTS[4]],
+    "dead": [SPEC, EVENTS[3], EVENTS[8]],
+    "cancelled": [SPEC, EVENTS[12]],
+    "gone": [SPEC, EVENTS[12], Swept(ID)],
 }
 
 
@@ -341,3 +350,78 @@ def test_a_moved_job_begins_anew_in_its_queue_without_its_key() -> None:
 def test_a_job_is_moved_to_another_queue_that_can_be_one(queue: str) -> None:
     with pytest.raises(LogCorrupt, match="can't be moved"):
         folded(PATHS["pending"]).apply(5, START_MS, Moved(ID, queue, "ann", "there"))
+
+
+def held_at(job: Job, time_ms: int) -> tuple[bool, bool]:
+    """Whether the key is the job's at this time in the index, and against others."""
+    return job.unique_held, holds_key(job, time_ms)
+
+
+HOLD_MS = START_MS + 20
+LATE_ACK, LATE_NACK = (25, Acked(ID, SWEEP_MS)), (25, NACK)
+
+
+@pytest.mark.parametrize(
+    ("until", "events", "early", "late"),
+    [
+        ("finished", [], True, True),
+        ("finished", [(5, CLAIM), (6, EVENTS[4])], True, False),
+        ("finished", [(5, CLAIM), LATE_ACK], False, False),
+        ("finished", [(5, CLAIM), (6, EVENTS[8]), (7, EVENTS[13])], True, True),
+        ("claimed", [], True, True),
+        ("claimed", [(5, CLAIM)], True, False),
+        ("claimed", [(5, CLAIM), (6, NACK)], True, False),
+        ("claimed", [(25, CLAIM)], False, False),
+        ("period", [], True, False),
+        ("period", [(5, CLAIM)], True, False),
+        ("period", [(25, CLAIM)], True, False),
+        ("period", [(5, CLAIM), LATE_ACK], False, False),
+        ("period", [(5, CLAIM), (6, EVENTS[8]), (7, EVENTS[13])], True, False),
+    ],
+)
+def test_a_unique_key_is_held_for_its_period_and_as_long_as_asked(
+    until: UniqueUntil, events: list[tuple[int, JobEvent]], early: bool, late: bool
+) -> None:
+    job = born(enqueued(unique_key=b"k", unique_until=until, terms=encode_terms(Terms(hold_ms=HOLD_MS))), 0, START_MS)
+    for offset, (ms, event) in enumerate(events, 1):
+        evolved = evolve(job, event, offset, START_MS + ms)
+        assert evolved is not None
+        job = evolved
+    assert (job.unique_held, holds_key(job, HOLD_MS - 1), holds_key(job, HOLD_MS)) == (early, early, late)
+    gone = evolve(job, UniqueReleased(ID), 9, HOLD_MS)
+    assert gone is not None
+    assert held_at(gone, START_MS) == (False, False)
+    assert (gone.state, gone.since_ms, gone.sweep_at_ms, gone.due_ms) == (
+        job.state,
+        job.since_ms,
+        job.sweep_at_ms,
+        job.due_ms,
+    )
+
+
+@pytest.mark.parametrize(
+    "event", [UniqueReleased(ID), Replaced(ID, 3, 0, 1, DIGEST), Replaced(ID, 3, 0, 1, DIGEST, b"")]
+)
+def test_a_period_is_not_ended_early_nor_changed(event: JobEvent) -> None:
+    with pytest.raises(LogCorrupt, match=r"unique key|not msgpack"):
+        folded(PATHS["pending"]).apply(5, EXPIRES_MS - 1, event)
+    if event != UniqueReleased(ID):
+        return
+    for spec in (enqueued(), enqueued(unique_key=b"k")):
+        with pytest.raises(LogCorrupt, match="gave up its unique key"):
+            folded([spec]).apply(5, EXPIRES_MS, event)
+
+
+def test_a_replaced_job_begins_anew_with_its_new_payload_in_its_place() -> None:
+    nacked = Nacked(ID, "scheduled", DUE_MS, 0, False, "boom", "OSError")
+    before = after(CLAIM, nacked, spec=enqueued(unique_key=b"k"))
+    new = after(CLAIM, nacked, Replaced(ID, 9, 0, 77, b"d" * 32), spec=enqueued(unique_key=b"k"))
+    assert (new.state, new.attempt, new.max_attempts, new.due_ms) == ("pending", 0, 9, 0)
+    assert (new.payload_at, new.payload_offset, new.spec.payload_bytes, new.spec.payload_digest) == (
+        13,
+        13,
+        77,
+        b"d" * 32,
+    )
+    assert (new.offset, new.enqueued_ms, new.id, new.priority) == (before.offset, START_MS, ID, before.priority)
+    assert (before.payload_at, before.payload_offset, new.since_ms, new.offsets) == (0, 10, START_MS + 13, (11, 12, 13))

@@ -27,9 +27,11 @@ from ledgerq.eventlog.events import (
     Promoted,
     QueuePaused,
     QueueResumed,
+    Replaced,
     Requeued,
     StepDone,
     Swept,
+    UniqueReleased,
 )
 from ledgerq.projections.fold import Fold, Transition
 from ledgerq.projections.job import TRANSITIONS, born
@@ -52,6 +54,8 @@ TOTAL_OF: dict[type[JobEvent], str] = {
     Expired: "expired",
     Moved: "moved_out",
     StepDone: "step_done",
+    Replaced: "replaced",
+    UniqueReleased: "unique_released",
 }
 
 

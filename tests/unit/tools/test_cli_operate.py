@@ -54,7 +54,7 @@ def test_enqueue_with_everything(cli: Cli, url: str) -> None:
     options += ["--unique-until", "claimed", "--header", "a=b=c", "--header", "d=", "--json"]
     job_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
     made = cli.ok("enqueue", url, "mail", "-", *options, "--job-id", job_id, stdin=b"\xff\x00")
-    assert made.json == {"job_id": job_id, "queue": "mail", "created": True}
+    assert made.json == {"job_id": job_id, "queue": "mail", "created": True, "replaced": False}
     shown = cli.ok("show", url, job_id, "--json").json
     assert (shown["state"], shown["due"], shown["payload"]) == (
         "scheduled",
@@ -64,7 +64,7 @@ def test_enqueue_with_everything(cli: Cli, url: str) -> None:
     assert (shown["priority"], shown["max_attempts"], shown["headers"]) == (5, 9, {"a": "b=c", "d": ""})
     assert (shown["unique_key"], shown["unique_until"]) == ("k", "claimed")
     again = cli.ok("enqueue", url, "mail", "y", "--unique-key", "k", "--json")
-    assert again.json == {"job_id": job_id, "queue": "mail", "created": False}
+    assert again.json == {"job_id": job_id, "queue": "mail", "created": False, "replaced": False}
     assert "nothing was added" in again.message
     assert job_id in cli.fails(1, "enqueue", url, "mail", "y", "--job-id", job_id)
 

@@ -196,7 +196,7 @@ def test_any_other_unique_key_is_refused(key: Any) -> None:
 
 @pytest.mark.parametrize("until", ["done", "", None, 5, ["finished"]])
 def test_a_unique_key_is_held_until_finished_or_claimed(until: Any) -> None:
-    with pytest.raises(InvalidArgument, match="unique_until is 'finished' or 'claimed'"):
+    with pytest.raises(InvalidArgument, match="unique_until is 'finished', 'claimed' or 'period'"):
         prepared(unique_until=until)
 
 

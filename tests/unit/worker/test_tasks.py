@@ -321,7 +321,7 @@ async def test_a_job_that_no_task_is_for_waits_for_one_and_its_tries_do_not_coun
 
 
 @pytest.mark.parametrize(
-    "terms", [b"\x95\xa4work\x00\x00\x00\x01", b"\x92\xa4work\x07", b""], ids=["more terms", "no JSON", "damaged"]
+    "terms", [b"\x9f\xa4work" + bytes(13) + b"\x01", b"\x92\xa4work\x07", b""], ids=["more terms", "no JSON", "damaged"]
 )
 async def test_a_job_of_a_newer_version_waits_for_one_that_knows_its_terms(terms: bytes) -> None:
     app = Tasks()
