@@ -19,44 +19,8 @@ from msgspec import Meta, Raw, Struct
 from msgspec.msgpack import Decoder, Encoder
 
 from ledgerq.eventlog.errors import FormatTooNew, LedgerError, LogCorrupt, UnknownEventType
-from ledgerq.eventlog.events import (
-    Acked,
-    BulkBegan,
-    BulkEnded,
-    Cancelled,
-    CancelRequested,
-    Checkpointed,
-    Claimed,
-    DeadLettered,
-    Deleted,
-    Enqueued,
-    Event,
-    Expired,
-    FilesSetAside,
-    KvDeleted,
-    KvSet,
-    LeaseExpired,
-    Moved,
-    Nacked,
-    Promoted,
-    QueuePaused,
-    QueueResumed,
-    Rebuilt,
-    Record,
-    Replaced,
-    Requeued,
-    SchedulePaused,
-    ScheduleRemoved,
-    ScheduleResumed,
-    ScheduleSet,
-    StepDone,
-    Swept,
-    Ticked,
-    UniqueReleased,
-    WriterClosed,
-    WriterOpened,
-)
-from ledgerq.eventlog.limit_events import LIMIT_KINDS
+from ledgerq.eventlog.events import Event, Record
+from ledgerq.eventlog.kinds import EVENT_TYPES
 
 __all__ = [
     "EVENT_TYPES",
@@ -78,43 +42,6 @@ _VERSIONS: Final = (1, BATCH_VERSION)
 DIGEST_BYTES: Final = 32
 NO_DIGEST: Final = bytes(DIGEST_BYTES)
 
-# The number of a kind is part of the format: never reuse one.
-EVENT_TYPES: Final[dict[int, type[Any]]] = {
-    1: Enqueued,
-    2: Promoted,
-    3: Claimed,
-    4: Acked,
-    5: Nacked,
-    6: LeaseExpired,
-    7: CancelRequested,
-    8: Cancelled,
-    9: Requeued,
-    10: Swept,
-    14: DeadLettered,
-    15: Deleted,
-    16: Expired,
-    17: Moved,
-    18: Replaced,
-    19: UniqueReleased,
-    32: QueuePaused,
-    33: QueueResumed,
-    34: BulkBegan,
-    35: BulkEnded,
-    36: ScheduleSet,
-    37: ScheduleRemoved,
-    38: SchedulePaused,
-    39: ScheduleResumed,
-    40: Ticked,
-    41: KvSet,
-    42: KvDeleted,
-    48: WriterOpened,
-    49: WriterClosed,
-    50: Rebuilt,
-    51: FilesSetAside,
-    52: Checkpointed,
-    **LIMIT_KINDS,
-    80: StepDone,
-}
 KIND_OF: Final[dict[type[Any], int]] = {event_type: kind for kind, event_type in EVENT_TYPES.items()}
 
 # Old kind -> (current kind, its fields made from the old fields). Empty as long as no event has changed.

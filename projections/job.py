@@ -37,12 +37,12 @@ from ledgerq.eventlog.events import (
     Text,
     UniqueReleased,
 )
-from ledgerq.eventlog.terms import decode_terms, encode_terms
+from ledgerq.eventlog.terms import decode_terms
+from ledgerq.projections.changed_jobs import MAX_OFFSETS, and_last, moved, replaced
 
 __all__ = ["FINISHED", "MAX_OFFSETS", "TRANSITIONS", "Job", "born", "evolve", "holds_key", "may"]
 
 # A job that is given back and claimed again without an end must not have a row that grows without one.
-MAX_OFFSETS: Final = 200
 FINISHED: Final[frozenset[State]] = frozenset({"done", "dead", "cancelled"})
 
 # Event -> state before -> the states that may follow. "new": before the first event; "gone": the record is deleted.
@@ -217,67 +217,20 @@ def _in_a_row(job: Job, event: Nacked) -> tuple[int, int]:
     return (0, job.snoozes + 1) if event.to == "scheduled" else (job.crashes, job.snoozes)
 
 
-def _and_last(offsets: tuple[int, ...], offset: int) -> tuple[int, ...]:
-    return (*offsets, offset) if len(offsets) < MAX_OFFSETS else (*offsets[1 - MAX_OFFSETS :], offset)
-
-
-def _moved(job: Job, event: Moved, offset: int, time_ms: int) -> Job:
-    """The job in its new queue, with all that its tries there begin from."""
-    has_text = type(event.reason) is Sealed and event.reason.at == offset
-    terms = job.spec.terms
-    if terms is not None and job.state == "dead":
-        # A dead letter stays where it was put, until somebody has looked at it.
-        terms = encode_terms(replace(decode_terms(terms), expires_ms=0, deadline_ms=0))
-    return replace(
-        job,
-        spec=replace(job.spec, queue=event.queue, terms=terms),
-        state="scheduled" if job.state == "scheduled" else "pending",
-        attempt=0,
-        changed_ms=time_ms,
-        sweep_at_ms=0,
-        unique_held=False,
-        offsets=_and_last(job.offsets, offset),
-        since_ms=job.due_ms or time_ms,
-        texts=_and_last(job.texts, offset) if has_text else job.texts,
-        crashes=0,
-        snoozes=0,
-        moved_from=job.queue,
-    )
-
-
-def _replaced(job: Job, event: Replaced, offset: int, time_ms: int) -> Job:
-    """The job with what was enqueued in its place; a new start, as its tries were those of other arguments."""
-    size, digest = event.payload_bytes, event.payload_digest
-    spec = replace(job.spec, payload_bytes=size, payload_digest=digest, terms=event.terms)
-    return replace(
-        job,
-        spec=replace(spec, max_attempts=event.max_attempts),
-        state="scheduled" if event.due_ms else "pending",
-        attempt=0,
-        changed_ms=time_ms,
-        due_ms=event.due_ms,
-        offsets=_and_last(job.offsets, offset),
-        since_ms=event.due_ms or time_ms,
-        crashes=0,
-        snoozes=0,
-        payload_at=offset,
-    )
-
-
 def _otherwise(
     job: Job, event: Moved | Replaced | UniqueReleased | StepDone | Enqueued, offset: int, time_ms: int
 ) -> Job:
     """The job after an event that changes more of it than its state, or less."""
     match event:
         case Moved():
-            return _moved(job, event, offset, time_ms)
+            return moved(job, event, offset, time_ms)
         case Replaced():
-            return _replaced(job, event, offset, time_ms)
+            return replaced(job, event, offset, time_ms)
         case UniqueReleased():
-            return replace(job, unique_held=False, changed_ms=time_ms, offsets=_and_last(job.offsets, offset))
+            return replace(job, unique_held=False, changed_ms=time_ms, offsets=and_last(job.offsets, offset))
         case StepDone():
             steps = (*job.steps, (event.name, event.value))
-            return replace(job, changed_ms=time_ms, offsets=_and_last(job.offsets, offset), steps=steps)
+            return replace(job, changed_ms=time_ms, offsets=and_last(job.offsets, offset), steps=steps)
         case Enqueued():
             return born(event, offset, time_ms)
         case _:
@@ -342,9 +295,9 @@ def evolve(job: Job, event: JobEvent, offset: int, time_ms: int) -> Job | None:
         error,
         cancel_request,
         held and (state not in FINISHED or job.hold_ms > time_ms),
-        _and_last(job.offsets, offset),
+        and_last(job.offsets, offset),
         since_ms,
-        _and_last(job.texts, offset) if type(text) is Sealed and text.at == offset else job.texts,
+        and_last(job.texts, offset) if type(text) is Sealed and text.at == offset else job.texts,
         error_type,
         result,
         crashes,

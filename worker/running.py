@@ -13,20 +13,19 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from ledgerq.eventlog.clock import Clock, Timer, stopwatch_s
-from ledgerq.eventlog.errors import DuplicateJobId, EffectConflict, LedgerError, UniqueKeyHeld
+from ledgerq.eventlog.errors import DuplicateJobId, EffectConflict, UniqueKeyHeld
 from ledgerq.worker.claims import Claim
 from ledgerq.worker.detached import returned, run_detached
 from ledgerq.worker.effects import Effects
 from ledgerq.worker.engine.decisions import is_last
-from ledgerq.worker.engine.settlement import check_result
 from ledgerq.worker.execution import Handler, JobContext, Settler, Trace, Tracer
 from ledgerq.worker.job_logging import Outcome, say_outcome
+from ledgerq.worker.kept_results import kept_result
 from ledgerq.worker.metrics.worker_metrics import WorkerMeters
 from ledgerq.worker.outcomes import (
     Dead,
     Elsewhere,
     RateLimited,
-    ResultDoesntFit,
     Retry,
     Snooze,
     error_text,
@@ -173,7 +172,7 @@ class Running:
                 if inspect.isawaitable(value):
                     value = await value
             if self._handler.keeps_result:
-                self.result = _kept(value)
+                self.result = kept_result(value)
         except asyncio.CancelledError as error:
             if self.stopped is None and task is not None and task.cancelling() > 0:
                 self.stopped = "released"  # cancelled from outside
@@ -338,15 +337,6 @@ class Running:
             self._trace.end(outcome, error, timed_out_s is not None)
         if self._runner.meters is not None:
             self._runner.meters.ended(self.claim, outcome, self._took_s, timed_out=timed_out_s is not None)
-
-
-def _kept(result: Any) -> bytes | None:
-    """The result that a handler returned; raises `ResultDoesntFit` for what can't be kept."""
-    try:
-        check_result(result)
-    except LedgerError as error:  # the next try would return as much
-        raise ResultDoesntFit(f"the handler's result can't be kept: {error}") from error
-    return result  # type: ignore[no-any-return]
 
 
 def _is_running(task: "asyncio.Task[Any] | None") -> bool:

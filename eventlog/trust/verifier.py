@@ -77,6 +77,8 @@ KIND_NAMES: Final = {
     15: "deleted",
     16: "expired",
     17: "moved",
+    18: "replaced",
+    19: "unique-released",
     80: "step-done",
 }
 

@@ -175,7 +175,6 @@ def test_an_option_that_is_not_there_is_refused() -> None:
         {"url": None},
         {"url": 5},
         {"url": b"memory:///"},
-        {"url": Path("jobs")},
     ],
     ids=repr,
 )

@@ -128,7 +128,6 @@ class Model:
         """Apply one durable event; `bulk` is the offset of the event that has its reason. Raises `Violation`."""
         self.time_ms = time_ms
         self.schedules.apply(offset, time_ms, event)
-        self.limits.apply(offset, time_ms, event)
         if self._to_move is not None and not (isinstance(event, Moved) and event.id == self._to_move.id):
             raise Violation("dead", f"{self._to_move.id.hex()} died before {offset} and was not moved")
         if self._to_take is not None and not isinstance(event, UniqueReleased):
@@ -161,6 +160,7 @@ class Model:
                 self._move(job, offset, event)
             else:
                 self._change(job, offset, event)
+        self.limits.apply(offset, time_ms, event)
         self._is_closed = isinstance(event, WriterClosed | Rebuilt)
 
     def _enqueued(self, offset: int, event: Enqueued) -> None:

@@ -23,7 +23,7 @@ from ledgerq.worker.tasks.registry import Tasks
 
 WORKERS = 4
 PRODUCERS = 3
-QUEUES = ("q", "ticks", "after")
+QUEUES = ("q", "ticks", "followers")
 app = Tasks("app")
 
 
@@ -112,7 +112,7 @@ class Load:
         number, version = (0, 0) if found is None else (found.json(), found.version)
         effects = self.queue.effects()
         effects.kv.set_json("count", number + 1, expect=version)
-        effects.enqueue("after", claim.payload)
+        effects.enqueue("followers", claim.payload)
         with suppress(EffectConflict):  # another worker counted meanwhile: this claim is held
             await self.queue.ack(claim, effects=effects)
             self.report(f"acked {claim.job_id} {claim.offset}", f"counted {claim.job_id} {number + 1}")

@@ -220,7 +220,7 @@ async def check_effects(log: LogReader) -> None:
     """What an ack has as effects is in its commit: a number that is set, and a job that follows."""
     async for batch in log.batches():
         set_ = sum(isinstance(event, KvSet) for event in batch.events)
-        followed = sum(isinstance(event, Enqueued) and event.queue == "after" for event in batch.events)
+        followed = sum(isinstance(event, Enqueued) and event.queue == "followers" for event in batch.events)
         acked = sum(isinstance(event, Acked) for event in batch.events)
         assert set_ == followed <= acked, f"{set_} values, {followed} jobs, {acked} acks at {batch.base_offset}"
 

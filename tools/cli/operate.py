@@ -5,9 +5,8 @@ fence a writer at work, so one that another process writes is refused without `-
 """
 
 import asyncio
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +25,7 @@ from ledgerq.tools.console.arguments import (
 )
 from ledgerq.tools.console.opening import Access, execute, opened_queue, reading, require_queue
 from ledgerq.tools.console.output import Output
+from ledgerq.tools.console.payloads import given_payload
 
 if TYPE_CHECKING:
     from ledgerq.projections.job import Job
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["cancel", "enqueue", "pause", "requeue", "resume"]
 
 # As much as a queue takes in a row; what is longer is streamed.
-_IN_A_ROW_BYTES: Final = 1024 * 1024
 
 
 def enqueue(
@@ -105,7 +104,7 @@ def enqueue(
         "job_id": job_id,
         "task": task,
     }
-    content = _payload(payload)
+    content = given_payload(payload)
     execute(_enqueue(url, queue, content, job, Access(take_over, wait), accept_rollback, Output(as_json=as_json)))
 
 
@@ -143,27 +142,6 @@ def _check_job(queue_name: str, payload: bytes, job: dict[str, Any]) -> None:
     queue_name_bytes(queue_name)
     now_ms, entropy = SystemClock().now_ms(), SystemEntropy()
     prepare(queue_name, payload, options=DEFAULT_OPTIONS, now_ms=now_ms, entropy=entropy, secret=b"", **job)
-
-
-def _payload(text: str) -> "bytes | Stream":
-    if text != "-":
-        return text.encode("utf-8", "surrogateescape")
-    if sys.stdin.isatty():
-        raise InvalidArgument("no payload: give it as an argument, or pipe it into the standard input")
-    first = sys.stdin.buffer.read(_IN_A_ROW_BYTES + 1)
-    return first if len(first) <= _IN_A_ROW_BYTES else _Piped(first)
-
-
-class _Piped:
-    """A large payload from the standard input, of which the first bytes are read already."""
-
-    def __init__(self, first: bytes) -> None:
-        self._first = first
-
-    def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes."""
-        piece, self._first = self._first[:size], self._first[size:]
-        return piece or sys.stdin.buffer.read(size)
 
 
 def _moment(text: str) -> Any:

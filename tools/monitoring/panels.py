@@ -141,7 +141,7 @@ _BACKLOG: Final = Row("Backlog", 8, (
           _one(f"max by (queue) (ledgerq_queue_paused{{{_Q}}})", _BY_QUEUE), ((0, "green"), (1, "orange"))),
     Panel("Queues held back", "state-timeline", "bool", 8, "Claims are refused by limits or a hold.",
           _one(f"max by (queue) (ledgerq_queue_held_back{{{_Q}}})", _BY_QUEUE), ((0, "green"), (1, "orange"))),
-    Panel("Claimed, and how many may be", "timeseries", "short", 8, "Of queues with such a limit.",
+    Panel("Claimed, and how many may be", "timeseries", "short", 16, "Of queues with such a limit.",
           (Target(f"{_jobs('claimed', 'queue')} and on (queue) ledgerq_queue_max_running{{{_Q}}}", "{{queue}} claimed"),
            Target(f"max by (queue) (ledgerq_queue_max_running{{{_Q}}})", "{{queue}} limit"))),
     Panel("Next due job", "timeseries", "s", 8, "Time until the next scheduled job or retry is due, of all queues.",

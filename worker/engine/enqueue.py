@@ -4,11 +4,9 @@
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import cast
+from typing import Any, cast
 
 from ledgerq.eventlog.errors import DuplicateJobId, InvalidArgument
-from ledgerq.eventlog.events import UniqueUntil
 from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.core import Core
 from ledgerq.worker.engine.large_payloads import Stream, is_stream
@@ -35,22 +33,13 @@ class Enqueuer:
         payload: bytes | Stream,
         headers: Mapping[str, str] | None,
         *,
-        priority: int | None,
-        delay: float | None,
-        run_at: datetime | None,
-        expires: float | datetime | None,
-        deadline: float | datetime | None,
-        max_attempts: int | None,
-        unique_key: str | bytes | None,
-        unique_until: UniqueUntil,
-        unique_for: float | None,
         on_conflict: OnConflict,
         debounce: float | None,
-        debounce_max: float | None,
+        unique_key: str | bytes | None,
         job_id: str | None,
-        task: str | None,
+        **terms: Any,
     ) -> EnqueueResult:
-        """Enqueue one job, as `Queue.enqueue` does."""
+        """Enqueue one job, as `Queue.enqueue` does; `terms` are further arguments of `prepare`."""
         log = self._log
         log.check()
         self._core.check_name(queue)
@@ -67,22 +56,13 @@ class Enqueuer:
                 now_ms=self._clock.now_ms(),
                 entropy=self._entropy,
                 secret=self._log.secret,
-                priority=priority,
-                delay=delay,
-                run_at=run_at,
-                expires=expires,
-                deadline=deadline,
-                max_attempts=max_attempts,
-                unique_key=unique_key,
-                unique_until=unique_until,
-                unique_for=unique_for,
                 on_conflict=on_conflict,
                 debounce=debounce,
-                debounce_max=debounce_max,
+                unique_key=unique_key,
                 headers=headers,
                 job_id=job_id,
-                task=task,
                 stored=stored,
+                **terms,
             )
             if log.full:
                 await log.until_not_full()

@@ -99,8 +99,7 @@ def prepare(
     if hold_ms or task is not None or expires is not None or deadline is not None or stored is not None:
         terms = _terms(task, expires, deadline, hold_ms, b"" if stored is None else stored.blob, due_ms, now_ms)
     kept, header_bytes = _headers(headers) if headers else (None, 0)
-    size_bytes = len(payload) + header_bytes
-    if size_bytes > options.max_payload_bytes:
+    if (size_bytes := len(payload) + header_bytes) > options.max_payload_bytes:
         raise PayloadTooLarge(
             f"the payload and headers for queue {queue!r} have {size_bytes} bytes, more than max_payload_bytes="
             f"{options.max_payload_bytes}: store them elsewhere and enqueue a reference"

@@ -30,6 +30,7 @@ from ledgerq.worker.engine.settlement import check_result
 from ledgerq.worker.engine.takeover import Opening
 from ledgerq.worker.options import NewJob, QueueOptions, seconds_ms
 from ledgerq.worker.remote import wire
+from ledgerq.worker.remote.answered_errors import error_of
 from ledgerq.worker.remote.claim_messages import claim_of
 from ledgerq.worker.remote.heartbeat import Heartbeat
 from ledgerq.worker.remote.lanes import Lanes, Results
@@ -218,7 +219,7 @@ class RemoteQueue(Unsent, RemoteLimits):
         failed = [(claim, one.error) for claim, one in zip(claims, found, strict=True) if one.error is not None]
         for _, error in failed:
             if error.error != ClaimLost.__name__:
-                raise wire.error_of(error)
+                raise error_of(error)
         if failed:
             names = ", ".join(claim.job_id for claim, _ in failed[:10])
             words = f"{len(failed)} of {len(claims)} claims are not current any more, the others were acked: {names}"
@@ -260,7 +261,7 @@ class RemoteQueue(Unsent, RemoteLimits):
     async def _settle(self, op: wire.Op) -> wire.OpResult:
         result, _ = await self._one(op)
         if result.error is not None:
-            raise wire.error_of(result.error)
+            raise error_of(result.error)
         return result
 
     async def extend(self, claim: Claim, lease: float) -> Claim:
@@ -324,7 +325,7 @@ def _added(result: wire.OpResult, own_id: str, repeated: bool) -> EnqueueResult:
         # Only this client knows the id: what is there is what an earlier try of this call has added.
         if repeated and result.error.error == DuplicateJobId.__name__:
             return EnqueueResult(job_id_bytes(own_id), True)
-        raise wire.error_of(result.error)
+        raise error_of(result.error)
     return EnqueueResult(job_id_bytes(result.id or own_id), bool(result.created), result.replaced)
 
 

@@ -19,6 +19,7 @@ from ledgerq.eventlog.locations import parse_location
 from ledgerq.eventlog.runtime.event_loop import check_owner, running_loop
 from ledgerq.eventlog.runtime.process import own_pid
 from ledgerq.worker.remote import wire
+from ledgerq.worker.remote.answered_errors import error_of
 from ledgerq.worker.remote.service_errors import NotAllowed, ServiceError, ServiceUnavailable
 from ledgerq.worker.sharing.socket_file import reachable
 
@@ -198,4 +199,4 @@ def _read(status: int, epoch: int | None, value: bytes, answer: type[T]) -> T:
         raise ServiceError("what answers there is no service of ledgerq")
     if status == 401:
         raise NotAllowed("the service does not know the token, or none was given: connect(..., token=...)")
-    raise wire.error_of(_error(value, status))
+    raise error_of(_error(value, status))

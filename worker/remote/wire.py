@@ -15,7 +15,6 @@ from ledgerq.eventlog.codec import EVENT_TYPES
 from ledgerq.eventlog.events import Enqueued, Record, UniqueUntil
 from ledgerq.projections.job import Job
 from ledgerq.worker.options import OnConflict
-from ledgerq.worker.remote import service_errors
 
 __all__ = [
     "EPOCH_HEADER",
@@ -24,7 +23,6 @@ __all__ = [
     "MAX_OPS",
     "MAX_WAIT_S",
     "MSGPACK",
-    "error_of",
     "fields_of",
     "job_of",
     "record_of",
@@ -323,30 +321,3 @@ def record_of(fields: dict[str, Any]) -> Record:
         raise errors.UnknownEventType(f"the service sent an event {fields['type']!r}: upgrade ledgerq to read it")
     event = msgspec.convert([*fields["fields"].values()], event_type)
     return Record(fields["offset"], fields["time_ms"], fields["epoch"], event)
-
-
-# Those that are made of a message alone.
-_ERRORS: Final = {
-    error.__name__: error
-    for error in (
-        errors.ClaimLost,
-        errors.DuplicateJobId,
-        errors.InvalidArgument,
-        errors.InvalidQueueName,
-        errors.InvalidState,
-        errors.JobNotFound,
-        service_errors.NotAllowed,
-        errors.OutcomeUnknown,
-        *(errors.PayloadMissing, errors.PayloadTooLarge),
-        *(errors.ResultGone, errors.ResultTooLarge),
-        errors.ScheduleNotFound,
-        *(errors.StoreUnavailable, errors.UniqueKeyHeld),
-    )
-}
-
-
-def error_of(body: ErrorBody) -> errors.LedgerError:
-    """The error that a service answered with; one that is not known here is a `ServiceError` of its name."""
-    if (known := _ERRORS.get(body.error)) is not None:
-        return known(body.message)
-    return service_errors.ServiceError(f"{body.error}: {body.message}", permanent=body.permanent)

@@ -102,6 +102,7 @@ def test_every_index_key_is_in_its_own_range_only(queue: str, priority: int, off
         "stats": index_keys.stats_key(queue),
         "schedule": index_keys.schedule_key(queue),
         "tick": index_keys.tick_key(time_ms, queue),
+        "limit": index_keys.limit_key(queue),
     }
     assert set(made) == set(RANGES)
     for name, key in made.items():

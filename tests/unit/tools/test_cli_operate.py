@@ -93,12 +93,12 @@ def test_a_terminal_is_no_payload(cli: Cli, url: str, monkeypatch: pytest.Monkey
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr("ledgerq.tools.cli.operate.sys.stdin", Terminal())
+    monkeypatch.setattr("ledgerq.tools.console.payloads.sys.stdin", Terminal())
     from ledgerq.eventlog.errors import InvalidArgument
-    from ledgerq.tools.cli.operate import _payload
+    from ledgerq.tools.console.payloads import given_payload
 
     with pytest.raises(InvalidArgument, match="pipe it"):
-        _payload("-")
+        given_payload("-")
 
 
 def test_requeue(cli: Cli, url: str) -> None:
