@@ -55,6 +55,7 @@ FIRST_SEED = {
     "failed_queue_rings_for_ever": 1490,
     "kept_claims_end_with_their_writer": 50,
     "kept_claims_without_leases": 50,
+    "moved_jobs_left_in_their_window": 100,
     "older_of_two_states_taken": 2440,
     "projections_begin_again": 30,
     "sent_behind_a_refused_commit": 1040,
