@@ -99,7 +99,7 @@ def _check_unique(offset: int, time_ms: int, job: Job, event: JobEvent) -> None:
         if event.terms is not None:
             _check_terms(offset, event.terms)
         hold_ms = 0 if event.terms is None else decode_terms(event.terms).hold_ms
-        if not job.unique_held or job.steps or hold_ms != job.hold_ms:
+        if not job.unique_held or job.steps or job.blob or hold_ms != job.hold_ms:
             raise LogCorrupt(offset, f"the job was replaced, and its unique key would be held until {hold_ms} ms")
 
 

@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ledgerq.eventlog.errors import DuplicateJobId, InvalidArgument
+from ledgerq.eventlog.errors import DuplicateJobId, InvalidArgument, UniqueKeyHeld
 from ledgerq.worker.claims import EnqueueResult
 from ledgerq.worker.engine.core import Core
 from ledgerq.worker.engine.large_payloads import Stream, is_stream
@@ -77,7 +77,7 @@ class Enqueuer:
             self._dispatcher.serve()
             await log.committed()
             return result
-        except DuplicateJobId:
+        except (DuplicateJobId, UniqueKeyHeld):
             may_be_there = False
             raise
         finally:

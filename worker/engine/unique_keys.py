@@ -94,10 +94,11 @@ def has_key(job: Job | None, key: bytes) -> bool:
 def replaced(holder: Job, event: Enqueued, conflict: Conflict, now_ms: int) -> Replaced | None:
     """The event that puts what was to be enqueued in the place of a job that waits; None when that runs, or has ended.
 
-    Nor is one replaced whose tries have done steps: their values are of the arguments that it has.
+    Nor is one replaced whose tries have done steps, since their values are of the arguments that it has, or one with a
+    large payload, which goes with its job alone.
     The place in the queue and the time until which the key is held stay: they don't move with each call.
     """
-    if conflict.what != "replace" or holder.steps or not may(holder.state, Replaced):
+    if conflict.what != "replace" or holder.steps or holder.blob or not may(holder.state, Replaced):
         return None
     due_ms = event.due_ms
     if conflict.most_ms:

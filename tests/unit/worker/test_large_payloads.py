@@ -17,6 +17,7 @@ from ledgerq.eventlog.errors import (
     InvalidState,
     PayloadMissing,
     StoreUnavailable,
+    UniqueKeyHeld,
 )
 from ledgerq.eventlog.memory import MemoryDisk, MemoryReader, MemoryStore
 from ledgerq.eventlog.stores import open_reader, open_store
@@ -293,3 +294,16 @@ async def test_a_folder_has_it_as_a_file_that_is_whole_or_not_there(tmp_path: Pa
             await whole(queue.open_payload(added.job_id))
         (claim,) = await queue.claim("q")
         await queue.ack(claim)
+
+
+async def test_a_job_with_a_large_payload_is_not_replaced_and_one_that_is_refused_leaves_no_payload() -> None:
+    async with Rig() as rig:
+        await rig.queue.enqueue("q", pieces(), unique_key="k")
+        again = await rig.queue.enqueue("q", b"small", unique_key="k", on_conflict="replace")
+        assert (again.created, again.replaced) == (False, False)
+        with pytest.raises(UniqueKeyHeld):
+            await rig.queue.enqueue("q", pieces(), unique_key="k", on_conflict="raise")
+        await settle()
+        assert len(rig.disk.blobs) == 1
+        (claim,) = await rig.queue.claim("q")
+        assert await whole(claim.open_payload()) == LARGE
