@@ -9,6 +9,7 @@ import concurrent.futures
 import contextvars
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
@@ -197,7 +198,7 @@ class Running:
 
     async def _call_in_executor(self, executor: concurrent.futures.Executor, detached: Callable[[Any], Any]) -> Any:
         try:
-            self._thread = executor.submit(run_detached, detached, self.claim)
+            self._thread = executor.submit(run_detached, detached, replace(self.claim, store=None))
         except Exception as error:  # it is broken, or was shut down: no fault of this job
             self.stopped, self.interrupt = "released", error
             raise

@@ -112,6 +112,7 @@ class Load:
         queue = self._queue
         if not (await queue.stats("newsletter")).paused:
             await queue.pause("newsletter", **OPERATOR)
+            await queue.limit("newsletter", max_running=100, actor="load", reason="a limit to show")
         loop = asyncio.get_running_loop()
         beat, due = 0, loop.time()
         while True:

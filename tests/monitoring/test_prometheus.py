@@ -62,6 +62,8 @@ EXPECTED = {
     "Oldest pending by queue": Size(10, 600, len(QUEUES)),
     "Time to work off": Size(0.01, math.inf, len(QUEUES) - 1),
     "Paused queues": Size(1, 1, len(QUEUES)),
+    "Queues held back": Size(0, 1),
+    "Claimed, and how many may be": Size(1, 1000, 2),
     "Next due job": Size(0, 3600),
     "Waiting": Size(1, 5000, 19),
     "Running": Size(1, 5000, 19),

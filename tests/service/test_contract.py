@@ -47,6 +47,7 @@ _OF_THE_PROCESS: Final = (
     "reopen(",
     "rig.disk",
     "all_tasks",
+    "collector",
 )
 _QUICK_CASES: Final = 2
 
